@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A busy neighbour must not make worker threads spin.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help install install-nemo install-bench demo compare test test-hosts lint clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## create .venv and install igrpo-nemo with its test tools
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "igrpo-nemo needs Python 3.11 or newer; set PYTHON=python3.X")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install-nemo: install ## what NeMo-RL's driver imports (NeMo-RL itself: see docs)
+	$(BIN)/pip install --quiet --editable '.[dev,nemo]'
+
+install-bench: install ## TRL, for the benchmarks that compare with it
+	$(BIN)/pip install --quiet --editable '.[dev,bench]'
+
+demo: install ## train a small model with iGRPO on this machine (about 3 minutes)
+	$(BIN)/igrpo train experiment=demo
+	$(BIN)/igrpo report runs/demo
+
+compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
+	$(BIN)/python benchmarks/compare.py
+
+test: install ## unit, engine and end-to-end tests
+	$(BIN)/pytest tests/unit tests/local tests/e2e
+
+test-hosts: install ## tests against NeMo-RL, NeMo-Skills and Slurm, for whichever is present
+	@for host in nemo skills slurm; do \
+	  if [ -d tests/$$host ]; then $(BIN)/pytest tests/$$host || exit 1; fi; done
+
+lint: install ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean: ## remove what the targets above made, except .venv
+	rm -rf runs .pytest_cache .ruff_cache

@@ -1,0 +1,23 @@
+"""What a subcommand is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: its flags and what it does.
+
+    `run(flags, words)` returns the exit code. `words` are what stands on the command line beside
+    the flags, in any order with them: Hydra overrides, files, folders.
+    """
+
+    name: str
+    help: str
+    usage: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Sequence[str]], int]
+    examples: str = ""

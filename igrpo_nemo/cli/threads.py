@@ -1,0 +1,15 @@
+"""Thread settings that must be in the environment before torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def set_threads(threads: int | None) -> None:
+    """Fixes the number of CPU threads, where given, and lets idle ones sleep.
+
+    Waiting threads that spin starve the busy ones on a shared machine.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -1,0 +1,71 @@
+"""`igrpo train`: composes the config, then trains or, with --dry-run, prints what it would do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.threads import set_threads
+
+if TYPE_CHECKING:
+    from igrpo_nemo.config import Config
+
+EXAMPLES = """\
+  igrpo train experiment=demo
+  igrpo train experiment=demo grpo.max_num_steps=5 logger.log_dir=runs/short
+  igrpo train experiment=demo feedback=none            GRPO with the same budget
+  igrpo train policy.model_name=PATH data=gsm8k objective=gspo --dry-run
+
+A run that was stopped goes on where it was when the same command is given again.
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config and the rollout budget, and stop",
+    )
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        metavar="DIR",
+        help="a folder with more config groups, such as DIR/experiment/mine.yaml",
+    )
+
+
+def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from igrpo_nemo.config import load_config
+
+    config = load_config(overrides, flags.config_dir)
+    if flags.dry_run:
+        print(dry_run_text(config), end="")
+        return 0
+    set_threads(config.igrpo.threads)
+    from igrpo_nemo.local.trainer import train
+
+    return train(config)
+
+
+def dry_run_text(config: Config) -> str:
+    """The resolved config as YAML, with the rollout budget as comments behind it."""
+    from igrpo_nemo.config import RolloutBudget
+    from igrpo_nemo.config.keys import unread_by_local
+
+    lines = ["", "rollout budget", *(f"  {line}" for line in RolloutBudget.of(config).lines())]
+    if unread := unread_by_local(config):
+        lines.append(f"not read by engine local: {', '.join(unread)}")
+    return config.to_yaml() + "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+COMMAND = Command(
+    name="train",
+    help="train a model with iGRPO, or GRPO",
+    usage="[--dry-run] [--config-dir DIR] [--traceback] [key=value ...]",
+    examples=EXAMPLES,
+    add_flags=add_flags,
+    run=run,
+)

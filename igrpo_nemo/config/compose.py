@@ -1,0 +1,155 @@
+"""Hydra groups and overrides to a `Config`.
+
+    configs/ + overrides --Hydra--> nested values --schema--> typed --derive--> derived --checks-->
+
+Hydra's own complaints become one-line `UserError`s at this boundary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from igrpo_nemo.config.checks import check
+from igrpo_nemo.config.derive import derived
+from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.validate import validated
+from igrpo_nemo.errors import UserError
+
+RESOLVERS: dict[str, Any] = {
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "max": lambda a, b: max(a, b),
+    "add": lambda a, b: a + b,
+    "floor": lambda a: math.floor(a),
+}
+"""Functions that config files may call as `${mul:a,b}`; the first three are NeMo-RL's."""
+
+
+BUILT_IN_GROUPS = (
+    "model",
+    "objective",
+    "feedback",
+    "data",
+    "reward",
+    "prompt",
+    "engine",
+    "experiment",
+)
+"""The groups of `configs/config.yaml`."""
+
+_MISSING = "Missing mandatory value: "
+
+
+def builtin_config_dir() -> Path:
+    """The folder of the project's config groups: inside an installed wheel, or in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise UserError(f"configs/ is missing beside {package}: install igrpo-nemo again")
+
+
+def load_config(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
+    """The resolved, derived and checked config of a command line's Hydra overrides.
+
+    `config_dir` is a further folder of config groups, searched after the built-in one. Raises
+    `UserError` with one line for anything that does not compose, type-check or agree.
+    """
+    folders = [builtin_config_dir()]
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise UserError(f"there is no config folder {config_dir}")
+        folders.append(config_dir.resolve())
+    groups = config_groups(folders)
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    search = [f"hydra.searchpath=['file://{folder}']" for folder in folders[1:]]
+    arguments = [_addable(override, groups) for override in overrides]
+    try:
+        with initialize_config_dir(str(folders[0]), version_base="1.3"):
+            composed = compose("config", overrides=[*search, *arguments])
+            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, groups)) from error
+    assert isinstance(values, dict)
+    return _finished({str(key): value for key, value in values.items()}, groups)
+
+
+def read_config(path: Path) -> Config:
+    """The config of a run folder's `config.yaml`, as `Config.to_yaml` wrote it."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no config")
+    return _finished(values, {})
+
+
+def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """The options of every config group."""
+    groups: dict[str, list[str]] = {}
+    for file in sorted(f for folder in folders for f in folder.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, []).append(file.stem)
+    return groups
+
+
+def _finished(values: dict[str, Any], groups: dict[str, list[str]]) -> Config:
+    config = derived(validated(values, groups))
+    check(config)
+    return config
+
+
+def _addable(override: str, groups: dict[str, list[str]]) -> str:
+    """An override in a form that Hydra takes for any key, so that the schema judges it."""
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~").partition("@")[0]
+    if not name or not (equals or key.startswith("~")):
+        raise UserError(f"cannot read the override {override!r}: write key=value")
+    if name.partition(".")[0] == "hydra":
+        raise UserError(f"{name} is Hydra's own: igrpo takes config keys and groups alone")
+    if name in groups:
+        _check_option(name, value, groups)
+        # Every built-in group has a place in the defaults list, where `+` is an error of Hydra's.
+        return f"{name}={value}" if name in BUILT_IN_GROUPS and key == f"+{name}" else override
+    return f"++{override}" if key == name else override
+
+
+def _check_option(group: str, value: str, groups: dict[str, list[str]]) -> None:
+    option = value.strip("'\"")
+    optional = group == "experiment" and option == "null"
+    if option not in groups[group] and not optional:
+        raise UserError(f"{group}={option} does not exist: use {', '.join(groups[group])}")
+
+
+def _one_line(error: Exception, groups: dict[str, list[str]]) -> str:
+    """Hydra's or OmegaConf's complaint, with the override or the key that it is about."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = ", ".join(groups.get(group, error.options or []))
+        return f"{group}={option} does not exist: use {options or 'another one'}"
+    message = str(error).partition("\n")[0] or type(error).__name__
+    if _MISSING in message:
+        key, at = message.rpartition(_MISSING)[2], getattr(error, "full_key", None)
+        # Inside an interpolation `full_key` is the key that asked, not the one that is missing.
+        key = at if at and at.endswith(key) else key
+        return f"{key} is not set: give {key}=..."
+    if isinstance(error, OverrideParseException):
+        override = error.override.removeprefix("++")
+        return f"cannot read the override {override!r}: {message} (quote special characters)"
+    if message.startswith("Ambiguous value"):
+        override = message.partition("'")[2].rstrip("'").removeprefix("++")
+        return f"cannot read the override {override!r}: a list is [a,b], a text 'a,b'"
+    key = getattr(error, "full_key", None)
+    return f"{key}: {message}" if key and key not in message else message

@@ -1,0 +1,229 @@
+"""Values that follow from others: rows per problem, batch, updates, schedule; and the budget.
+
+    N, G, budget, train_stages -> trained rows per problem = grpo.num_generations_per_prompt
+    P * rows / updates = policy.train_global_batch_size
+    steps, updates, igrpo.schedule -> policy.scheduler
+
+Pure functions from a config to a changed copy. A given value that contradicts the derived one is
+an error that says what to change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.section import UNSET
+from igrpo_nemo.errors import UserError
+
+TORCH_SCHEDULERS = "torch.optim.lr_scheduler"
+
+
+def derived(config: Config) -> Config:
+    """The config with every derivable number filled in; raises `UserError` on a contradiction.
+
+    `policy.scheduler` is derived too where the number of problems is known beforehand, which holds
+    for generated ones; otherwise `with_problems` does it once the data is loaded.
+    """
+    config = _with_budget(config)
+    config = _with_rows(config)
+    config = _with_batch(config)
+    generated = config.data.train.dataset_name == "arithmetic"
+    if generated and config.data.train.num_problems is not None:
+        return with_problems(config, config.data.train.num_problems)
+    return config
+
+
+def with_problems(config: Config, num_problems: int) -> Config:
+    """The config for this many training problems: checks the batch, derives `policy.scheduler`."""
+    batch = _problems_per_batch(config)
+    if num_problems < batch:
+        raise UserError(
+            f"a batch has {batch} problems (grpo.num_prompts_per_step times grpo.batch_multiplier), "
+            f"but there are only {num_problems} to train on: lower it or give more problems"
+        )
+    if config.policy.scheduler is not None:
+        return config
+    steps = rollout_steps(config, num_problems)
+    # The engine advances the schedule once per optimizer update.
+    updates = steps * config.igrpo.updates_per_rollout
+    return config.replaced("policy", scheduler=scheduler_stages(config, updates))
+
+
+def rollout_steps(config: Config, num_problems: int) -> int:
+    """Training steps: whole batches of all epochs, at most `grpo.max_num_steps`.
+
+    Under dynamic sampling a step may draw several batches; this counts one.
+    """
+    per_epoch = num_problems // _problems_per_batch(config)
+    return min(config.grpo.max_num_steps, config.grpo.max_num_epochs * per_epoch)
+
+
+def trained_rows(config: Config) -> int:
+    """Trained rows per problem: G; N + G when drafts are trained; the budget without feedback."""
+    igrpo = config.igrpo
+    if igrpo.feedback == "none":
+        return igrpo.budget
+    rows = igrpo.num_refinements
+    return rows + igrpo.num_drafts if "draft" in igrpo.train_stages else rows
+
+
+def scheduler_stages(config: Config, updates: int) -> list[dict[str, Any]]:
+    """`igrpo.schedule` over `updates` optimizer updates, in NeMo-RL's list form.
+
+    The rate rises linearly over W = warmup_ratio * updates (rounded up): update i < W runs at
+    (i + 1) / (W + 1) of the peak, update W at the peak, and the decay ends at min_lr_ratio.
+    """
+    schedule = config.igrpo.schedule
+    peak = config.policy.optimizer.kwargs.lr
+    warmup = min(math.ceil(schedule.warmup_ratio * updates), updates - 1)
+    rest = max(updates - warmup, 1)
+    decays: dict[str, dict[str, Any]] = {
+        "cosine": _stage("CosineAnnealingLR", T_max=rest, eta_min=peak * schedule.min_lr_ratio),
+        "linear": _stage(
+            "LinearLR", start_factor=1.0, end_factor=schedule.min_lr_ratio, total_iters=rest
+        ),
+        "constant": _stage("ConstantLR", factor=1.0, total_iters=rest),
+    }
+    decay = decays[schedule.decay]
+    if warmup < 1:
+        return [decay]
+    ramp = _stage("LinearLR", start_factor=1 / (warmup + 1), end_factor=1.0, total_iters=warmup)
+    return [ramp, decay, {"milestones": [warmup]}]
+
+
+def _stage(name: str, **kwargs: Any) -> dict[str, Any]:
+    return {"name": f"{TORCH_SCHEDULERS}.{name}", "kwargs": kwargs}
+
+
+def _with_budget(config: Config) -> Config:
+    igrpo = config.igrpo
+    total = igrpo.num_drafts + igrpo.num_refinements
+    if igrpo.budget == UNSET:
+        return config.replaced("igrpo", budget=total)
+    if igrpo.feedback != "none" and total != igrpo.budget:
+        raise UserError(
+            f"igrpo.num_drafts={igrpo.num_drafts} + igrpo.num_refinements={igrpo.num_refinements} "
+            f"is {total}, but igrpo.budget={igrpo.budget}: make them agree, or set "
+            "igrpo.budget=null to take the sum"
+        )
+    return config
+
+
+def _with_rows(config: Config) -> Config:
+    rows, given = trained_rows(config), config.grpo.num_generations_per_prompt
+    if given not in (UNSET, rows):
+        igrpo = config.igrpo
+        source = (
+            f"igrpo.budget={igrpo.budget} with feedback none"
+            if igrpo.feedback == "none"
+            else f"igrpo.num_drafts={igrpo.num_drafts}, igrpo.num_refinements="
+            f"{igrpo.num_refinements} and igrpo.train_stages=[{', '.join(igrpo.train_stages)}]"
+        )
+        raise UserError(
+            f"grpo.num_generations_per_prompt={given} is the number of trained rows per problem, "
+            f"but {source} train {rows}: change those, and leave it null"
+        )
+    return config.replaced("grpo", num_generations_per_prompt=rows)
+
+
+def _with_batch(config: Config) -> Config:
+    rows = config.grpo.num_prompts_per_step * trained_rows(config)
+    batch, updates = config.policy.train_global_batch_size, config.igrpo.updates_per_rollout
+    if batch == UNSET:
+        updates = 1 if updates == UNSET else updates
+        if rows % updates:
+            raise UserError(
+                f"igrpo.updates_per_rollout={updates} does not divide the {rows} trained rows of a "
+                f"step ({_product(config)}): use a divisor"
+            )
+        batch = rows // updates
+    if rows % batch:
+        raise UserError(
+            f"policy.train_global_batch_size={batch} does not divide the {rows} trained rows of a "
+            f"step ({_product(config)}): use a divisor, or null for one update per rollout"
+        )
+    if updates not in (UNSET, rows // batch):
+        raise UserError(
+            f"policy.train_global_batch_size={batch} means {rows // batch} updates per rollout, "
+            f"but igrpo.updates_per_rollout={updates}: set one of the two to null"
+        )
+    config = config.replaced("policy", train_global_batch_size=batch)
+    return config.replaced("igrpo", updates_per_rollout=rows // batch)
+
+
+def _problems_per_batch(config: Config) -> int:
+    return int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier)
+
+
+def _product(config: Config) -> str:
+    P, rows = config.grpo.num_prompts_per_step, trained_rows(config)
+    return f"grpo.num_prompts_per_step={P} times {rows} rows per problem"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBudget:
+    """What a run samples and trains; counts per step unless they say otherwise.
+
+    `steps` is None where the number of problems is not known before the data is loaded.
+    `max_draws` multiplies the samples of a step at most, under dynamic sampling.
+    """
+
+    problems: int
+    drafts: int
+    refinements: int
+    trained_rows: int
+    updates: int
+    steps: int | None
+    max_new_tokens: int
+    max_draws: float
+
+    @classmethod
+    def of(cls, config: Config, num_problems: int | None = None) -> RolloutBudget:
+        """The budget of a derived config."""
+        igrpo, grpo = config.igrpo, config.grpo
+        P, two_stages = grpo.num_prompts_per_step, igrpo.feedback != "none"
+        if num_problems is None and config.data.train.dataset_name == "arithmetic":
+            num_problems = config.data.train.num_problems
+        draws = grpo.dynamic_sampling_max_gen_batches * grpo.batch_multiplier
+        return cls(
+            problems=P,
+            drafts=P * (igrpo.num_drafts if two_stages else igrpo.budget),
+            refinements=P * igrpo.num_refinements if two_stages else 0,
+            trained_rows=P * grpo.num_generations_per_prompt,
+            updates=igrpo.updates_per_rollout,
+            steps=None if num_problems is None else rollout_steps(config, num_problems),
+            max_new_tokens=config.policy.generation.max_new_tokens,
+            max_draws=draws if grpo.use_dynamic_sampling else 1,
+        )
+
+    @property
+    def completions(self) -> int:
+        return self.drafts + self.refinements
+
+    @property
+    def max_tokens(self) -> int:
+        """Generated tokens of a step, if every completion used its limit."""
+        return self.completions * self.max_new_tokens
+
+    def lines(self) -> list[str]:
+        """The budget as text, one quantity a line."""
+        lines = [
+            f"problems per step: {self.problems}",
+            f"completions per step: {self.completions:,} ({self.drafts:,} drafts + "
+            f"{self.refinements:,} refinements)",
+            f"trained rows per step: {self.trained_rows:,} in {self.updates} update(s)",
+            f"generated tokens per step: at most {self.max_tokens:,}",
+        ]
+        if self.max_draws > 1:
+            lines.append(f"dynamic sampling: at most {self.max_draws:g} times these samples")
+        if self.steps is None:
+            return [*lines, "steps: known when the data is loaded"]
+        return [
+            *lines,
+            f"steps: {self.steps:,}, optimizer updates: {self.steps * self.updates:,}",
+            f"completions in all: {self.steps * self.completions:,}",
+            f"generated tokens in all: at most {self.steps * self.max_tokens:,}",
+        ]

@@ -1,0 +1,173 @@
+"""The section `igrpo.*`: what this project adds to NeMo-RL's keys.
+
+A new key is one line here and its one-line docstring; with a default it needs no line elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from igrpo_nemo.config.section import (
+    Derivable,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+    TopP,
+)
+
+
+class PromptTexts(Section):
+    """`igrpo.prompt`: the fixed texts around problem and draft."""
+
+    system: str
+    """System prompt of both stages; empty is none."""
+    draft_intro: str
+    """What stands between the problem and the draft in q'."""
+    draft_tag: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    """Tag around the draft in q'."""
+
+
+class RewardWeights(Section):
+    """`igrpo.reward`: a weight for each part of the reward, for selection and advantage alike."""
+
+    accuracy: NonNegativeFloat
+    """Weight of a correct answer."""
+    format: NonNegativeFloat
+    """Weight of `<think>...</think><answer>...</answer>`."""
+
+    @property
+    def best(self) -> float:
+        """The reward of a completion that is right in every part."""
+        return self.accuracy + self.format
+
+
+class Schedule(Section):
+    """`igrpo.schedule`: the learning rate over the steps, where `policy.scheduler` is null."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps over which the rate rises."""
+    min_lr_ratio: Share = 0.1
+    """The last rate as a share of the peak."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls."""
+
+
+class Entropy(Section):
+    """`igrpo.entropy`."""
+
+    exact: bool = True
+    """Logs the exact entropy over the vocabulary (Eq. 7) beside the sampled estimate."""
+
+
+class Warmup(Section):
+    """`igrpo.warmup`: supervised warm-up of the small built-in model."""
+
+    enabled: bool = False
+    """Warms the built-in model up before training; cached between runs."""
+    steps: Positive = 400
+    """Optimizer steps."""
+    batch_size: Positive = 128
+    """Demonstrations per step."""
+    lr: PositiveFloat = 4e-3
+    """Peak learning rate."""
+    seed: NonNegative = 0
+    """Seed of model, demonstrator and demonstrations."""
+    draft_share: Share = 0.5
+    """Share of demonstrations that correct a draft."""
+    right_draft_share: Share = 0.3
+    """Share of those drafts that are right."""
+    fixed_error_share: Share = 0.3
+    """Share of table entries that the demonstrator has learnt wrongly."""
+    fixed_error_rate: Share = 0.7
+    """How often it gives the wrong digit there."""
+    slip: Share = 0.03
+    """How often it errs elsewhere."""
+    trust: Share = 0.95
+    """How often it keeps a right step of a draft."""
+    mend: Share = 0.8
+    """How often it mends a wrong step of a draft."""
+    broken_format: Share = 0.05
+    """Share of solutions in a broken format."""
+
+
+class SmallModel(Section):
+    """`igrpo.model`: the shape of the small built-in model."""
+
+    hidden_size: Positive
+    """Width."""
+    num_layers: Positive
+    """Layers."""
+    num_heads: Positive
+    """Attention heads."""
+    num_kv_heads: Positive
+    """Key and value heads; divides `num_heads`."""
+    intermediate_size: Positive
+    """Width of the feed-forward part."""
+    vocab_size: Positive
+    """Tokens of its tokenizer."""
+
+
+class IGRPO(Section):
+    """`igrpo.*`: the two stages."""
+
+    engine: Literal["local"]
+    """Which engine runs the training."""
+    feedback: Literal["none", "best_draft"]
+    """What Stage 2 sees: nothing (plain GRPO) or the best draft (iGRPO)."""
+    num_drafts: Positive
+    """Drafts per problem in Stage 1 (N)."""
+    num_refinements: Positive
+    """Refinements per problem in Stage 2 (G)."""
+    budget: Derivable
+    """Completions per problem: N + G, GRPO's group with feedback `none`; null adds N and G."""
+    train_stages: Annotated[list[Literal["draft", "refine"]], Field(min_length=1)]
+    """Which stages' rows are trained; [refine] is the paper's."""
+    updates_per_rollout: Derivable
+    """Optimizer updates per step; null is 1, or follows `policy.train_global_batch_size`."""
+    draft_choice: Literal["best", "random", "worst", "none"]
+    """Which draft is shown: the best (Eq. 2) or a control."""
+    tie_break: Literal["first", "random"]
+    """Which of several best drafts."""
+    on_all_zero: Literal["condition", "skip", "no_draft"]
+    """Where every draft earned 0: show one all the same, skip the problem, show none."""
+    draft_content: Literal["full", "answer"]
+    """What of the draft is shown: all of it, or what follows its thinking."""
+    draft_truncation: Literal["tail", "head_tail"]
+    """What is kept of a draft that is too long."""
+    draft_dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of Stage 2 prompts that show no draft."""
+    rank_truncated_last: bool
+    """Ranks truncated drafts below finished ones of equal reward."""
+    advantage_delta: NonNegativeFloat
+    """Added to the standard deviation in Eq. 4."""
+    constant_length_divisor: Positive | None
+    """Divides the summed token losses of a row instead of its length (Dr. GRPO)."""
+    drop_overlong_prompts: bool = False
+    """Leaves problems out whose q is longer than `data.max_input_seq_length`."""
+    prompt: PromptTexts
+    """The fixed texts."""
+    reward: RewardWeights
+    """Weights of the reward's parts."""
+    schedule: Schedule = Schedule()
+    """The learning rate over the steps."""
+    entropy: Entropy = Entropy()
+    """Entropy logging."""
+    val_temperature: NonNegativeFloat = 0.6
+    """Temperature in validation; 0 is greedy."""
+    val_top_p: TopP = 0.95
+    """Top-p in validation."""
+    val_draft_conditioned: bool = False
+    """Also validates on q' and logs the gap to q."""
+    sample_table_period: NonNegative = 10
+    """Steps between sample tables; 0 is never."""
+    threads: Positive | None = None
+    """CPU threads; null leaves it to PyTorch."""
+    model: SmallModel | None = None
+    """A small built-in model instead of a Hugging Face folder."""
+    warmup: Warmup = Warmup()
+    """Warm-up of the built-in model."""

@@ -1,0 +1,88 @@
+"""The config tree as a list of dotted keys: for messages about unknown ones and for `igrpo keys`."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from igrpo_nemo.config import nemo_only
+from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.section import Section
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of the config with its one-line description; `section` where it holds further keys."""
+
+    path: str
+    description: str
+    section: type[Section] | None
+
+
+def all_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
+    """Every key below a section, depth first, in the order of the schema."""
+    for name, field in section.model_fields.items():
+        child = _section_of(field)
+        yield Key(prefix + name, field.description or "", child)
+        if child is not None:
+            yield from all_keys(child, f"{prefix}{name}.")
+
+
+def nearest_key(path: str, extra: Iterable[str] = ()) -> str | None:
+    """The known key that an unknown dotted one most probably meant; None where none is like it.
+
+    A sibling spelled alike comes first, then a key of the same last name in another section, then
+    whatever is spelled alike. `extra` are further names at the root: the config groups.
+    """
+    known = [*(key.path for key in all_keys()), *extra]
+    parent, _, leaf = path.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    if close := _close(leaf, [_leaf(k) for k in siblings], cutoff=0.6):
+        return f"{parent}.{close}" if parent else close
+    if namesakes := [k for k in known if _leaf(k) == leaf]:
+        return _close(path, namesakes, cutoff=0.0)
+    if close := _close(leaf, [_leaf(k) for k in known], cutoff=0.75):
+        return next(k for k in known if _leaf(k) == close)
+    return _close(path, known, cutoff=0.75)
+
+
+def _close(word: str, candidates: list[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff)), None)
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    annotation: Any = field.annotation
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def unread_by_local(config: Config) -> list[str]:
+    """The keys in use that only the NeMo-RL engine reads, for the user of the local engine."""
+    return sorted(_unread(config, ""))
+
+
+def _unread(section: Section, prefix: str) -> Iterator[str]:
+    for name in section.model_fields_set:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _unread(value, f"{prefix}{name}.")
+        elif _is_nemo_only(type(section), name) and value not in (None, False):
+            yield prefix + name
+
+
+def _is_nemo_only(section: type[Section], name: str) -> bool:
+    return any(
+        base.__module__ == nemo_only.__name__ and name in base.__annotations__
+        for base in section.__mro__
+    )

@@ -1,0 +1,338 @@
+"""NeMo-RL's own sections, with the keys that both engines read.
+
+Names and meanings are NeMo-RL v0.7.0's. A key without a default here has its value in
+`configs/config.yaml` or in a group; one with a default is optional.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from igrpo_nemo.config import nemo_only as only
+from igrpo_nemo.config.section import (
+    Derivable,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+    TopP,
+)
+
+
+class RewardShaping(Section):
+    """`grpo.reward_shaping`: penalties on long or truncated completions (DAPO, arXiv 2503.14476)."""
+
+    enabled: bool
+    """Shapes the rewards of the trained rows."""
+    overlong_buffer_length: NonNegative = 0
+    """Tokens before `max_response_length` over which the penalty grows."""
+    overlong_buffer_penalty: NonNegativeFloat = 1.0
+    """The penalty at `max_response_length`."""
+    max_response_length: Positive | None = None
+    """The completion limit in tokens that the penalty counts from."""
+    stop_properly_penalty_coef: Share | None = None
+    """Factor on the reward of truncated completions, instead of the overlong penalty."""
+
+
+class RewardScaling(Section):
+    """`grpo.reward_scaling`: clamps rewards to the source range and maps it to the target's."""
+
+    enabled: bool
+    """Scales the rewards of the trained rows."""
+    source_min: float = 0.0
+    """Lower end of the rewards."""
+    source_max: float = 1.0
+    """Upper end of the rewards: 2.0 with accuracy and format."""
+    target_min: float = 0.0
+    """What `source_min` becomes."""
+    target_max: float = 1.0
+    """What `source_max` becomes."""
+
+
+class GRPO(only.GRPONemoOnly):
+    """`grpo.*`: the loop."""
+
+    num_prompts_per_step: Positive
+    """Problems per step (P)."""
+    num_generations_per_prompt: Derivable
+    """Trained rows per problem; null derives it from the feedback and the budget."""
+    max_num_epochs: Positive
+    """Passes over the problems; the last partial batch of a pass is dropped."""
+    max_num_steps: Positive
+    """Steps at most."""
+    normalize_rewards: bool
+    """Divides advantages by the group's standard deviation (Eq. 4); Dr. GRPO does not."""
+    use_leave_one_out_baseline: bool
+    """Leaves a row out of its own baseline; not the paper's."""
+    skip_reference_policy_logprobs_calculation: bool
+    """No reference pass; needs `loss_fn.reference_policy_kl_penalty` 0."""
+    val_period: NonNegative
+    """Steps between validations; 0 is never."""
+    val_at_start: bool
+    """Validates before the first step."""
+    val_at_end: bool
+    """Validates after the last step."""
+    max_val_samples: Positive | None
+    """Validation problems at most; null takes all."""
+    val_batch_size: Positive | None
+    """Validation problems per batch; null takes them at once."""
+    seed: NonNegative
+    """Seed of everything random."""
+    overlong_filtering: bool
+    """Leaves truncated rows out of the loss."""
+    use_dynamic_sampling: bool
+    """Replaces problems whose trained rewards are all equal (DAPO)."""
+    dynamic_sampling_max_gen_batches: Positive
+    """Batches drawn for one step at most, under dynamic sampling."""
+    batch_multiplier: Annotated[float, Field(ge=1)]
+    """Problems sampled per batch, as a multiple of the step's, under dynamic sampling."""
+    reward_shaping: RewardShaping
+    """Penalties on long or truncated completions."""
+    reward_scaling: RewardScaling
+    """Linear map of the rewards."""
+
+
+class Loss(only.LossNemoOnly):
+    """`loss_fn.*`: the clipped surrogate (Eqs. 1 and 5)."""
+
+    ratio_clip_min: Annotated[float, Field(ge=0, lt=1)]
+    """The ratio's lower clip is 1 minus this."""
+    ratio_clip_max: NonNegativeFloat
+    """The ratio's upper clip is 1 plus this."""
+    ratio_clip_c: Annotated[float, Field(gt=1)] | None
+    """Dual clip for negative advantages; null is none."""
+    token_level_loss: bool
+    """Mean over tokens (DAPO) instead of sequences first (Eq. 5)."""
+    sequence_level_importance_ratios: bool
+    """One ratio a sequence (GSPO, arXiv 2507.18071)."""
+    reference_policy_kl_penalty: NonNegativeFloat
+    """Weight beta of the KL to the reference policy (Eq. 26)."""
+    reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL."""
+    kl_input_clamp_value: float | None = None
+    """Clamp of the log-ratio; null is none, as in Eq. 26."""
+    kl_output_clamp_value: float | None = None
+    """Clamp of the KL; null is none, as in Eq. 26."""
+
+
+class Tokenizer(only.TokenizerNemoOnly):
+    """`policy.tokenizer`."""
+
+    name: str
+    """Folder or name of the tokenizer."""
+    chat_template: str | None = None
+    """Jinja text or a `.jinja` file for models without a template."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Passed to the template, `enable_thinking` for instance."""
+
+
+class OptimizerKwargs(Section):
+    """`policy.optimizer.kwargs`: AdamW's."""
+
+    lr: PositiveFloat
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decay of the first and second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    foreach: bool | None = None
+    """PyTorch's multi-tensor implementation."""
+    fused: bool | None = None
+    """PyTorch's fused implementation."""
+
+
+class Optimizer(Section):
+    """`policy.optimizer`."""
+
+    name: Literal["torch.optim.AdamW"] = "torch.optim.AdamW"
+    """The optimizer's class."""
+    kwargs: OptimizerKwargs
+    """Its arguments."""
+
+
+class SequencePacking(only.SequencePackingNemoOnly):
+    """`policy.sequence_packing`."""
+
+    enabled: bool
+    """Packs the rows of a prompt behind one copy of it."""
+    train_mb_tokens: Positive
+    """Tokens of a training micro-batch."""
+
+
+class Generation(only.GenerationNemoOnly):
+    """`policy.generation`: sampling in training, both stages."""
+
+    max_new_tokens: Positive
+    """Tokens of a completion at most."""
+    temperature: PositiveFloat
+    """Divides the logits."""
+    top_p: TopP
+    """Share of the probability mass sampled from."""
+    top_k: Positive | None
+    """Number of tokens sampled from; null is all."""
+    stop_strings: list[str] | None
+    """Strings that end a completion."""
+    stop_token_ids: list[int] | None
+    """Tokens that end a completion."""
+
+
+class Policy(only.PolicyNemoOnly):
+    """`policy.*`: model, optimizer, sampling."""
+
+    model_name: str
+    """Folder of a Hugging Face model; a label where `igrpo.model` describes a built-in one."""
+    tokenizer: Tokenizer
+    """The tokenizer, the model's own by default."""
+    train_global_batch_size: Derivable
+    """Rows per optimizer update; null derives it from `igrpo.updates_per_rollout`."""
+    train_micro_batch_size: Positive
+    """Rows of a micro-batch; `sequence_packing` counts tokens instead."""
+    max_total_sequence_length: Positive
+    """The context in tokens: prompt, draft and completion."""
+    precision: Literal["bfloat16", "float32"]
+    """Arithmetic on a GPU; master weights are float32."""
+    max_grad_norm: PositiveFloat | None
+    """Gradient clip; null is none."""
+    optimizer: Optimizer
+    """AdamW."""
+    scheduler: list[dict[str, Any]] | None
+    """PyTorch schedulers and milestones in steps; null derives them from `igrpo.schedule`."""
+    sequence_packing: SequencePacking
+    """Packing of the training rows."""
+    generation: Generation
+    """Sampling in training."""
+
+
+class Dataset(only.DatasetNemoOnly):
+    """`data.train` and `data.validation`: one set of problems."""
+
+    dataset_name: str
+    """`arithmetic`, `jsonl`, or a named set."""
+    data_path: str | None = None
+    """File of the problems, one JSON object a line."""
+    input_key: str | None = None
+    """Key of the question; null tries the usual names."""
+    output_key: str | None = None
+    """Key of the answer; null tries the usual names."""
+    subset: str | None = None
+    """Configuration of a Hugging Face data set."""
+    split: str | None = None
+    """Split of a Hugging Face data set."""
+    split_validation_size: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the training problems held out where there is no validation set."""
+    seed: NonNegative | None = None
+    """Seed of the held-out share, of a subset and of generated problems."""
+    num_problems: Positive | None = None
+    """Problems to take (a seeded subset) or to generate; null takes all."""
+    lengths: list[Positive] | None = None
+    """Operations in a chain of the generated arithmetic."""
+
+
+class Data(only.DataNemoOnly):
+    """`data.*`: the problems."""
+
+    max_input_seq_length: Positive
+    """Tokens of q at most; q' is bounded by the context alone."""
+    shuffle: bool
+    """Shuffles the problems of each epoch."""
+    train: Dataset
+    """Problems to train on."""
+    validation: Dataset | None = None
+    """Held-out problems."""
+
+
+class MathEnv(Section):
+    """`env.math`: the verifier."""
+
+    num_workers: NonNegative
+    """Processes that compare answers; 0 compares in the process itself."""
+    verifier_type: str | None = None
+    """NeMo-RL's verifier."""
+    math_verify_impl: str | None = None
+    """NeMo-RL's math-verify flavour."""
+    stop_strings: list[str] | None = None
+    """NeMo-RL's stop strings of the environment."""
+
+
+class Env(Section):
+    """`env.*`: environments."""
+
+    math: MathEnv
+    """The math verifier."""
+
+
+class Checkpointing(only.CheckpointingNemoOnly):
+    """`checkpointing.*`."""
+
+    enabled: bool
+    """Saves checkpoints."""
+    checkpoint_dir: str
+    """Folder of the checkpoints."""
+    metric_name: str | None
+    """`val:` or `train:` and a metric, by which checkpoints are ranked; null ranks by step."""
+    higher_is_better: bool
+    """Which end of the metric is best."""
+    keep_top_k: Positive | None
+    """Checkpoints kept, best first; null keeps all."""
+    save_period: Positive
+    """Steps between checkpoints."""
+
+
+class Wandb(Section):
+    """`logger.wandb`."""
+
+    project: str | None = None
+    """Project."""
+    name: str | None = None
+    """Name of the run."""
+    entity: str | None = None
+    """Team or user."""
+
+
+class MLflow(Section):
+    """`logger.mlflow`."""
+
+    experiment_name: str | None = None
+    """Experiment."""
+    run_name: str | None = None
+    """Name of the run."""
+    run_id: str | None = None
+    """An existing run to continue."""
+    tracking_uri: str | None = None
+    """Server or folder; null is MLflow's own default."""
+    artifact_location: str | None = None
+    """Where artifacts go."""
+
+
+class Logger(only.LoggerNemoOnly):
+    """`logger.*`."""
+
+    log_dir: str
+    """The run folder."""
+    tensorboard_enabled: bool
+    """Writes TensorBoard events."""
+    wandb_enabled: bool
+    """Logs to Weights & Biases."""
+    wandb: Wandb
+    """Its project and name."""
+    mlflow_enabled: bool
+    """Logs to MLflow."""
+    mlflow: MLflow
+    """Its experiment and server."""
+    num_val_samples_to_print: NonNegative
+    """Validation samples shown on the terminal."""
+
+
+class Cluster(only.ClusterNemoOnly):
+    """`cluster.*`."""
+
+    gpus_per_node: NonNegative
+    """GPUs of a node."""
+    num_nodes: Positive
+    """Nodes."""

@@ -1,0 +1,53 @@
+"""The base of every config section, and the field types that sections share.
+
+A section is a frozen pydantic model that rejects unknown keys. The docstring under a field is its
+description, which `igrpo keys` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
+
+UNSET = -1
+"""Stands for `null` in a derivable key until `derive` has filled it."""
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+def _unset_if_null(value: Any) -> Any:
+    if isinstance(value, int) and value < 1:
+        raise ValueError("should be null (derived) or at least 1")
+    return UNSET if value is None else value
+
+
+Derivable = Annotated[int, BeforeValidator(_unset_if_null)]
+"""A positive number that may be null in a file; code that reads it always sees the derived one."""
+
+
+class Section(BaseModel):
+    """A config section: frozen, strict about types, closed against unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out optional keys that nobody set: NeMo-RL tells an absent key from a null one."""
+        return {
+            key: value
+            for key, value in handler(self).items()
+            if value is not None or key in self.model_fields_set
+        }

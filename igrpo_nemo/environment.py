@@ -1,0 +1,88 @@
+"""Stage 1 and Stage 2 as environment steps, free of any framework.
+
+    step("draft", attempts)  -> scored group, selection, observations = the q' to sample from
+    step("refine", attempts) -> scored group, terminated
+    step(None, attempts)     -> scored group, terminated: plain scoring, as in validation
+
+An engine samples and calls `step`; it knows neither the reward nor what Stage 2 shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from igrpo_nemo.feedback import Feedback, NextPrompt
+from igrpo_nemo.prompts import PromptBuilder
+from igrpo_nemo.rewards import Scorer, ScoreRequest
+from igrpo_nemo.types import Completion, Group, Problem, Prompt, Selection, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The completions that an engine sampled from one prompt of one problem."""
+
+    problem: Problem
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReturn:
+    """The outcome of one attempt; `observations` are the next prompts, each a fresh conversation."""
+
+    group: Group
+    selection: Selection | None
+    observations: tuple[NextPrompt, ...]
+    terminated: bool
+
+
+class TwoStageEnvironment:
+    """Scores attempts and builds the second stage (paper section 3.2.2, Algorithm 1)."""
+
+    def __init__(self, prompts: PromptBuilder, scorer: Scorer, feedback: Feedback) -> None:
+        self.prompts = prompts
+        self.scorer = scorer
+        self.feedback = feedback
+
+    def reset(self, problem: Problem) -> NextPrompt:
+        """The first prompt q of a problem, and how many drafts to sample from it."""
+        return NextPrompt(self.prompts.question(problem), self.feedback.num_drafts)
+
+    def step(
+        self, stage: Stage | str | None, attempts: Sequence[Attempt], *, step: int = 0
+    ) -> list[StepReturn]:
+        """Scores every attempt in one batch and, after drafts, returns the Stage 2 prompts.
+
+        `step` numbers the training step (see `Feedback.select`). The order of `attempts` is kept.
+        """
+        groups = self._score(Stage(stage or Stage.DRAFT), attempts)
+        if stage != Stage.DRAFT:
+            return [StepReturn(group, None, (), True) for group in groups]
+        returns = []
+        for group in groups:
+            selection = self.feedback.select(group, step)
+            observations = self.feedback.next_prompts(group, selection, self.prompts)
+            returns.append(StepReturn(group, selection, observations, not observations))
+        return returns
+
+    def _score(self, stage: Stage, attempts: Sequence[Attempt]) -> list[Group]:
+        scores = iter(
+            self.scorer(
+                [
+                    ScoreRequest(a.problem, c.text, a.prompt.thinking_open, c.truncated)
+                    for a in attempts
+                    for c in a.completions
+                ]
+            )
+        )
+        return [
+            Group(
+                a.problem,
+                stage,
+                a.prompt,
+                a.completions,
+                tuple(next(scores) for _ in a.completions),
+            )
+            for a in attempts
+        ]

@@ -1,0 +1,236 @@
+"""Statistics of k samples a problem, under the names and nesting of NeMo-Skills' `metrics.json`.
+
+    output-rs{i}.jsonl --read_samples--> samples_P_K --bench_metrics--> metrics --> metrics.json
+
+    {"<bench>": {"pass@1": {...}, "pass@k": {...}, "pass@1[avg-of-k]": {...}, "majority@k": {...}}}
+
+Scores and `no_answer` are percentages, `*_statistics` fractions, as in NeMo-Skills 0.7. One number
+is ours: `std_err_across_problems`, the standard error of pass@1[avg-of-k] over problems.
+Dimensions: P problems, K samples a problem.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.metrics import pass_at_k
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One scored sample: what NeMo-Skills' math metrics read from a row of `output-rs{i}.jsonl`.
+
+    `started` and `ended` are unix seconds of the generation, None where unknown.
+    """
+
+    correct: bool
+    predicted_answer: str | None
+    tokens: int
+    started: float | None = None
+    ended: float | None = None
+
+
+def bench_metrics(samples_P_K: Sequence[Sequence[SampleResult]]) -> dict[str, dict[str, Any]]:
+    """NeMo-Skills' metrics of one benchmark, for every k up to K.
+
+    Order matters for k < K: `pass@1[avg-of-k]` and `majority@k` read the *first* k samples of each
+    problem. `pass@k` is the unbiased estimate over all K samples (arXiv 2107.03374, Eq. 1), so
+    `pass@1` equals `pass@1[avg-of-K]` in `symbolic_correct`; its `no_answer` is sample 0's alone.
+    Raises `UserError` when there are no problems or the numbers of samples differ.
+    """
+    K = _samples_a_problem(samples_P_K)
+    correct_P_K = np.array([[s.correct for s in row] for row in samples_P_K], dtype=float)
+    missing_P_K = np.array(
+        [[s.predicted_answer is None for s in row] for row in samples_P_K], dtype=float
+    )
+    tokens_P_K = np.array([[s.tokens for s in row] for row in samples_P_K], dtype=float)
+    common = _common_fields(samples_P_K, tokens_P_K)
+    metrics: dict[str, dict[str, Any]] = {}
+    for k in range(1, K + 1):
+        metrics[f"pass@{k}"] = {
+            **common,
+            "symbolic_correct": _percent([pass_at_k(K, int(c), k) for c in correct_P_K.sum(1)]),
+            "no_answer": _percent(missing_P_K[:, :k].min(axis=1)),
+        }
+        if k == 1:  # NeMo-Skills drops pass@1[avg-of-1]
+            continue
+        metrics[f"pass@1[avg-of-{k}]"] = {
+            **common,
+            "symbolic_correct": _percent(correct_P_K[:, :k].mean(axis=1)),
+            "no_answer": _percent(missing_P_K[:, :k].mean(axis=1)),
+            # Without a reasoning parser NeMo-Skills counts every token as an answer token.
+            "reasoning_tokens_statistics": spread(np.zeros_like(tokens_P_K[:, :k])),
+            "answer_tokens_statistics": spread(tokens_P_K[:, :k]),
+            "symbolic_correct_statistics": {
+                **spread(correct_P_K[:, :k]),
+                "std_err_across_problems": std_err_across_problems(correct_P_K[:, :k]),
+            },
+        }
+        metrics[f"majority@{k}"] = {
+            **common,
+            "symbolic_correct": _percent([majority_score(row[:k]) for row in samples_P_K]),
+            "no_answer": _percent(missing_P_K[:, :k].min(axis=1)),
+        }
+    if K == 1:
+        metrics["pass@1"]["symbolic_correct_statistics"] = {
+            "std_err_across_problems": std_err_across_problems(correct_P_K)
+        }
+    return metrics
+
+
+def majority_score(samples: Sequence[SampleResult]) -> float:
+    """Score of the most frequent answer in [0, 1]; the mean over tied ones; 0 without any answer.
+
+    As in NeMo-Skills, an answer is its literal string and votes are counted per (answer, verdict).
+    """
+    votes = Counter(
+        (s.predicted_answer, s.correct) for s in samples if s.predicted_answer is not None
+    )
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    tied = [correct for (_, correct), count in votes.items() if count == most]
+    return sum(tied) / len(tied)
+
+
+def spread(values_P_K: np.ndarray) -> dict[str, float]:
+    """NeMo-Skills' statistics of a score over K >= 2 runs; run i is sample i of each problem."""
+    K = values_P_K.shape[1]
+    across_runs = float(np.std(values_P_K.mean(axis=0), ddof=1))
+    return {
+        "avg": float(values_P_K.mean()),
+        "std_dev_across_runs": across_runs,
+        "avg_sample_std_dev": float(np.std(values_P_K, axis=1, ddof=1).mean()),
+        "std_err_across_runs": across_runs / math.sqrt(K),
+    }
+
+
+def std_err_across_problems(correct_P_K: np.ndarray) -> float:
+    """Standard error of pass@1[avg-of-K] (a fraction): std of the problems' means / sqrt(P).
+
+    It contains both the choice of problems and the sampling noise, which the spread over runs (same
+    problems each time) does not. 0 for a single problem, where it cannot be estimated.
+    """
+    means_P = correct_P_K.mean(axis=1)
+    return float(np.std(means_P, ddof=1) / math.sqrt(len(means_P))) if len(means_P) > 1 else 0.0
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The `output-rs*.jsonl` of a benchmark folder in NeMo-Skills' order.
+
+    That order is by *name* (rs0, rs1, rs10, rs2, ...), and decides which samples the first k are.
+    """
+    return sorted(folder.glob("output-rs*.jsonl"), key=str)
+
+
+def read_samples(files: Sequence[Path]) -> list[list[SampleResult]]:
+    """samples_P_K from K files with one row a problem in the same order.
+
+    Raises `UserError` naming the file and line that is not a result, or the file that is shorter.
+    """
+    columns = [[_parse_row(path, n, line) for n, line in _lines(path)] for path in files]
+    for path, column in zip(files, columns, strict=True):
+        if len(column) != len(columns[0]):
+            raise UserError(
+                f"{path} has {len(column)} rows but {files[0].name} has {len(columns[0])}: "
+                "delete it and its .done file and evaluate again"
+            )
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `metrics.json`, {bench: bench_metrics}, keeping other benchmarks that it holds."""
+    merged: dict[str, Any] = {}
+    if path.exists():
+        try:
+            merged = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not JSON ({error}): move it away") from None
+    merged.update(metrics)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(merged, indent=2), encoding="utf-8")
+    partial.replace(path)
+
+
+def headline(
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, float, float | None, float]]:
+    """The rows NeMo-Skills prints: (mode, correct %, standard error %, no answer %).
+
+    Only pass@1 has the standard error over problems; it is None elsewhere.
+    """
+    K = max(
+        int(name.removeprefix("pass@"))
+        for name in metrics
+        if name.startswith("pass@") and "[" not in name
+    )
+    modes = [f"pass@1[avg-of-{K}]", f"majority@{K}", f"pass@{K}"] if K > 1 else ["pass@1"]
+    rows = []
+    for mode in modes:
+        row = metrics[mode]
+        stderr = row.get("symbolic_correct_statistics", {}).get("std_err_across_problems")
+        percent = None if stderr is None else 100.0 * stderr
+        rows.append((mode, row["symbolic_correct"], percent, row["no_answer"]))
+    return rows
+
+
+def _samples_a_problem(samples_P_K: Sequence[Sequence[SampleResult]]) -> int:
+    counts = sorted({len(row) for row in samples_P_K})
+    if not counts or counts[0] == 0:
+        raise UserError(
+            "no samples to compute metrics from: give at least one problem and one sample"
+        )
+    if len(counts) > 1:
+        raise UserError(f"every problem needs the same number of samples, found {counts}")
+    return counts[0]
+
+
+def _common_fields(
+    samples_P_K: Sequence[Sequence[SampleResult]], tokens_P_K: np.ndarray
+) -> dict[str, int]:
+    """`num_entries`, `avg_tokens`, `gen_seconds`: cut to whole numbers, left out if unknown."""
+    fields = {"num_entries": len(samples_P_K)}
+    if tokens_P_K.sum() > 0:
+        fields["avg_tokens"] = int(sum(sum(row) / len(row) for row in tokens_P_K) / len(tokens_P_K))
+    started = [s.started for row in samples_P_K for s in row if s.started is not None]
+    ended = [s.ended for row in samples_P_K for s in row if s.ended is not None]
+    if started and ended:
+        fields["gen_seconds"] = int(max(ended) - min(started))
+    return fields
+
+
+def _percent(values_P: Iterable[float]) -> float:
+    values = [float(value) for value in values_P]
+    return 100.0 * sum(values) / len(values)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    # Only "\n" ends a row: str.splitlines would also cut at separators inside a model's text.
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return list(enumerate(file, start=1))
+
+
+def _parse_row(path: Path, number: int, line: str) -> SampleResult:
+    try:
+        row = json.loads(line)
+        return SampleResult(
+            correct=bool(row["symbolic_correct"]),
+            predicted_answer=row["predicted_answer"],
+            tokens=int(row.get("num_generated_tokens", 0)),
+            started=row.get("generation_start_time"),
+            ended=row.get("generation_end_time"),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}:{number} is not a row of results ({error!r}): "
+            "delete the file and its .done file and evaluate again"
+        ) from None

@@ -1,0 +1,72 @@
+"""What a feedback decides: what Stage 2 sees, and which rows are trained under which context.
+
+iGRPO's self-feedback is a wrapper over any group objective (paper section 5): a feedback knows
+nothing of advantages or losses, and nothing outside this folder branches on a feedback's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from igrpo_nemo.prompts import PromptBuilder
+from igrpo_nemo.types import Group, Prompt, Rollout, Selection, Stage, TrainingRow
+
+
+@dataclass(frozen=True, slots=True)
+class NextPrompt:
+    """A Stage 2 prompt and how many completions to sample from it."""
+
+    prompt: Prompt
+    num_samples: int
+
+
+class Feedback(Protocol):
+    """The decisions between the stages; pure functions of their arguments."""
+
+    @property
+    def num_drafts(self) -> int:
+        """Completions of the bare prompt q per problem (N; the whole budget for `none`)."""
+        ...
+
+    @property
+    def num_trained(self) -> int:
+        """Trained rows per problem: `grpo.num_generations_per_prompt`."""
+        ...
+
+    def select(self, drafts: Group, step: int) -> Selection | None:
+        """Chooses among the scored drafts (Eq. 2); None where the feedback has no second stage.
+
+        `step` numbers the training step, so that seeded choices differ between steps and are
+        the same after a resume.
+        """
+        ...
+
+    def next_prompts(
+        self, drafts: Group, selection: Selection | None, prompts: PromptBuilder
+    ) -> tuple[NextPrompt, ...]:
+        """The Stage 2 prompts of one problem (Eq. 3); empty where there is no Stage 2."""
+        ...
+
+    def training_rows(self, rollout: Rollout) -> list[TrainingRow]:
+        """The rows that the objective sees, grouped by the context they share."""
+        ...
+
+
+def rows_of_group(group: Group, name: str) -> list[TrainingRow]:
+    """All completions of one scored group as training rows under the group's own prompt."""
+    return [
+        TrainingRow(
+            group=name,
+            stage=group.stage,
+            context_ids=group.prompt.token_ids,
+            completion=completion,
+            reward=score.reward,
+        )
+        for completion, score in zip(group.completions, group.scores, strict=True)
+    ]
+
+
+def group_name(problem_id: str, stage: Stage, index: int = 0) -> str:
+    """The name under which rows of one prompt share a baseline."""
+    return f"{problem_id}/{stage}/{index}"

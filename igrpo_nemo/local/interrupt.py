@@ -1,0 +1,86 @@
+"""Signals as a request: the trainer finishes its micro-batch, saves, and exits with its own code.
+
+    SIGINT | SIGTERM | SIGUSR1 -> flag; the trainer looks at it between micro-batches
+    a second SIGINT            -> KeyboardInterrupt, at once
+
+Slurm announces the end of a job with SIGUSR1 (`--signal`) and then SIGTERM: both are one request.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+EXIT_INTERRUPTED = 75
+"""Exit code of a run that stopped on request with its state saved (EX_TEMPFAIL: run it again)."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def _announce_on_stderr(line: str) -> None:
+    # Not print(): a handler may run inside a print, whose buffer is not re-entrant.
+    try:
+        os.write(2, f"\n{line}\n".encode())
+    except OSError:
+        pass  # nobody is listening any more, which must not stop the save
+
+
+class InterruptFlag:
+    """Context manager that turns signals into `requested`; handlers are restored on leaving.
+
+    Outside the main thread it does nothing, since Python delivers signals there only. `announce`
+    gets one line for the first request; it runs inside a signal handler.
+    """
+
+    def __init__(self, announce: Callable[[str], None] = _announce_on_stderr) -> None:
+        self.requested = False
+        self.signal_name: str | None = None
+        self._announce = announce
+        self._interrupts = 0
+        self._owner = os.getpid()
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> InterruptFlag:
+        self._owner = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def __bool__(self) -> bool:
+        return self.requested
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            # None: installed by native code, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            # A forked worker inherits the handler but trains nothing: it must stay killable,
+            # or a pool that terminates its workers would wait for ever.
+            self._restore()
+            os.kill(os.getpid(), number)
+            return
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        if not self.requested:
+            self.requested, self.signal_name = True, name
+            self._announce(
+                f"{name}: finishing the micro-batch, then saving; press again to stop at once"
+            )

@@ -1,0 +1,243 @@
+"""The policy update: training rows in, one or more optimizer steps out.
+
+    rows -> advantages (Eq. 4) -> minibatches (one optimizer step each)
+         -> micro-batches -> log-probs -> clipped surrogate (Eq. 5) -> backward -> clip -> step
+
+Losses are normalised over the whole minibatch before the first backward, so the split into
+micro-batches changes memory and nothing else.
+
+Shape legend: R rows, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from igrpo_nemo.local.packing import completion_logprobs, split_micro_batches
+from igrpo_nemo.objectives.advantage import group_advantages
+from igrpo_nemo.objectives.surrogate import (
+    Normalizer,
+    SurrogateConfig,
+    SurrogateInputs,
+    clipped_surrogate,
+    finish_metrics,
+)
+from igrpo_nemo.types import TrainingRow
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """How rows become updates; the names in brackets are NeMo-RL's keys.
+
+    `updates` minibatches per rollout [P * rows / policy.train_global_batch_size];
+    `max_micro_batch_tokens` [policy.sequence_packing.train_mb_tokens] bounds a packed micro-batch,
+    `max_micro_batch_rows` [policy.train_micro_batch_size] a padded one.
+    """
+
+    surrogate: SurrogateConfig
+    normalize_rewards: bool = True
+    use_leave_one_out_baseline: bool = False
+    advantage_delta: float = 1e-6
+    updates: int = 1
+    packed: bool = True
+    max_micro_batch_tokens: int | None = None
+    max_micro_batch_rows: int | None = None
+    temperature: float = 1.0
+    max_grad_norm: float | None = 1.0
+    exact_entropy: bool = True
+    overlong_filtering: bool = False
+
+
+class Learner:
+    """Owns the policy's optimizer and schedule; `update` is the policy update of Algorithm 1.
+
+    `between_micro_batches` is called while nothing has been learned from the rollout yet; what it
+    raises abandons the update and leaves weights, optimizer and schedule as they were.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        settings: LearnerSettings,
+        *,
+        reference: PreTrainedModel | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        between_micro_batches: Callable[[], None] = lambda: None,
+    ) -> None:
+        if settings.surrogate.reference_policy_kl_penalty and reference is None:
+            raise ValueError("a KL penalty needs the reference policy")
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.settings = settings
+        self.reference = reference
+        self.autocast = autocast
+        self.between_micro_batches = between_micro_batches
+
+    def update(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
+        """One rollout's worth of optimizer steps; returns the step's metrics.
+
+        With one update the old policy is the current one and its log-probs are the detached new
+        ones, which saves a forward pass. Overlong filtering takes truncated rows out of the loss
+        but not out of their group's baseline, as in NeMo-RL. Without rows (every problem skipped)
+        nothing is learned and only the schedule advances.
+        """
+        advantages = self._advantages(rows) if rows else []
+        if self.settings.overlong_filtering:
+            keep = [i for i, row in enumerate(rows) if not row.completion.truncated]
+            rows, advantages = [rows[i] for i in keep], [advantages[i] for i in keep]
+        if not rows:
+            lr = self.scheduler.get_last_lr()[0]
+            for _ in range(self.settings.updates):
+                self.scheduler.step()
+            return {"lr": lr, "loss": 0.0, "grad_norm": 0.0}
+        advantages_R = torch.tensor(advantages, device=self.model.device)
+        old = self._logprobs(self.model, rows) if self.settings.updates > 1 else None
+        reference = self._logprobs(self.reference, rows) if self.reference is not None else None
+        per_update: list[dict[str, float]] = []
+        for indices in self._minibatches(len(rows)):
+            # Once an optimizer step is taken, the rollout's updates are finished.
+            may_stop = not per_update
+            per_update.append(self._step(rows, indices, advantages_R, old, reference, may_stop))
+        return {name: sum(m[name] for m in per_update) / len(per_update) for name in per_update[0]}
+
+    def _advantages(self, rows: Sequence[TrainingRow]) -> list[float]:
+        return group_advantages(
+            torch.tensor([row.reward for row in rows], dtype=torch.float32),
+            [row.group for row in rows],
+            normalize_rewards=self.settings.normalize_rewards,
+            use_leave_one_out_baseline=self.settings.use_leave_one_out_baseline,
+            delta=self.settings.advantage_delta,
+        ).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, with_schedule: bool = True) -> None:
+        """Restores optimizer and schedule; without the latter, steps this one to the same place."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if with_schedule:
+            self.scheduler.load_state_dict(state["scheduler"])
+            return
+        for group, rate in zip(
+            self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        for _ in range(state["scheduler"]["last_epoch"]):
+            self.scheduler.step()
+
+    def _minibatches(self, num_rows: int) -> list[list[int]]:
+        """Contiguous slices of the rows, as NeMo-RL cuts its global batches."""
+        size = -(-num_rows // self.settings.updates)
+        return [list(range(i, min(i + size, num_rows))) for i in range(0, num_rows, size)]
+
+    def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
+        if self.settings.packed:
+            return split_micro_batches(
+                rows, max_tokens=self.settings.max_micro_batch_tokens, max_rows=None
+            )
+        return split_micro_batches(
+            rows, max_tokens=None, max_rows=self.settings.max_micro_batch_rows
+        )
+
+    def _step(
+        self,
+        rows: Sequence[TrainingRow],
+        indices: list[int],
+        advantages_R: torch.Tensor,
+        old: list[torch.Tensor] | None,
+        reference: list[torch.Tensor] | None,
+        may_stop: bool,
+    ) -> dict[str, float]:
+        """One optimizer step on the rows at `indices`."""
+        minibatch = [rows[i] for i in indices]
+        normalizer = Normalizer(
+            num_sequences=len(minibatch),
+            num_tokens=sum(len(row.completion.token_ids) for row in minibatch),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, sampled, exact = [], 0.0, 0.0
+        for local in self._micro_batches(minibatch):
+            if may_stop:
+                self.between_micro_batches()
+            picked = [indices[i] for i in local]
+            with self.autocast():
+                batch = completion_logprobs(
+                    self.model,
+                    [rows[i] for i in picked],
+                    temperature=self.settings.temperature,
+                    packed=self.settings.packed,
+                    with_entropy=self.settings.exact_entropy,
+                )
+            inputs = SurrogateInputs(
+                logprobs_RT=batch.logprobs_RT,
+                old_logprobs_RT=_padded(old, picked, batch.logprobs_RT),
+                reference_logprobs_RT=(
+                    None if reference is None else _padded(reference, picked, batch.logprobs_RT)
+                ),
+                advantages_R=advantages_R[picked],
+                lengths_R=batch.lengths_R,
+            )
+            loss, metrics = clipped_surrogate(inputs, self.settings.surrogate, normalizer)
+            loss.backward()
+            parts.append(metrics)
+            sampled -= float(batch.logprobs_RT.detach().sum())
+            if batch.entropy_RT is not None:
+                exact += float(batch.entropy_RT.sum())
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.settings.max_grad_norm or float("inf")
+        )
+        lr = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        result = {
+            **finish_metrics(parts),
+            "grad_norm": float(grad_norm),
+            "lr": lr,
+            "entropy/sampled": sampled / normalizer.num_tokens,
+        }
+        if self.settings.exact_entropy:
+            result["entropy/exact"] = exact / normalizer.num_tokens
+        return result
+
+    @torch.no_grad()
+    def _logprobs(self, model: PreTrainedModel, rows: Sequence[TrainingRow]) -> list[torch.Tensor]:
+        """Log-probs of every row under a frozen policy, unpadded."""
+        result: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+        for indices in self._micro_batches(rows):
+            with self.autocast():
+                batch = completion_logprobs(
+                    model,
+                    [rows[i] for i in indices],
+                    temperature=self.settings.temperature,
+                    packed=self.settings.packed,
+                )
+            for i, logprobs_T, length in zip(
+                indices, batch.logprobs_RT, batch.lengths_R.tolist(), strict=True
+            ):
+                result[i] = logprobs_T[:length].clone()
+        return result
+
+
+def _padded(
+    logprobs: list[torch.Tensor] | None, picked: list[int], like_RT: torch.Tensor
+) -> torch.Tensor:
+    """The frozen log-probs of the picked rows in the shape of `like_RT`, zeros behind."""
+    if logprobs is None:
+        return like_RT.detach()
+    padded_RT = torch.zeros_like(like_RT)
+    for row, i in enumerate(picked):
+        padded_RT[row, : len(logprobs[i])] = logprobs[i]
+    return padded_RT

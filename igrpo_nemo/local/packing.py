@@ -1,0 +1,290 @@
+"""Log-probabilities of trained completions, each context computed once.
+
+    rows -> pack_rows -> PackedRows: [contexts || completions] in one flat stream, no padding
+         -> model.base_model(..., group_layout) -> hidden states -> head where a completion token
+            is predicted -> token log-probs -> [R, T], padded with 0 on the right
+
+Models whose layers mix tokens otherwise (Mamba, sliding windows) take a padded forward instead.
+
+Shape legend: R rows, T completion tokens, L flat input tokens, A predicted tokens of all rows,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.group_attention import GroupLayout, group_attention_forward, group_layout
+from igrpo_nemo.objectives.entropy import token_entropy, token_logprobs
+from igrpo_nemo.types import TrainingRow
+
+_GROUP_ATTENTION = "igrpo_group"
+AttentionInterface.register(_GROUP_ATTENTION, group_attention_forward)
+
+# Families whose tokens meet in full attention alone, through the attention interface.
+_PACKABLE_FAMILIES = frozenset({"qwen2", "qwen3", "llama", "mistral"})
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobBatch:
+    """What `completion_logprobs` returns, rows in the order they were given.
+
+    `logprobs_RT` are nats under softmax(logits / temperature), 0 behind a row's length; the
+    gradient flows through them. `entropy_RT` is detached, likewise padded.
+    """
+
+    logprobs_RT: Tensor
+    lengths_R: Tensor
+    entropy_RT: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Where the completion tokens of a batch are predicted, row after row.
+
+    `predicting_A`: index into the input tokens; `target_A`: the token predicted there;
+    `slot_A`: its place in the flattened [R * T].
+    """
+
+    predicting_A: Tensor
+    target_A: Tensor
+    slot_A: Tensor
+    lengths_R: Tensor
+
+    def to_rows(self, values_A: Tensor) -> Tensor:
+        """[A] -> [R, T], 0 behind a row's end."""
+        R, T = len(self.lengths_R), int(self.lengths_R.max())
+        return values_A.new_zeros(R * T).index_copy(0, self.slot_A, values_A).view(R, T)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows with equal contexts side by side, in one flat stream.
+
+    A completion's last token predicts nothing and is left out of the input. A context with a
+    single completion is one causal segment with it. `positions_L` restart at each context and
+    continue after it in each of its completions.
+    """
+
+    input_L: Tensor
+    positions_L: Tensor
+    layout: GroupLayout
+    predictions: Predictions
+
+
+def pack_rows(rows: Sequence[TrainingRow], device: torch.device | str = "cpu") -> PackedRows:
+    """Lay rows out so that each distinct context stands once.
+
+    Raises:
+        UserError: a row without context (nothing would predict its first token).
+    """
+    device = torch.device(device)
+    groups = list(_groups(rows).items())
+    trunks, branches = [], []
+    for context, indices in groups:
+        inputs = [rows[i].completion.token_ids[:-1] for i in indices]
+        alone = len(indices) == 1
+        trunks.append(context + inputs[0] if alone else context)
+        branches.append([] if alone else inputs)
+    trunk_starts = [0, *accumulate(len(trunk) for trunk in trunks)]
+    position_parts = [range(len(trunk)) for trunk in trunks]
+    predicting: list[list[int]] = [[] for _ in rows]
+    start = trunk_starts[-1]
+    for trunk_start, (context, indices), inputs in zip(
+        trunk_starts, groups, branches, strict=False
+    ):
+        last = trunk_start + len(context) - 1
+        if not inputs:
+            length = len(rows[indices[0]].completion.token_ids)
+            predicting[indices[0]] = list(range(last, last + length))
+        for i, branch in zip(indices, inputs, strict=False):
+            predicting[i] = [last, *range(start, start + len(branch))]
+            position_parts.append(range(len(context), len(context) + len(branch)))
+            start += len(branch)
+    return PackedRows(
+        input_L=_integers(chain(*trunks, *chain(*branches)), device),
+        positions_L=_integers(chain(*position_parts), device),
+        layout=group_layout(
+            [len(trunk) for trunk in trunks],
+            [[len(branch) for branch in group] for group in branches],
+            device,
+        ),
+        predictions=_predictions(rows, predicting, device),
+    )
+
+
+def _groups(rows: Sequence[TrainingRow]) -> dict[tuple[int, ...], list[int]]:
+    """Indices of the rows by context, in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        if not row.context_ids:
+            raise UserError(f"row {i} has an empty context: a prompt needs at least one token")
+        if not row.completion.token_ids:
+            raise UserError(f"row {i} has an empty completion: there is nothing to train on")
+        groups.setdefault(row.context_ids, []).append(i)
+    return groups
+
+
+def _predictions(
+    rows: Sequence[TrainingRow], predicting: Sequence[Sequence[int]], device: torch.device
+) -> Predictions:
+    completions = [row.completion.token_ids for row in rows]
+    width = max(len(completion) for completion in completions)
+    return Predictions(
+        _integers(chain(*predicting), device),
+        _integers(chain(*completions), device),
+        _integers(
+            chain(*(range(i * width, i * width + len(c)) for i, c in enumerate(completions))),
+            device,
+        ),
+        _integers((len(completion) for completion in completions), device),
+    )
+
+
+def _integers(values: Iterator[int] | Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.long, device=device)
+
+
+def completion_logprobs(
+    model: PreTrainedModel,
+    rows: Sequence[TrainingRow],
+    *,
+    temperature: float,
+    packed: bool = True,
+    with_entropy: bool = False,
+) -> LogprobBatch:
+    """log p(completion token | context, earlier tokens) of each row, with gradient.
+
+    `packed` computes each context once where the model family allows it (`can_pack`); the result
+    is the same but for rounding. The head is applied only where a completion token is predicted.
+
+    Raises:
+        UserError: no rows, or a row without context or completion.
+    """
+    if not rows:
+        raise UserError("there are no rows to compute log-probs of")
+    if packed and can_pack(model):
+        hidden_LH, predictions = _packed_hidden(model, pack_rows(rows, model.device))
+    else:
+        hidden_LH, predictions = _padded_hidden(model, rows)
+    logits_AV = model.get_output_embeddings()(hidden_LH[predictions.predicting_A])
+    logprobs_A = token_logprobs(logits_AV, predictions.target_A, temperature=temperature)
+    entropy_RT = None
+    if with_entropy:
+        entropy_RT = predictions.to_rows(token_entropy(logits_AV.detach(), temperature=temperature))
+    return LogprobBatch(predictions.to_rows(logprobs_A), predictions.lengths_R, entropy_RT)
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the model's tokens meet only in full attention that we may replace."""
+    config = model.config
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) and getattr(
+        config, "use_sliding_window", True
+    )
+    return (
+        config.model_type in _PACKABLE_FAMILIES
+        and bool(model._supports_attention_backend)
+        and layer_types == {"full_attention"}
+        and not windowed
+    )
+
+
+def _packed_hidden(model: PreTrainedModel, batch: PackedRows) -> tuple[Tensor, Predictions]:
+    with _group_attention(model):
+        output = model.base_model(
+            input_ids=batch.input_L[None],
+            position_ids=batch.positions_L[None],
+            use_cache=False,
+            group_layout=batch.layout,
+        )
+    return output.last_hidden_state[0], batch.predictions
+
+
+_switching = threading.Lock()
+
+
+@contextmanager
+def _group_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The model with our attention function, for the duration of a forward pass."""
+    with _switching:
+        before = model.config._attn_implementation
+        model.config._attn_implementation = _GROUP_ATTENTION
+        try:
+            yield
+        finally:
+            model.config._attn_implementation = before
+
+
+def _padded_hidden(
+    model: PreTrainedModel, rows: Sequence[TrainingRow]
+) -> tuple[Tensor, Predictions]:
+    """Right-padded rows through the model as it is; the mask comes from lengths alone."""
+    _groups(rows)  # the same checks as for packed rows
+    sequences = [row.context_ids + row.completion.token_ids[:-1] for row in rows]
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    width = int(lengths.max())
+    input_RW = torch.zeros(len(rows), width, dtype=torch.long)
+    for row_W, sequence in zip(input_RW, sequences, strict=True):
+        row_W[: len(sequence)] = torch.tensor(sequence)
+    mask_RW = (torch.arange(width) < lengths[:, None]).long()
+    output = model.base_model(
+        input_ids=input_RW.to(model.device),
+        attention_mask=mask_RW.to(model.device),
+        use_cache=False,
+    )
+    predicting = [
+        range(i * width + len(row.context_ids) - 1, i * width + len(sequence))
+        for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True))
+    ]
+    predictions = _predictions(rows, predicting, model.device)
+    return output.last_hidden_state.flatten(0, 1), predictions
+
+
+def split_micro_batches(
+    rows: Sequence[TrainingRow], *, max_tokens: int | None, max_rows: int | None
+) -> list[list[int]]:
+    """Indices of the rows of each micro-batch, contexts kept whole where they fit.
+
+    Rows with an equal context go together as long as context and completions stay within
+    `max_tokens` and `max_rows`; a group that does not fit is split, which repeats its context.
+    A single row above `max_tokens` is a micro-batch of its own. None means no limit.
+    """
+    batches: list[list[int]] = []
+    current: list[int] = []
+    tokens = 0
+
+    def close() -> None:
+        nonlocal current, tokens
+        if current:
+            batches.append(current)
+        current, tokens = [], 0
+
+    def fits(more_tokens: int, more_rows: int) -> bool:
+        return (max_tokens is None or tokens + more_tokens <= max_tokens) and (
+            max_rows is None or len(current) + more_rows <= max_rows
+        )
+
+    for context, indices in _groups(rows).items():
+        lengths = [len(rows[i].completion.token_ids) for i in indices]
+        if not fits(len(context) + sum(lengths), len(indices)):
+            close()
+        opened = False
+        for i, length in zip(indices, lengths, strict=True):
+            if current and not fits(length if opened else len(context) + length, 1):
+                close()
+                opened = False
+            tokens += length if opened else len(context) + length
+            current.append(i)
+            opened = True
+    close()
+    return batches

@@ -1,0 +1,211 @@
+"""Everything a run is made of, opened in order and closed whatever happens.
+
+config -> run folder (locked) -> problems -> policy -> environment, sampler, rollout
+       -> learner -> newest intact checkpoint, where there is one
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from igrpo_nemo.config import Config, rollout_steps, with_problems
+from igrpo_nemo.data.order import EpochOrder
+from igrpo_nemo.environment import TwoStageEnvironment
+from igrpo_nemo.local.checkpoint import (
+    CheckpointStore,
+    CheckpointWarning,
+    LoadedCheckpoint,
+    TrainerState,
+    restore_rng,
+)
+from igrpo_nemo.local.learner import Learner
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.local.policy import Policy, load_weights, open_policy, reference_of
+from igrpo_nemo.local.problems import fitting_problems, training_problems, validation_problems
+from igrpo_nemo.local.resume import check_same_run
+from igrpo_nemo.local.rollout import TwoStageRollout
+from igrpo_nemo.local.sampler import Sampler
+from igrpo_nemo.local.settings import (
+    checkpoint_store,
+    feedback_of,
+    learner_settings,
+    prompt_builder,
+    sampling_params,
+    scorer_of,
+)
+from igrpo_nemo.local.small_policy import small_policy_folder
+from igrpo_nemo.tracking import RunFolder, Tracker, open_console, open_tracker
+from igrpo_nemo.tracking.console import Console
+from igrpo_nemo.types import Problem
+
+
+@dataclass
+class Parts:
+    """The opened parts of one run."""
+
+    config: Config
+    folder: RunFolder
+    tracker: Tracker
+    console: Console
+    policy: Policy
+    problems: list[Problem]
+    validation: list[Problem]
+    order: EpochOrder
+    environment: TwoStageEnvironment
+    sampler: Sampler
+    rollout: TwoStageRollout
+    learner: Learner
+    store: CheckpointStore | None
+    total_steps: int
+    state: TrainerState = field(default_factory=lambda: TrainerState(step=0))
+    resumed: bool = False
+
+
+@contextmanager
+def open_parts(config: Config) -> Iterator[Parts]:
+    """Opens a run, resuming its newest intact checkpoint; closes it on leaving.
+
+    Raises `UserError` for input that cannot be used, and for a run folder that is in use or holds
+    a run with other settings.
+    """
+    if config.igrpo.threads is not None:
+        torch.set_num_threads(config.igrpo.threads)
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(config.logger.log_dir))
+        problems, validation = training_problems(config), validation_problems(config)
+        policy, extra = _open_policy(config)
+        prompts = prompt_builder(config, policy.tokenizer)
+        drop = config.igrpo.drop_overlong_prompts
+        problems = fitting_problems(problems, prompts, drop_overlong=drop)
+        validation = fitting_problems(validation, prompts, drop_overlong=drop)
+        config = with_problems(config, len(problems))
+        check_same_run(folder.path, config.to_dict())
+        scorer = scorer_of(config)
+        stack.callback(scorer.close)
+        environment = TwoStageEnvironment(prompts, scorer, feedback_of(config))
+        sampler = Sampler(
+            policy.model,
+            policy.tokenizer,
+            max_model_len=config.policy.max_total_sequence_length,
+        )
+        learner = _open_learner(config, policy)
+        store = checkpoint_store(config)
+        checkpoint = _newest(store)
+        resume_step = checkpoint.state.step if checkpoint else None
+        folder.truncate_after(-1 if resume_step is None else resume_step)
+        folder.write_config(config.to_dict())
+        tracker = open_tracker(folder, config.logger, config.to_dict(), resume_step)
+        stack.callback(tracker.close)
+        total_steps = rollout_steps(config, len(problems))
+        console = open_console(total_steps)
+        stack.callback(console.close)
+        parts = Parts(
+            config=config,
+            folder=folder,
+            tracker=tracker,
+            console=console,
+            policy=policy,
+            problems=problems,
+            validation=validation,
+            order=EpochOrder(
+                len(problems),
+                batch_size=int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier),
+                seed=config.grpo.seed,
+                shuffle=config.data.shuffle,
+            ),
+            environment=environment,
+            sampler=sampler,
+            rollout=TwoStageRollout(
+                environment, sampler, sampling_params(config), config.grpo.seed
+            ),
+            learner=learner,
+            store=store,
+            total_steps=total_steps,
+            state=TrainerState(step=0, extra={**extra, "scheduler": config.policy.scheduler}),
+        )
+        if checkpoint is not None:
+            _restore(parts, checkpoint)
+        yield parts
+
+
+def _open_policy(config: Config) -> tuple[Policy, dict[str, float]]:
+    """The policy at step 0, and what the summary must know of its warm-up."""
+    if config.igrpo.model is None:
+        folder, extra = Path(config.policy.model_name), {}
+    else:
+        with _warmup_progress() as on_step:
+            small = small_policy_folder(config, on_step)
+        folder = small.folder
+        extra = {"warmup_seconds": small.seconds, "warmup_cached": float(small.cached)}
+    policy = open_policy(
+        folder,
+        precision=config.policy.precision,
+        chat_template=config.policy.tokenizer.chat_template,
+    )
+    return policy, extra
+
+
+@contextmanager
+def _warmup_progress() -> Iterator[Callable[[int, int, float], None]]:
+    """Reports the warm-up on a console of its own, once it starts."""
+    with ExitStack() as stack:
+        consoles: list[Console] = []
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            if not consoles:
+                consoles.append(open_console(steps))
+                stack.callback(consoles[0].close)
+                consoles[0].note("warming the small model up (once; cached for later runs)")
+            consoles[0].stage("warm-up", step, steps)
+
+        yield on_step
+
+
+def _open_learner(config: Config, policy: Policy) -> Learner:
+    keys = config.policy.optimizer
+    optimizer = build_optimizer(
+        policy.model.parameters(), keys.name, keys.kwargs.model_dump(exclude_none=True)
+    )
+    needs_reference = config.loss_fn.reference_policy_kl_penalty > 0
+    return Learner(
+        policy.model,
+        optimizer,
+        build_scheduler(optimizer, config.policy.scheduler or ()),
+        learner_settings(config),
+        reference=reference_of(policy) if needs_reference else None,
+        autocast=policy.autocast,
+    )
+
+
+def _newest(store: CheckpointStore | None) -> LoadedCheckpoint | None:
+    """The newest intact checkpoint; a damaged one is named on stderr and passed over."""
+    if store is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        path = store.latest()
+    return None if path is None else store.load(path)
+
+
+def _restore(parts: Parts, checkpoint: LoadedCheckpoint) -> None:
+    """Puts the parts where the checkpoint left them.
+
+    A schedule that has changed since, because the run is to be longer, is stepped to where it
+    would be by now; an unchanged one continues from its saved state to the last bit.
+    """
+    stages = parts.config.policy.scheduler
+    load_weights(parts.policy.model, checkpoint.model_path)
+    restore_rng(checkpoint.tensors["rng"])
+    same_schedule = checkpoint.state.extra.get("scheduler") == stages
+    parts.learner.load_state_dict(checkpoint.tensors, with_schedule=same_schedule)
+    extra = {**checkpoint.state.extra, "scheduler": stages}
+    parts.state, parts.resumed = replace(checkpoint.state, extra=extra), True
+    assert parts.store is not None
+    parts.store.discard_after(checkpoint.state.step)
+    parts.console.note(f"resuming after step {checkpoint.state.step} from {checkpoint.path}")

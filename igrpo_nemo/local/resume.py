@@ -1,0 +1,55 @@
+"""A run folder belongs to one configuration: a changed setting is never silently mixed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from igrpo_nemo.errors import UserError
+
+FREE_KEYS = (
+    "logger.",
+    "checkpointing.",
+    "cluster.",
+    "grpo.max_num_steps",
+    "grpo.max_num_epochs",
+    "policy.scheduler",
+    "grpo.val_",
+    "grpo.max_val_samples",
+    "igrpo.val_",
+    "igrpo.sample_table_period",
+    "igrpo.threads",
+    "env.math.num_workers",
+)
+"""Keys that may change between the parts of one run: they do not shape what is learned.
+
+`policy.scheduler` follows from `grpo.max_num_steps` and from `igrpo.schedule`, which is not free: a
+run may be made longer, not be given another schedule.
+"""
+
+
+def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises `UserError` where `config.yaml` in the folder is another run's, naming the first key."""
+    path = run_folder / "config.yaml"
+    if not path.is_file():
+        return
+    before, now = dict(_flat(yaml.safe_load(path.read_text()) or {})), dict(_flat(config))
+    for key in sorted(before.keys() | now.keys()):
+        if key.startswith(FREE_KEYS):
+            continue
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{run_folder} holds a run with {key}={before.get(key)!r}, this one has "
+                f"{now.get(key)!r}: choose another logger.log_dir, or remove that folder"
+            )
+
+
+def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node

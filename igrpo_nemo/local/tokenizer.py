@@ -1,0 +1,109 @@
+"""Tokenizers: one trained for a small model, or the one in a model folder.
+
+The small tokenizer is a byte-level BPE, so any text round-trips; each digit is a token, so that
+arithmetic is learnable; control tokens and chat template are Qwen's ChatML. It is an instance of
+Qwen2's own class, because loaders that see `model_type: qwen2` rebuild that one around the saved
+merges, whatever stands in the folder: so the ids stay the same after saving and loading.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import pre_tokenizers, trainers
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
+
+from igrpo_nemo.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+_BYTES = 256
+_SMALLEST_VOCABULARY = _BYTES + len(SPECIAL_TOKENS)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def build_small_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on `texts` (templates and task text, so that prompts stay short).
+
+    Decoding the ids of a text gives back that text in Unicode's composed form (NFC), as Qwen2
+    does; nothing else is normalised. The vocabulary has at most `vocab_size` entries (fewer when
+    `texts` hold fewer merges). Deterministic in its arguments.
+
+    Raises:
+        UserError: `vocab_size` cannot hold the 256 bytes and the control tokens.
+    """
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise UserError(
+            f"vocab_size {vocab_size} is too small for a byte-level tokenizer: "
+            f"use {_SMALLEST_VOCABULARY} or more"
+        )
+    core = Qwen2Tokenizer().backend_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(_without_control_tokens(texts), trainer)
+    learned = json.loads(core.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(merge) for merge in learned["merges"]],
+        unk_token=None,
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        extra_special_tokens=[TURN_START],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _without_control_tokens(texts: Sequence[str]) -> Iterator[str]:
+    """The pieces between control tokens: merges of `<|im_start|>`'s letters would be wasted."""
+    pattern = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
+    for text in texts:
+        yield from (piece for piece in pattern.split(text) if piece)
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or of a Hugging Face model name.
+
+    Raises:
+        UserError: the folder has no tokenizer, it cannot be read, or it has no end-of-sequence
+            token.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(
+            f"model folder {folder} has no tokenizer: save one there with "
+            "tokenizer.save_pretrained (tokenizer.json and tokenizer_config.json)"
+        )
+    try:  # boundary: files written by others, perhaps a download
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load the tokenizer of {name_or_path}: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {name_or_path} has no end-of-sequence token: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer

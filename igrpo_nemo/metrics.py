@@ -1,0 +1,273 @@
+"""What a two-stage step did, as named numbers; pass@k and Proposition 3.1.
+
+    rollouts, training rows --> igrpo/* and reward/reason/*      (names: docs of each function)
+    correct counts          --> pass@k, mean and standard error
+
+Plain Python, no torch. A metric without anything to average is absent, never 0 or nan: with
+feedback `none`, for example, nothing that speaks of refinements appears.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from igrpo_nemo.objectives.reward_shaping import nonzero_groups
+from igrpo_nemo.types import Completion, Group, Rollout, Score, StopReason, TrainingRow
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) -> dict[str, float]:
+    """All `igrpo/*` and `reward/reason/*` metrics of one step.
+
+    Rates are fractions in [0, 1]; token counts are means. `reward/reason/<reason>` are fractions
+    of all completions, of both stages.
+    """
+    metrics = {
+        **_draft_metrics(rollouts),
+        **_refinement_metrics(rollouts),
+        **_comparison_metrics(rollouts),
+        **_training_metrics(rows),
+        **_reason_metrics(rollouts),
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _draft_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Stage 1. `best_draft_*` are means over problems of the maximum over the problem's drafts.
+
+    best_draft_accuracy (some draft is correct) is what Proposition 3.1 predicts from the drafts'
+    accuracy p_q: `best_draft_predicted` is the mean over problems of 1 - (1 - p_q)^N,
+    `best_draft_predicted_pooled` has one p, the mean over problems, in the place of every p_q.
+    The draft that was shown is in `selected_draft_reward` and `selected_draft_accuracy`: it is
+    another one than the best where the selection rule is random or worst, or where a wrong but
+    well formatted draft ties with a right one.
+    """
+    groups = [rollout.drafts for rollout in rollouts if rollout.drafts.scores]
+    accuracy_P = [_accuracy(group.scores) for group in groups]
+    pooled = _mean(accuracy_P)
+    selected = [score for rollout in rollouts if (score := _selected_score(rollout)) is not None]
+    return {
+        **_stage_metrics("draft", groups),
+        "igrpo/best_draft_reward": _mean(max(group.rewards) for group in groups),
+        "igrpo/best_draft_accuracy": _mean(
+            any(score.correct for score in group.scores) for group in groups
+        ),
+        "igrpo/best_draft_predicted": _mean(
+            best_draft_prediction(accuracy, len(group.scores))
+            for accuracy, group in zip(accuracy_P, groups, strict=True)
+        ),
+        "igrpo/best_draft_predicted_pooled": None
+        if pooled is None
+        else _mean(best_draft_prediction(pooled, len(group.scores)) for group in groups),
+        "igrpo/selected_draft_reward": _mean(score.reward for score in selected),
+        "igrpo/selected_draft_accuracy": _mean(score.correct for score in selected),
+        "igrpo/prompt_tokens": _mean(len(group.prompt.token_ids) for group in groups),
+        "igrpo/skipped_rate": _mean(
+            rollout.selection is not None and rollout.selection.skipped for rollout in rollouts
+        ),
+    }
+
+
+def _refinement_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Stage 2. `draft_clipped_rate`: over Stage 2 prompts that show a draft, the fraction in which
+    the draft was shortened to fit."""
+    groups = [group for rollout in rollouts for group in rollout.refinements if group.scores]
+    showing = [
+        group.prompt
+        for rollout in rollouts
+        if rollout.selection is not None and rollout.selection.index is not None
+        for group in rollout.refinements
+    ]
+    return {
+        **_stage_metrics("refinement", groups),
+        "igrpo/refine_prompt_tokens": _mean(len(group.prompt.token_ids) for group in groups),
+        "igrpo/draft_clipped_rate": _mean(prompt.draft_tokens_dropped > 0 for prompt in showing),
+    }
+
+
+def _stage_metrics(stage: str, groups: Sequence[Group]) -> dict[str, float | None]:
+    """Means over all completions of the stage; `format` only where the reward has that part."""
+    scores = [score for group in groups for score in group.scores]
+    completions = [completion for group in groups for completion in group.completions]
+    formats = [score.components["format"] for score in scores if "format" in score.components]
+    return {
+        f"igrpo/{stage}_reward": _mean(score.reward for score in scores),
+        f"igrpo/{stage}_accuracy": _accuracy(scores) if scores else None,
+        f"igrpo/{stage}_format": _mean(formats),
+        f"igrpo/{stage}_truncated_rate": _mean(each.truncated for each in completions),
+        f"igrpo/{stage}_tokens": _mean(len(each.token_ids) for each in completions),
+    }
+
+
+def _comparison_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Every refinement against the selected draft, over the problems where a draft was shown.
+
+    `lift` is the mean over problems of (refinement accuracy - accuracy of the selected draft);
+    `refinement_better` and `refinement_worse` compare rewards; `copy_rate` counts texts equal to
+    the whole draft but for surrounding white space; `overlap` is `bag_overlap`. With several
+    refinement groups per problem, all of them are compared with the one selected draft.
+    """
+    lifts: list[float] = []
+    better: list[bool] = []
+    worse: list[bool] = []
+    copies: list[bool] = []
+    overlaps: list[float] = []
+    for rollout in rollouts:
+        shown = _selected_score(rollout)
+        refinements = list(_refinements(rollout))
+        if shown is None or not refinements:
+            continue
+        draft = _selected_draft(rollout)
+        draft_bag, draft_text = _bag(draft), draft.text.strip()
+        lifts.append(_accuracy([score for _, score in refinements]) - float(shown.correct))
+        for completion, score in refinements:
+            better.append(score.reward > shown.reward)
+            worse.append(score.reward < shown.reward)
+            copies.append(completion.text.strip() == draft_text)
+            overlaps.append(_dice(draft_bag, _bag(completion)))
+    return {
+        "igrpo/lift": _mean(lifts),
+        "igrpo/refinement_better": _mean(better),
+        "igrpo/refinement_worse": _mean(worse),
+        "igrpo/copy_rate": _mean(copies),
+        "igrpo/overlap": _mean(overlaps),
+    }
+
+
+def _training_metrics(rows: Sequence[TrainingRow]) -> dict[str, float | None]:
+    """`nonzero_advantage_groups`: the fraction of trained groups whose rewards differ; the others
+    have a zero gradient."""
+    differs = nonzero_groups([row.reward for row in rows], [row.group for row in rows])
+    return {
+        "igrpo/nonzero_advantage_groups": _mean(differs.values()),
+        "igrpo/trained_reward": _mean(row.reward for row in rows),
+    }
+
+
+def _reason_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    reasons = [
+        score.reason
+        for rollout in rollouts
+        for group in (rollout.drafts, *rollout.refinements)
+        for score in group.scores
+    ]
+    return {
+        f"reward/reason/{reason}": count / len(reasons)
+        for reason, count in sorted(Counter(reasons).items())
+        if reason
+    }
+
+
+def bag_overlap(first: Completion, second: Completion) -> float:
+    """Token-multiset overlap (Dice): 2 |A and B| / (|A| + |B|), in [0, 1].
+
+    A and B count each token id of a completion without its end-of-sequence token; their
+    intersection takes the smaller count. Order does not matter, so that this is an upper bound on
+    what was taken over, at a cost linear in the lengths. Two empty completions overlap by 1.
+    """
+    return _dice(_bag(first), _bag(second))
+
+
+def _bag(completion: Completion) -> Counter[int]:
+    ends = completion.stop_reason is StopReason.EOS
+    return Counter(completion.token_ids[:-1] if ends else completion.token_ids)
+
+
+def _dice(first: Counter[int], second: Counter[int]) -> float:
+    total = first.total() + second.total()
+    if total == 0:
+        return 1.0
+    common = sum(min(count, second[token]) for token, count in first.items())
+    return 2 * common / total
+
+
+def best_draft_prediction(p: float, n: int) -> float:
+    """Proposition 3.1: E[reward of the best of n drafts] = 1 - (1 - p)^n for binary rewards.
+
+    The function is concave in p, so that on average over problems the measured success lies above
+    the mean of the predictions from each problem's own estimate of p (made from the same n
+    drafts), and below the prediction from the pooled p.
+
+    Raises ValueError for p outside [0, 1] or n < 1.
+    """
+    if not 0 <= p <= 1 or n < 1:
+        raise ValueError(f"best_draft_prediction needs 0 <= p <= 1 and n >= 1, got p={p}, n={n}")
+    return 1.0 if p == 1 else -math.expm1(n * math.log1p(-p))
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of pass@k from n samples, c of them correct (arXiv 2107.03374, Eq. 1).
+
+    1 - C(n - c, k) / C(n, k), as the product 1 - prod_{i = n-c+1}^{n} (1 - k / i): no binomial
+    overflows, and summing logarithms keeps the digits of small results.
+
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    if n - c < k:
+        return 1.0
+    return -math.expm1(math.fsum(math.log1p(-k / i) for i in range(n - c + 1, n + 1)))
+
+
+def pass_at_k_curve(
+    correct_P: Sequence[int], n: int, ks: Sequence[int] | None = None
+) -> dict[int, float]:
+    """Mean pass@k over problems with n samples each; ks defaults to 1, 2, 4, ... and n itself.
+
+    Args:
+        correct_P: how many of the n samples of each problem are correct.
+
+    Raises ValueError without problems, or for counts and ks outside their range.
+    """
+    if not correct_P:
+        raise ValueError("pass_at_k_curve needs at least one problem")
+    if ks is None:
+        ks = sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
+    return {k: math.fsum(pass_at_k(n, c, k) for c in correct_P) / len(correct_P) for k in ks}
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, sample std / sqrt(n).
+
+    For accuracies, the values are per-problem means: samples of one problem are not independent.
+    One value has no spread to measure: its standard error is given as 0.
+
+    Raises ValueError without values.
+    """
+    if not values:
+        raise ValueError("mean_and_stderr needs at least one value")
+    size = len(values)
+    mean = math.fsum(values) / size
+    if size == 1:
+        return mean, 0.0
+    variance = math.fsum((value - mean) ** 2 for value in values) / (size - 1)
+    return mean, math.sqrt(variance / size)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = [float(value) for value in values]
+    return math.fsum(listed) / len(listed) if listed else None
+
+
+def _accuracy(scores: Sequence[Score]) -> float:
+    return sum(score.correct for score in scores) / len(scores)
+
+
+def _selected_draft(rollout: Rollout) -> Completion:
+    assert rollout.selection is not None and rollout.selection.index is not None
+    return rollout.drafts.completions[rollout.selection.index]
+
+
+def _selected_score(rollout: Rollout) -> Score | None:
+    """The score of the draft that Stage 2 was shown, if it was shown one."""
+    selection = rollout.selection
+    if selection is None or selection.index is None or selection.skipped:
+        return None
+    return rollout.drafts.scores[selection.index]
+
+
+def _refinements(rollout: Rollout) -> Iterator[tuple[Completion, Score]]:
+    for group in rollout.refinements:
+        yield from zip(group.completions, group.scores, strict=True)

@@ -1,0 +1,324 @@
+"""The clipped surrogate: Eqs. 1 and 5, with DAPO, GSPO and Dr. GRPO as settings of it.
+
+    log-probs (new, old, reference), advantages --> per-token objective --> one scalar loss = -J
+                                              \\--> sums for the policy/* metrics
+
+The four objectives differ in three places only: the ratio (`_log_ratio`), the clip range
+(`_clipped_objective`) and the divisor (`_token_weights`). Masks come from lengths alone.
+Shapes: R rows (completions), T tokens, completions start at column 0 and are padded on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from igrpo_nemo.errors import UserError
+
+_MAX_LOG_RATIO = 80.0
+"""e^80 is still finite in fp32. Beyond, the unselected branch of the clip would send 0 * inf = nan
+into the gradient; no sampled token has a ratio anywhere near."""
+
+_UNSUPPORTED_KEYS: dict[str, Any] = {
+    "disable_ppo_ratio": False,
+    "force_on_policy_ratio": False,
+    "positive_example_nll_weight": 0.0,
+    "truncated_importance_sampling_type": None,
+    "use_cispo": False,
+    "use_kl_in_reward": False,
+    "use_on_policy_kl_approximation": False,
+}
+"""NeMo-RL's keys that change its loss and have no counterpart here, with their neutral values."""
+
+
+@dataclass(frozen=True, slots=True)
+class SurrogateConfig:
+    """NeMo-RL's `loss_fn` keys; the defaults are the paper's Eq. 5 with beta = 0."""
+
+    ratio_clip_min: float = 0.2
+    """epsilon below 1: the ratio is clipped at 1 - ratio_clip_min."""
+    ratio_clip_max: float = 0.2
+    """epsilon above 1; larger than ratio_clip_min is DAPO's clip-higher (arXiv 2503.14476)."""
+    ratio_clip_c: float | None = None
+    """Dual clip: for A < 0 the term is at least c * A (arXiv 1912.09729). Above 1, None for off."""
+    token_level_loss: bool = False
+    """DAPO: the mean over all tokens of the step, in place of the mean over sequences of means."""
+    sequence_level_importance_ratios: bool = False
+    """GSPO: one ratio per completion, exp(mean log ratio) (arXiv 2507.18071)."""
+    reference_policy_kl_penalty: float = 0.0
+    """beta of Eq. 1; above 0 the reference log-probs are needed."""
+    reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the KL (joschu.net/blog/kl-approx.html); k3 is the paper's (Eq. 24)."""
+    kl_input_clamp_value: float | None = None
+    """Clamp of log(pi_ref / pi) to +- this value. NeMo-RL's default is 20, the paper has none."""
+    kl_output_clamp_value: float | None = None
+    """Clamp of the per-token KL to +- this value. NeMo-RL's default is 10, the paper has none."""
+    constant_length_divisor: int | None = None
+    """Dr. GRPO: divide a completion's sum by this constant, not by its own length
+    (arXiv 2503.20783)."""
+
+    def __post_init__(self) -> None:
+        if min(self.ratio_clip_min, self.ratio_clip_max) < 0:
+            raise UserError("loss_fn.ratio_clip_min and ratio_clip_max must not be negative")
+        if self.ratio_clip_c is not None and self.ratio_clip_c <= 1:
+            raise UserError(f"loss_fn.ratio_clip_c={self.ratio_clip_c} must be above 1, or null")
+        if self.reference_policy_kl_penalty < 0:
+            raise UserError("loss_fn.reference_policy_kl_penalty must not be negative")
+        if self.reference_policy_kl_type not in ("k1", "k2", "k3"):
+            raise UserError(
+                f"loss_fn.reference_policy_kl_type={self.reference_policy_kl_type!r} "
+                "must be k1, k2 or k3"
+            )
+        for name in ("kl_input_clamp_value", "kl_output_clamp_value", "constant_length_divisor"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"loss_fn.{name}={value} must be positive, or null")
+        exclusive = ("sequence_level_importance_ratios", "constant_length_divisor")
+        chosen = [name for name in ("token_level_loss", *exclusive) if getattr(self, name)]
+        if len(chosen) > 1:
+            raise UserError(f"loss_fn: {' and '.join(chosen)} exclude each other; choose one")
+
+    @classmethod
+    def from_loss_fn(cls, loss_fn: Mapping[str, Any]) -> SurrogateConfig:
+        """From a config's `loss_fn` section; keys that are not given keep the defaults above.
+
+        `use_importance_sampling_correction` has no effect here: the old log-probs are the
+        sampler's own, so that its weight is 1.
+
+        Raises UserError for a value that makes no sense, and for a key of NeMo-RL's loss that
+        is switched on but not part of this surrogate.
+        """
+        for name, neutral in _UNSUPPORTED_KEYS.items():
+            if loss_fn.get(name, neutral) not in (neutral, None):
+                raise UserError(
+                    f"loss_fn.{name}={loss_fn[name]} is only known to NeMo-RL's loss: "
+                    f"set it to {'null' if neutral is None else neutral}, or use engine=nemo_rl"
+                )
+        names = [field.name for field in fields(cls) if field.name in loss_fn]
+        return cls(**{name: loss_fn[name] for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class SurrogateInputs:
+    """One micro-batch. Entries at or beyond a row's length may hold anything, nan included."""
+
+    logprobs_RT: Tensor
+    """log pi(token) under the policy being trained, with gradient."""
+    old_logprobs_RT: Tensor
+    """The same under the snapshot that sampled the completions."""
+    reference_logprobs_RT: Tensor | None
+    """The same under the reference policy; needed when beta > 0."""
+    advantages_R: Tensor
+    lengths_R: Tensor
+    """Tokens of each completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normalizer:
+    """Counts over *all* micro-batches of an optimizer step, and over all ranks.
+
+    Every micro-batch divides by these, so that the sum of their losses is the loss of the whole
+    batch, however it was cut.
+    """
+
+    num_sequences: int
+    num_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.num_sequences < 1 or self.num_tokens < 1:
+            raise ValueError(f"an optimizer step needs rows with tokens, got {self}")
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int]) -> Normalizer:
+        """From the completion lengths of all rows of the optimizer step."""
+        return cls(num_sequences=len(lengths), num_tokens=sum(lengths))
+
+
+def clipped_surrogate(
+    inputs: SurrogateInputs, config: SurrogateConfig, normalizer: Normalizer
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the loss -J, and of the sums behind the policy/* metrics.
+
+    Eq. 5 (Eq. 1 with q' for q), for R = the normalizer's number of sequences:
+
+        J = 1/R sum_j 1/|o_j| sum_t [ min(r A, clip(r, 1 - eps_min, 1 + eps_max) A) - beta D_KL ]
+
+    With groups of equal size, the mean over rows is the paper's mean over the group and then over
+    problems. Agrees with NeMo-RL v0.7.0's ClippedPGLossFn in value; its gradient of the KL carries
+    a score-function term that Eqs. 25-26 lack, so with beta > 0 the gradients differ by that term.
+
+    Returns: the loss, a scalar with gradient; and detached scalars, where `tokens`,
+        `clipped_tokens`, `ratio_sum`, `kl_sum` and `loss` add up over micro-batches and
+        `ratio_max` is their maximum. `finish_metrics` turns them into metrics:
+        tokens: of the micro-batch. clipped_tokens: those whose gradient the clip removes, the
+        complement of Eq. 22. ratio_sum: of r. kl_sum: of the estimate of the KL to the reference;
+        without one, of r - 1 - log r, the KL between the sampling snapshot and the policy.
+
+    Raises ValueError for shapes that do not agree, or beta > 0 without reference log-probs.
+    """
+    mask_RT = _mask(inputs)
+    logprobs_RT = _clean(inputs.logprobs_RT, mask_RT)
+    old_logprobs_RT = _clean(inputs.old_logprobs_RT.detach(), mask_RT)
+    advantages_R1 = inputs.advantages_R.detach().to(logprobs_RT.dtype)[:, None]
+
+    token_log_ratio_RT = logprobs_RT - old_logprobs_RT
+    ratio_RT = _log_ratio(token_log_ratio_RT, mask_RT, config).exp()
+    objective_RT = _clipped_objective(ratio_RT, advantages_R1, config)
+    if inputs.reference_logprobs_RT is not None:
+        reference_RT = _clean(inputs.reference_logprobs_RT.detach(), mask_RT)
+        kl_RT = _kl(logprobs_RT, reference_RT, config)
+        if config.reference_policy_kl_penalty:
+            objective_RT = objective_RT - config.reference_policy_kl_penalty * kl_RT
+    elif config.reference_policy_kl_penalty:
+        raise ValueError("reference_policy_kl_penalty > 0 needs reference_logprobs_RT")
+    else:
+        kl_RT = torch.expm1(token_log_ratio_RT.detach()) - token_log_ratio_RT.detach()
+    loss = -(objective_RT * _token_weights(mask_RT, config, normalizer, logprobs_RT.dtype)).sum()
+
+    with torch.no_grad():
+        clipped_RT = _is_clipped(ratio_RT, advantages_R1, config) & mask_RT
+        metrics = {
+            "loss": loss.detach(),
+            "tokens": mask_RT.sum().to(loss.dtype),
+            "clipped_tokens": clipped_RT.sum().to(loss.dtype),
+            "ratio_sum": (ratio_RT.detach() * mask_RT).sum(),
+            "ratio_max": (ratio_RT.detach() * mask_RT).max(),
+            "kl_sum": (kl_RT.detach() * mask_RT).sum(),
+        }
+    return loss, metrics
+
+
+def finish_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The metrics of an optimizer step from those of all its micro-batches.
+
+    Returns: `loss`, and means over tokens `policy/clip_fraction`, `policy/ratio_mean`,
+        `policy/kl` (nats), and `policy/ratio_max`. Parts of several steps give token-weighted
+        means over all of them, and the sum of the losses.
+
+    Raises ValueError without any part or token.
+    """
+    merged = merge_metrics(parts)
+    tokens = float(merged["tokens"])
+    if tokens == 0:
+        raise ValueError("the micro-batches hold no tokens")
+    return {
+        "loss": float(merged["loss"]),
+        "policy/clip_fraction": float(merged["clipped_tokens"]) / tokens,
+        "policy/ratio_mean": float(merged["ratio_sum"]) / tokens,
+        "policy/ratio_max": float(merged["ratio_max"]),
+        "policy/kl": float(merged["kl_sum"]) / tokens,
+    }
+
+
+def merge_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One set of sums for several micro-batches: all add up but `ratio_max`.
+
+    Raises ValueError without any part.
+    """
+    listed = list(parts)
+    if not listed:
+        raise ValueError("no micro-batch metrics to merge")
+    stacked = {name: torch.stack([part[name] for part in listed]) for name in listed[0]}
+    return {
+        name: values.max() if name == "ratio_max" else values.sum()
+        for name, values in stacked.items()
+    }
+
+
+def _mask(inputs: SurrogateInputs) -> Tensor:
+    """mask_RT, true on the tokens of each completion; checks the shapes on the way."""
+    shape = inputs.logprobs_RT.shape
+    if len(shape) != 2 or shape.numel() == 0:
+        raise ValueError(f"logprobs_RT must be rows x tokens, got shape {tuple(shape)}")
+    for name, expected in (
+        ("old_logprobs_RT", shape),
+        ("reference_logprobs_RT", shape),
+        ("advantages_R", shape[:1]),
+        ("lengths_R", shape[:1]),
+    ):
+        tensor = getattr(inputs, name)
+        if tensor is not None and tensor.shape != expected:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, logprobs_RT has {tuple(shape)}"
+            )
+    # On a device this comparison would wait for all queued work.
+    if inputs.lengths_R.device.type == "cpu" and bool((inputs.lengths_R > shape[1]).any()):
+        raise ValueError(f"a length is above the {shape[1]} columns of logprobs_RT")
+    positions_T = torch.arange(shape[1], device=inputs.logprobs_RT.device)
+    return positions_T < inputs.lengths_R.to(inputs.logprobs_RT.device)[:, None]
+
+
+def _clean(logprobs_RT: Tensor, mask_RT: Tensor) -> Tensor:
+    """At least fp32, and 0 in the padding *before* any arithmetic: a later multiplication by the
+    mask would keep nan, and send it into the gradient."""
+    logprobs_RT = logprobs_RT.to(torch.promote_types(logprobs_RT.dtype, torch.float32))
+    return torch.where(mask_RT, logprobs_RT, 0.0)
+
+
+def _log_ratio(log_ratio_RT: Tensor, mask_RT: Tensor, config: SurrogateConfig) -> Tensor:
+    """log r per token (Eq. 20), or GSPO's log s_i = mean_t log r_it on every token of row i.
+
+    GSPO differentiates s_i through all tokens of the row (arXiv 2507.18071, Eqs. 5-7).
+    """
+    if config.sequence_level_importance_ratios:
+        lengths_R1 = mask_RT.sum(dim=1, keepdim=True).clamp(min=1)
+        sequence_R1 = log_ratio_RT.sum(dim=1, keepdim=True) / lengths_R1
+        log_ratio_RT = torch.where(mask_RT, sequence_R1, 0.0)
+    return log_ratio_RT.clamp(max=_MAX_LOG_RATIO)
+
+
+def _clipped_objective(ratio_RT: Tensor, advantages_R1: Tensor, config: SurrogateConfig) -> Tensor:
+    """min(r A, clip(r) A) (Eq. 21), for A < 0 not below c A when the dual clip is on."""
+    clipped_RT = ratio_RT.clamp(1 - config.ratio_clip_min, 1 + config.ratio_clip_max)
+    objective_RT = torch.minimum(ratio_RT * advantages_R1, clipped_RT * advantages_R1)
+    if config.ratio_clip_c is not None:
+        floored_RT = torch.maximum(objective_RT, config.ratio_clip_c * advantages_R1)
+        objective_RT = torch.where(advantages_R1 < 0, floored_RT, objective_RT)
+    return objective_RT
+
+
+def _is_clipped(ratio_RT: Tensor, advantages_R1: Tensor, config: SurrogateConfig) -> Tensor:
+    """Where the clip removes the gradient: 1 - I of Eq. 22 for A != 0, and the dual clip."""
+    clipped_RT = (advantages_R1 > 0) & (ratio_RT > 1 + config.ratio_clip_max)
+    clipped_RT |= (advantages_R1 < 0) & (ratio_RT < 1 - config.ratio_clip_min)
+    if config.ratio_clip_c is not None:
+        clipped_RT |= (advantages_R1 < 0) & (ratio_RT > config.ratio_clip_c)
+    return clipped_RT
+
+
+def _kl(logprobs_RT: Tensor, reference_RT: Tensor, config: SurrogateConfig) -> Tensor:
+    """Per-token estimate of KL(pi || pi_ref); k3 is rho - log rho - 1, rho = pi_ref/pi (Eq. 24)."""
+    log_rho_RT = reference_RT - logprobs_RT
+    if (bound := config.kl_input_clamp_value) is not None:
+        log_rho_RT = log_rho_RT.clamp(-bound, bound)
+    if config.reference_policy_kl_type == "k1":
+        kl_RT = -log_rho_RT
+    elif config.reference_policy_kl_type == "k2":
+        kl_RT = log_rho_RT.square() / 2
+    else:
+        # expm1 keeps the digits near rho = 1, where this is a difference of nearly equal numbers.
+        kl_RT = torch.expm1(log_rho_RT) - log_rho_RT
+    if (bound := config.kl_output_clamp_value) is not None:
+        kl_RT = kl_RT.clamp(-bound, bound)
+    return kl_RT
+
+
+def _token_weights(
+    mask_RT: Tensor, config: SurrogateConfig, normalizer: Normalizer, dtype: torch.dtype
+) -> Tensor:
+    """What each token's term is multiplied by; 0 in the padding.
+
+    1 / (sequences x own length) for Eq. 5 and GSPO, 1 / tokens for DAPO,
+    1 / (sequences x constant) for Dr. GRPO.
+    """
+    weights_RT = mask_RT.to(dtype)
+    if config.token_level_loss:
+        return weights_RT / normalizer.num_tokens
+    if config.constant_length_divisor is not None:
+        return weights_RT / (normalizer.num_sequences * config.constant_length_divisor)
+    lengths_R1 = weights_RT.sum(dim=1, keepdim=True).clamp(min=1)
+    return weights_RT / (lengths_R1 * normalizer.num_sequences)

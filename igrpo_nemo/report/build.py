@@ -1,0 +1,117 @@
+"""Assembling the page: run folders in, one HTML file without external requests out.
+
+    load_runs -> draw_figures, time_figure, reason_figure, tables -> page.html.j2 -> report.html
+
+All text from runs is data: the template escapes everything but the SVG made here, and the page's
+content policy allows no script but its own (by hash) and no network at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from igrpo_nemo.report.figures import Figure, draw_figures, group_colors
+from igrpo_nemo.report.runs import Run, load_runs
+from igrpo_nemo.report.shares import reason_figure, time_figure
+from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows
+
+SECTIONS = ("Outcome", "Two stages", "Policy", "Optimisation", "Cost")
+HERE = Path(__file__).parent
+
+
+def build_report(
+    run_dirs: Sequence[Path | str],
+    out: Path | str | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    title: str | None = None,
+    introduction: str = "",
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+) -> Path:
+    """Write the report of one run, or of several overlaid, and return the path of the HTML file.
+
+    `labels` group runs (an equal label: seeds of one arm, drawn as mean and range); by default each
+    run stands for itself. `introduction` and `tables` (caption, header, rows) go to the top.
+    `out` defaults to `report.html` in the run folder, or in the parent of the first of several.
+    Raises `UserError` naming a folder without usable metrics, or an output that cannot be written.
+    """
+    runs = load_runs(run_dirs, labels)
+    path = Path(out) if out is not None else _default_path(runs)
+    html = render(runs, title=title or _title(runs), introduction=introduction, tables=tables)
+    return _write(path, html)
+
+
+def render(
+    runs: Sequence[Run],
+    *,
+    title: str,
+    introduction: str = "",
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = [*draw_figures(runs), reason_figure(runs), time_figure(runs)]
+    samples, total_samples = sample_rows(runs)
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        introduction=introduction,
+        tables=tables,
+        runs=runs,
+        several=len(runs) > 1,
+        facts=headline_facts(runs[0]) if len(runs) == 1 else (),
+        run_table=run_rows(runs) if len(runs) > 1 else None,
+        colors=group_colors(runs),
+        sections=[(name, _split(figures, name)) for name in SECTIONS],
+        budgets=[(run.name, rows) for run in runs if (rows := budget_rows(run))],
+        samples=samples,
+        total_samples=total_samples,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=digest,
+    )
+
+
+def _split(figures: Sequence[Figure], section: str) -> tuple[list[Figure], list[Figure]]:
+    """Figures of a section: those to show, and those that are absent (named in one list)."""
+    own = [figure for figure in figures if figure.section == section]
+    return [f for f in own if not f.missing], [f for f in own if f.missing]
+
+
+def _title(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return f"Run {runs[0].name}"
+    labels = list(dict.fromkeys(run.label for run in runs))
+    return f"Comparison of {len(runs)} runs" if len(labels) > 4 else " · ".join(labels)
+
+
+def _default_path(runs: Sequence[Run]) -> Path:
+    folder = runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent
+    return folder / "report.html"
+
+
+def _write(path: Path, html: str) -> Path:
+    from igrpo_nemo.errors import UserError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(html, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write the report to {path}: {error.strerror or error}") from None
+    return path

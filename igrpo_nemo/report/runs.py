@@ -1,0 +1,178 @@
+"""Reading run folders: the files a training run leaves behind, as frozen data.
+
+    metrics.jsonl -> train, val: {name: Curve}    samples.jsonl -> samples
+    config.yaml   -> config, config_text          summary.json  -> summary
+
+A run that is still going, or that died mid-write, is readable: a torn last line is left out, and of
+a step logged twice (a resumed run) the later one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from igrpo_nemo.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One metric over training: equally long steps (ascending) and finite values."""
+
+    steps: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    def tail_mean(self, share: float = 0.1) -> float | None:
+        """Mean over the last `share` of the points (at least one); None for an empty curve."""
+        if not self.values:
+            return None
+        count = max(1, round(len(self.values) * share))
+        return sum(self.values[-count:]) / count
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder. `label` names its group: runs with an equal label are seeds of one arm."""
+
+    path: Path
+    name: str
+    label: str
+    train: Mapping[str, Curve]
+    val: Mapping[str, Curve]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    samples: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def setting(self, dotted: str) -> Any:
+        """A config value by its dotted name, None where absent."""
+        node: Any = self.config
+        for part in dotted.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+    @property
+    def steps(self) -> int:
+        """Number of the last logged training step."""
+        return max((curve.steps[-1] for curve in self.train.values() if curve), default=0)
+
+
+def load_run(folder: Path | str, name: str | None = None, label: str | None = None) -> Run:
+    """Read a run folder. Raises `UserError` naming the folder or file that cannot be used."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give run folders, such as runs/demo")
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no metrics.jsonl: give a folder that `igrpo train` has written"
+        )
+    train, val = _curves(path)
+    if not train and not val:
+        raise UserError(f"{path} holds no metrics yet: wait for the first step")
+    config_text = _text(folder / "config.yaml")
+    name = name or folder.resolve().name
+    return Run(
+        path=folder,
+        name=name,
+        label=label or name,
+        train=train,
+        val=val,
+        config=_config(folder / "config.yaml", config_text),
+        config_text=config_text,
+        samples=tuple(row for _, row in _rows(folder / "samples.jsonl")),
+        summary=_summary(folder / "summary.json"),
+    )
+
+
+def load_runs(folders: Sequence[Path | str], labels: Sequence[str] | None = None) -> list[Run]:
+    """Read run folders; their names tell them apart (with parents where needed)."""
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise UserError("no run folder given: name at least one, such as runs/demo")
+    if labels is not None and len(labels) != len(paths):
+        raise UserError(f"{len(paths)} run folders but {len(labels)} labels: give one label a run")
+    names = _distinct_names(paths)
+    return [
+        load_run(path, name, labels[i] if labels else None)
+        for i, (path, name) in enumerate(zip(paths, names, strict=True))
+    ]
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("the same run folder is given twice: name each one once")
+
+
+def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    points: dict[str, dict[str, dict[int, float]]] = {"train": {}, "val": {}}
+    for number, row in _rows(path):
+        try:
+            metrics, step, kind = row["metrics"].items(), int(row["step"]), row["kind"]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"{path}:{number} is not a line of metrics (kind, step, metrics)"
+            ) from None
+        for name, value in metrics:
+            if isinstance(value, int | float) and math.isfinite(value):
+                points.setdefault(kind, {}).setdefault(name, {})[step] = float(value)
+    train, val = (
+        {
+            name: Curve(tuple(sorted(p)), tuple(p[s] for s in sorted(p)))
+            for name, p in points[kind].items()
+        }
+        for kind in ("train", "val")
+    )
+    return train, val
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, object) of a JSON-lines file; nothing when it is absent."""
+    if not path.is_file():
+        return
+    # Only "\n" ends a row: model text may hold other line separators.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                return  # no newline after it: a write that was cut off
+            raise UserError(f"{path}:{number} is not JSON") from None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _config(path: Path, text: str) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(text) if text else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    return config if isinstance(config, Mapping) else {}
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    return summary if isinstance(summary, Mapping) else {}

@@ -1,0 +1,251 @@
+"""The tables of a report: headline numbers, rollout budget, and samples.
+
+Everything is plain data (strings and numbers); escaping is the template's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from igrpo_nemo.report.charts import format_value
+from igrpo_nemo.report.runs import Curve, Run
+
+SAMPLE_LIMIT = 60
+"""Samples shown on the page, over all runs."""
+TEXT_LIMIT = 6000
+"""Characters of one model text; the tail is kept, since that is where the answer is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A headline number: what it is, its value, and a note in small print."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One logged problem with its shown draft and a refinement, cut for display."""
+
+    run: str
+    step: int
+    problem_id: str
+    question: str
+    answer: str
+    draft: str
+    draft_reward: str
+    draft_verdict: str
+    refinement: str
+    refinement_reward: str
+    refinement_verdict: str
+
+
+def headline_facts(run: Run) -> list[Fact]:
+    """The numbers a reader wants first; those that the run did not log are left out."""
+    start, end = _accuracy(run, "start"), _accuracy(run, "end")
+    facts = []
+    if start is not None and end is not None:
+        change = f"{100 * (end - start):+.1f} points"
+        facts.append(Fact("Held-out accuracy", f"{100 * start:.1f} → {100 * end:.1f} %", change))
+    facts.append(Fact("Training steps", str(run.summary.get("steps", run.steps))))
+    if (seconds := run.summary.get("seconds")) is not None:
+        facts.append(Fact("Wall clock", duration(float(seconds))))
+    if (rate := run.summary.get("completions_per_second")) is not None:
+        facts.append(Fact("Completions / s", format_value(float(rate))))
+    tails = (
+        ("Copies of the draft", "igrpo/copy_rate", True),
+        ("Groups that teach", "igrpo/nonzero_advantage_groups", True),
+        ("Entropy", "entropy/exact", False),
+    )
+    for label, metric, percent in tails:
+        value = run.train.get(metric, Curve()).tail_mean()
+        if value is not None:
+            unit = "" if percent else " nats"
+            facts.append(Fact(label, format_value(value, percent) + unit, "mean of the last tenth"))
+    if memory := run.train.get("perf/peak_memory_gb"):
+        facts.append(Fact("Peak memory", f"{format_value(max(memory.values))} GB"))
+    return facts
+
+
+def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Header and one row a run: where it started, where it ended, what it cost."""
+    header = [
+        "run", "steps", "start", "end", "change", "entropy, end", "copies, end",
+        "groups that teach, end", "completions", "wall clock",
+    ]  # fmt: skip
+    rows = []
+    for run in runs:
+        start, end = _accuracy(run, "start"), _accuracy(run, "end")
+        change = None if start is None or end is None else f"{100 * (end - start):+.1f}"
+        seconds = run.summary.get("seconds")
+        total = rollout_totals(run)["completions sampled"]
+        rows.append(
+            [
+                run.name,
+                str(run.summary.get("steps", run.steps)),
+                _percent(start),
+                _percent(end),
+                change or "–",
+                _number(_tail(run, "entropy/exact")),
+                _percent(_tail(run, "igrpo/copy_rate")),
+                _percent(_tail(run, "igrpo/nonzero_advantage_groups")),
+                f"{total:,}" if total is not None else "–",
+                duration(float(seconds)) if seconds is not None else "–",
+            ]
+        )
+    return header, rows
+
+
+def budget_rows(run: Run) -> list[tuple[str, str, str]]:
+    """(quantity, per step, over the run) of what was sampled and trained."""
+    settings = _budget(run)
+    if settings is None:
+        return []
+    P, drafts, refinements, trained = settings
+    totals = rollout_totals(run)
+    steps = totals["steps"] or 0
+    rows: list[tuple[str, str, str]] = [("problems", f"{P:,}", f"{P * steps:,}")]
+    if refinements:
+        rows.append((f"drafts (N = {drafts})", f"{P * drafts:,}", f"{P * drafts * steps:,}"))
+        rows.append(
+            (
+                f"refinements (G = {refinements})",
+                f"{P * refinements:,}",
+                f"{P * refinements * steps:,}",
+            )
+        )
+    sampled = P * (drafts + refinements)
+    rows.append(("completions sampled", f"{sampled:,}", f"{sampled * steps:,}"))
+    rows.append(
+        (f"rows trained ({trained} a problem)", f"{P * trained:,}", f"{P * trained * steps:,}")
+    )
+    if (tokens := totals["tokens sampled"]) is not None and steps:
+        rows.append(("tokens sampled", f"{tokens // steps:,}", f"{tokens:,}"))
+    return rows
+
+
+def rollout_totals(run: Run) -> dict[str, int | None]:
+    """Steps, completions and tokens sampled, and rows trained, as far as config and metrics say."""
+    settings, steps = _budget(run), int(run.summary.get("steps", run.steps))
+    if settings is None:
+        return {
+            "steps": steps,
+            "completions sampled": None,
+            "rows trained": None,
+            "tokens sampled": None,
+        }
+    P, drafts, refinements, trained = settings
+    tokens = _mean_times(run, "igrpo/draft_tokens", P * drafts, steps)
+    if tokens is not None and refinements:
+        more = _mean_times(run, "igrpo/refinement_tokens", P * refinements, steps)
+        tokens = None if more is None else tokens + more
+    return {
+        "steps": steps,
+        "completions sampled": P * (drafts + refinements) * steps,
+        "rows trained": P * trained * steps,
+        "tokens sampled": tokens,
+    }
+
+
+def sample_rows(runs: Sequence[Run]) -> tuple[list[Sample], int]:
+    """Samples to show, evenly spread over training, and how many were logged."""
+    shown: list[Sample] = []
+    for run in runs:
+        share = max(4, SAMPLE_LIMIT // len(runs))
+        shown += [_sample(run, row) for row in _spread_out(run.samples, share)]
+    return shown[: max(SAMPLE_LIMIT, 4)], sum(len(run.samples) for run in runs)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `48 s`, `4 min 10 s`, `3 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def shorten(text: str, limit: int = TEXT_LIMIT) -> str:
+    """At most `limit` characters of a text: its tail, with a line that says what was left out."""
+    if len(text) <= limit:
+        return text
+    return f"[{len(text) - limit:,} characters left out]\n{text[-limit:]}"
+
+
+def _accuracy(run: Run, end: str) -> float | None:
+    value = run.summary.get(f"val_accuracy_{end}")
+    if isinstance(value, int | float):
+        return float(value)
+    curve = run.val.get("val/accuracy", Curve())
+    return curve.values[0 if end == "start" else -1] if curve else None
+
+
+def _budget(run: Run) -> tuple[int, int, int, int] | None:
+    """(problems, drafts, refinements, trained rows a problem) per step; None without a config."""
+    P = run.setting("grpo.num_prompts_per_step")
+    trained = run.setting("grpo.num_generations_per_prompt")
+    N, G = run.setting("igrpo.num_drafts"), run.setting("igrpo.num_refinements")
+    if not isinstance(P, int):
+        return None
+    # With feedback `none` there are no refinements, whatever N and G say.
+    if run.train.get("igrpo/refinement_reward") and isinstance(N, int) and isinstance(G, int):
+        return P, N, G, trained if isinstance(trained, int) else G
+    single = trained if isinstance(trained, int) else run.setting("igrpo.budget")
+    return (P, single, 0, single) if isinstance(single, int) else None
+
+
+def _mean_times(run: Run, metric: str, count: int, steps: int) -> int | None:
+    curve = run.train.get(metric)
+    return round(sum(curve.values) / len(curve.values) * count * steps) if curve else None
+
+
+def _tail(run: Run, metric: str) -> float | None:
+    return run.train.get(metric, Curve()).tail_mean()
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else format_value(value)
+
+
+def _spread_out(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str, Any]]:
+    if len(rows) <= limit:
+        return list(rows)
+    last = len(rows) - 1
+    return [rows[round(i * last / (limit - 1))] for i in range(limit)]
+
+
+def _sample(run: Run, row: Mapping[str, Any]) -> Sample:
+    def text(key: str) -> str:
+        value = row.get(key)
+        return "" if value is None else shorten(str(value))
+
+    def reward(key: str) -> str:
+        value = row.get(key)
+        return format_value(float(value)) if isinstance(value, int | float) else "–"
+
+    return Sample(
+        run=run.name,
+        step=int(row.get("step") or 0),
+        problem_id=text("problem_id"),
+        question=text("question"),
+        answer=text("answer"),
+        draft=text("draft"),
+        draft_reward=reward("draft_reward"),
+        draft_verdict=_verdict(row.get("draft_correct")),
+        refinement=text("refinement"),
+        refinement_reward=reward("refinement_reward"),
+        refinement_verdict=_verdict(row.get("refinement_correct")),
+    )
+
+
+def _verdict(value: Any) -> str:
+    return "none" if value is None else "right" if value else "wrong"

@@ -1,0 +1,28 @@
+"""Rewards: verifiable accuracy, format, an optional judge, and their weighted sum."""
+
+from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason, Verdict
+from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer
+from igrpo_nemo.rewards.format import format_reward
+from igrpo_nemo.rewards.weighted import (
+    DEFAULT_WEIGHTS,
+    Scorer,
+    ScoreRequest,
+    WeightedScorer,
+    build_scorer,
+    reason_fractions,
+)
+
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "AccuracySettings",
+    "AnswerFormat",
+    "Reason",
+    "ScoreRequest",
+    "Scorer",
+    "Verdict",
+    "WeightedScorer",
+    "build_scorer",
+    "extract_answer",
+    "format_reward",
+    "reason_fractions",
+]

@@ -1,0 +1,170 @@
+"""Finding the answer in a completion: the text after the thinking, then `<answer>`, then a box.
+
+    completion --visible_text--> what the reader is told --extract_answer--> answer | None
+
+Every function is linear in the length of its input and raises nothing, so it may run in the
+training process on text nobody has looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+
+class AnswerFormat(StrEnum):
+    """Where an answer is looked for."""
+
+    TAGS = "tags"
+    """The last complete `<answer>...</answer>`."""
+    BOXED = "boxed"
+    r"""The last balanced `\boxed{...}` (or `\fbox`), or a box without braces."""
+    ANY = "any"
+    """Tags first; where there are none, the box."""
+
+
+_THINK_TAG = re.compile(r"</?think>")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
+# An escaped character (`\{` is a set brace, not a group), a brace, or the start of a box.
+_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
+# What `\boxed 5` and `\boxed\frac12` put in the box: a command with its groups, or a bare token.
+_BRACELESS = re.compile(
+    r"\s*(-?\\[a-zA-Z]+(?:\s*\{[^{}]{0,200}\}){1,2}|-?\\[a-zA-Z]+\s*\d*|[^\s$\\{}]+)"
+)
+_SEPARATOR = re.compile(r"\b(?:and|or)\b|[,;]")
+# A box that matters stands near the end; looking further back only costs time on hostile text.
+_BOX_WINDOW_CHARS = 200_000
+
+
+def visible_text(text: str, *, thinking_open: bool = False) -> str:
+    """The parts of a completion outside its thinking, joined.
+
+    A `</think>` that nothing opened closes a part which the chat template opened. A part that is
+    never closed hides everything after it: an answer inside the thinking does not count.
+    """
+    tags = list(_THINK_TAG.finditer(text))
+    if not tags:
+        return "" if thinking_open else text
+    inside = thinking_open or tags[0].group() == "</think>"
+    parts: list[str] = []
+    start = 0
+    for tag in tags:
+        opens = tag.group() == "<think>"
+        if not inside:
+            # Either the thinking opens again, or a stray `</think>` is skipped over.
+            parts.append(text[start : tag.start()])
+        elif opens:
+            continue  # `<think>` inside the thinking is text of the thinking.
+        inside = opens
+        start = tag.end()
+    if not inside:
+        parts.append(text[start:])
+    return "\n".join(parts)
+
+
+def last_tagged(text: str) -> str | None:
+    """The content of the last complete `<answer>...</answer>`, stripped; None without one.
+
+    An `<answer>` that was cut off does not count: its number may go on.
+    """
+    close = text.rfind("</answer>")
+    if close < 0:
+        return None
+    start = text.rfind("<answer>", 0, close)
+    return None if start < 0 else text[start + len("<answer>") : close].strip()
+
+
+def last_boxed(text: str, *, truncated: bool = False, several: bool = False) -> str | None:
+    r"""The content of the last balanced `\boxed{...}`, stripped; None without one.
+
+    A box that was cut off is passed over for the one before it. `\boxed 5` and `\boxed\frac{1}{2}`
+    are boxes without braces; such a one at the very end of a truncated text may go on, so it does
+    not count. With `several`, boxes that stand together (`\boxed{1} and \boxed{2}`) are one answer,
+    joined by commas, by math-verify's own rule.
+    """
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return None
+    window = text[-_BOX_WINDOW_CHARS:]
+    starts = [box.start() for box in _BOX.finditer(window)]
+    if not starts:
+        return None
+    # Nearly always the last box is whole: scan from there, and from the first one otherwise.
+    spans = [] if several else _closed_boxes(window, starts[-1], truncated)
+    spans = spans or _closed_boxes(window, starts[0], truncated)
+    if not spans:
+        return None
+    spans.sort()
+    if several:
+        return ",".join(_together(window, spans))
+    return window[slice(*spans[-1])].strip()
+
+
+def _closed_boxes(text: str, start: int, truncated: bool) -> list[tuple[int, int]]:
+    """One pass over `text` from `start`: the spans of the contents of all closed boxes."""
+    opened: list[int | None] = []  # per open brace: where its box's content starts, or None
+    spans: list[tuple[int, int]] = []
+    skip_to = start
+    for token in _BOX_TOKEN.finditer(text, start):
+        if token.start() < skip_to:
+            continue
+        kind = token.group()
+        if kind == "{":
+            opened.append(None)
+        elif kind == "}":
+            content = opened.pop() if opened else None
+            if content is not None:
+                spans.append((content, token.start()))
+        elif kind.startswith(("\\boxed", "\\fbox")):
+            brace = _skip_space(text, token.end())
+            if text.startswith("{", brace):
+                opened.append(brace + 1)
+                skip_to = brace + 1
+            elif (bare := _BRACELESS.match(text, token.end())) is not None:
+                if not truncated or bare.end() < len(text):
+                    spans.append(bare.span(1))
+    return spans
+
+
+def _skip_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _together(text: str, spans: list[tuple[int, int]]) -> list[str]:
+    """The contents of the last boxes that stand together, at most eight, in order of writing."""
+    contents = [text[slice(*spans[-1])].strip()]
+    for (start, end), (next_start, _) in zip(spans[-2:-9:-1], spans[:-8:-1], strict=False):
+        between = text[end:next_start]
+        content = text[start:end].strip()
+        near = len(between) < 18 or (
+            len(between) < 78 and content != contents[-1] and _SEPARATOR.search(between)
+        )
+        if end > next_start or not near:
+            break
+        if content != contents[-1]:
+            contents.append(content)
+    return contents[::-1]
+
+
+def extract_answer(
+    text: str,
+    answer_format: AnswerFormat = AnswerFormat.ANY,
+    *,
+    thinking_open: bool = False,
+    truncated: bool = False,
+    several: bool = False,
+) -> str | None:
+    r"""The answer that a completion gives, or None.
+
+    An `<answer>` that holds a box gives the box's content; an empty one is no answer, and the box
+    outside is looked for (format `any`). `several` as in `last_boxed`.
+    """
+    visible = visible_text(text, thinking_open=thinking_open)
+    if answer_format is not AnswerFormat.BOXED:
+        tagged = last_tagged(visible)
+        if tagged:
+            return last_boxed(tagged, several=several) or tagged
+        if answer_format is AnswerFormat.TAGS:
+            return None
+    return last_boxed(visible, truncated=truncated, several=several) or None

@@ -1,0 +1,170 @@
+"""The reward of a completion: a weighted sum of components, each kept beside the sum.
+
+ScoreRequest --accuracy (in process or through the pool), format, judge--> components
+reward = sum of weight x component                         (paper S.2: accuracy + format)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.rewards.accuracy import (
+    DEFAULT_SETTINGS,
+    AccuracySettings,
+    Verdict,
+    verify_completion,
+)
+from igrpo_nemo.rewards.format import format_reward
+from igrpo_nemo.types import Problem, Score
+
+DEFAULT_WEIGHTS: Mapping[str, float] = {"accuracy": 1.0, "format": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A completion to score.
+
+    `thinking_open`: the prompt ended inside a thinking part. `truncated`: it met the token limit.
+    """
+
+    problem: Problem
+    text: str
+    thinking_open: bool = False
+    truncated: bool = False
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores completions, in order. `close` frees what it holds and may be called twice."""
+
+    component_names: tuple[str, ...]
+
+    def __call__(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
+
+    def close(self) -> None: ...
+
+
+class Verifier(Protocol):
+    """Accuracy verdicts for completions, in order: in this process, or the pool."""
+
+    def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessVerifier:
+    """math-verify in this process, without a time limit: for trusted completions and tests."""
+
+    settings: AccuracySettings = DEFAULT_SETTINGS
+
+    def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
+        return [
+            verify_completion(
+                request.problem.answer,
+                request.text,
+                self.settings,
+                thinking_open=request.thinking_open,
+                truncated=request.truncated,
+            )
+            for request in requests
+        ]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+Component = Callable[[Sequence[ScoreRequest], Sequence[Verdict]], list[float]]
+"""A component's values in [0, 1] for the requests, given their accuracy verdicts."""
+
+
+def _accuracy(requests: Sequence[ScoreRequest], verdicts: Sequence[Verdict]) -> list[float]:
+    return [1.0 if verdict.correct else 0.0 for verdict in verdicts]
+
+
+def _format(requests: Sequence[ScoreRequest], verdicts: Sequence[Verdict]) -> list[float]:
+    return [
+        format_reward(request.text, thinking_open=request.thinking_open) for request in requests
+    ]
+
+
+BUILT_IN: Mapping[str, Component] = {"accuracy": _accuracy, "format": _format}
+
+
+class WeightedScorer:
+    """Accuracy, format and further components, summed with weights.
+
+    `Score.components` holds each unweighted; `Score.reason` is the accuracy verdict's. The
+    accuracy verdict is always taken (selection metrics need it), even at weight 0.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        verifier: Verifier,
+        components: Mapping[str, Component] | None = None,
+    ) -> None:
+        known = {**BUILT_IN, **(components or {})}
+        unknown = [name for name in weights if name not in known]
+        if unknown:
+            raise UserError(
+                f"unknown reward component {unknown[0]!r}: known are {', '.join(sorted(known))}"
+            )
+        if not weights:
+            raise UserError("no reward component: give at least one weight, such as accuracy: 1.0")
+        self.weights = dict(weights)
+        self.verifier = verifier
+        self.component_names = tuple(dict.fromkeys(["accuracy", *weights]))
+        self._components = {name: known[name] for name in self.component_names}
+
+    def __call__(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        if not requests:
+            return []
+        verdicts = self.verifier.verdicts(requests)
+        columns = {
+            name: component(requests, verdicts) for name, component in self._components.items()
+        }
+        scores = []
+        for row, verdict in enumerate(verdicts):
+            components = {name: column[row] for name, column in columns.items()}
+            reward = sum(weight * components[name] for name, weight in self.weights.items())
+            scores.append(Score(reward, components, str(verdict.reason)))
+        return scores
+
+    def close(self) -> None:
+        self.verifier.close()
+
+
+def build_scorer(
+    weights: Mapping[str, float] = DEFAULT_WEIGHTS,
+    *,
+    workers: int = 0,
+    item_timeout_s: float = 5.0,
+    settings: AccuracySettings = DEFAULT_SETTINGS,
+    components: Mapping[str, Component] | None = None,
+    **pool_options: Any,
+) -> WeightedScorer:
+    """A scorer. With `workers` = 0 math-verify runs in this process, without a time limit.
+
+    Otherwise verdicts come from a pool of that many processes: `pool_options` are those of
+    `rewards.pool.VerifierPool` (`group_deadline_s`, `memory_limit_mb`, ...).
+    Raises UserError for an unknown component or no weight.
+    """
+    if workers == 0:
+        return WeightedScorer(weights, InProcessVerifier(settings), components)
+    from igrpo_nemo.rewards.pool import VerifierPool
+
+    pool = VerifierPool(
+        workers=workers, item_timeout_s=item_timeout_s, settings=settings, **pool_options
+    )
+    return WeightedScorer(weights, pool, components)
+
+
+def reason_fractions(scores: Sequence[Score]) -> dict[str, float]:
+    """`reward/reason/<reason>` metrics: the fraction of completions with each verdict reason."""
+    counts = Counter(score.reason for score in scores if score.reason)
+    return {f"reward/reason/{reason}": n / len(scores) for reason, n in sorted(counts.items())}

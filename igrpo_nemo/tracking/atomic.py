@@ -1,0 +1,70 @@
+"""Files that are either the old or the new version, whatever happens while they are written.
+
+bytes -> temporary sibling -> fsync -> rename over the target -> fsync of the folder
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+
+
+def fsync_file(path: Path) -> None:
+    """Push one file's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: Path) -> None:
+    """Push a folder's entries (names, renames) to the disk, where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems cannot sync a folder; the rename is still atomic.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: a reader, or a crash, sees the old content or the new.
+
+    Raises OSError as the file system does; the old content is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, says that a disk or a quota is full.
+
+    Writers in native code (safetensors, torch's zip writer) keep the errno only in the text or in
+    the exception they chain to, hence the walk.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _FULL_ERRNOS:
+            return True
+        text = str(error)
+        if any(os.strerror(number) in text for number in _FULL_ERRNOS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

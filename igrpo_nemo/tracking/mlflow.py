@@ -1,0 +1,107 @@
+"""The MLflow sink (extra `mlflow`); a resumed run continues its own MLflow run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from igrpo_nemo.errors import UserError
+
+_PARAM_BATCH = 100
+_PARAM_CHARACTERS = 500
+
+
+class MlflowSink:
+    """`settings` are NeMo-RL's `logger.mlflow`: experiment_name, run_name, tracking_uri.
+
+    The run's id is kept in `folder`. MLflow keeps every value it is sent, so a resumed run sends
+    only the steps that each metric does not have yet.
+    """
+
+    remote = True
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        config: object,
+        resume_step: int | None = None,
+    ) -> None:
+        try:
+            self._mlflow = import_module("mlflow")
+        except ImportError as error:
+            raise UserError(
+                "logger.mlflow_enabled needs mlflow: pip install 'igrpo-nemo[mlflow]'"
+            ) from error
+        uri = settings.get("tracking_uri") or (folder / "mlruns").resolve().as_uri()
+        try:
+            self._client = self._mlflow.MlflowClient(tracking_uri=str(uri))
+            self._run_id, continued = self._open_run(folder, settings, resume_step)
+            if not continued:
+                self._log_params(config)
+        except self._mlflow.MlflowException as error:
+            raise UserError(f"logger.mlflow: {' '.join(str(error).split())}") from error
+        self._logged: dict[str, int] | None = {} if continued else None
+
+    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        new = [
+            self._mlflow.entities.Metric(name, float(value), now, step)
+            for name, value in metrics.items()
+            if step > self._last_step(name)
+        ]
+        self._client.log_batch(self._run_id, metrics=new)
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        if rows:
+            artifact = f"samples/step_{step:08d}.json"
+            self._client.log_dict(self._run_id, {"rows": [dict(row) for row in rows]}, artifact)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)
+
+    def _open_run(
+        self, folder: Path, settings: Mapping[str, object], resume_step: int | None
+    ) -> tuple[str, bool]:
+        id_file = folder / "mlflow_run_id"
+        if resume_step is not None and id_file.exists():
+            run_id = id_file.read_text().strip()
+            self._client.update_run(run_id, status="RUNNING")
+            return run_id, True
+        name = str(settings.get("experiment_name") or "igrpo")
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = (
+            experiment.experiment_id if experiment else self._client.create_experiment(name)
+        )
+        run_name = settings.get("run_name")
+        run = self._client.create_run(experiment_id, run_name=str(run_name) if run_name else None)
+        id_file.write_text(run.info.run_id)
+        return run.info.run_id, False
+
+    def _log_params(self, config: object) -> None:
+        flat = [
+            self._mlflow.entities.Param(key, value[:_PARAM_CHARACTERS])
+            for key, value in _flatten(config)
+        ]
+        for start in range(0, len(flat), _PARAM_BATCH):
+            self._client.log_batch(self._run_id, params=flat[start : start + _PARAM_BATCH])
+
+    def _last_step(self, name: str) -> int:
+        if self._logged is None:
+            return -1
+        if name not in self._logged:
+            history = self._client.get_metric_history(self._run_id, name)
+            self._logged[name] = max((metric.step for metric in history), default=-1)
+        return self._logged[name]
+
+
+def _flatten(config: object, prefix: str = "") -> list[tuple[str, str]]:
+    if not isinstance(config, Mapping):
+        return [(prefix, str(config))]
+    return [
+        pair
+        for key, value in config.items()
+        for pair in _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    ]

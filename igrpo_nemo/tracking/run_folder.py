@@ -1,0 +1,224 @@
+"""The run folder: what a run leaves on disk, written by one process at a time.
+
+config.yaml      the resolved configuration, scrubbed     (atomic)
+metrics.jsonl    {"kind", "step", "time", "metrics"}      (appended a whole line at a time)
+samples.jsonl    {"step", "problem_id", "question", ...}  (likewise)
+summary.json     the run's result                         (atomic)
+.lock            held while a process writes here
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import socket
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.tracking.atomic import is_disk_full, write_atomic
+from igrpo_nemo.tracking.scrub import scrub
+
+# POSIX locks do not exclude a second opening by the same process: this set does.
+_held_here: set[Path] = set()
+
+
+class RunFolder:
+    """Creates `log_dir` and holds it until `close()`; also a context manager.
+
+    Raises UserError if another run writes there (naming its process), or if it cannot be written.
+    """
+
+    def __init__(self, log_dir: str | Path) -> None:
+        self.path = Path(log_dir)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._acquire()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to logger.log_dir {log_dir}: {error.strerror}"
+            ) from error
+        self._metrics = _LineFile(self.path / "metrics.jsonl")
+        self._samples = _LineFile(self.path / "samples.jsonl")
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        return self.path / "tensorboard"
+
+    def write_config(self, config: object) -> None:
+        """Write config.yaml from a mapping, an OmegaConf node or a pydantic model, scrubbed."""
+        text = yaml.safe_dump(scrub(config), sort_keys=False, allow_unicode=True)
+        self._replace("config.yaml", text.encode())
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write summary.json; a non-finite number becomes null."""
+        text = json.dumps(_json_ready(dict(summary)), indent=2, allow_nan=False)
+        self._replace("summary.json", f"{text}\n".encode())
+
+    def append_metrics(
+        self, kind: str, step: int, time: float, metrics: Mapping[str, float]
+    ) -> None:
+        """Append one record. Non-finite values stand as text under "non_finite", so that every
+        line is strict JSON and every value under "metrics" is a number."""
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        record: dict[str, object] = {"kind": kind, "step": step, "time": time, "metrics": finite}
+        if len(finite) < len(values):
+            record["non_finite"] = {n: str(v) for n, v in values.items() if n not in finite}
+        self._metrics.append(record)
+
+    def append_sample(self, step: int, row: Mapping[str, object]) -> None:
+        self._samples.append({"step": step, **row})
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the records of later steps, which a run resumed at `step` will log again.
+
+        -1 drops everything, for a run that starts anew. A torn line goes too.
+        """
+        self._metrics.truncate_after(step)
+        self._samples.truncate_after(step)
+
+    def close(self) -> None:
+        """Close the files and let the next run in. Harmless when repeated."""
+        self._metrics.close()
+        self._samples.close()
+        if self._lock is not None:
+            os.close(self._lock)  # releases the lock
+            self._lock = None
+            _held_here.discard(self.path.resolve())
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _acquire(self) -> int | None:
+        """The descriptor that holds the lock.
+
+        A POSIX lock and not flock: it is not inherited by forked reward workers, which may outlive
+        a killed trainer for a moment, and it works on NFS.
+        """
+        here = self.path.resolve()
+        if here in _held_here:
+            raise UserError(self._busy(f"this process ({os.getpid()})"))
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            if error.errno in {errno.EACCES, errno.EAGAIN}:
+                raise UserError(self._busy(holder or "another process")) from error
+            if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}:
+                raise
+            warnings.warn(f"{here} has no file locks: do not start two runs there", stacklevel=3)
+            return None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _held_here.add(here)
+        return descriptor
+
+    def _busy(self, holder: str) -> str:
+        return (
+            f"{self.path} is being written by {holder}: wait until that run ends, "
+            "or give this one another logger.log_dir"
+        )
+
+    def _replace(self, name: str, data: bytes) -> None:
+        try:
+            write_atomic(self.path / name, data)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path / name}: {error.strerror}") from error
+
+
+class _LineFile:
+    """A JSONL file whose every line is whole: a reader or a crash never meets half of one but last.
+
+    The torn last line of a killed run is cut off on opening.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open()
+        self._cut_torn_line()
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """One write per line. On a full disk the line is undone and UserError names the file."""
+        # ASCII escapes: text from models may hold lone surrogates and Unicode line separators.
+        line = json.dumps(_json_ready(record), allow_nan=False).encode("ascii") + b"\n"
+        start = os.fstat(self._descriptor).st_size
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        except OSError as error:
+            os.ftruncate(self._descriptor, start)
+            what = "no space left" if is_disk_full(error) else error.strerror
+            raise UserError(f"cannot write {self.path}: {what}") from error
+
+    def truncate_after(self, step: int) -> None:
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            self.close()
+            try:
+                write_atomic(self.path, b"".join(kept))
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+            finally:
+                self._open()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        try:
+            self._descriptor = os.open(self.path, flags, 0o644)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _cut_torn_line(self) -> None:
+        end = size = os.fstat(self._descriptor).st_size
+        while end > 0:
+            start = max(0, end - 65536)
+            newline = os.pread(self._descriptor, end - start, start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            os.ftruncate(self._descriptor, end)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a record; infinity for a line that is none, which is thereby dropped."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
+
+
+def _json_ready(value: object) -> object:
+    """Non-finite numbers as null, scalars of numpy and torch as Python's, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if not isinstance(value, float) and callable(item := getattr(value, "item", None)):
+        return _json_ready(item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

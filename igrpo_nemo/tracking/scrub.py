@@ -1,0 +1,95 @@
+"""Configurations as they may be written down: plain data, without secrets.
+
+    Mapping | DictConfig | pydantic model -> plain_config -> scrub -> YAML, wandb, MLflow
+
+A word of the key decides (`wandb_api_key`, `HF_TOKEN`, `password`); keys that only sound alike
+(`max_new_tokens`, `pad_token`, `input_key`) keep their values, for a run is reproduced from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+REDACTED = "<redacted>"
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_ALWAYS = re.compile(r"secret|passw(or)?d|passphrase|credential|api_?key|private_?key", re.I)
+_OFTEN = re.compile(r"[a-z]*(key|token)s?")
+_HOLDERS = set("access auth bearer client hf hub refresh session wandb".split())
+_NOT_SECRET_TOKEN = set(
+    "bos cls eos image mask max min num number pad padding sep special start stop think thinking"
+    " unk new added extra per batch total context train".split()
+)
+_NOT_SECRET_KEY = set(
+    "input output prompt question answer problem solution expected messages message chat text"
+    " system user image video audio metric sort group id reward label target chosen rejected"
+    " reference data dataset column field train val task".split()
+)
+_IN_VALUES = (
+    (re.compile(r"(://)[^/@\s]+@"), rf"\1{REDACTED}@"),
+    (re.compile(r"\b(hf_|ghp_|github_pat_|sk-|nvapi-|glpat-)[A-Za-z0-9_\-]{16,}"), REDACTED),
+    (re.compile(r"\bAKIA[A-Z0-9]{16}\b"), REDACTED),
+)
+
+
+def plain_config(config: object) -> object:
+    """Nested dicts, lists and scalars of a mapping, an OmegaConf node or a pydantic model."""
+    dump = getattr(config, "model_dump", None)
+    if callable(dump):
+        return dump(mode="json")
+    if type(config).__module__.startswith("omegaconf"):
+        from omegaconf import OmegaConf
+
+        return plain_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    if isinstance(config, Mapping):
+        return {str(key): plain_config(value) for key, value in config.items()}
+    if isinstance(config, Sequence) and not isinstance(config, (str, bytes)):
+        return [plain_config(value) for value in config]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config.value if hasattr(config, "value") else config  # type: ignore[union-attr]
+    return str(config)
+
+
+def scrub(config: object) -> object:
+    """A plain copy of `config` whose secret values read `<redacted>`.
+
+    Beside values under telling keys: credentials inside URLs, and well-known token formats
+    wherever they stand. None and booleans stay, they give nothing away.
+    """
+    return _scrub(plain_config(config), suspicion=0)
+
+
+def _scrub(value: object, suspicion: int) -> object:
+    if isinstance(value, dict):
+        return {k: _scrub(v, max(suspicion, _suspicion(k))) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_scrub(item, suspicion) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if suspicion == 2 or (suspicion == 1 and isinstance(value, str) and value):
+        return REDACTED
+    if isinstance(value, str):
+        for pattern, replacement in _IN_VALUES:
+            value = pattern.sub(replacement, value)
+    return value
+
+
+def _suspicion(key: str) -> int:
+    """2: every value under this key is secret; 1: every text is (a number is a count); 0: none.
+
+    `token` and `key` name a secret when they end the key (`hf_token`), unless the word before says
+    otherwise (`pad_token`, `input_key`); inside a key they seldom do (`moe_token_dispatcher_type`).
+    """
+    if _ALWAYS.search(key):
+        return 2
+    words = [word.lower() for word in _WORD.findall(key) if not word.isdigit()]
+    for position, word in enumerate(words):
+        if not _OFTEN.fullmatch(word):
+            continue
+        harmless = _NOT_SECRET_KEY if word.rstrip("s").endswith("key") else _NOT_SECRET_TOKEN
+        before = set(words[max(0, position - 1) : position])
+        last = position == len(words) - 1 or words[-1] == "value"
+        if (last and not before & harmless) or before & _HOLDERS:
+            return 1
+    return 0

@@ -1,0 +1,103 @@
+"""One call logs to every sink.
+
+    trainer -> Tracker.log / log_samples -> JSONL, TensorBoard, and wandb or MLflow when asked for
+
+JSONL is the record: its errors end the run. A remote sink is a network away: its errors do not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from igrpo_nemo.tracking.jsonl import JsonlSink
+from igrpo_nemo.tracking.run_folder import RunFolder
+from igrpo_nemo.tracking.scrub import plain_config, scrub
+from igrpo_nemo.tracking.tensorboard import TensorBoardSink
+
+_FAILURES_ALLOWED = 3
+
+
+class Sink(Protocol):
+    """Where metrics go. `remote` says that its failures are the network's, not the run's."""
+
+    remote: bool
+
+    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Tracker:
+    """Sends metrics (`kind` is `train` or `val`) and samples to all its sinks; a context manager.
+
+    A remote sink that fails three times in a row is dropped with a warning.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+        self._failures = {id(sink): 0 for sink in self._sinks}
+
+    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._each(lambda sink: sink.log(kind, step, metrics))
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        self._each(lambda sink: sink.log_samples(step, rows))
+
+    def close(self) -> None:
+        self._each(lambda sink: sink.close())
+        self._sinks = []
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            if not sink.remote:
+                call(sink)
+                continue
+            try:
+                call(sink)
+                self._failures[id(sink)] = 0
+            except Exception as error:  # the boundary to other people's services
+                self._failures[id(sink)] += 1
+                self._forgive(sink, error)
+
+    def _forgive(self, sink: Sink, error: Exception) -> None:
+        name = type(sink).__name__
+        reason = f"{type(error).__name__}: {error}"
+        if self._failures[id(sink)] >= _FAILURES_ALLOWED:
+            self._sinks.remove(sink)
+            reason += "; it gets no more records, the run folder has them all"
+        warnings.warn(f"{name} failed: {scrub(reason)}", stacklevel=4)
+
+
+def open_tracker(
+    folder: RunFolder, logger: object, config: object, resume_step: int | None = None
+) -> Tracker:
+    """The sinks that the `logger` section asks for, on `folder`.
+
+    `config` is the whole configuration for the services that show it; it is scrubbed first. With
+    `resume_step` the sinks continue the run from there; the caller truncates `folder` itself.
+    Raises UserError when a requested extra is missing or a service refuses.
+    """
+    section = plain_config(logger)
+    assert isinstance(section, dict)
+    sinks: list[Sink] = [JsonlSink(folder), TensorBoardSink(folder.tensorboard_dir, resume_step)]
+    if section.get("wandb_enabled"):
+        from igrpo_nemo.tracking.wandb import WandbSink
+
+        settings = section.get("wandb") or {}
+        sinks.append(WandbSink(folder.path, settings, scrub(config), resume_step))
+    if section.get("mlflow_enabled"):
+        from igrpo_nemo.tracking.mlflow import MlflowSink
+
+        settings = section.get("mlflow") or {}
+        sinks.append(MlflowSink(folder.path, settings, scrub(config), resume_step))
+    return Tracker(sinks)

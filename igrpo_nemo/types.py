@@ -1,0 +1,152 @@
+"""The nouns of a two-stage rollout, as frozen data.
+
+    Problem --prompts--> Prompt --engine--> Completion --rewards--> Score
+    Group = one prompt, its completions, their scores
+    Rollout = what one problem produced in one step: drafts, selection, refinements, training rows
+
+Every part of the project speaks in these types; none of them knows torch, Ray or a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Which half of an iGRPO step a completion belongs to (paper section 3.2.2)."""
+
+    DRAFT = "draft"
+    """Sampled from the bare prompt q. With feedback `none` this is the only stage."""
+    REFINE = "refine"
+    """Sampled from q' = Concat(q, feedback)."""
+
+
+class StopReason(StrEnum):
+    """Why the engine stopped a completion."""
+
+    EOS = "eos"
+    """An end-of-sequence token, which is the completion's last token."""
+    STOP_STRING = "stop_string"
+    """A configured stop string appeared; it is part of the completion."""
+    LENGTH = "length"
+    """The token limit: the completion is truncated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its reference answer, as the data set has it (raw, untemplated)."""
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered prompt, q or q'.
+
+    `token_ids` are authoritative: data inside the prompt never becomes a control token there.
+    `text` is for logs and reports. `thinking_open` says that the chat template ends the prompt
+    inside a thinking part (`<think>`), so that a completion need not open it again.
+    `draft_tokens` of the draft are shown in q', after `draft_tokens_dropped` were cut to fit.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    thinking_open: bool = False
+    draft_tokens: int = 0
+    draft_tokens_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled completion.
+
+    `token_ids` hold the end-of-sequence token when there was one; `text` does not. `logprobs` are
+    nats per token under the temperature-scaled, untruncated softmax of the policy that sampled it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop_reason: StopReason
+
+    @property
+    def truncated(self) -> bool:
+        return self.stop_reason is StopReason.LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The reward of one completion: a weighted sum, and what it was made of.
+
+    `components` are unweighted (`accuracy`, `format`, ...), each in [0, 1]; `reason` is the
+    accuracy verdict's (`match`, `mismatch`, `no_answer`, ...).
+    """
+
+    reward: float
+    components: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer matched the reference, whatever else the reward contains."""
+        return self.components.get("accuracy", self.reward) >= 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The scored completions of one prompt: the unit over which advantages are relative (Eq. 4)."""
+
+    problem: Problem
+    stage: Stage
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    scores: tuple[Score, ...]
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple(score.reward for score in self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which draft was chosen from a group of drafts, and by which rule.
+
+    `index` is None where no draft is shown (draft choice `none`, or dropped by an option).
+    `skipped` says that the problem has no Stage 2 and no training rows in this step.
+    """
+
+    index: int | None
+    rule: str
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One trained completion with the context it is trained under.
+
+    Rows with an equal `group` share a baseline. Which rows exist, and under which context, is the
+    feedback's choice alone (`feedback.training_rows`).
+    """
+
+    group: str
+    stage: Stage
+    context_ids: tuple[int, ...]
+    completion: Completion
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What one problem produced in one step.
+
+    `refinements` holds one group per Stage 2 prompt (one for `best_draft`, none for `none`).
+    """
+
+    problem: Problem
+    drafts: Group
+    selection: Selection | None = None
+    refinements: tuple[Group, ...] = ()

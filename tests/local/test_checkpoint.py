@@ -1,0 +1,456 @@
+"""Checkpoints: round trip, crash safety at every system call, damage, a full disk, what is kept."""
+
+import contextlib
+import gc
+import json
+import math
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local import checkpoint
+from igrpo_nemo.local.checkpoint import (
+    CheckpointStore,
+    CheckpointWarning,
+    TrainerState,
+    capture_rng,
+    find_damage,
+    restore_rng,
+)
+
+
+def write_model(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "shards").mkdir()
+    (folder / "shards" / "model.safetensors").write_bytes(b"weights" * 100)
+
+
+def save(store: CheckpointStore, step: int, **metrics: float) -> Path:
+    return store.save(
+        step,
+        write_model=write_model,
+        tensors={"optimizer": {"state": {0: {"exp_avg": torch.full((4,), float(step))}}}},
+        state=TrainerState(step=step, epoch=1, index=7, consumed_problems=8 * step),
+        metrics=metrics,
+    )
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.checkpoint_dir.iterdir())
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    assert store.latest() is None and store.best() is None
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    tensors = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "rng": capture_rng(),
+    }
+    state = TrainerState(3, 1, 5, 24, 0.5, {"order": [2, 0, 1], "name": "ü", "rate": 0.1})
+    path = store.save(
+        3,
+        write_model=write_model,
+        tensors=tensors,
+        state=state,
+        metrics={"val/accuracy": 0.25, "loss": math.nan},
+    )
+    assert path == store.latest() == tmp_path / "checkpoints" / "step_00000003"
+    loaded = CheckpointStore(tmp_path / "checkpoints").load(path)
+    assert loaded.state == state
+    assert loaded.metrics == {"val/accuracy": 0.25}
+    assert (loaded.model_path / "config.json").read_text() == "{}"
+    assert loaded.tensors["scheduler"] == scheduler.state_dict()
+    for key, moments in optimizer.state_dict()["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(loaded.tensors["optimizer"]["state"][key][name], value)
+
+
+def test_generators_continue_where_they_were(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(
+        1,
+        write_model=write_model,
+        tensors={"rng": capture_rng()},
+        state=TrainerState(1),
+        metrics={},
+    )
+
+    def draw():
+        return random.random(), torch.rand(3).tolist(), checkpoint.np.random.rand()
+
+    expected = draw()
+    restore_rng(store.load(store.latest()).tensors["rng"])
+    assert draw() == expected
+
+
+def test_a_state_of_another_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="state of step 2"):
+        CheckpointStore(tmp_path).save(
+            1, write_model=write_model, tensors={}, state=TrainerState(2), metrics={}
+        )
+
+
+def test_unsafe_tensors_are_refused_when_saving_and_leave_nothing(tmp_path):
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        store.save(
+            1,
+            write_model=write_model,
+            tensors={"object": TrainerState(1)},
+            state=TrainerState(1),
+            metrics={},
+        )
+    assert names(store) == []
+
+
+def test_a_checkpoint_holding_code_is_never_executed(tmp_path):
+    store = CheckpointStore(tmp_path)
+    path = save(store, 1)
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"bomb": Bomb()}, path / "optimizer.pt")
+    (path / "manifest.json").unlink()
+    checkpoint._seal(path)  # an attacker can compute checksums too
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        CheckpointStore(tmp_path).load(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model/config.json", "model/shards/model.safetensors", "optimizer.pt", "state.json"]
+    + ["metrics.json", "manifest.json"],
+)
+def test_one_flipped_byte_anywhere_is_found_and_the_one_before_is_used(tmp_path, name):
+    store = CheckpointStore(tmp_path)
+    first, second = save(store, 1, loss=1.0), save(store, 2, loss=1.0)
+    file = second / name
+    content = file.read_bytes()
+    positions = range(len(content)) if name == "manifest.json" else [0, len(content) // 2, -1]
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position] ^= 0x01
+        file.write_bytes(damaged)
+        assert find_damage(second) == f"{name} does not match its checksum", position
+    with pytest.warns(CheckpointWarning, match=f"step_00000002 is damaged.*{name}.*step_00000001"):
+        assert store.latest() == first
+    with pytest.raises(UserError, match=f"step_00000002 is damaged: {name}"):
+        CheckpointStore(tmp_path).load(second)
+    file.write_bytes(content)
+    assert store.latest() == second
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "optimizer.pt", "manifest.json"])
+def test_a_missing_or_cut_file_is_named(tmp_path, name):
+    store = CheckpointStore(tmp_path)
+    path = save(store, 1)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:-1])
+    with pytest.warns(CheckpointWarning, match=f"{name}.*no other one"):
+        assert store.latest() is None
+    (path / name).unlink()
+    assert find_damage(path) == f"{name} is missing"
+
+
+def test_an_unknown_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        CheckpointStore(tmp_path).load(tmp_path / "step_00000001")
+
+
+def test_top_k_by_metric_and_the_newest_are_kept(tmp_path):
+    store = CheckpointStore(tmp_path, metric_name="val:accuracy", keep_top_k=2)
+    for step, accuracy in enumerate([0.1, 0.9, 0.5, 0.9, 0.2], start=1):
+        save(store, step, **{"val/accuracy": accuracy})
+    save(store, 6)  # between two validations: no metric
+    assert names(store) == ["step_00000002", "step_00000004", "step_00000006"]
+    assert store.best() == tmp_path / "step_00000004"  # the newer of equals
+    assert store.latest() == tmp_path / "step_00000006"
+    save(store, 7, **{"val/accuracy": math.nan})
+    assert names(store) == ["step_00000002", "step_00000004", "step_00000007"]
+
+
+def test_lower_can_be_better_and_train_metrics_count(tmp_path):
+    store = CheckpointStore(
+        tmp_path, metric_name="train:igrpo/lift", higher_is_better=False, keep_top_k=1
+    )
+    for step, lift in enumerate([0.3, -0.2, 0.1], start=1):
+        save(store, step, **{"igrpo/lift": lift})
+    assert store.best() == tmp_path / "step_00000002"
+    assert names(store) == ["step_00000002", "step_00000003"]
+
+
+def test_without_a_metric_the_newest_are_kept(tmp_path):
+    store = CheckpointStore(tmp_path, keep_top_k=2)
+    for step in (2, 4, 10):
+        save(store, step)
+    assert names(store) == ["step_00000004", "step_00000010"]
+    assert store.best() == tmp_path / "step_00000010"
+
+
+def test_best_passes_over_a_damaged_one(tmp_path):
+    store = CheckpointStore(tmp_path, metric_name="val/accuracy")
+    for step, accuracy in enumerate([0.1, 0.9, 0.5], start=1):
+        save(store, step, **{"val/accuracy": accuracy})
+    (tmp_path / "step_00000002" / "optimizer.pt").write_bytes(b"")
+    with pytest.warns(CheckpointWarning, match="step_00000002"):
+        assert store.best() == tmp_path / "step_00000003"
+
+
+def test_a_step_can_be_saved_again_and_later_ones_discarded(tmp_path):
+    store = CheckpointStore(tmp_path)
+    save(store, 1, loss=1.0)
+    save(store, 2, loss=1.0)
+    save(store, 2, loss=2.0)
+    assert store.load(store.latest()).metrics == {"loss": 2.0}
+    save(store, 3)
+    store.discard_after(1)
+    assert names(store) == ["step_00000001"]
+
+
+def test_a_failing_writer_leaves_nothing_behind(tmp_path):
+    store = CheckpointStore(tmp_path)
+    first = save(store, 1)
+
+    def interrupted(folder: Path) -> None:
+        write_model(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.save(2, write_model=interrupted, tensors={}, state=TrainerState(2), metrics={})
+    with pytest.raises(ValueError, match="wrote nothing"):
+        store.save(
+            2, write_model=lambda folder: None, tensors={}, state=TrainerState(2), metrics={}
+        )
+    assert names(store) == [first.name] and store.latest() == first
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the checkpoint of step 1 in .*file"):
+        save(CheckpointStore(tmp_path / "file"), 1)
+
+
+def test_settings_are_checked(tmp_path):
+    with pytest.raises(UserError, match="keep_top_k is -1"):
+        CheckpointStore(tmp_path, keep_top_k=-1)
+    with pytest.raises(UserError, match="save_period is 0"):
+        CheckpointStore(tmp_path, save_period=0)
+    store = CheckpointStore(tmp_path, save_period=5)
+    assert [step for step in range(12) if store.due(step)] == [5, 10]
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: Path, megabytes: int):
+    folder.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(options, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("large", ["tensors", "safetensors", "torch.save"])
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, large):
+    from safetensors.torch import save_file
+
+    weights = {"w": torch.zeros(600_000)}  # 2.4 MB
+
+    def write_large_model(folder: Path) -> None:
+        write_model(folder)
+        if large == "safetensors":
+            save_file(weights, folder / "model.safetensors")
+        elif large == "torch.save":
+            torch.save(weights, folder / "pytorch_model.bin")
+
+    with tiny_disk(tmp_path / "disk", megabytes=1) as disk:
+        store = CheckpointStore(disk)
+        first = save(store, 1)
+        with pytest.raises(UserError) as caught:
+            store.save(
+                2,
+                write_model=write_large_model,
+                tensors=weights if large == "tensors" else {},
+                state=TrainerState(2),
+                metrics={},
+            )
+        assert names(store) == [first.name]
+        assert store.latest() == first and store.load(first).state.step == 1
+        message = str(caught.value)
+        del caught  # its traceback holds torch's writer, and that the space of a removed file
+        gc.collect()
+        assert str(disk) in message and "step 2" in message and "\n" not in message
+        if large == "tensors":
+            assert "at least 2.4 MB, 1.0 MB are free" in message
+        save(store, 3)
+        assert store.latest().name == "step_00000003"
+
+
+def test_a_full_disk_without_root(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    first = save(store, 1)
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "fsync_file", full)  # where delayed allocation reports it
+    with pytest.raises(UserError, match="no space left for the checkpoint of step 2"):
+        save(store, 2)
+    monkeypatch.undo()
+    assert names(store) == [first.name] and store.latest() == first
+
+
+# Crashes: a process that has torch loaded forks a child per command, which saves and is killed.
+SAVER = r"""
+import os, sys
+from pathlib import Path
+import torch
+from igrpo_nemo.local import checkpoint
+from igrpo_nemo.local.checkpoint import CheckpointStore, TrainerState
+
+def save(store, step):
+    def write_model(folder):
+        for part in range(3):
+            (folder / f"part{part}").write_bytes(bytes([step % 256]) * 50_000)
+    tensors = {"optimizer": torch.full((20_000,), float(step))}
+    store.save(step, write_model=write_model, tensors=tensors, state=TrainerState(step),
+               metrics={"val/accuracy": (step * 7 % 10) / 10})
+
+def die_at_call(count):
+    calls = 0
+    def dying(function):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                os._exit(9)
+            return function(*arguments, **options)
+        return call
+    for name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "open", "close"):
+        setattr(os, name, dying(getattr(os, name)))
+    checkpoint.torch.save = dying(torch.save)
+
+for line in sys.stdin:
+    mode, folder, number = line.split()
+    child = os.fork()
+    if child == 0:
+        store = CheckpointStore(folder, "val:accuracy", keep_top_k=1)
+        newest = store.latest()
+        step = 1 + (store.load(newest).state.step if newest else 0)
+        if mode == "die":
+            die_at_call(int(number))
+            save(store, step)
+            os._exit(0)
+        if mode == "again":
+            die_at_call(int(number))
+            save(store, step - 1)
+            os._exit(0)
+        while True:
+            save(store, step)
+            step += 1
+    print(child, flush=True)
+    status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def saver():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+    def order(mode: str, folder: Path, number: int = 0) -> int:
+        process.stdin.write(f"{mode} {folder} {number}\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    def outcome() -> int:
+        ready, _, _ = select.select([process.stdout], [], [], 60)
+        assert ready, "the saving process hangs"
+        return int(process.stdout.readline())
+
+    yield order, outcome
+    process.stdin.close()
+    process.wait(timeout=10)
+
+
+def loaded_step(folder: Path) -> int:
+    """The step that a resume would start from, after checking that its parts belong together."""
+    store = CheckpointStore(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a crash alone never leaves a damaged checkpoint
+        latest = store.latest()
+        store.best()
+    if latest is None:
+        return 0
+    loaded = store.load(latest)
+    step = loaded.state.step
+    assert torch.equal(loaded.tensors["optimizer"], torch.full((20_000,), float(step)))
+    for part in range(3):
+        assert (loaded.model_path / f"part{part}").read_bytes() == bytes([step % 256]) * 50_000
+    return step
+
+
+def test_kill_9_while_saving_in_a_loop(tmp_path, saver):
+    order, outcome = saver
+    generator = random.Random(0)
+    steps = [0]
+    for _ in range(10):
+        child = order("loop", tmp_path)
+        time.sleep(generator.uniform(0.05, 0.3))
+        os.kill(child, signal.SIGKILL)
+        assert outcome() == -signal.SIGKILL
+        steps.append(loaded_step(tmp_path))
+    assert steps == sorted(steps) and steps[-1] > 10
+    save(CheckpointStore(tmp_path, "val:accuracy", keep_top_k=1), steps[-1] + 1)
+    assert all(path.name.startswith("step_") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["die", "again"])
+def test_death_at_every_system_call(tmp_path, saver, mode):
+    """`die` saves the next step, `again` the newest step once more, over an existing folder."""
+    order, outcome = saver
+    for number in range(1, 4):
+        order("die", tmp_path, 10_000)
+        assert outcome() == 0
+        assert loaded_step(tmp_path) == number
+    for call in range(1, 500):
+        before = loaded_step(tmp_path)
+        order(mode, tmp_path, call)
+        finished = outcome() == 0
+        assert loaded_step(tmp_path) in ({before} if mode == "again" else {before, before + 1})
+        if finished:
+            break
+    assert finished and call > 20
+    assert json.loads((CheckpointStore(tmp_path).latest() / "metrics.json").read_text())
