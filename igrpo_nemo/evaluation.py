@@ -1,6 +1,6 @@
 """Statistics of k samples a problem, under the names and nesting of NeMo-Skills' `metrics.json`.
 
-    output-rs{i}.jsonl --read_samples--> samples_P_K --bench_metrics--> metrics --> metrics.json
+    samples_P_K --bench_metrics--> metrics --format_table--> what NeMo-Skills prints
 
     {"<bench>": {"pass@1": {...}, "pass@k": {...}, "pass@1[avg-of-k]": {...}, "majority@k": {...}}}
 
@@ -11,12 +11,10 @@ Dimensions: P problems, K samples a problem.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,43 +122,6 @@ def std_err_across_problems(correct_P_K: np.ndarray) -> float:
     return float(np.std(means_P, ddof=1) / math.sqrt(len(means_P))) if len(means_P) > 1 else 0.0
 
 
-def result_files(folder: Path) -> list[Path]:
-    """The `output-rs*.jsonl` of a benchmark folder in NeMo-Skills' order.
-
-    That order is by *name* (rs0, rs1, rs10, rs2, ...), and decides which samples the first k are.
-    """
-    return sorted(folder.glob("output-rs*.jsonl"), key=str)
-
-
-def read_samples(files: Sequence[Path]) -> list[list[SampleResult]]:
-    """samples_P_K from K files with one row a problem in the same order.
-
-    Raises `UserError` naming the file and line that is not a result, or the file that is shorter.
-    """
-    columns = [[_parse_row(path, n, line) for n, line in _lines(path)] for path in files]
-    for path, column in zip(files, columns, strict=True):
-        if len(column) != len(columns[0]):
-            raise UserError(
-                f"{path} has {len(column)} rows but {files[0].name} has {len(columns[0])}: "
-                "delete it and its .done file and evaluate again"
-            )
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def write_metrics(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `metrics.json`, {bench: bench_metrics}, keeping other benchmarks that it holds."""
-    merged: dict[str, Any] = {}
-    if path.exists():
-        try:
-            merged = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON ({error}): move it away") from None
-    merged.update(metrics)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(merged, indent=2), encoding="utf-8")
-    partial.replace(path)
-
-
 def headline(
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, float, float | None, float]]:
@@ -181,6 +142,21 @@ def headline(
         percent = None if stderr is None else 100.0 * stderr
         rows.append((mode, row["symbolic_correct"], percent, row["no_answer"]))
     return rows
+
+
+def format_table(benchmark: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The result as NeMo-Skills prints it, with the standard error over problems."""
+    header = ["evaluation_mode", "num_entries", "avg_tokens", "symbolic_correct", "no_answer"]
+    rows = [header]
+    for mode, correct, stderr, no_answer in headline(metrics):
+        error = "" if stderr is None else f" ± {stderr:.2f}"
+        fields = metrics[mode]
+        counts = [str(fields["num_entries"]), str(fields.get("avg_tokens", ""))]
+        rows.append([mode, *counts, f"{correct:.2f}%{error}", f"{no_answer:.2f}%"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    title = f" {benchmark} ".center(len(lines[0]), "-")
+    return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
 def _samples_a_problem(samples_P_K: Sequence[Sequence[SampleResult]]) -> int:
@@ -211,26 +187,3 @@ def _common_fields(
 def _percent(values_P: Iterable[float]) -> float:
     values = [float(value) for value in values_P]
     return 100.0 * sum(values) / len(values)
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    # Only "\n" ends a row: str.splitlines would also cut at separators inside a model's text.
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return list(enumerate(file, start=1))
-
-
-def _parse_row(path: Path, number: int, line: str) -> SampleResult:
-    try:
-        row = json.loads(line)
-        return SampleResult(
-            correct=bool(row["symbolic_correct"]),
-            predicted_answer=row["predicted_answer"],
-            tokens=int(row.get("num_generated_tokens", 0)),
-            started=row.get("generation_start_time"),
-            ended=row.get("generation_end_time"),
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}:{number} is not a row of results ({error!r}): "
-            "delete the file and its .done file and evaluate again"
-        ) from None

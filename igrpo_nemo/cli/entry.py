@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             return _run(arguments)
+        except SystemExit as stop:  # argparse, after --help and --version
+            return stop.code if isinstance(stop.code, int) else 0
         except UserError as error:
             return _fail(arguments, error, str(error), EXIT_USER_ERROR)
         except KeyboardInterrupt as error:

@@ -1,10 +1,90 @@
-"""`igrpo evaluate`: k single-shot samples a problem; pass@1, pass@k and majority@k."""
+"""`igrpo evaluate`: k single-shot samples a problem; pass@1, pass@k and majority@k.
+
+The prompt must be the one that the model was trained with. A checkpoint of a run carries it: the
+run's own `config.yaml` is used, with the overrides on top. Any other model is described by
+overrides alone.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igrpo_nemo.cli.command import Command
 from igrpo_nemo.cli.threads import set_threads
+
+if TYPE_CHECKING:
+    from igrpo_nemo.config import Config
+
+EXAMPLES = """\
+  igrpo evaluate --model runs/demo/checkpoints/step_100 --samples 8
+  igrpo evaluate --model PATH --data problems.jsonl --samples 64 --out results prompt=paper
+"""
+
+PARENTS_SEARCHED = 4
+"""A model lies this deep in its run folder at most: checkpoints/step_N/model."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="PATH", help="model folder or checkpoint")
+    add("--data", metavar="NAME_OR_FILE", help="problems (default: the config's data.validation)")
+    add("--samples", type=_positive, default=1, metavar="K", help="samples a problem (1)")
+    add("--temperature", type=float, default=0.6, help="sampling temperature; 0 is greedy (0.6)")
+    add("--top-p", type=float, default=0.95, help="share of the probability mass (0.95)")
+    add("--max-tokens", type=_positive, help="tokens of an answer at most (default: as trained)")
+    add("--limit", type=_positive, metavar="N", help="the first N problems alone")
+    add("--seed", type=int, default=0, help="seed of the samples (0)")
+    add("--out", type=Path, metavar="DIR", help="where samples and metrics.json are written")
+
+
+def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
+    config = evaluated_config(flags.model, overrides)
+    set_threads(config.igrpo.threads)
+    from igrpo_nemo.local.evaluate import evaluate
+
+    evaluation = evaluate(
+        config,
+        flags.model,
+        samples=flags.samples,
+        temperature=flags.temperature,
+        top_p=flags.top_p,
+        max_tokens=flags.max_tokens,
+        data=flags.data,
+        out=flags.out,
+        limit=flags.limit,
+        seed=flags.seed,
+    )
+    print(evaluation)
+    return 0
+
+
+def evaluated_config(model: Path, overrides: Sequence[str]) -> Config:
+    """The config that a model is evaluated under: its run's own, or composed from overrides."""
+    from igrpo_nemo.config import load_config, read_config
+    from igrpo_nemo.config.compose import quoted
+
+    folder = model.resolve()
+    for parent in (folder, *folder.parents[: PARENTS_SEARCHED - 1]):
+        if (parent / "config.yaml").is_file():
+            return read_config(parent / "config.yaml", overrides)
+    return load_config([f"policy.model_name={quoted(str(model))}", *overrides])
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+COMMAND = Command(
+    name="evaluate",
+    help="sample answers of a model and measure their accuracy",
+    usage="--model PATH [flags] [key=value ...]",
+    examples=EXAMPLES,
+    add_flags=add_flags,
+    run=run,
+)

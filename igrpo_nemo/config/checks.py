@@ -200,7 +200,7 @@ def _validation(config: Config) -> Iterator[str]:
 def _model(config: Config) -> Iterator[str]:
     model = config.igrpo.model
     if config.igrpo.warmup.enabled and model is None:
-        yield "igrpo.warmup is for the built-in model: use model=demo, or igrpo.warmup.enabled=false"
+        yield "igrpo.warmup needs the built-in model: use model=demo, or igrpo.warmup.enabled=false"
     if model is None:
         return
     if model.hidden_size % (2 * model.num_heads):

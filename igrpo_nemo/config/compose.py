@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -70,9 +71,19 @@ def load_config(overrides: Sequence[str], config_dir: Path | None = None) -> Con
             raise UserError(f"there is no config folder {config_dir}")
         folders.append(config_dir.resolve())
     groups = config_groups(folders)
+    return finished(composed_values(overrides, folders, groups), groups)
+
+
+def composed_values(
+    overrides: Sequence[str], folders: Sequence[Path], groups: dict[str, list[str]]
+) -> dict[str, Any]:
+    """What Hydra makes of the groups in `folders` and the overrides, with every `${...}` resolved.
+
+    The first folder holds `config.yaml`.
+    """
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    search = [f"hydra.searchpath=['file://{folder}']" for folder in folders[1:]]
+    search = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
     arguments = [_addable(override, groups) for override in overrides]
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"):
@@ -81,11 +92,21 @@ def load_config(overrides: Sequence[str], config_dir: Path | None = None) -> Con
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, groups)) from error
     assert isinstance(values, dict)
-    return _finished({str(key): value for key, value in values.items()}, groups)
+    return {str(key): value for key, value in values.items()}
 
 
-def read_config(path: Path) -> Config:
-    """The config of a run folder's `config.yaml`, as `Config.to_yaml` wrote it."""
+def finished(values: dict[str, Any], groups: dict[str, list[str]]) -> Config:
+    """Plain values, typed, derived and checked."""
+    config = derived(validated(values, groups))
+    check(config)
+    return config
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run folder's `config.yaml`, as `Config.to_yaml` wrote it.
+
+    `overrides` change keys alone: a written config holds no groups any more.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -94,21 +115,41 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no config")
-    return _finished(values, {})
+    try:
+        parser = OverridesParser.create()
+        parsed = parser.parse_overrides([_addable(text, {}) for text in overrides])
+    except HydraException as error:
+        raise UserError(_one_line(error, {})) from error
+    for override in parsed:
+        key = override.key_or_group
+        if override.is_delete() or (key in BUILT_IN_GROUPS and key not in values):
+            raise UserError(f"{path} is composed already: give key=value, no group like {key}")
+        if override.is_sweep_override():
+            raise UserError(f"{key}: a list is [a,b], a text 'a,b'")
+        values = _with_value(values, key.split("."), override.value())
+    return finished(values, {})
+
+
+def _with_value(values: Any, path: list[str], value: Any) -> Any:
+    """A copy of nested mappings with one value replaced or added."""
+    if not path:
+        return value
+    inside = values if isinstance(values, dict) else {}
+    return {**inside, path[0]: _with_value(inside.get(path[0]), path[1:], value)}
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, whatever characters it holds."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """The options of every config group."""
     groups: dict[str, list[str]] = {}
-    for file in sorted(f for folder in folders for f in folder.glob("*/*.yaml")):
+    for file in (f for folder in folders for f in folder.glob("*/*.yaml")):
         groups.setdefault(file.parent.name, []).append(file.stem)
-    return groups
-
-
-def _finished(values: dict[str, Any], groups: dict[str, list[str]]) -> Config:
-    config = derived(validated(values, groups))
-    check(config)
-    return config
+    return {group: sorted(set(options)) for group, options in sorted(groups.items())}
 
 
 def _addable(override: str, groups: dict[str, list[str]]) -> str:
@@ -127,9 +168,8 @@ def _addable(override: str, groups: dict[str, list[str]]) -> str:
 
 
 def _check_option(group: str, value: str, groups: dict[str, list[str]]) -> None:
-    option = value.strip("'\"")
-    optional = group == "experiment" and option == "null"
-    if option not in groups[group] and not optional:
+    option = " ".join(value.split()).strip("'\"")
+    if option not in groups[group]:
         raise UserError(f"{group}={option} does not exist: use {', '.join(groups[group])}")
 
 

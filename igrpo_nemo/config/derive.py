@@ -41,8 +41,9 @@ def with_problems(config: Config, num_problems: int) -> Config:
     batch = _problems_per_batch(config)
     if num_problems < batch:
         raise UserError(
-            f"a batch has {batch} problems (grpo.num_prompts_per_step times grpo.batch_multiplier), "
-            f"but there are only {num_problems} to train on: lower it or give more problems"
+            f"a batch has {batch} problems (grpo.num_prompts_per_step times "
+            f"grpo.batch_multiplier), but there are only {num_problems} to train on: lower it or "
+            "give more problems"
         )
     if config.policy.scheduler is not None:
         return config

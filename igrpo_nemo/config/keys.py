@@ -1,4 +1,4 @@
-"""The config tree as a list of dotted keys: for messages about unknown ones and for `igrpo keys`."""
+"""The config tree as a list of dotted keys, for messages about unknown ones and `igrpo keys`."""
 
 from __future__ import annotations
 

@@ -19,12 +19,13 @@ from igrpo_nemo.config.section import (
     PositiveFloat,
     Section,
     Share,
+    Text,
     TopP,
 )
 
 
 class RewardShaping(Section):
-    """`grpo.reward_shaping`: penalties on long or truncated completions (DAPO, arXiv 2503.14476)."""
+    """`grpo.reward_shaping`: penalties on long completions (DAPO, arXiv 2503.14476)."""
 
     enabled: bool
     """Shapes the rewards of the trained rows."""
@@ -122,7 +123,7 @@ class Loss(only.LossNemoOnly):
 class Tokenizer(only.TokenizerNemoOnly):
     """`policy.tokenizer`."""
 
-    name: str
+    name: Text
     """Folder or name of the tokenizer."""
     chat_template: str | None = None
     """Jinja text or a `.jinja` file for models without a template."""
@@ -185,7 +186,7 @@ class Generation(only.GenerationNemoOnly):
 class Policy(only.PolicyNemoOnly):
     """`policy.*`: model, optimizer, sampling."""
 
-    model_name: str
+    model_name: Text
     """Folder of a Hugging Face model; a label where `igrpo.model` describes a built-in one."""
     tokenizer: Tokenizer
     """The tokenizer, the model's own by default."""
@@ -212,7 +213,7 @@ class Policy(only.PolicyNemoOnly):
 class Dataset(only.DatasetNemoOnly):
     """`data.train` and `data.validation`: one set of problems."""
 
-    dataset_name: str
+    dataset_name: Text
     """`arithmetic`, `jsonl`, or a named set."""
     data_path: str | None = None
     """File of the problems, one JSON object a line."""
@@ -272,7 +273,7 @@ class Checkpointing(only.CheckpointingNemoOnly):
 
     enabled: bool
     """Saves checkpoints."""
-    checkpoint_dir: str
+    checkpoint_dir: Text
     """Folder of the checkpoints."""
     metric_name: str | None
     """`val:` or `train:` and a metric, by which checkpoints are ranked; null ranks by step."""
@@ -313,7 +314,7 @@ class MLflow(Section):
 class Logger(only.LoggerNemoOnly):
     """`logger.*`."""
 
-    log_dir: str
+    log_dir: Text
     """The run folder."""
     tensorboard_enabled: bool
     """Writes TensorBoard events."""

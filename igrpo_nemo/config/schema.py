@@ -42,7 +42,7 @@ class Config(only.RootNemoOnly):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
     def replaced(self, section: str, **values: Any) -> Config:
-        """A copy with other values in a section named by its dotted path; values are not checked."""
+        """A copy with other values in a section (a dotted path); the values are not checked."""
         return _replaced(self, section.split("."), values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,7 +40,8 @@ def _describe(problem: Any, groups: Iterable[str]) -> str:
         return f"unknown key {path}: {hint}"
     if problem["type"] == "missing":
         return f"{path} is missing"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    # pydantic writes "Input should be ..." or "String should have ...": the key stands there.
+    message = re.sub(r"^(Value error, |\w+ (?=should ))", "", problem["msg"])
     return f"{path}={_shown(problem['input'])} {message}"
 
 

@@ -15,7 +15,7 @@ key-value heads, g = H / K, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,11 +57,23 @@ class Branching:
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """Which flat token attends to which: buckets of causal segments, and branchings."""
+    """Which flat token attends to which: buckets of causal segments, and branchings.
 
-    buckets: tuple[Bucket, ...]
+    `tail` begins after the trunks that have branches. A last layer needs queries from there on
+    only; `tail_layout()` leaves the others out.
+    """
+
+    trunk_buckets: tuple[Bucket, ...]
+    tail_buckets: tuple[Bucket, ...]
     branchings: tuple[Branching, ...]
-    num_trunk_tokens: int
+    tail: int
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return self.trunk_buckets + self.tail_buckets
+
+    def tail_layout(self) -> GroupLayout:
+        return replace(self, trunk_buckets=())
 
 
 def group_layout(
@@ -69,23 +81,28 @@ def group_layout(
 ) -> GroupLayout:
     """The layout of all trunks, followed by the branches of each trunk in turn.
 
-    `branch_lengths[i]` are those of trunk i; a length of 0 is allowed and occupies nothing.
+    `branch_lengths[i]` are those of trunk i; trunks without branches come last.
     """
     trunks, start = [], 0
     for length in trunk_lengths:
         trunks.append((start, start + length))
         start += length
-    segments = list(trunks)
-    num_trunk_tokens = start
-    branchings = []
-    for trunk, lengths in zip(trunks, branch_lengths, strict=True):
-        first, kept = start, tuple(length for length in lengths if length)
-        for length in kept:
-            segments.append((start, start + length))
+    num_branched = sum(1 for lengths in branch_lengths if lengths)
+    if any(branch_lengths[num_branched:]):
+        raise ValueError("trunks without branches must come last")
+    branched, alone = trunks[:num_branched], trunks[num_branched:]
+    tail = branched[-1][1] if branched else 0
+    branches, branchings = [], []
+    for trunk, lengths in zip(branched, branch_lengths, strict=False):
+        first = start
+        for length in lengths:
+            branches.append((start, start + length))
             start += length
-        if kept:
-            branchings.append(Branching(trunk, (first, start), kept))
-    return GroupLayout(_buckets(segments, device), tuple(branchings), num_trunk_tokens)
+        if trunk[1] > trunk[0]:
+            branchings.append(Branching(trunk, (first, start), tuple(lengths)))
+    return GroupLayout(
+        _buckets(branched, device), _buckets(alone + branches, device), tuple(branchings), tail
+    )
 
 
 def _buckets(segments: Sequence[tuple[int, int]], device: torch.device) -> tuple[Bucket, ...]:
@@ -153,16 +170,13 @@ def expanded_attention(
     A trunk's keys and values are repeated for each branch, one trunk at a time: still linear in
     the number of branches.
     """
-    trunk_end = layout.num_trunk_tokens
-    positions, parts = [], []
+    out_LHD = torch.zeros_like(q_LHD)
     for bucket in layout.buckets:
         q, k, v = (_segments(x, bucket) for x in (q_LHD, k_LKD, v_LKD))
         out = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=True
-        ).transpose(1, 2)[bucket.inside_ST]
-        in_trunk_A = bucket.positions < trunk_end
-        positions.append(bucket.positions[in_trunk_A])
-        parts.append(out[in_trunk_A])
+        ).transpose(1, 2)
+        out_LHD = out_LHD.index_copy(0, bucket.positions, out[bucket.inside_ST].to(out_LHD.dtype))
     for branching in layout.branchings:
         (a, b), (c, d) = branching.trunk, branching.branches
         q, k, v = (
@@ -183,10 +197,9 @@ def expanded_attention(
             scale=scale,
             enable_gqa=True,
         ).transpose(1, 2)
-        parts.extend(out[i, :length] for i, length in enumerate(branching.branch_lengths))
-        positions.append(torch.arange(c, d, device=q.device))
-    out_LHD = torch.cat(parts)
-    return torch.empty_like(out_LHD).index_copy(0, torch.cat(positions), out_LHD)
+        flat = torch.cat([out[i, :length] for i, length in enumerate(branching.branch_lengths)])
+        out_LHD = torch.cat([out_LHD[:c], flat.to(out_LHD.dtype), out_LHD[d:]])
+    return out_LHD
 
 
 def _segments(x_LHD: Tensor, bucket: Bucket) -> Tensor:
@@ -195,36 +208,11 @@ def _segments(x_LHD: Tensor, bucket: Bucket) -> Tensor:
 
 
 class _RingAttention(torch.autograd.Function):
-    """Both partial attentions with the CPU flash kernels, and their joint backward.
-
-    Given the merged output and the merged log-sum-exp, the gradient of each part is what the
-    flash backward computes for that part alone: it rebuilds the probabilities from the
-    log-sum-exp it is given, and the softmax's row term from output and gradient.
-    """
-
     @staticmethod
     def forward(
         ctx: Any, q_LHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, layout: GroupLayout, scale: float
     ) -> Tensor:
-        L, H, _ = q_LHD.shape
-        g = H // k_LKD.shape[1]
-        out_LHD = torch.empty_like(q_LHD, memory_format=torch.contiguous_format)
-        lse_LH = q_LHD.new_empty(L, H)
-        for bucket in layout.buckets:
-            q = _segments(q_LHD, bucket)
-            k, v = (_repeat(_segments(x, bucket), g) for x in (k_LKD, v_LKD))
-            out, lse = _flash(q, k, v, 0.0, True, scale=scale)
-            out_LHD[bucket.positions] = out.transpose(1, 2)[bucket.inside_ST]
-            lse_LH[bucket.positions] = lse.transpose(1, 2)[bucket.inside_ST]
-        for branching in layout.branchings:
-            (a, b), (c, d) = branching.trunk, branching.branches
-            q, (k, v) = _heads(q_LHD[c:d], g), _trunk(k_LKD[a:b], v_LKD[a:b], g)
-            out, lse = _flash(q, k, v, 0.0, False, scale=scale)
-            out_AHD, lse_AH = _tokens(out), lse.flatten(0, 1).t()
-            merged_AH = torch.logaddexp(lse_LH[c:d], lse_AH)
-            share_AH = (lse_AH - merged_AH).exp_()
-            out_LHD[c:d].lerp_(out_AHD, share_AH[..., None])
-            lse_LH[c:d] = merged_AH
+        out_LHD, lse_LH = ring_forward(q_LHD, k_LKD, v_LKD, layout, scale)
         ctx.save_for_backward(q_LHD, k_LKD, v_LKD, out_LHD, lse_LH)
         ctx.layout, ctx.scale = layout, scale
         return out_LHD
@@ -233,33 +221,81 @@ class _RingAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_LHD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q_LHD, k_LKD, v_LKD, out_LHD, lse_LH = ctx.saved_tensors
-        layout, scale = ctx.layout, ctx.scale
-        K = k_LKD.shape[1]
-        g = q_LHD.shape[1] // K
-        dq_LHD, dk_LKD, dv_LKD = (
-            torch.empty_like(x, memory_format=torch.contiguous_format)
-            for x in (q_LHD, k_LKD, v_LKD)
+        grads = tuple(x.new_zeros(x.shape) for x in (q_LHD, k_LKD, v_LKD))
+        ring_backward(
+            grad_LHD, q_LHD, k_LKD, v_LKD, out_LHD, lse_LH, ctx.layout, ctx.scale, into=grads
         )
-        for bucket in layout.buckets:
-            q, out, grad = (_segments(x, bucket) for x in (q_LHD, out_LHD, grad_LHD))
-            k, v = (_repeat(_segments(x, bucket), g) for x in (k_LKD, v_LKD))
-            lse = lse_LH[bucket.padded_ST].transpose(1, 2)
-            if not bucket.full:
-                grad = grad * bucket.inside_ST[:, None, :, None]
-            dq, dk, dv = _flash_backward(grad, q, k, v, out, lse, 0.0, True, scale=scale)
-            dk, dv = dk.unflatten(1, (K, g)).sum(2), dv.unflatten(1, (K, g)).sum(2)
-            for total, part in ((dq_LHD, dq), (dk_LKD, dk), (dv_LKD, dv)):
-                total[bucket.positions] = part.transpose(1, 2)[bucket.inside_ST]
-        for branching in layout.branchings:
-            (a, b), (c, d) = branching.trunk, branching.branches
-            q, out, grad = (_heads(x[c:d], g) for x in (q_LHD, out_LHD, grad_LHD))
-            k, v = _trunk(k_LKD[a:b], v_LKD[a:b], g)
-            lse = lse_LH[c:d].t().unflatten(0, (K, g))
-            dq, dk, dv = _flash_backward(grad, q, k, v, out, lse, 0.0, False, scale=scale)
-            dq_LHD[c:d] += _tokens(dq)
-            dk_LKD[a:b] += dk.sum(1).transpose(0, 1)
-            dv_LKD[a:b] += dv.sum(1).transpose(0, 1)
-        return dq_LHD, dk_LKD, dv_LKD, None, None
+        return *grads, None, None
+
+
+def ring_forward(
+    q_LHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, layout: GroupLayout, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Both partial attentions with the CPU flash kernels, merged: out [L, H, D], lse [L, H].
+
+    Tokens that the layout does not cover as queries get 0.
+    """
+    L, H, _ = q_LHD.shape
+    g = H // k_LKD.shape[1]
+    out_LHD, lse_LH = q_LHD.new_zeros(q_LHD.shape), q_LHD.new_zeros(L, H)
+    for bucket in layout.buckets:
+        q = _segments(q_LHD, bucket)
+        k, v = (_repeat(_segments(x, bucket), g) for x in (k_LKD, v_LKD))
+        out, lse = _flash(q, k, v, 0.0, True, scale=scale)
+        out_LHD[bucket.positions] = out.transpose(1, 2)[bucket.inside_ST]
+        lse_LH[bucket.positions] = lse.transpose(1, 2)[bucket.inside_ST]
+    for branching in layout.branchings:
+        (a, b), (c, d) = branching.trunk, branching.branches
+        q, (k, v) = _heads(q_LHD[c:d], g), _trunk(k_LKD[a:b], v_LKD[a:b], g)
+        out, lse = _flash(q, k, v, 0.0, False, scale=scale)
+        out_AHD, lse_AH = _tokens(out), lse.flatten(0, 1).t()
+        merged_AH = torch.logaddexp(lse_LH[c:d], lse_AH)
+        share_AH = (lse_AH - merged_AH).exp_()
+        out_LHD[c:d].lerp_(out_AHD, share_AH[..., None])
+        lse_LH[c:d] = merged_AH
+    return out_LHD, lse_LH
+
+
+def ring_backward(
+    grad_LHD: Tensor,
+    q_LHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    out_LHD: Tensor,
+    lse_LH: Tensor,
+    layout: GroupLayout,
+    scale: float,
+    *,
+    into: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Writes the gradients by q, k and v to `into` (zeros of their shapes, perhaps views).
+
+    Given the merged output and the merged log-sum-exp, the gradient of each partial attention is
+    what the flash backward computes for that part alone: it rebuilds the probabilities from the
+    log-sum-exp it is given, and the softmax's row term from output and gradient.
+    """
+    dq_LHD, dk_LKD, dv_LKD = into
+    K = k_LKD.shape[1]
+    g = q_LHD.shape[1] // K
+    for bucket in layout.buckets:
+        q, out, grad = (_segments(x, bucket) for x in (q_LHD, out_LHD, grad_LHD))
+        k, v = (_repeat(_segments(x, bucket), g) for x in (k_LKD, v_LKD))
+        lse = lse_LH[bucket.padded_ST].transpose(1, 2)
+        if not bucket.full:
+            grad = grad * bucket.inside_ST[:, None, :, None]
+        dq, dk, dv = _flash_backward(grad, q, k, v, out, lse, 0.0, True, scale=scale)
+        dk, dv = dk.unflatten(1, (K, g)).sum(2), dv.unflatten(1, (K, g)).sum(2)
+        for total, part in ((dq_LHD, dq), (dk_LKD, dk), (dv_LKD, dv)):
+            total[bucket.positions] = part.transpose(1, 2)[bucket.inside_ST]
+    for branching in layout.branchings:
+        (a, b), (c, d) = branching.trunk, branching.branches
+        q, out, grad = (_heads(x[c:d], g) for x in (q_LHD, out_LHD, grad_LHD))
+        k, v = _trunk(k_LKD[a:b], v_LKD[a:b], g)
+        lse = lse_LH[c:d].t().unflatten(0, (K, g))
+        dq, dk, dv = _flash_backward(grad, q, k, v, out, lse, 0.0, False, scale=scale)
+        dq_LHD[c:d] += _tokens(dq)
+        dk_LKD[a:b] += dk.sum(1).transpose(0, 1)
+        dv_LKD[a:b] += dv.sum(1).transpose(0, 1)
 
 
 def _repeat(x_SKTD: Tensor, g: int) -> Tensor:

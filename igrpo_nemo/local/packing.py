@@ -7,7 +7,7 @@
 Models whose layers mix tokens otherwise (Mamba, sliding windows) take a padded forward instead.
 
 Shape legend: R rows, T completion tokens, L flat input tokens, A predicted tokens of all rows,
-V vocabulary.
+I hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.decoder import (
+    can_fuse,
+    decode,
+    decoder_logits,
+    decoder_weights,
+    rotary_tables,
+)
 from igrpo_nemo.local.group_attention import GroupLayout, group_attention_forward, group_layout
 from igrpo_nemo.objectives.entropy import token_entropy, token_logprobs
 from igrpo_nemo.types import TrainingRow
@@ -70,9 +77,10 @@ class Predictions:
 class PackedRows:
     """Rows with equal contexts side by side, in one flat stream.
 
-    A completion's last token predicts nothing and is left out of the input. A context with a
-    single completion is one causal segment with it. `positions_L` restart at each context and
-    continue after it in each of its completions.
+    A context with several completions is a trunk without its last token, which each of its
+    branches begins with: so branches hold exactly the predicting tokens. A context with a single
+    completion is one segment with it. A completion's last token predicts nothing and is left out.
+    `positions_L` restart at each context and continue after it in each of its completions.
     """
 
     input_L: Tensor
@@ -88,31 +96,30 @@ def pack_rows(rows: Sequence[TrainingRow], device: torch.device | str = "cpu") -
         UserError: a row without context (nothing would predict its first token).
     """
     device = torch.device(device)
-    groups = list(_groups(rows).items())
-    trunks, branches = [], []
+    # Contexts with several completions first: the layout keeps the others in its tail.
+    groups = sorted(_groups(rows).items(), key=lambda group: len(group[1]) == 1)
+    trunks, branches, firsts = [], [], []
     for context, indices in groups:
         inputs = [rows[i].completion.token_ids[:-1] for i in indices]
         alone = len(indices) == 1
-        trunks.append(context + inputs[0] if alone else context)
-        branches.append([] if alone else inputs)
+        trunks.append(context + inputs[0] if alone else context[:-1])
+        branches.append([] if alone else [context[-1:] + ids for ids in inputs])
+        firsts.append(len(context) - 1)
     trunk_starts = [0, *accumulate(len(trunk) for trunk in trunks)]
-    position_parts = [range(len(trunk)) for trunk in trunks]
-    predicting: list[list[int]] = [[] for _ in rows]
+    positions = [range(len(trunk)) for trunk in trunks]
+    predicting: list[range] = [range(0)] * len(rows)
     start = trunk_starts[-1]
-    for trunk_start, (context, indices), inputs in zip(
-        trunk_starts, groups, branches, strict=False
-    ):
-        last = trunk_start + len(context) - 1
-        if not inputs:
-            length = len(rows[indices[0]].completion.token_ids)
-            predicting[indices[0]] = list(range(last, last + length))
-        for i, branch in zip(indices, inputs, strict=False):
-            predicting[i] = [last, *range(start, start + len(branch))]
-            position_parts.append(range(len(context), len(context) + len(branch)))
+    for group, (_, indices) in enumerate(groups):
+        if not branches[group]:
+            last = trunk_starts[group + 1]
+            predicting[indices[0]] = range(trunk_starts[group] + firsts[group], last)
+        for i, branch in zip(indices, branches[group], strict=False):
+            predicting[i] = range(start, start + len(branch))
+            positions.append(range(firsts[group], firsts[group] + len(branch)))
             start += len(branch)
     return PackedRows(
         input_L=_integers(chain(*trunks, *chain(*branches)), device),
-        positions_L=_integers(chain(*position_parts), device),
+        positions_L=_integers(chain(*positions), device),
         layout=group_layout(
             [len(trunk) for trunk in trunks],
             [[len(branch) for branch in group] for group in branches],
@@ -173,10 +180,11 @@ def completion_logprobs(
     if not rows:
         raise UserError("there are no rows to compute log-probs of")
     if packed and can_pack(model):
-        hidden_LH, predictions = _packed_hidden(model, pack_rows(rows, model.device))
+        batch = pack_rows(rows, model.device)
+        predictions = batch.predictions
+        logits_AV = _fused_logits(model, batch) if _fuses(model) else _packed_logits(model, batch)
     else:
-        hidden_LH, predictions = _padded_hidden(model, rows)
-    logits_AV = model.get_output_embeddings()(hidden_LH[predictions.predicting_A])
+        logits_AV, predictions = _padded_logits(model, rows)
     logprobs_A = token_logprobs(logits_AV, predictions.target_A, temperature=temperature)
     entropy_RT = None
     if with_entropy:
@@ -199,7 +207,26 @@ def can_pack(model: PreTrainedModel) -> bool:
     )
 
 
-def _packed_hidden(model: PreTrainedModel, batch: PackedRows) -> tuple[Tensor, Predictions]:
+def _fuses(model: PreTrainedModel) -> bool:
+    """On a CPU in full precision; elsewhere the model's own kernels and autocast serve better."""
+    return (
+        model.device.type == "cpu"
+        and model.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not getattr(model, "is_gradient_checkpointing", False)
+        and can_fuse(model)
+    )
+
+
+def _fused_logits(model: PreTrainedModel, batch: PackedRows) -> Tensor:
+    weights = decoder_weights(model)
+    rotary = rotary_tables(model, batch.positions_L, weights.norm)
+    hidden_LI = decode(weights, batch.input_L, rotary, batch.layout)
+    predicting_A = batch.predictions.predicting_A - batch.layout.tail
+    return decoder_logits(weights, hidden_LI[predicting_A])
+
+
+def _packed_logits(model: PreTrainedModel, batch: PackedRows) -> Tensor:
     with _group_attention(model):
         output = model.base_model(
             input_ids=batch.input_L[None],
@@ -207,7 +234,8 @@ def _packed_hidden(model: PreTrainedModel, batch: PackedRows) -> tuple[Tensor, P
             use_cache=False,
             group_layout=batch.layout,
         )
-    return output.last_hidden_state[0], batch.predictions
+    hidden_LI = output.last_hidden_state[0]
+    return model.get_output_embeddings()(hidden_LI[batch.predictions.predicting_A])
 
 
 _switching = threading.Lock()
@@ -225,7 +253,7 @@ def _group_attention(model: PreTrainedModel) -> Iterator[None]:
             model.config._attn_implementation = before
 
 
-def _padded_hidden(
+def _padded_logits(
     model: PreTrainedModel, rows: Sequence[TrainingRow]
 ) -> tuple[Tensor, Predictions]:
     """Right-padded rows through the model as it is; the mask comes from lengths alone."""
@@ -247,7 +275,8 @@ def _padded_hidden(
         for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True))
     ]
     predictions = _predictions(rows, predicting, model.device)
-    return output.last_hidden_state.flatten(0, 1), predictions
+    hidden_LI = output.last_hidden_state.flatten(0, 1)
+    return model.get_output_embeddings()(hidden_LI[predictions.predicting_A]), predictions
 
 
 def split_micro_batches(

@@ -1,16 +1,17 @@
 """Token entropy (Eq. 7) and token log-probabilities, without a second logits-sized tensor.
 
-    logits --row maximum--> m --chunks of the vocabulary--> sum e^(z-m), sum (z-m) e^(z-m) --> H
-                                                        \\-> log sum e^z --> log p(token)
+    logits --row maximum m--> chunks of the vocabulary --> sum e^(z-m), sum (z-m) e^(z-m) --> H
+                                                       \\-> log sum e^z --> log p(token)
 
-A chunk's work space is T x chunk_size; inputs may be bf16, sums are fp32 (fp64 for fp64 inputs).
-Log-probs save the logits themselves for the backward pass, which allocates only the gradient.
-Shapes: T tokens, V vocabulary, C vocabulary entries of a chunk, R rows.
+Work space is one block of rows x chunk of the vocabulary, of constant size. Inputs may be bf16,
+sums are fp32 (fp64 for fp64 inputs). Log-probs save the logits themselves for the backward pass.
+Shapes: T tokens, B tokens of a block, V vocabulary, C vocabulary entries of a chunk, R rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_SIZE = 4096
-"""Vocabulary entries per chunk: 16 KiB of work space per token and buffer in fp32."""
+"""Vocabulary entries per chunk."""
+
+_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
+"""Elements of a buffer: on the CPU 1 MiB stays in the cache, on a GPU 128 MiB keep kernels few."""
 
 
 @torch.no_grad()
@@ -41,12 +45,15 @@ def token_entropy(
     _check(logits_TV, chunk_size, temperature)
     max_T, sum_T = _max_and_zeros(logits_TV)
     weighted_T = torch.zeros_like(sum_T)
-    shifted, exp = _buffers(logits_TV, chunk_size, sum_T.dtype, count=2)
-    for chunk_TC in logits_TV.split(chunk_size, dim=1):
-        shifted_TC = _shift(chunk_TC, max_T, temperature, shifted)
-        exp_TC = torch.exp(shifted_TC, out=exp[:, : chunk_TC.shape[1]])
-        sum_T += exp_TC.sum(dim=1)
-        weighted_T += shifted_TC.mul_(exp_TC).sum(dim=1)
+    lowest = torch.finfo(sum_T.dtype).min
+    exp_buffer: Tensor | None = None
+    for rows, _, shifted_BC in _shifted_chunks(logits_TV, max_T, temperature, chunk_size):
+        if exp_buffer is None:
+            exp_buffer = torch.empty_like(shifted_BC)
+        exp_BC = exp_buffer[: shifted_BC.shape[0], : shifted_BC.shape[1]]
+        torch.exp(shifted_BC.clamp_(min=lowest), out=exp_BC)  # -inf would give 0 * inf = nan
+        sum_T[rows] += exp_BC.sum(dim=1)
+        weighted_T[rows] += shifted_BC.mul_(exp_BC).sum(dim=1)
     return sum_T.log() - weighted_T / sum_T
 
 
@@ -105,40 +112,61 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any, logits_TV: Tensor, ids_T: Tensor, temperature: float, chunk_size: int
     ) -> Tensor:
         max_T, sum_T = _max_and_zeros(logits_TV)
-        (buffer,) = _buffers(logits_TV, chunk_size, sum_T.dtype, count=1)
-        for chunk_TC in logits_TV.split(chunk_size, dim=1):
-            sum_T += _shift(chunk_TC, max_T, temperature, buffer).exp_().sum(dim=1)
-        log_sum_T = sum_T.log()
-        ctx.save_for_backward(logits_TV, ids_T, max_T, log_sum_T)
-        ctx.temperature = temperature
-        ctx.chunk_size = chunk_size
+        for rows, _, shifted_BC in _shifted_chunks(logits_TV, max_T, temperature, chunk_size):
+            sum_T[rows] += shifted_BC.exp_().sum(dim=1)
         chosen_T = logits_TV.gather(1, ids_T[:, None])[:, 0].to(sum_T.dtype)
         # Subtracting the maximum first keeps fp32's digits where logits are large.
-        return (chosen_T - max_T) / temperature - log_sum_T
+        logprobs_T = (chosen_T - max_T) / temperature - sum_T.log()
+        ctx.save_for_backward(logits_TV, ids_T, max_T, sum_T, logprobs_T)
+        ctx.temperature = temperature
+        ctx.chunk_size = chunk_size
+        return logprobs_T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None, None]:
-        logits_TV, ids_T, max_T, log_sum_T = ctx.saved_tensors
+        logits_TV, ids_T, max_T, sum_T, logprobs_T = ctx.saved_tensors
         grad_T = grad_T / ctx.temperature
+        factor_T1 = (-grad_T / sum_T)[:, None]
         grad_TV = torch.empty_like(logits_TV)
-        (buffer,) = _buffers(logits_TV, ctx.chunk_size, log_sum_T.dtype, count=1)
-        for chunk_TC, out_TC in zip(
-            logits_TV.split(ctx.chunk_size, dim=1),
-            grad_TV.split(ctx.chunk_size, dim=1),
-            strict=True,
+        for rows, columns, shifted_BC in _shifted_chunks(
+            logits_TV, max_T, ctx.temperature, ctx.chunk_size
         ):
-            probs_TC = _shift(chunk_TC, max_T, ctx.temperature, buffer)
-            probs_TC.sub_(log_sum_T[:, None]).exp_()
-            out_TC.copy_(probs_TC.mul_(-grad_T[:, None]))
-        # 1 - p for the sampled token, computed in one piece: adding 1 to a bf16 -p would round.
-        chosen_T = logits_TV.gather(1, ids_T[:, None])[:, 0].to(max_T.dtype)
-        logprobs_T = (chosen_T - max_T) / ctx.temperature - log_sum_T
+            grad_TV[rows, columns] = shifted_BC.exp_().mul_(factor_T1[rows])
+        # 1 - p of the sampled token in one piece: adding 1 to a bf16 -p would round it.
         at_ids_T = -torch.expm1(logprobs_T) * grad_T
         # Not scatter_: on the CPU it allocates an fp32 tensor as large as the logits.
         rows_T = torch.arange(ids_T.shape[0], device=ids_T.device)
         grad_TV[rows_T, ids_T] = at_ids_T.to(grad_TV.dtype)
         return grad_TV, None, None, None
+
+
+def _shifted_chunks(
+    logits_TV: Tensor, max_T: Tensor, temperature: float, chunk_size: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(rows, columns, (z - max) / temperature there), the last in a buffer that is used again.
+
+    Every step overwrites what the one before it gave out; the first buffer is the largest.
+    """
+    tokens, vocabulary = logits_TV.shape
+    chunk_size = min(chunk_size, vocabulary)
+    elements = _BLOCK_ELEMENTS.get(logits_TV.device.type, _BLOCK_ELEMENTS["cuda"])
+    block_size = min(max(elements // chunk_size, 1), tokens)
+    buffer = torch.empty((block_size, chunk_size), dtype=max_T.dtype, device=logits_TV.device)
+    for row in range(0, tokens, max(block_size, 1)):
+        rows = slice(row, min(row + block_size, tokens))
+        for column in range(0, vocabulary, chunk_size):
+            columns = slice(column, min(column + chunk_size, vocabulary))
+            chunk_BC = logits_TV[rows, columns]
+            shifted_BC = buffer[: chunk_BC.shape[0], : chunk_BC.shape[1]]
+            if chunk_BC.dtype == buffer.dtype:
+                torch.sub(chunk_BC, max_T[rows, None], out=shifted_BC)
+            else:
+                # Subtracting tensors of two dtypes would allocate a converted copy.
+                shifted_BC.copy_(chunk_BC).sub_(max_T[rows, None])
+            if temperature != 1.0:
+                shifted_BC.div_(temperature)
+            yield rows, columns, shifted_BC
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype:
@@ -151,24 +179,12 @@ def _max_and_zeros(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
     return max_T, torch.zeros_like(max_T)
 
 
-def _buffers(logits_TV: Tensor, chunk_size: int, dtype: torch.dtype, count: int) -> list[Tensor]:
-    """Work space used by every chunk in turn: fresh pages per chunk cost more than the sums."""
-    tokens, vocabulary = logits_TV.shape
-    shape = (tokens, min(chunk_size, vocabulary))
-    return [torch.empty(shape, dtype=dtype, device=logits_TV.device) for _ in range(count)]
-
-
-def _shift(chunk_TC: Tensor, max_T: Tensor, temperature: float, buffer: Tensor) -> Tensor:
-    """(z - max) / temperature in the buffer; finite also for z = -inf, so that 0 * d stays 0."""
-    shifted_TC = buffer[:, : chunk_TC.shape[1]].copy_(chunk_TC).sub_(max_T[:, None])
-    if temperature != 1.0:
-        shifted_TC.div_(temperature)
-    return shifted_TC.clamp_(min=torch.finfo(shifted_TC.dtype).min)
-
-
 def _check(logits_TV: Tensor, chunk_size: int, temperature: float) -> None:
     if logits_TV.ndim != 2 or logits_TV.shape[1] == 0 or not logits_TV.is_floating_point():
-        raise ValueError(f"logits must be floats of shape (tokens, vocabulary), got {logits_TV!r}")
+        raise ValueError(
+            "logits must be floats of shape (tokens, vocabulary), "
+            f"got {logits_TV.dtype} of shape {tuple(logits_TV.shape)}"
+        )
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     if not (temperature > 0 and math.isfinite(temperature)):

@@ -163,7 +163,7 @@ def clipped_surrogate(
     mask_RT = _mask(inputs)
     logprobs_RT = _clean(inputs.logprobs_RT, mask_RT)
     old_logprobs_RT = _clean(inputs.old_logprobs_RT.detach(), mask_RT)
-    advantages_R1 = inputs.advantages_R.detach().to(logprobs_RT.dtype)[:, None]
+    advantages_R1 = inputs.advantages_R.detach().to(logprobs_RT)[:, None]
 
     token_log_ratio_RT = logprobs_RT - old_logprobs_RT
     ratio_RT = _log_ratio(token_log_ratio_RT, mask_RT, config).exp()

@@ -77,13 +77,18 @@ def render(
         run_table=run_rows(runs) if len(runs) > 1 else None,
         colors=group_colors(runs),
         sections=[(name, _split(figures, name)) for name in SECTIONS],
-        budgets=[(run.name, rows) for run in runs if (rows := budget_rows(run))],
+        budgets=[(run.label, rows) for run in _one_a_label(runs) if (rows := budget_rows(run))],
         samples=samples,
         total_samples=total_samples,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
     )
+
+
+def _one_a_label(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each label: seeds of one arm have one budget."""
+    return list({run.label: run for run in reversed(runs)}.values())[::-1]
 
 
 def _split(figures: Sequence[Figure], section: str) -> tuple[list[Figure], list[Figure]]:
@@ -110,7 +115,8 @@ def _write(path: Path, html: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(html, encoding="utf-8")
+        # Model text may hold lone surrogates, which UTF-8 has no bytes for.
+        partial.write_text(html, encoding="utf-8", errors="replace")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write the report to {path}: {error.strerror or error}") from None

@@ -152,26 +152,26 @@ def stacked_chart(
 
 def bar_rows(rows: Sequence[tuple[str, Sequence[Layer]]], axis: Axis, *, title: str) -> Markup:
     """Horizontal stacked bars, one a row: (row label, layers with one value each)."""
-    height = TOP + 34.0 * len(rows) + BOTTOM
+    height = 34.0 * len(rows) + BOTTOM + 4
     longest = (
         max((sum(layer.values[0] for layer in layers) for _, layers in rows), default=0.0) or 1.0
     )
     high = 1.0 if axis.percent and longest <= 1.0 + 1e-9 else _ticks(0.0, longest)[-1]
     x = Scale(0.0, high, LEFT, WIDTH - RIGHT - 10)
-    body = [f'<text class="ylabel" x="0" y="12">{escape(title)}</text>']
+    body = []
     for tick in _ticks(0.0, high):
         if tick <= high:
-            body.append(_vertical(x(tick), TOP, height - BOTTOM, format_value(tick, axis.percent)))
+            body.append(_vertical(x(tick), 0.0, height - BOTTOM, format_value(tick, axis.percent)))
     for i, (label, layers) in enumerate(rows):
-        top, left = TOP + 34.0 * i, x(0.0)
+        top, left = 34.0 * i, x(0.0)
         body.append(f'<text class="tick" x="{LEFT}" y="{top + 11:.0f}">{escape(label)}</text>')
         for layer in layers:
             width = x(layer.values[0]) - x(0.0)
             body.append(
                 f'<rect class="fill" style="--c:var(--{layer.color})" x="{left:.1f}" '
                 f'y="{top + 15:.0f}" width="{max(width, 0):.1f}" height="14">'
-                f"<title>{escape(layer.label)}: {format_value(layer.values[0], axis.percent)}</title>"
-                "</rect>"
+                f"<title>{escape(layer.label)}: "
+                f"{format_value(layer.values[0], axis.percent)}</title></rect>"
             )
             left += width
     body.append(

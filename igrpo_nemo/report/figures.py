@@ -90,7 +90,8 @@ FIGURES: tuple[Spec, ...] = (
         Axis("mean reward"),
         (
             Trace("igrpo/draft_reward", "drafts", "draft"),
-            Trace("igrpo/best_draft_reward", "shown draft", "best"),
+            Trace("igrpo/best_draft_reward", "best draft", "best"),
+            Trace("igrpo/selected_draft_reward", "shown draft", "predict", dashed=True),
             Trace("igrpo/refinement_reward", "refinements", "refine"),
         ),
         "Drafts should follow refinements upwards. Refinements that stay at the shown draft's "
@@ -101,7 +102,8 @@ FIGURES: tuple[Spec, ...] = (
         Axis("correct answers", percent=True),
         (
             Trace("igrpo/draft_accuracy", "drafts", "draft"),
-            Trace("igrpo/best_draft_accuracy", "shown draft", "best"),
+            Trace("igrpo/best_draft_accuracy", "any draft", "best"),
+            Trace("igrpo/selected_draft_accuracy", "shown draft", "predict", dashed=True),
             Trace("igrpo/refinement_accuracy", "refinements", "refine"),
         ),
         "The reward without its format part. Compare refinements with their shown draft.",
@@ -114,9 +116,9 @@ FIGURES: tuple[Spec, ...] = (
             Trace("igrpo/best_draft_predicted", "from own p", "predict", dashed=True),
             Trace("igrpo/best_draft_predicted_pooled", "from mean p", "predict2", dashed=True),
         ),
-        "Proposition 3.1. The prediction from each problem's own p should lie near "
-        "the measurement; the one from the mean p overshoots, the more the problems differ in "
-        "difficulty (Jensen).",
+        "Proposition 3.1. The prediction from each problem's own p lies a little "
+        "below the measurement (p is estimated from the same N drafts), the one from the mean p "
+        "above it, the more so the more the problems differ in difficulty (Jensen).",
         NO_STAGE_2,
     ),
     Spec(
@@ -139,10 +141,10 @@ FIGURES: tuple[Spec, ...] = (
     ),
     Spec(
         "copying", "Two stages", "Copying of the shown draft",
-        Axis("share", percent=True),
+        Axis("share of refinements; overlap", percent=True),
         (
             Trace("igrpo/copy_rate", "verbatim copies", "refine"),
-            Trace("igrpo/overlap", "mean overlap with the draft", "best", dashed=True),
+            Trace("igrpo/overlap", "token overlap (Dice)", "best", dashed=True),
         ),
         "A rising copy rate with fewer groups of non-zero advantage (next figure) means that the "
         "second stage teaches less and less.",
@@ -219,7 +221,7 @@ FIGURES: tuple[Spec, ...] = (
     Spec(
         "kl", "Optimisation", "KL to the reference policy", Axis("nats per token"),
         (Trace("policy/kl", "KL (k3 estimate)", "val"),),
-        "Logged where a reference policy is loaded.",
+        "Distance from the reference policy; zero where none is loaded.",
         "Not logged: without a KL penalty no reference policy is loaded.",
     ),
     Spec(
@@ -234,6 +236,11 @@ FIGURES: tuple[Spec, ...] = (
         "throughput", "Cost", "Throughput", Axis("completions per second"),
         (Trace("perf/completions_per_s", "completions", "val"),),
         "Falls as responses grow longer.",
+    ),
+    Spec(
+        "tokens", "Cost", "Token throughput", Axis("sampled tokens per second"),
+        (Trace("perf/tokens_per_s", "tokens", "val"),),
+        "Steadier than completions per second: it does not depend on how long responses are.",
     ),
     Spec(
         "memory", "Cost", "Peak memory", Axis("GB"), (Trace("perf/peak_memory_gb", "peak", "val"),),

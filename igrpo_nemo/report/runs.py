@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -41,7 +41,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder. `label` names its group: runs with an equal label are seeds of one arm."""
+    """One run folder. `label` names its group: runs with an equal label are seeds of one arm.
+
+    `non_finite` are the (step, metric) whose values were inf or nan: they are in no curve.
+    """
 
     path: Path
     name: str
@@ -52,6 +55,7 @@ class Run:
     config_text: str = ""
     samples: Sequence[Mapping[str, Any]] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    non_finite: tuple[tuple[int, str], ...] = ()
 
     def setting(self, dotted: str) -> Any:
         """A config value by its dotted name, None where absent."""
@@ -59,6 +63,14 @@ class Run:
         for part in dotted.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
+
+    def accuracy(self, when: Literal["start", "end"]) -> float | None:
+        """Held-out accuracy (a fraction) from the summary, or while there is none the curve's."""
+        value = self.summary.get(f"val_accuracy_{when}")
+        if isinstance(value, int | float):
+            return float(value)
+        curve = self.val.get("val/accuracy", Curve())
+        return curve.values[0 if when == "start" else -1] if curve else None
 
     @property
     def steps(self) -> int:
@@ -76,7 +88,7 @@ def load_run(folder: Path | str, name: str | None = None, label: str | None = No
         raise UserError(
             f"{folder} has no metrics.jsonl: give a folder that `igrpo train` has written"
         )
-    train, val = _curves(path)
+    train, val, non_finite = _curves(path)
     if not train and not val:
         raise UserError(f"{path} holds no metrics yet: wait for the first step")
     config_text = _text(folder / "config.yaml")
@@ -91,6 +103,7 @@ def load_run(folder: Path | str, name: str | None = None, label: str | None = No
         config_text=config_text,
         samples=tuple(row for _, row in _rows(folder / "samples.jsonl")),
         summary=_summary(folder / "summary.json"),
+        non_finite=non_finite,
     )
 
 
@@ -117,8 +130,11 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     raise UserError("the same run folder is given twice: name each one once")
 
 
-def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
+def _curves(
+    path: Path,
+) -> tuple[dict[str, Curve], dict[str, Curve], tuple[tuple[int, str], ...]]:
     points: dict[str, dict[str, dict[int, float]]] = {"train": {}, "val": {}}
+    non_finite: list[tuple[int, str]] = []
     for number, row in _rows(path):
         try:
             metrics, step, kind = row["metrics"].items(), int(row["step"]), row["kind"]
@@ -129,6 +145,7 @@ def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
         for name, value in metrics:
             if isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(kind, {}).setdefault(name, {})[step] = float(value)
+        non_finite += [(step, name) for name in row.get("non_finite", ())]
     train, val = (
         {
             name: Curve(tuple(sorted(p)), tuple(p[s] for s in sorted(p)))
@@ -136,7 +153,7 @@ def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
         }
         for kind in ("train", "val")
     )
-    return train, val
+    return train, val, tuple(non_finite)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -24,8 +24,8 @@ TIMING = (
 )
 
 TIME_CAPTION = (
-    "Bars are means over neighbouring steps; “other” is what the step's total holds "
-    "beyond the named parts. Two stages sample twice, one after the other: that is iGRPO's extra cost over GRPO."
+    "Means over steps; “other” is what the step's total holds beyond the named parts. Two stages "
+    "sample twice, one after the other: that is iGRPO's extra cost over GRPO."
 )
 REASON_CAPTION = (
     "Verdict of the accuracy reward over all completions. “no answer” should vanish early; what "

@@ -37,6 +37,7 @@ class Sample:
     question: str
     answer: str
     draft: str
+    draft_shown: bool
     draft_reward: str
     draft_verdict: str
     refinement: str
@@ -46,7 +47,7 @@ class Sample:
 
 def headline_facts(run: Run) -> list[Fact]:
     """The numbers a reader wants first; those that the run did not log are left out."""
-    start, end = _accuracy(run, "start"), _accuracy(run, "end")
+    start, end = run.accuracy("start"), run.accuracy("end")
     facts = []
     if start is not None and end is not None:
         change = f"{100 * (end - start):+.1f} points"
@@ -79,7 +80,7 @@ def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     ]  # fmt: skip
     rows = []
     for run in runs:
-        start, end = _accuracy(run, "start"), _accuracy(run, "end")
+        start, end = run.accuracy("start"), run.accuracy("end")
         change = None if start is None or end is None else f"{100 * (end - start):+.1f}"
         seconds = run.summary.get("seconds")
         total = rollout_totals(run)["completions sampled"]
@@ -143,9 +144,12 @@ def rollout_totals(run: Run) -> dict[str, int | None]:
     if tokens is not None and refinements:
         more = _mean_times(run, "igrpo/refinement_tokens", P * refinements, steps)
         tokens = None if more is None else tokens + more
+    # Dynamic sampling draws more than the plan; the run counts what it drew.
+    counted = run.summary.get("completions")
+    planned = P * (drafts + refinements) * steps
     return {
         "steps": steps,
-        "completions sampled": P * (drafts + refinements) * steps,
+        "completions sampled": counted if isinstance(counted, int) and counted else planned,
         "rows trained": P * trained * steps,
         "tokens sampled": tokens,
     }
@@ -177,14 +181,6 @@ def shorten(text: str, limit: int = TEXT_LIMIT) -> str:
     return f"[{len(text) - limit:,} characters left out]\n{text[-limit:]}"
 
 
-def _accuracy(run: Run, end: str) -> float | None:
-    value = run.summary.get(f"val_accuracy_{end}")
-    if isinstance(value, int | float):
-        return float(value)
-    curve = run.val.get("val/accuracy", Curve())
-    return curve.values[0 if end == "start" else -1] if curve else None
-
-
 def _budget(run: Run) -> tuple[int, int, int, int] | None:
     """(problems, drafts, refinements, trained rows a problem) per step; None without a config."""
     P = run.setting("grpo.num_prompts_per_step")
@@ -193,7 +189,7 @@ def _budget(run: Run) -> tuple[int, int, int, int] | None:
     if not isinstance(P, int):
         return None
     # With feedback `none` there are no refinements, whatever N and G say.
-    if run.train.get("igrpo/refinement_reward") and isinstance(N, int) and isinstance(G, int):
+    if run.setting("igrpo.feedback") != "none" and isinstance(N, int) and isinstance(G, int):
         return P, N, G, trained if isinstance(trained, int) else G
     single = trained if isinstance(trained, int) else run.setting("igrpo.budget")
     return (P, single, 0, single) if isinstance(single, int) else None
@@ -239,6 +235,7 @@ def _sample(run: Run, row: Mapping[str, Any]) -> Sample:
         question=text("question"),
         answer=text("answer"),
         draft=text("draft"),
+        draft_shown=row.get("draft_shown") is not False,
         draft_reward=reward("draft_reward"),
         draft_verdict=_verdict(row.get("draft_correct")),
         refinement=text("refinement"),

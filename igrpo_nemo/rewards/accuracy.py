@@ -19,6 +19,7 @@ from typing import Any
 
 from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer
 from igrpo_nemo.rewards.literal import Literal, read_literal, same_number
+from igrpo_nemo.rewards.refute import refuted
 
 
 class Reason(StrEnum):
@@ -35,7 +36,7 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
     """The comparison met its time or memory limit, or the group's deadline."""
     TOO_LONG = "too_long"
-    """The answer is longer than `max_answer_chars`."""
+    """The answer (or the reference) is longer than `max_answer_chars`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,10 @@ _WRAPPED = re.compile(
 _SPELLINGS = re.compile(
     r"(\\)[dt](?=frac)|\\(?:left|right)(?=[()\[\]])|\\!\s*|\\(?:mathrm|operatorname)\{([ei])\}"
 )
+# `12,\!345` and `12{,}345`, which can only be one number; a bare comma may separate two.
+_GROUPED = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3}(?!\d))")
+# math-verify takes a last letter after a space for a unit (`a + b + c` becomes `a + b +`).
+_LAST_VARIABLE = re.compile(r"([-+*/=<>(,^])\s+([A-Za-z])$")
 _PERCENT = re.compile(r"(?P<number>.*[^\s\\])\s*(?:\\?%|\b(?:percent|percentage|pct)\b)", re.DOTALL)
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])([1-9]\d{0,2})((?:(?:\\,|\\ |[ ~])\d{3})+)(?![\d])")
 _CURRENCY = re.compile(r"^(-?)\\?\$(?=[\d.])")
@@ -88,6 +93,7 @@ _WORD = re.compile(r"(?<![^\s\"'(])[A-Za-z]{3,}(?![^\s.,;:!?)\"'])")
 _MATH_WORDS = frozenset(
     "sin cos tan cot sec csc log exp sqrt max min gcd lcm mod det inf infinity and".split()
 )
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _OPERATOR = re.compile(r"[=+*/^_\\<>|{}\[\]]")
 
 
@@ -118,6 +124,7 @@ def as_math(text: str) -> MathText:
             return MathText(verbatim, ("latex", "expr"))
         text = text.replace("$", "")
     text = _CURRENCY.sub(r"\1", text)
+    text = _LAST_VARIABLE.sub(r"\1\2", text)
     text = _SPACED_THOUSANDS.sub(lambda m: m[1] + _THOUSANDS_SPACE.sub("", m[2]), text)
     if _is_sentence(text):
         return MathText(text, ("latex", "expr"))
@@ -135,6 +142,7 @@ def _bare(text: str) -> str:
     wrapped = _WRAPPED.fullmatch(text)
     if wrapped is not None:
         text = _without_stop(next(group for group in wrapped.groups() if group).strip())
+    text = _GROUPED.sub("", text)
     return _SPELLINGS.sub(lambda m: m[1] or m[2] or "", text)
 
 
@@ -146,8 +154,10 @@ def _without_stop(text: str) -> str:
 
 def _math_outside_dollars(text: str) -> bool:
     """Whether `$` signs pair up the wrong way: formulas stand outside of them (`a+$ $b`)."""
-    outside = "".join(re.split(r"(?<!\\)\$", text)[0::2])
-    return "$" in text and re.search(r"\\[a-zA-Z]|[=^_]", outside) is not None
+    outside = " ".join(_DOLLAR.split(text)[0::2])
+    if "$" not in text or re.search(r"\\[a-zA-Z]|[=^_]", outside) is None:
+        return False
+    return _WORD.search(_TEXT_COMMAND.sub(" ", outside)) is None
 
 
 def _is_sentence(text: str) -> bool:
@@ -181,9 +191,32 @@ def _math_verify() -> Any:
     return math_verify
 
 
+# A pass through the grammar and through SymPy's comparisons: the parser builds its tables, and
+# SymPy imports its parts, on first use.
+_WARM_UP = (
+    ("\\frac{1}{2}", "\\sqrt{2}"),
+    ("2\\sqrt{3} + \\sqrt[3]{5}", "\\sqrt{34} - 3\\sqrt{10}"),
+    ("x^2 - 3xy + 4", "(x - 1)(y + 2)^{2}"),
+    ("\\left( 3, \\frac{\\pi}{2} \\right)", "(1, 2)"),
+    ("[0, 1) \\cup (2, \\infty)", "(-\\infty, 3]"),
+    ("\\{1, 2, 3\\}", "1, 2"),
+    ("x = 5", "y \\le 7"),
+    (
+        "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}",
+        "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}",
+    ),
+    ("\\text{4:30 p.m.}", "4:30 \\text{ p.m.}"),
+    ("\\sin \\theta + \\log_2 8", "e^{i\\pi} + \\binom{5}{2} + 3!"),
+    ("12 dollars", "12.5 \\text{ cm}^2"),
+    ("25\\%", "45^\\circ"),
+    ("1{,}000.25", "10^{-3} \\times 2"),
+)
+
+
 def warm_up() -> None:
-    """Import math-verify and build its parser tables, so that the first item is not charged."""
-    full_verdict("\\frac{1}{2}", "\\sqrt{2}", DEFAULT_SETTINGS)
+    """Import math-verify and build its tables, so that the first items are not charged for it."""
+    for gold, answer in _WARM_UP:
+        full_verdict(gold, answer)
 
 
 def _parse(text: str, settings: AccuracySettings) -> list[Any]:
@@ -213,22 +246,22 @@ def readable(parsed: list[Any]) -> bool:
     return any(not isinstance(item, str) for item in parsed)
 
 
-def gold_problem(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> str | None:
-    """Why a reference answer cannot serve as one, or None where it can.
+def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:
+    """Whether a reference answer can serve as one. May hang: run it in the pool.
 
-    `empty`, `too_long`, `unparseable` (nothing can be read from it) or `not_self_equal`
-    (math-verify does not even find it equal to itself). Calls math-verify unless it is a plain
-    number.
+    MATCH where mathematics is read from it and math-verify finds it equal to itself, MISMATCH
+    where it does not, NO_ANSWER for an empty one, TOO_LONG, UNPARSEABLE where nothing can be read:
+    it would be a silent constant reward.
     """
     if not gold.strip():
-        return "empty"
+        return Reason.NO_ANSWER
     if len(gold) > settings.max_answer_chars:
-        return "too_long"
+        return Reason.TOO_LONG
     if not settings.verbatim and read_literal(gold.strip()) is not None:
-        return None
-    if not _parse_gold(gold, settings):
-        return "unparseable"
-    return None if full_verdict(gold, gold, settings) is Reason.MATCH else "not_self_equal"
+        return Reason.MATCH
+    if not readable(_parse_gold(gold, settings)):
+        return Reason.UNPARSEABLE
+    return full_verdict(gold, gold, settings)
 
 
 def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:
@@ -239,12 +272,16 @@ def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SE
     try:
         gold_parsed = _parse_gold(gold, settings)
         parsed = _parse(answer, settings)
-        equal = bool(parsed) and _math_verify().verify(
-            gold_parsed,
-            parsed,
-            float_rounding=settings.float_rounding,
-            numeric_precision=settings.numeric_precision,
-            timeout_seconds=None,
+        equal = (
+            bool(parsed)
+            and not refuted(gold_parsed, parsed, settings.float_rounding)
+            and _math_verify().verify(
+                gold_parsed,
+                parsed,
+                float_rounding=settings.float_rounding,
+                numeric_precision=settings.numeric_precision,
+                timeout_seconds=None,
+            )
         )
     except (RecursionError, MemoryError, ValueError, TypeError, ArithmeticError):
         # The boundary to the parser: text that breaks it is an answer nobody can read.
@@ -264,24 +301,29 @@ def quick_verdict(
     """
     if settings.verbatim:
         return None
-    gold_number, gold_math = _gold_quick(gold)
-    answer_number = read_literal(answer)
-    if gold_number is not None and answer_number is not None:
+    gold_number = _gold_literal(gold)
+    if gold_number is not None and (answer_number := read_literal(answer)) is not None:
         same = same_number(gold_number, answer_number, float_rounding=settings.float_rounding)
         if same is not None:
             return Reason.MATCH if same else Reason.MISMATCH
-    if gold_math is None or len(answer) > 2 * len(gold) + 40:
+    if len(answer) > 2 * len(gold) + 40:
         return None
-    return Reason.MATCH if as_math(answer) == gold_math else None
+    gold_formula = _gold_formula(gold)
+    return Reason.MATCH if gold_formula is not None and as_math(answer) == gold_formula else None
 
 
 @lru_cache(maxsize=16_384)
-def _gold_quick(gold: str) -> tuple[Literal | None, MathText | None]:
-    """A reference as a plain number, and as a formula that surely equals itself."""
+def _gold_literal(gold: str) -> Literal | None:
+    return read_literal(gold.strip())
+
+
+@lru_cache(maxsize=16_384)
+def _gold_formula(gold: str) -> MathText | None:
+    """A reference as a formula that surely equals itself, or None."""
     math = as_math(gold)
     # White space, empty `\text{}` and the like are no formula, whatever stands around them.
     substance = any(char.isalnum() for char in _TEXT_COMMAND.sub("", _bare(gold)))
-    return read_literal(gold.strip()), math if math.formula and substance else None
+    return math if math.formula and substance else None
 
 
 _GROUPING = re.compile(r"\\!|\{,\}")
@@ -313,7 +355,7 @@ def find_answer(
     )
     if answer is None:
         return Verdict(Reason.NO_ANSWER)
-    if len(answer) > settings.max_answer_chars:
+    if max(len(answer), len(gold)) > settings.max_answer_chars:
         return Verdict(Reason.TOO_LONG)
     return answer
 

@@ -42,7 +42,7 @@ def visible_text(text: str, *, thinking_open: bool = False) -> str:
     A `</think>` that nothing opened closes a part which the chat template opened. A part that is
     never closed hides everything after it: an answer inside the thinking does not count.
     """
-    tags = list(_THINK_TAG.finditer(text))
+    tags = list(_THINK_TAG.finditer(text)) if "think>" in text else []
     if not tags:
         return "" if thinking_open else text
     inside = thinking_open or tags[0].group() == "</think>"
@@ -82,21 +82,21 @@ def last_boxed(text: str, *, truncated: bool = False, several: bool = False) -> 
     not count. With `several`, boxes that stand together (`\boxed{1} and \boxed{2}`) are one answer,
     joined by commas, by math-verify's own rule.
     """
-    if "\\boxed" not in text and "\\fbox" not in text:
-        return None
-    window = text[-_BOX_WINDOW_CHARS:]
-    starts = [box.start() for box in _BOX.finditer(window)]
-    if not starts:
+    last = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if last < 0:
         return None
     # Nearly always the last box is whole: scan from there, and from the first one otherwise.
-    spans = [] if several else _closed_boxes(window, starts[-1], truncated)
-    spans = spans or _closed_boxes(window, starts[0], truncated)
+    spans = [] if several else _closed_boxes(text, last, truncated)
+    if not spans:
+        text = text[-_BOX_WINDOW_CHARS:]
+        first = _BOX.search(text)
+        spans = _closed_boxes(text, first.start(), truncated) if first else []
     if not spans:
         return None
     spans.sort()
     if several:
-        return ",".join(_together(window, spans))
-    return window[slice(*spans[-1])].strip()
+        return ",".join(_together(text, spans))
+    return text[slice(*spans[-1])].strip()
 
 
 def _closed_boxes(text: str, start: int, truncated: bool) -> list[tuple[int, int]]:

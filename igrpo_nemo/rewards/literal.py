@@ -24,7 +24,7 @@ _LITERAL = re.compile(
     (?:\\?\$(?=[\d.]))?
     (?:
         (?P<grouped>{_GROUPED})
-      | (?P<decimal>\d{{0,7}}\.\d{{1,8}})
+      | (?P<decimal>\d{{0,15}}\.\d{{1,20}})
       | (?P<slash_numerator>{_INTEGER})/(?P<slash_denominator>{_INTEGER})
       | (?P<integer>{_INTEGER})?
         (?:[ ]?\\[dt]?frac\{{(?P<numerator>{_INTEGER})\}}\{{(?P<denominator>{_INTEGER})\}})?
@@ -49,13 +49,20 @@ class Literal:
     """A number, or the letter of a choice, as math-verify would read it.
 
     `exact` tells an integer or fraction from a decimal (which is compared rounded); `percent` that
-    a percent sign followed. A `letter` has the value 0.
+    a percent sign followed. `digits` counts those of a decimal; a `letter` has
+    the value 0.
     """
 
     value: Fraction
     exact: bool = True
     percent: bool = False
     letter: str = ""
+    digits: int = 0
+
+    @property
+    def short(self) -> bool:
+        """Whether SymPy's 15 digits hold the number as it was written."""
+        return self.digits <= _MAX_DIGITS
 
     @property
     def integer(self) -> bool:
@@ -91,7 +98,8 @@ def read_literal(text: str) -> Literal | None:
         if part["integer"] and part["numerator"]:
             return None
         value = -value
-    return Literal(value, exact=not part["decimal"], percent=percent)
+    digits = len(part["decimal"] or "")
+    return Literal(value, exact=not part["decimal"], percent=percent, digits=digits)
 
 
 def _magnitude(part: dict[str, str | None]) -> Fraction | None:
@@ -124,10 +132,10 @@ def same_number(gold: Literal, answer: Literal, *, float_rounding: int = 6) -> b
             return gold.value == answer.value
         readings = [(a, b) for a in _percent_readings(gold) for b in _percent_readings(answer)]
         return False if all(_apart(a, b, float_rounding) for a, b in readings) else None
-    if gold.value == answer.value:
-        return True
     if gold.exact and answer.exact:
-        return False
+        return gold.value == answer.value
+    if gold.value == answer.value and gold.short and answer.short:
+        return True
     return False if _apart(gold.value, answer.value, float_rounding) else None
 
 

@@ -35,9 +35,10 @@ class MlflowSink:
             raise UserError(
                 "logger.mlflow_enabled needs mlflow: pip install 'igrpo-nemo[mlflow]'"
             ) from error
-        uri = settings.get("tracking_uri") or (folder / "mlruns").resolve().as_uri()
+        uri = settings.get("tracking_uri")
         try:
-            self._client = self._mlflow.MlflowClient(tracking_uri=str(uri))
+            # None: MLFLOW_TRACKING_URI, or MLflow's own default.
+            self._client = self._mlflow.MlflowClient(tracking_uri=str(uri) if uri else None)
             self._run_id, continued = self._open_run(folder, settings, resume_step)
             if not continued:
                 self._log_params(config)

@@ -412,6 +412,8 @@ def loaded_step(folder: Path) -> int:
         warnings.simplefilter("error")  # a crash alone never leaves a damaged checkpoint
         latest = store.latest()
         store.best()
+    for path in folder.glob("step_*"):
+        assert find_damage(path) is None, path  # the ones about to be removed included
     if latest is None:
         return 0
     loaded = store.load(latest)

@@ -41,6 +41,28 @@ def test_entropy_and_log_probs_do_not_depend_on_the_chunk_size(chunk_size: int) 
     torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("chunk_size", [700, 4096])
+def test_more_tokens_than_fit_a_block(chunk_size: int) -> None:
+    logits = random_logits(901, 1_500)
+    ids = torch.randint(1_500, (901,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(token_entropy(logits, chunk_size), direct_entropy(logits))
+    leaf, reference = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    got, wanted = token_logprobs(leaf, ids, chunk_size=chunk_size), direct_logprobs(reference, ids)
+    torch.testing.assert_close(got, wanted)
+    weights = torch.linspace(-1, 1, 901, dtype=torch.float64)
+    (grad,) = torch.autograd.grad((got * weights).sum(), leaf)
+    (wanted_grad,) = torch.autograd.grad((wanted * weights).sum(), reference)
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-12, atol=1e-15)
+
+
+def test_no_tokens_give_no_values() -> None:
+    logits = torch.empty(0, 7, requires_grad=True)
+    assert token_entropy(logits).shape == (0,)
+    logprobs = token_logprobs(logits, torch.empty(0, dtype=torch.int64))
+    (grad,) = torch.autograd.grad(logprobs.sum(), logits)
+    assert grad.shape == (0, 7)
+
+
 def test_log_probs_pass_gradcheck() -> None:
     logits = random_logits(3, 7).requires_grad_()
     ids = torch.tensor([6, 0, 2])
@@ -183,30 +205,31 @@ def allocated(function) -> tuple[int, int]:
     return peak, largest
 
 
-TOKENS, VOCABULARY, CHUNK = 64, 32_768, 1_024
+TOKENS, VOCABULARY, CHUNK = 512, 16_384, 512
+BUFFER_BYTES = 2**20
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_forward_passes_allocate_no_second_logits(dtype: torch.dtype) -> None:
     logits = torch.randn(TOKENS, VOCABULARY).to(dtype).requires_grad_()
     ids = torch.arange(TOKENS)
-    chunk_bytes = TOKENS * CHUNK * 4
     logits_bytes = logits.numel() * logits.element_size()
+    assert logits_bytes >= 16 * BUFFER_BYTES
 
     peak, _ = allocated(lambda: token_entropy(logits, CHUNK))
-    assert peak < 2.5 * chunk_bytes < logits_bytes / 3
+    assert peak < 2.1 * BUFFER_BYTES
     peak, _ = allocated(lambda: token_logprobs(logits, ids, chunk_size=CHUNK))
-    assert peak < 1.5 * chunk_bytes
+    assert peak < 1.1 * BUFFER_BYTES
 
     plain, _ = allocated(lambda: direct_logprobs(logits, ids))
     assert plain >= logits_bytes, "the measure must see what the plain form allocates"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_backward_pass_allocates_the_gradient_and_a_chunk(dtype: torch.dtype) -> None:
+def test_the_backward_pass_allocates_the_gradient_and_one_buffer(dtype: torch.dtype) -> None:
     logits = torch.randn(TOKENS, VOCABULARY).to(dtype).requires_grad_()
     logprobs = token_logprobs(logits, torch.arange(TOKENS), chunk_size=CHUNK)
     gradient_bytes = logits.numel() * logits.element_size()
     peak, largest = allocated(lambda: torch.autograd.grad(logprobs.sum(), logits))
     assert largest == gradient_bytes
-    assert peak < gradient_bytes + 1.5 * TOKENS * CHUNK * 4
+    assert peak < gradient_bytes + 1.1 * BUFFER_BYTES

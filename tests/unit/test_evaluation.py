@@ -15,13 +15,13 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation import (
     SampleResult,
     bench_metrics,
+    format_table,
     headline,
     majority_score,
-    read_samples,
-    result_files,
     std_err_across_problems,
-    write_metrics,
 )
+from igrpo_nemo.evaluation_files import finished_files, read_samples, weights_fingerprint
+from igrpo_nemo.types import Completion, Problem, Prompt, StopReason
 
 
 def sample(correct, answer="4", tokens=10, started=None, ended=None):
@@ -97,8 +97,9 @@ def test_files_are_read_in_nemo_skills_order(tmp_path):
             "num_generated_tokens": i,
         }
         (tmp_path / f"output-rs{i}.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
-    (tmp_path / "output-rs0.jsonl.done").touch()
-    files = result_files(tmp_path)
+        (tmp_path / f"output-rs{i}.jsonl.done").touch()
+    (tmp_path / "output-rs3.jsonl").write_text("not finished")
+    files = finished_files(tmp_path)
     assert [f.name[7:-6] for f in files] == ["rs0", "rs1", "rs10", "rs2"]
     (row,) = read_samples(files)
     assert [s.tokens for s in row] == [0, 1, 10, 2]
@@ -109,18 +110,13 @@ def test_a_torn_result_file_is_named(tmp_path):
     good = json.dumps({"symbolic_correct": True, "predicted_answer": "1"}) + "\n"
     (tmp_path / "output-rs0.jsonl").write_text(good + good)
     (tmp_path / "output-rs1.jsonl").write_text(good)
+    for i in (0, 1):
+        (tmp_path / f"output-rs{i}.jsonl.done").touch()
     with pytest.raises(UserError, match=r"output-rs1\.jsonl has 1 rows"):
-        read_samples(result_files(tmp_path))
+        read_samples(finished_files(tmp_path))
     (tmp_path / "output-rs1.jsonl").write_text(good + good[:20])
     with pytest.raises(UserError, match=r"output-rs1\.jsonl:2"):
-        read_samples(result_files(tmp_path))
-
-
-def test_metrics_of_other_benchmarks_stay(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_metrics(path, {"aime24": bench_metrics(TWO_PROBLEMS)})
-    write_metrics(path, {"math-500": bench_metrics([[sample(1)]])})
-    assert set(json.loads(path.read_text())) == {"aime24", "math-500"}
+        read_samples(finished_files(tmp_path))
 
 
 def test_headline_is_what_nemo_skills_prints():
@@ -203,3 +199,140 @@ def test_equal_to_nemo_skills_own_classes(math_metrics, P, K):
         for key, value in fields.items():
             assert ours[mode][key] == pytest.approx(value, abs=1e-9), (mode, key)
             assert isinstance(ours[mode][key], type(value)), (mode, key)
+
+
+class CountingSampler:
+    """Answers by a coin that the seed key names; counts what it was asked."""
+
+    def __init__(self):
+        self.keys = []
+
+    def sample(self, requests, params, on_progress=None):
+        groups = []
+        for request in requests:
+            self.keys.append(request.seed_key)
+            rng = random.Random(f"{request.seed_key}/{params.temperature}")
+            texts = [f"<answer>{rng.choice('46')}</answer>" for _ in range(request.num_samples)]
+            groups.append([Completion(t, (1, 2), (-0.1, -0.2), StopReason.EOS) for t in texts])
+            on_progress(len(groups), len(requests))
+        return groups
+
+
+class PlainPrompts:
+    def question(self, problem):
+        return Prompt(problem.question, tuple(problem.question.encode()))
+
+
+PROBLEMS = [Problem(f"p{i}", f"{i}+4=", "4") for i in range(5)]
+
+
+def make_answerer(sampler):
+    from igrpo_nemo.local.sampler import SamplingParams
+
+    from igrpo_nemo.local.evaluate import Answerer
+    from igrpo_nemo.rewards import build_scorer
+
+    return Answerer(sampler, PlainPrompts(), build_scorer(), SamplingParams(max_new_tokens=8))
+
+
+def run_evaluation(out, sampler, *, problems=PROBLEMS, identity=None, progress=None, **settings):
+    from igrpo_nemo.local.evaluate import EvaluationSettings, evaluate_with
+
+    options = {"num_samples": 3, "batch_size": 4, **settings}
+    return evaluate_with(
+        make_answerer(sampler),
+        problems,
+        out,
+        EvaluationSettings(benchmark="toy", **options),
+        identity=identity,
+        on_progress=progress or (lambda done, total: None),
+    )
+
+
+def test_evaluation_writes_what_nemo_skills_reads(tmp_path):
+    seen = []
+    metrics = run_evaluation(tmp_path, CountingSampler(), progress=lambda *p: seen.append(p))
+    folder = tmp_path / "eval-results" / "toy"
+    assert {p.name for p in folder.iterdir() if "output" in p.name} == {
+        f"output-rs{i}.jsonl{done}" for i in range(3) for done in ("", ".done")
+    }
+    rows = [json.loads(line) for line in (folder / "output-rs1.jsonl").read_text().splitlines()]
+    assert [row["problem"] for row in rows] == [p.question for p in PROBLEMS]
+    assert {"expected_answer", "generation", "predicted_answer", "symbolic_correct"} <= set(rows[0])
+    assert all(row["symbolic_correct"] == (row["predicted_answer"] == "4") for row in rows)
+    assert json.loads((folder / "metrics.json").read_text()) == {"toy": metrics}
+    correct = [s.correct for row in read_samples(finished_files(folder)) for s in row]
+    share = metrics["pass@1[avg-of-3]"]["symbolic_correct"]
+    assert share == pytest.approx(100 * sum(correct) / 15) and 0 < share < 100
+    assert seen[-1] == (15, 15) and [done for done, _ in seen] == list(range(1, 16))
+    assert "pass@1[avg-of-3] | 5 " in format_table("toy", metrics)
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_equal(tmp_path):
+    whole = run_evaluation(tmp_path / "whole", CountingSampler())
+    folder = tmp_path / "parts" / "eval-results" / "toy"
+    run_evaluation(tmp_path / "parts", CountingSampler())
+    (folder / "output-rs1.jsonl.done").unlink()
+    sampler, seen = CountingSampler(), []
+    again = run_evaluation(
+        tmp_path / "parts", sampler, batch_size=100, progress=lambda *p: seen.append(p)
+    )
+    assert sampler.keys == [f"0/evaluation/rs1/{p.id}" for p in PROBLEMS]
+    assert seen == [(10 + i, 15) for i in range(1, 6)]
+    for metrics in (whole, again):
+        for fields in metrics.values():
+            fields.pop("gen_seconds", None)
+    assert again == whole
+
+
+def test_samples_of_different_settings_are_never_mixed(tmp_path):
+    run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"})
+    run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"}, num_samples=4)
+    with pytest.raises(UserError, match="temperature was 0.6, is 0.7"):
+        run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"}, temperature=0.7)
+    with pytest.raises(UserError, match="model was aaaa, is bbbb"):
+        run_evaluation(tmp_path, CountingSampler(), identity={"model": "bbbb"})
+    with pytest.raises(UserError, match="another evaluation"):
+        run_evaluation(
+            tmp_path, CountingSampler(), identity={"model": "aaaa"}, problems=PROBLEMS[:4]
+        )
+    foreign = tmp_path / "ns" / "eval-results" / "toy"
+    foreign.mkdir(parents=True)
+    (foreign / "output-rs0.jsonl").touch()
+    (foreign / "output-rs0.jsonl.done").touch()
+    with pytest.raises(UserError, match="another program"):
+        run_evaluation(tmp_path / "ns", CountingSampler())
+
+
+def test_evaluation_input_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(UserError, match="num_samples is 0"):
+        run_evaluation(tmp_path, CountingSampler(), num_samples=0)
+    with pytest.raises(UserError, match="toy has no problems"):
+        run_evaluation(tmp_path, CountingSampler(), problems=[])
+    (tmp_path / "eval-results").touch()
+    with pytest.raises(UserError, match="cannot write the evaluation to"):
+        run_evaluation(tmp_path, CountingSampler())
+
+
+def test_single_shot_groups_answer_each_problem():
+    from igrpo_nemo.local.evaluate import single_shot
+
+    answerer = make_answerer(sampler := CountingSampler())
+    parts = (sampler, answerer.prompts, answerer.scorer, answerer.params)
+    groups = single_shot(PROBLEMS, *parts, "7/validation", num_samples=2)
+    assert [g.problem for g in groups] == PROBLEMS
+    assert all(len(g.completions) == len(g.scores) == 2 for g in groups)
+    for group in groups:
+        for completion, score in zip(group.completions, group.scores, strict=True):
+            assert score.correct == ("4" in completion.text)
+    assert sampler.keys == [f"7/validation/{p.id}" for p in PROBLEMS]
+
+
+def test_weights_that_were_trained_are_told_apart(tmp_path):
+    blob = random.Random(0).randbytes(300_000)
+    for name, data in (("a", blob), ("b", blob), ("c", blob[:-1] + b"x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+    a, b, c = (weights_fingerprint(tmp_path / name) for name in "abc")
+    assert a == b != c
+    assert weights_fingerprint(Path("org/model")) == "org/model"

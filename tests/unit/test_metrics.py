@@ -153,7 +153,7 @@ def test_without_feedback_nothing_speaks_of_refinements() -> None:
 def test_a_skipped_problem_counts_in_stage_1_only() -> None:
     rollouts, rows = two_problems()
     skipped = group("c", Stage.DRAFT, ["x", "y"], [NOTHING, NOTHING])
-    with_skipped = [*rollouts, Rollout(skipped.problem, skipped, Selection(None, "best", True))]
+    with_skipped = [*rollouts, Rollout(skipped.problem, skipped, Selection(0, "best", True))]
     plain, got = rollout_metrics(rollouts, rows), rollout_metrics(with_skipped, rows)
     assert got["igrpo/skipped_rate"] == pytest.approx(1 / 3)
     assert got["igrpo/best_draft_accuracy"] == pytest.approx(1 / 3)

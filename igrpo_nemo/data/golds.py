@@ -1,0 +1,80 @@
+"""Which reference answers can serve: checked once per data set, in the pool, and cached on disk.
+
+A reference that math-verify cannot read, or that does not equal itself, would be a silent constant
+reward. The check costs seconds per thousand formulas, so its outcome is kept under the digest of
+the references.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.rewards.accuracy import Reason, gold_verdict
+from igrpo_nemo.rewards.literal import read_literal
+
+# Counts up when the reading of references changes, so that old outcomes are not used.
+_CHECK_VERSION = 1
+_ITEM_LIMIT_S = 10.0
+
+
+def cache_folder() -> Path:
+    """`IGRPO_CACHE_DIR`, or `igrpo-nemo` in the user's cache folder."""
+    named = os.environ.get("IGRPO_CACHE_DIR")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igrpo-nemo"
+
+
+def check_golds(golds: Sequence[str], *, workers: int | None = None) -> list[Reason]:
+    """`gold_verdict` of each reference, in order. Plain numbers never leave this process."""
+    verdicts: dict[str, Reason] = {}
+    formulas: list[str] = []
+    for gold in dict.fromkeys(golds):
+        if not gold.strip() or read_literal(gold.strip()) is not None:
+            verdicts[gold] = gold_verdict(gold)
+        else:
+            formulas.append(gold)
+    verdicts.update(_check_formulas(formulas, workers))
+    return [verdicts[gold] for gold in golds]
+
+
+def _check_formulas(formulas: list[str], workers: int | None) -> dict[str, Reason]:
+    if not formulas:
+        return {}
+    from igrpo_nemo.rewards.pool import VerifierPool
+
+    digest = hashlib.sha256(json.dumps([_CHECK_VERSION, *formulas]).encode()).hexdigest()
+    path = cache_folder() / "references" / f"{digest[:32]}.json"
+    cached = _read(path, len(formulas))
+    if cached is None:
+        processes = workers or min(8, os.cpu_count() or 1)
+        with VerifierPool(workers=processes, item_timeout_s=_ITEM_LIMIT_S) as pool:
+            cached = pool.check_golds(formulas)
+        write_atomically(path, json.dumps([str(reason) for reason in cached]))
+    return dict(zip(formulas, cached, strict=True))
+
+
+def _read(path: Path, count: int) -> list[Reason] | None:
+    try:
+        reasons = [Reason(reason) for reason in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        return None  # No cache, or not ours: check again.
+    return reasons if len(reasons) == count else None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

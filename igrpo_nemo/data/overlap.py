@@ -1,0 +1,51 @@
+"""Duplicates within a data set, and problems it shares with the evaluation sets.
+
+Two questions are the same when their letters and digits are, whatever the spacing, case,
+punctuation and LaTeX spelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from igrpo_nemo.data.catalog import EVALUATION_SETS, SOURCES, locate
+from igrpo_nemo.data.rows import read_file
+
+_DROPPED = re.compile(r"^\s*subproblem \d+:|\\(?:[dt]?frac|left|right|text|mathrm)|[\W_]+")
+
+
+def fingerprint(question: str) -> str:
+    """What two spellings of one question have in common."""
+    return _DROPPED.sub("", question.lower())
+
+
+def repeated(questions: Sequence[str]) -> list[bool]:
+    """For each question whether an earlier one is the same."""
+    seen: set[str] = set()
+    flags = []
+    for question in questions:
+        mark = fingerprint(question)
+        flags.append(mark in seen)
+        seen.add(mark)
+    return flags
+
+
+def shared_with(questions: Sequence[str], others: Iterable[str]) -> list[bool]:
+    """For each question whether it is also among `others`."""
+    marks = {fingerprint(question) for question in others}
+    return [fingerprint(question) in marks for question in questions]
+
+
+def evaluation_questions() -> dict[str, list[str] | None]:
+    """The questions of each evaluation set that lies in a local folder; None for one that doesn't.
+
+    The hub is not asked: a report must not need a network.
+    """
+    found: dict[str, list[str] | None] = {}
+    for name in EVALUATION_SETS:
+        source = SOURCES[name]
+        path = locate(source, "test")
+        rows = read_file(path) if path is not None else None
+        found[name] = rows and [str(row.get(source.question_key) or "") for row in rows]
+    return found

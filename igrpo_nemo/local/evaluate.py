@@ -1,0 +1,354 @@
+"""Evaluation as at inference: k single answers to the bare prompt q, never a draft.
+
+    problems -> q -> sampler -> scorer -> output-rs{i}.jsonl (+ .done) -> metrics.json, table
+
+`single_shot` is the sampling itself; the trainer's validation uses it too. Files have NeMo-Skills'
+layout: its `summarize_results` reads the folder. A sample file is written when it is whole, so that
+an interrupted evaluation goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation import bench_metrics, format_table
+from igrpo_nemo.evaluation_files import (
+    check_same_evaluation,
+    finished_files,
+    is_finished,
+    read_samples,
+    sample_file,
+    weights_fingerprint,
+    write_metrics,
+    write_rows,
+)
+from igrpo_nemo.prompts import PromptBuilder
+from igrpo_nemo.rewards import Scorer, ScoreRequest
+from igrpo_nemo.rewards.accuracy import Verdict, find_answer
+from igrpo_nemo.tracking import open_console
+from igrpo_nemo.tracking.atomic import is_disk_full
+from igrpo_nemo.types import Group, Problem, Stage
+
+Progress = Callable[[int, int], None]
+"""Called with (completions finished, completions in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """What to evaluate, and how.
+
+    `num_samples` is k. `batch_size` completions are sampled together; it changes nothing but speed
+    and memory. Temperature 0.6 and top-p 0.95 are the paper's (section 4.1).
+    """
+
+    benchmark: str
+    num_samples: int = 8
+    temperature: float = 0.6
+    top_p: float = 0.95
+    seed: int = 0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: use 1 or more")
+        if not self.benchmark or "/" in self.benchmark or self.benchmark.startswith("."):
+            raise UserError(
+                f"benchmark name {self.benchmark!r} is no folder name: use one such as aime24"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """Asks a policy bare questions and scores what it answers."""
+
+    sampler: Sampler
+    prompts: PromptBuilder
+    scorer: Scorer
+    params: SamplingParams
+
+    def __call__(
+        self,
+        keyed: Sequence[tuple[Problem, str]],
+        num_samples: int = 1,
+        on_progress: Progress = lambda done, total: None,
+    ) -> list[Group]:
+        """A group of answers per (problem, seed key), in order."""
+        prompts = [self.prompts.question(problem) for problem, _ in keyed]
+        requests = [
+            SampleRequest(prompt.token_ids, num_samples, key)
+            for prompt, (_, key) in zip(prompts, keyed, strict=True)
+        ]
+        completions = self.sampler.sample(requests, self.params, on_progress=on_progress)
+        asked = [
+            ScoreRequest(problem, row.text, prompt.thinking_open, row.truncated)
+            for (problem, _), prompt, rows in zip(keyed, prompts, completions, strict=True)
+            for row in rows
+        ]
+        scores = iter(self.scorer(asked))
+        return [
+            Group(problem, Stage.DRAFT, prompt, tuple(rows), tuple(islice(scores, len(rows))))
+            for (problem, _), prompt, rows in zip(keyed, prompts, completions, strict=True)
+        ]
+
+
+def single_shot(
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    prompts: PromptBuilder,
+    scorer: Scorer,
+    params: SamplingParams,
+    seed_key: str,
+    *,
+    num_samples: int = 1,
+    on_progress: Progress = lambda done, total: None,
+) -> list[Group]:
+    """One group of `num_samples` scored answers to q per problem, in order.
+
+    The draws depend on `seed_key` and the problem's id alone. Raises `UserError` for a problem
+    whose q does not fit.
+    """
+    keyed = [(problem, f"{seed_key}/{problem.id}") for problem in problems]
+    return Answerer(sampler, prompts, scorer, params)(keyed, num_samples, on_progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A finished evaluation: `metrics` are those of `evaluation.bench_metrics`, in `folder`.
+
+    As text it is the table that NeMo-Skills prints, and where the files are.
+    """
+
+    benchmark: str
+    metrics: dict[str, dict[str, Any]]
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{format_table(self.benchmark, self.metrics)}\n{self.folder / 'metrics.json'}"
+
+
+def evaluate(
+    config: Config,
+    model: Path | str,
+    *,
+    samples: int = 1,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    max_tokens: int | None = None,
+    data: str | None = None,
+    out: Path | str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Evaluates a model folder, or the model of a checkpoint.
+
+    `config` gives the prompt texts, the token limits, stop strings and the reward. `data` is a file
+    of problems or the name of a data set, by default the config's validation problems. `out` is by
+    default `evaluation/` in the run folder of a checkpoint, else in the working directory. Raises
+    `UserError` for a model, problem or output folder that cannot be used.
+    """
+    from igrpo_nemo.local.policy import open_policy
+    from igrpo_nemo.local.problems import fitting_problems
+    from igrpo_nemo.local.settings import prompt_builder, sampling_params, scorer_of
+
+    folder = model_folder(Path(model))
+    benchmark, problems = _problems(config, data, limit)
+    settings = EvaluationSettings(
+        benchmark=benchmark,
+        num_samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    if max_tokens is not None:
+        config = config.replaced("policy.generation", max_new_tokens=max_tokens)
+    policy = open_policy(
+        folder,
+        precision=config.policy.precision,
+        chat_template=config.policy.tokenizer.chat_template,
+    )
+    prompts = prompt_builder(config, policy.tokenizer)
+    drop = config.igrpo.drop_overlong_prompts
+    problems = fitting_problems(problems, prompts, drop_overlong=drop)
+    context = config.policy.max_total_sequence_length
+    sampler = Sampler(policy.model, policy.tokenizer, max_model_len=context)
+    out = Path(out) if out is not None else _default_out(folder)
+    console = open_console(samples * len(problems))
+    with closing(scorer_of(config)) as scorer, console, policy.autocast():
+        metrics = evaluate_with(
+            Answerer(sampler, prompts, scorer, sampling_params(config)),
+            problems,
+            out,
+            settings,
+            identity={"model": weights_fingerprint(folder)},
+            on_progress=lambda done, total: console.stage("evaluate", done, total),
+        )
+    return Evaluation(benchmark, metrics, out / "eval-results" / benchmark)
+
+
+def model_folder(path: Path) -> Path:
+    """The Hugging Face folder meant by a path: itself, or the `model/` of a checkpoint."""
+    inner = path / "model"
+    return inner if not (path / "config.json").is_file() and inner.is_dir() else path
+
+
+def evaluate_with(
+    answerer: Answerer,
+    problems: Sequence[Problem],
+    out: Path,
+    settings: EvaluationSettings,
+    *,
+    identity: Mapping[str, object] | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """The evaluation itself, with its parts opened; temperature and top-p are the settings'.
+
+    Writes `out/eval-results/<benchmark>/`. Sample files that are finished are kept and counted;
+    results of other settings, problems or weights (`identity`) in the folder are a `UserError`.
+    """
+    if not problems:
+        raise UserError(f"{settings.benchmark} has no problems: give at least one")
+    folder = out / "eval-results" / settings.benchmark
+    params = replace(answerer.params, temperature=settings.temperature, top_p=settings.top_p)
+    answerer = replace(answerer, params=params)
+    fingerprint = {**_fingerprint(answerer, problems, settings), **(identity or {})}
+    try:  # boundary: the file system
+        folder.mkdir(parents=True, exist_ok=True)
+        check_same_evaluation(folder, fingerprint)
+        wanted = range(settings.num_samples)
+        missing = [i for i in wanted if not is_finished(sample_file(folder, i))]
+        total = settings.num_samples * len(problems)
+        done = total - len(missing) * len(problems)
+        for seeds in _blocks(missing, max(1, settings.batch_size // len(problems))):
+            report = partial(_add_to, done, total, on_progress)
+            rows = _sample_files(answerer, seeds, problems, settings, report)
+            for i, file_rows in zip(seeds, rows, strict=True):
+                write_rows(sample_file(folder, i), file_rows)
+            done += len(seeds) * len(problems)
+        metrics = bench_metrics(read_samples(finished_files(folder)))
+        write_metrics(folder / "metrics.json", {settings.benchmark: metrics})
+    except OSError as error:
+        reason = "the disk is full" if is_disk_full(error) else error.strerror or error
+        raise UserError(f"cannot write the evaluation to {folder}: {reason}") from error
+    return metrics
+
+
+def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str, list[Problem]]:
+    """The benchmark's name and its problems, the first `limit` of them."""
+    from igrpo_nemo.config.nemo_keys import Dataset
+    from igrpo_nemo.local.problems import validation_problems
+
+    dataset = config.data.validation
+    if data is not None and (Path(data).suffix or Path(data).exists()):
+        dataset = Dataset(dataset_name="jsonl", data_path=data)
+    elif data is not None:
+        dataset = Dataset(dataset_name=data)
+    if dataset is None:
+        raise UserError("the config has no data.validation: name a data set or a file of problems")
+    config = config.replaced("data", validation=dataset)
+    # An evaluation takes all problems; `max_val_samples` is about validation while training.
+    config = config.replaced("grpo", max_val_samples=limit or sys.maxsize)
+    name = Path(dataset.data_path).stem if dataset.data_path else dataset.dataset_name
+    return name, validation_problems(config)
+
+
+def _default_out(model: Path) -> Path:
+    """`RUN/evaluation/step_N` for a checkpoint of a run, else `evaluation/NAME` right here."""
+    for parent in model.resolve().parents:
+        if parent.name == "checkpoints":
+            step = model.resolve().relative_to(parent).parts[0]
+            return parent.parent / "evaluation" / step
+    return Path("evaluation") / model.resolve().name
+
+
+def _sample_files(
+    answerer: Answerer,
+    seeds: Sequence[int],
+    problems: Sequence[Problem],
+    settings: EvaluationSettings,
+    report: Progress,
+) -> list[list[dict[str, Any]]]:
+    """The rows of a file per seed: sampled together, but each draw is its own seed's."""
+    keyed = [(p, f"{settings.seed}/evaluation/rs{i}/{p.id}") for i in seeds for p in problems]
+    rows: list[dict[str, Any]] = []
+    for batch in _blocks(keyed, settings.batch_size):
+        started = time.time()
+        groups = answerer(batch, on_progress=partial(_add_to, len(rows), len(keyed), report))
+        ended = time.time()
+        rows += [_row(group, started, ended) for group in groups]
+    return list(_blocks(rows, len(problems)))
+
+
+def _add_to(before: int, total: int, report: Progress, done: int, _: int) -> None:
+    """Progress within a part, reported as progress of the whole."""
+    report(before + done, total)
+
+
+def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
+    """A line of `output-rs{i}.jsonl`: NeMo-Skills' fields, and the reward with its reason."""
+    (completion,), (score,) = group.completions, group.scores
+    return {
+        "id": group.problem.id,
+        "problem": group.problem.question,
+        "expected_answer": group.problem.answer,
+        "generation": completion.text,
+        "predicted_answer": _predicted(group),
+        "symbolic_correct": score.correct,
+        "num_generated_tokens": len(completion.token_ids),
+        "finish_reason": "length" if completion.truncated else "stop",
+        "reward": score.reward,
+        "reason": score.reason,
+        # A row is sampled with its batch: these are the batch's times.
+        "generation_start_time": started,
+        "generation_end_time": ended,
+        "generation_time": ended - started,
+    }
+
+
+def _predicted(group: Group) -> str | None:
+    """The answer that was scored; None where the scorer found none."""
+    (completion,) = group.completions
+    found = find_answer(
+        group.problem.answer,
+        completion.text,
+        thinking_open=group.prompt.thinking_open,
+        truncated=completion.truncated,
+    )
+    return found.answer if isinstance(found, Verdict) else found
+
+
+def _fingerprint(
+    answerer: Answerer, problems: Sequence[Problem], settings: EvaluationSettings
+) -> dict[str, Any]:
+    """What two evaluations must share for their sample files to belong together."""
+    asked = hashlib.sha256()
+    for problem in problems:
+        ids = answerer.prompts.question(problem).token_ids
+        asked.update(json.dumps([problem.id, problem.answer, ids]).encode())
+    return {
+        **asdict(answerer.params),
+        "benchmark": settings.benchmark,
+        "seed": settings.seed,
+        "problems": asked.hexdigest()[:16],
+    }
+
+
+def _blocks(items: Sequence[Any], size: int) -> Iterator[Any]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

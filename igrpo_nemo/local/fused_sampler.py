@@ -1,0 +1,277 @@
+"""Token-by-token decoding of Llama-like models, prompts shared by their rows.
+
+    prefill: each prompt once -> its keys and values, kept per prompt
+    step:    rows -> fused layers; a row attends to its prompt's keys (one product for all rows of
+             the prompt) and to its own, which lie in [P * W] slots; one softmax over both
+
+Finished rows leave the matrix products at once, and the slots when enough of them are empty.
+
+Shape legend: P prompts, W slots a prompt, R live rows, H query heads, K key-value heads, g = H / K,
+D head size, T prompt tokens (padded), S own tokens so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from igrpo_nemo.local.decoder import (
+    DecoderWeights,
+    LayerWeights,
+    decode,
+    decoder_logits,
+    decoder_weights,
+    rotary_tables,
+)
+from igrpo_nemo.local.group_attention import group_layout
+from igrpo_nemo.local.kernels import matmul_nt, rotate_, split_heads, unit_rms
+
+# Row counts are rounded up to a multiple of this: few shapes, which matrix libraries cache.
+_ROW_MULTIPLE = 8
+_FIRST_CAPACITY = 64
+
+
+class FusedDecoder:
+    """A model's weights in the form that decoding wants; kept between batches."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._versions: tuple[object, ...] = ()
+        self._weights: DecoderWeights | None = None
+
+    def weights(self) -> DecoderWeights:
+        """The fused weights, read again when the model's have changed.
+
+        Norms are folded into the matrices behind them, and the attention scale into the queries.
+        Under autocast they are held in its precision.
+        """
+        device = self._model.device.type
+        dtype = (
+            torch.get_autocast_dtype(device)
+            if torch.is_autocast_enabled(device)
+            else self._model.dtype
+        )
+        versions = (dtype, *((p.data_ptr(), p._version) for p in self._model.parameters()))
+        if self._weights is None or versions != self._versions:
+            with torch.no_grad(), torch.autocast(device, enabled=False):
+                self._weights = _folded(decoder_weights(self._model), dtype)
+            self._versions = versions
+        return self._weights
+
+    def start(
+        self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]
+    ) -> FusedBatch:
+        return FusedBatch(self._model, self.weights(), prompts, rows_per_prompt)
+
+
+def _folded(weights: DecoderWeights, dtype: torch.dtype) -> DecoderWeights:
+    q_size = weights.heads[0] * weights.head_size
+
+    def fold(layer: LayerWeights) -> LayerWeights:
+        qkv, bias = layer.qkv * layer.attention_norm, layer.qkv_bias
+        qkv[:q_size] *= weights.scale
+        if bias is not None:
+            bias = bias.clone()
+            bias[:q_size] *= weights.scale
+            bias = bias.to(dtype)
+        return LayerWeights(
+            attention_norm=torch.ones_like(layer.attention_norm, dtype=dtype),
+            qkv=qkv.to(dtype),
+            qkv_bias=bias,
+            output=layer.output.to(dtype),
+            mlp_norm=torch.ones_like(layer.mlp_norm, dtype=dtype),
+            gate_up=(layer.gate_up * layer.mlp_norm).to(dtype),
+            down=layer.down.to(dtype),
+        )
+
+    return replace(
+        weights,
+        embedding=weights.embedding.to(dtype),
+        layers=tuple(fold(layer) for layer in weights.layers),
+        norm=torch.ones_like(weights.norm, dtype=dtype),
+        head=(weights.head * weights.norm).to(dtype),
+        scale=1.0,
+    )
+
+
+@dataclass(slots=True)
+class _LayerCache:
+    """Keys and values of one layer: of the prompts, and of the rows' own tokens."""
+
+    prompt_keys: Tensor
+    """[P * K, D, T]"""
+    prompt_values: Tensor
+    """[P * K, T, D]"""
+    own: Tensor
+    """[2, P * W * K, capacity, D]: keys, values."""
+
+
+class FusedBatch:
+    """One batch of rows being decoded. Rows are numbered in order, prompt by prompt."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: DecoderWeights,
+        prompts: Sequence[tuple[int, ...]],
+        rows_per_prompt: Sequence[int],
+    ) -> None:
+        self._model, self._weights, self._device = model, weights, model.device
+        self._prompts, self._width = len(prompts), max(rows_per_prompt)
+        self._slots = [
+            p * self._width + w for p, count in enumerate(rows_per_prompt) for w in range(count)
+        ]
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self._prompt_lengths = lengths
+        self._step = 0
+        self._layers: list[_LayerCache] = []
+        self._mask: Tensor | None = None
+        self._prefill(prompts)
+        self._index_rows()
+
+    @torch.no_grad()
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        weights, device, lengths = self._weights, self._device, self._prompt_lengths
+        P, T, K = len(prompts), int(lengths.max()), weights.heads[1]
+        # A trunk with its last token as the only branch: the last layer computes only that one.
+        flat = [t for prompt in prompts for t in prompt[:-1]] + [prompt[-1] for prompt in prompts]
+        positions = [t for n in lengths.tolist() for t in range(n - 1)] + (lengths - 1).tolist()
+        inside_PT = torch.arange(T) < lengths[:, None] - 1
+        ends = torch.arange(P) * T + lengths - 1
+        places = torch.cat([inside_PT.flatten().nonzero().squeeze(1), ends]).to(device)
+
+        def keep(layer: int, keys_LKD: Tensor, values_LKD: Tensor) -> None:
+            keys, values = (
+                x.new_zeros(P * T, *x.shape[1:]).index_copy_(0, places, x).unflatten(0, (P, T))
+                for x in (keys_LKD, values_LKD)
+            )
+            own = keys.new_empty(2, P * self._width * K, _FIRST_CAPACITY, keys.shape[-1])
+            self._layers.append(
+                _LayerCache(
+                    keys.permute(0, 2, 3, 1).flatten(0, 1).contiguous(),
+                    values.transpose(1, 2).flatten(0, 1).contiguous(),
+                    own,
+                )
+            )
+
+        hidden_PI = decode(
+            weights,
+            torch.tensor(flat, device=device),
+            rotary_tables(self._model, torch.tensor(positions, device=device), weights.norm),
+            group_layout([len(prompt) - 1 for prompt in prompts], [[1]] * P, device),
+            on_keys_values=keep,
+        )
+        if int(lengths.min()) < T:
+            mask_PT = torch.zeros(P, T, dtype=weights.norm.dtype, device=device)
+            mask_PT[torch.arange(T, device=device) >= lengths.to(device)[:, None]] = -torch.inf
+            self._mask = mask_PT.repeat_interleave(K, dim=0)[:, None, :]
+        logits_PV = decoder_logits(weights, hidden_PI)
+        prompt_of_row = [slot // self._width for slot in self._slots]
+        self.first_logits = logits_PV[torch.tensor(prompt_of_row, device=device)]
+
+    def _index_rows(self) -> None:
+        """Maps between live rows (padded to a round number) and slots."""
+        rows, num_slots = self._slots, self._prompts * self._width
+        padded = min(-(-len(rows) // _ROW_MULTIPLE) * _ROW_MULTIPLE, num_slots)
+        self._dense = rows == list(range(num_slots))
+        filled = rows + [rows[-1]] * (padded - len(rows))
+        row_of_slot = [0] * num_slots
+        for row, slot in enumerate(rows):
+            row_of_slot[slot] = row
+        self._slot_of_row = torch.tensor(filled, device=self._device)
+        self._row_of_slot = torch.tensor(row_of_slot, device=self._device)
+        lengths = self._prompt_lengths.to(self._device)
+        self._first_position = lengths[self._slot_of_row // self._width]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with these of the live rows, renumbered in this order (which is ascending)."""
+        self._slots = [self._slots[row] for row in rows]
+        self._compact()
+        self._index_rows()
+
+    def _compact(self) -> None:
+        """Gives up empty slots once a quarter of the work on them would be saved."""
+        by_prompt: dict[int, list[int]] = {}
+        for slot in self._slots:
+            by_prompt.setdefault(slot // self._width, []).append(slot)
+        width = max(len(slots) for slots in by_prompt.values())
+        if len(by_prompt) * width > 0.75 * self._prompts * self._width:
+            return
+        K, device = self._weights.heads[1], self._device
+        heads = torch.arange(K, device=device)
+        prompts = torch.tensor(list(by_prompt), device=device)
+        padded = [(slots + [slots[-1]] * width)[:width] for slots in by_prompt.values()]
+        prompt_heads = (prompts[:, None] * K + heads).flatten()
+        slots = torch.tensor(padded, device=device).flatten()
+        slot_heads = (slots[:, None] * K + heads).flatten()
+        for layer in self._layers:
+            layer.prompt_keys = layer.prompt_keys[prompt_heads]
+            layer.prompt_values = layer.prompt_values[prompt_heads]
+            layer.own = layer.own[:, slot_heads]
+        if self._mask is not None:
+            self._mask = self._mask[prompt_heads]
+        self._prompt_lengths = self._prompt_lengths[list(by_prompt)]
+        self._slots = [
+            p * width + w for p, kept in enumerate(by_prompt.values()) for w in range(len(kept))
+        ]
+        self._prompts, self._width = len(by_prompt), width
+
+    def _grow(self) -> None:
+        for layer in self._layers:
+            layer.own = F.pad(layer.own, (0, 0, 0, layer.own.shape[2]))
+
+    @torch.no_grad()
+    def step(self, tokens_R: Tensor) -> Tensor:
+        """Appends a token to every live row; the logits of the next one: [R, V]."""
+        if self._step >= self._layers[0].own.shape[2]:
+            self._grow()
+        weights, num_rows = self._weights, len(self._slots)
+        padding = len(self._slot_of_row) - num_rows
+        if padding:
+            tokens_R = torch.cat([tokens_R, tokens_R[-1:].expand(padding)])
+        hidden_RI = F.embedding(tokens_R, weights.embedding)
+        cos, sin = rotary_tables(self._model, self._first_position + self._step, weights.norm)
+        for layer, cache in zip(weights.layers, self._layers, strict=True):
+            unit_RI, _ = unit_rms(hidden_RI, weights.eps)
+            qkv_RX = matmul_nt(unit_RI, layer.qkv, layer.qkv_bias)
+            rotate_(split_heads(qkv_RX, weights.heads)[3], cos, sin)
+            hidden_RI += matmul_nt(self._attend(qkv_RX, cache), layer.output)
+            unit_RI, _ = unit_rms(hidden_RI, weights.eps)
+            gate_RX, up_RX = matmul_nt(unit_RI, layer.gate_up).chunk(2, dim=-1)
+            hidden_RI += matmul_nt(F.silu(gate_RX).mul_(up_RX), layer.down)
+        self._step += 1
+        unit_RI, _ = unit_rms(hidden_RI[:num_rows], weights.eps)
+        return matmul_nt(unit_RI, weights.head)
+
+    def _attend(self, qkv_RX: Tensor, cache: _LayerCache) -> Tensor:
+        """Attention of each row's newest token: [R, H * D]."""
+        P, W, S = self._prompts, self._width, self._step + 1
+        (H, K), D = self._weights.heads, self._weights.head_size
+        g = H // K
+        slots_NX = qkv_RX if self._dense else qkv_RX[self._row_of_slot]
+        own_2NKSD = cache.own.unflatten(1, (P * W, K))
+        keys_values = slots_NX[:, H * D :].unflatten(1, (2, K, D))
+        own_2NKSD[:, :, :, self._step] = keys_values.transpose(0, 1)
+        queries = slots_NX[:, : H * D].unflatten(0, (P, W)).unflatten(2, (K, g, D))
+        by_prompt = queries.transpose(1, 2).reshape(P * K, W * g, D)
+        by_slot = queries.reshape(P * W * K, g, D)
+        own_keys, own_values = cache.own[:, :, :S]
+        if self._mask is None:
+            prompt_scores = torch.bmm(by_prompt, cache.prompt_keys)
+        else:
+            prompt_scores = torch.baddbmm(self._mask, by_prompt, cache.prompt_keys)
+        own_scores = torch.bmm(by_slot, own_keys.transpose(1, 2))
+        own_scores = own_scores.view(P, W, K, g, S).transpose(1, 2).reshape(P * K, W * g, S)
+        T = prompt_scores.shape[2]
+        probs = torch.softmax(torch.cat([prompt_scores, own_scores], dim=2), dim=2)
+        attended = torch.bmm(probs[:, :, :T], cache.prompt_values)
+        own_probs = probs[:, :, T:].reshape(P, K, W, g, S).transpose(1, 2)
+        own = torch.bmm(own_probs.reshape(P * W * K, g, S), own_values)
+        out = own.view(P, W, K, g, D).add_(attended.view(P, K, W, g, D).transpose(1, 2))
+        out_NX = out.view(P * W, H * D)
+        return out_NX if self._dense else out_NX[self._slot_of_row]

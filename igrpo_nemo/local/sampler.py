@@ -1,0 +1,242 @@
+"""Sampling completions for prompts: the embedded engine's generation.
+
+    requests -> batches of rows -> decoder (fused, or the model's own) -> logits -> draw
+             -> a row ends at EOS, a stop string or its length, and leaves the batch
+             -> Completion (token ids, log-probs, text, stop reason)
+
+What a row says depends on its seed key and its number in the request, not on the other rows: up to
+the rounding of matrix products, whose kernels may differ with the size of the batch.
+
+Shape legend: R live rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.cached_sampler import CachedDecoder
+from igrpo_nemo.local.decoder import can_fuse
+from igrpo_nemo.local.fused_sampler import FusedDecoder
+from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
+from igrpo_nemo.local.stopping import StopStrings
+from igrpo_nemo.types import Completion, StopReason
+
+__all__ = ["SampleRequest", "Sampler", "SamplingParams"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """`num_samples` completions of one prompt. Row i draws from (`seed_key`, i) alone."""
+
+    prompt_ids: tuple[int, ...]
+    num_samples: int
+    seed_key: str
+
+
+class DecodingBatch(Protocol):
+    """Rows being decoded, numbered prompt by prompt."""
+
+    first_logits: Tensor
+
+    def step(self, tokens_R: Tensor) -> Tensor: ...
+    def keep(self, rows: Sequence[int]) -> None: ...
+
+
+class Decoder(Protocol):
+    def start(
+        self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]
+    ) -> DecodingBatch: ...
+
+
+@dataclass(slots=True)
+class _Row:
+    """A completion in the making, and where it belongs."""
+
+    request: int
+    number: int
+    max_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+
+
+class Sampler:
+    """Samples from `model` as it is at each call; `model` may be trained in between.
+
+    At most `max_batch_rows` rows are decoded at a time (None: all of them); prompt and completion
+    together stay within `max_model_len` and the model's own context. `fused` None picks the fused
+    decoder where the model's family allows it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_batch_rows: int | None = None,
+        max_model_len: int | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        if max_batch_rows is not None and max_batch_rows < 1:
+            raise UserError(f"max_batch_rows is {max_batch_rows}: use 1 or more")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_batch_rows = max_batch_rows
+        limits = (getattr(model.config, "max_position_embeddings", None), max_model_len)
+        self.max_model_len = min((limit for limit in limits if limit), default=None)
+        fuses = can_fuse(model) if fused is None else fused
+        self._decoder: Decoder = FusedDecoder(model) if fuses else CachedDecoder(model)
+        self._one_length = bool(getattr(model, "_is_stateful", False))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """The completions of each request, in order.
+
+        `on_progress(rows_done, rows_total)` is called whenever rows have finished; it may raise to
+        abandon the call. Completions that reach the context's end count as truncated.
+
+        Raises:
+            UserError: a prompt that is empty, or that leaves no room for a token in the context.
+        """
+        self._check(requests)
+        end_ids = self._end_ids(params)
+        stops = StopStrings(params.stop_strings, self.tokenizer)
+        results: list[list[Completion]] = [[] for _ in requests]
+        total, done = sum(request.num_samples for request in requests), 0
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for batch in self._batches(requests):
+                for finished in self._run(batch, requests, params, end_ids, stops):
+                    done += finished
+                    if on_progress is not None:
+                        on_progress(done, total)
+                for row in batch:
+                    results[row.request].append(self._completion(row, end_ids))
+        finally:
+            self.model.train(was_training)
+        return results
+
+    def _check(self, requests: Sequence[SampleRequest]) -> None:
+        for request in requests:
+            length, limit = len(request.prompt_ids), self.max_model_len
+            if not length:
+                raise UserError(f"the prompt of {request.seed_key} is empty")
+            if limit is not None and length + 1 > limit:
+                raise UserError(
+                    f"the prompt of {request.seed_key} has {length} tokens, which leaves no room "
+                    f"for a completion in the context of {limit}: shorten it, or raise "
+                    "policy.max_total_sequence_length if the model allows more"
+                )
+
+    def _end_ids(self, params: SamplingParams) -> frozenset[int]:
+        """The tokens that end a completion: the model's, the tokenizer's and the caller's."""
+        generation_config = getattr(self.model, "generation_config", None)
+        of_model = getattr(generation_config, "eos_token_id", None)
+        of_model = [of_model] if isinstance(of_model, int) else list(of_model or ())
+        of_tokenizer = self.tokenizer.eos_token_id
+        ids = {*of_model, *params.stop_token_ids}
+        return frozenset(ids if of_tokenizer is None else ids | {of_tokenizer})
+
+    def _batches(self, requests: Sequence[SampleRequest]) -> Iterator[list[_Row]]:
+        """Rows decoded together: whole requests where they fit."""
+        limit = self.max_batch_rows
+        order = range(len(requests))
+        if self._one_length:
+            order = sorted(order, key=lambda i: len(requests[i].prompt_ids))
+        batch: list[_Row] = []
+        for i in order:
+            request = requests[i]
+            room = None if self.max_model_len is None else self.max_model_len - len(
+                request.prompt_ids
+            )
+            new_length = (
+                self._one_length
+                and batch
+                and len(requests[batch[-1].request].prompt_ids) != len(request.prompt_ids)
+            )
+            overfull = limit is not None and len(batch) + request.num_samples > limit
+            if batch and (new_length or overfull):
+                yield batch
+                batch = []
+            for number in range(request.num_samples):
+                if limit is not None and len(batch) == limit:
+                    yield batch
+                    batch = []
+                batch.append(_Row(i, number, room if room is not None else 1 << 62))
+        if batch:
+            yield batch
+
+    def _run(
+        self,
+        rows: Sequence[_Row],
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        end_ids: frozenset[int],
+        stops: StopStrings,
+    ) -> Iterator[int]:
+        """Decodes the rows to their ends; yields how many finished, whenever some did."""
+        prompts, counts = [], []
+        for position, row in enumerate(rows):
+            if position and rows[position - 1].request == row.request:
+                counts[-1] += 1
+            else:
+                prompts.append(requests[row.request].prompt_ids)
+                counts.append(1)
+        batch = self._decoder.start(prompts, counts)
+        logits_RV = batch.first_logits
+        uniforms = None
+        if params.temperature > 0:
+            names = [(requests[row.request].seed_key, row.number) for row in rows]
+            uniforms = UniformTable(names, logits_RV.device)
+        live = list(rows)
+        step = 0
+        while True:
+            draws_R = None if uniforms is None else uniforms.at(step)
+            tokens_R, logprobs_R = draw(logits_RV, draws_R, params)
+            step += 1
+            kept = []
+            tokens, logprobs = tokens_R.tolist(), logprobs_R.tolist()
+            for i, (row, token, logprob) in enumerate(zip(live, tokens, logprobs, strict=True)):
+                row.token_ids.append(token)
+                row.logprobs.append(logprob)
+                if token in end_ids:
+                    row.stop_reason = StopReason.EOS
+                elif stops.reached(row.token_ids):
+                    row.stop_reason = StopReason.STOP_STRING
+                elif step >= params.max_new_tokens or step >= row.max_tokens:
+                    row.stop_reason = StopReason.LENGTH
+                else:
+                    kept.append(i)
+            if len(kept) < len(live):
+                yield len(live) - len(kept)
+                if not kept:
+                    return
+                live = [live[i] for i in kept]
+                tokens_R = tokens_R[kept]
+                batch.keep(kept)
+                if uniforms is not None:
+                    uniforms.keep(kept)
+            logits_RV = batch.step(tokens_R)
+
+    def _completion(self, row: _Row, end_ids: frozenset[int]) -> Completion:
+        assert row.stop_reason is not None
+        ids = row.token_ids[:-1] if row.stop_reason is StopReason.EOS else row.token_ids
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return Completion(text, tuple(row.token_ids), tuple(row.logprobs), row.stop_reason)

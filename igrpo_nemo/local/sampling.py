@@ -1,0 +1,142 @@
+"""Drawing tokens: what a sampling distribution is, and reproducible draws from it.
+
+    logits -> softmax(logits / temperature) -> top-k -> top-p -> inverse CDF at the row's uniform
+
+The uniforms of a row are a function of its name alone, so a draw depends neither on the batch the
+row is in nor on what was drawn elsewhere.
+
+Shape legend: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from igrpo_nemo.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How completions are drawn.
+
+    `temperature` 0 is greedy decoding. `top_k` None (or a value not below the vocabulary's size)
+    and `top_p` 1 leave the softmax as it is. Sampling stops at an end-of-sequence token, at one of
+    `stop_token_ids`, or when one of `stop_strings` appears in the completion's text.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}: use 1 or more")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise UserError(f"temperature is {self.temperature}: use 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: use a value above 0 and up to 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k is {self.top_k}: use 1 or more, or null for no limit")
+        if "" in self.stop_strings:
+            raise UserError("an empty stop string would stop every completion: remove it")
+
+    @property
+    def logprob_temperature(self) -> float:
+        """The temperature that log-probs are reported at; greedy decoding reports them at 1."""
+        return self.temperature or 1.0
+
+
+class RowUniforms:
+    """The uniforms in [0, 1) of one row, one for each of its tokens (Philox, counter-based)."""
+
+    _BLOCK = 256
+
+    def __init__(self, seed_key: str, row: int) -> None:
+        digest = hashlib.blake2b(f"{seed_key}\0{row}".encode(), digest_size=16).digest()
+        key = np.frombuffer(digest, dtype=np.uint64)
+        self._generator = np.random.Generator(np.random.Philox(key=key))
+        self._blocks: list[np.ndarray] = []
+
+    def block(self, number: int) -> np.ndarray:
+        """Uniforms number * 256 ... of the row: float64 [256]."""
+        while len(self._blocks) <= number:
+            self._blocks.append(self._generator.random(self._BLOCK))
+        return self._blocks[number]
+
+
+class UniformTable:
+    """The uniforms of a batch of rows, step by step."""
+
+    def __init__(self, names: list[tuple[str, int]], device: torch.device) -> None:
+        self._rows = [RowUniforms(key, row) for key, row in names]
+        self._device = device
+        self._number = -1
+        self._table_RS = torch.empty(0)
+
+    def keep(self, rows: list[int]) -> None:
+        self._rows = [self._rows[i] for i in rows]
+        if self._number >= 0:
+            self._table_RS = self._table_RS[rows]
+
+    def at(self, step: int) -> Tensor:
+        """The uniforms of all rows at a step: float64 [R]."""
+        number, column = divmod(step, RowUniforms._BLOCK)
+        if number != self._number:
+            self._number = number
+            table = np.stack([row.block(number) for row in self._rows])
+            self._table_RS = torch.from_numpy(table).to(self._device)
+        return self._table_RS[:, column]
+
+
+def draw(
+    logits_RV: Tensor, uniforms_R: Tensor | None, params: SamplingParams
+) -> tuple[Tensor, Tensor]:
+    """Tokens [R] and their log-probs [R] in nats under the untruncated softmax(logits / T).
+
+    `uniforms_R` may be None for greedy decoding. Among equal logits the lowest id comes first, in
+    top-k and top-p as in greedy decoding.
+    """
+    scaled_RV = logits_RV.float()
+    if params.logprob_temperature != 1.0:
+        scaled_RV = scaled_RV / params.logprob_temperature
+    logprobs_RV = torch.log_softmax(scaled_RV, dim=-1)
+    if params.temperature == 0:
+        tokens_R = logprobs_RV.argmax(dim=-1)
+    else:
+        assert uniforms_R is not None
+        tokens_R = _inverse_cdf(logprobs_RV, uniforms_R, params)
+    return tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
+
+
+def _inverse_cdf(logprobs_RV: Tensor, uniforms_R: Tensor, params: SamplingParams) -> Tensor:
+    V = logprobs_RV.shape[1]
+    # Sums in float64: in float32 the tail of a large vocabulary would be lost.
+    probs_RV = logprobs_RV.double().exp_()
+    order_RV = None
+    if params.top_p < 1 or (params.top_k is not None and params.top_k < V):
+        probs_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+        if params.top_k is not None:
+            probs_RV[:, params.top_k :] = 0
+        if params.top_p < 1:
+            # The smallest set of most probable tokens that reaches top_p of what top-k left.
+            before_RV = probs_RV.cumsum(-1) - probs_RV
+            probs_RV[before_RV >= params.top_p * probs_RV.sum(-1, keepdim=True)] = 0
+    cdf_RV = probs_RV.cumsum(-1)
+    targets_R1 = uniforms_R[:, None] * cdf_RV[:, -1:]
+    # right=True skips tokens of probability 0, whose CDF equals their predecessor's.
+    picks_R1 = torch.searchsorted(cdf_RV, targets_R1, right=True)
+    # u * total may round up to the total: then the last token that has a probability.
+    last_R1 = (cdf_RV < cdf_RV[:, -1:]).sum(-1, keepdim=True)
+    picks_R1 = torch.minimum(picks_R1, last_R1)
+    if order_RV is not None:
+        picks_R1 = order_RV.gather(1, picks_R1)
+    return picks_R1[:, 0]

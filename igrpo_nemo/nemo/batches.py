@@ -1,0 +1,164 @@
+"""NeMo-RL's batches to plain data and back.
+
+    repeated batch (P x rows) -> items -> [rollout] -> training rows -> batch of P x rows
+    assistant message of NeMo-RL <-> MessageCompletion
+
+The batch that goes back holds, per trained row, a fresh conversation: the context as one user
+message without `generation_logprobs` (so nothing of it is trained) and the completion with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+
+from igrpo_nemo.feedback import Feedback
+from igrpo_nemo.feedback.protocol import group_name, rows_of_group
+from igrpo_nemo.nemo.errors import RolloutError
+from igrpo_nemo.nemo.stages import Item
+from igrpo_nemo.types import (
+    Completion,
+    Problem,
+    Prompt,
+    Rollout,
+    Stage,
+    StopReason,
+    TrainingRow,
+)
+
+SEQUENCE_KEY = "igrpo_sequence"
+"""The loader's number of a batch, on each of its rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageCompletion(Completion):
+    """A completion together with NeMo-RL's assistant message for it.
+
+    The message has `content`, `token_ids` and `generation_logprobs` as tensors, and whatever else
+    the backend attaches (routed experts); `logprobs` of this object stay empty.
+    """
+
+    message: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def completion_of(message: Mapping[str, Any], *, truncated: bool, prompt: Prompt) -> Completion:
+    """The completion in an assistant message; raises where there is no token in it."""
+    token_ids = message["token_ids"]
+    if len(token_ids) == 0:
+        raise RuntimeError(
+            f"the engine returned no token for a prompt of {len(prompt.token_ids)} tokens: is the "
+            "prompt as long as the engine's context (policy.generation.vllm_cfg.max_model_len)?"
+        )
+    return MessageCompletion(
+        text=message["content"],
+        token_ids=tuple(token_ids.tolist()),
+        logprobs=(),
+        stop_reason=StopReason.LENGTH if truncated else StopReason.EOS,
+        message=message,
+    )
+
+
+def user_message(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as NeMo-RL's user message."""
+    return {
+        "role": "user",
+        "content": prompt.text,
+        "token_ids": torch.tensor(prompt.token_ids, dtype=torch.int64),
+    }
+
+
+def items_of(batch: BatchedDataDict, rows_per_problem: int) -> list[Item]:
+    """The problems of a batch whose rows were repeated `rows_per_problem` times, in order.
+
+    Raises `RolloutError` where rows of one problem are not neighbours: then a group would be made
+    of completions of different problems.
+    """
+    size = len(batch["message_log"])
+    if size % rows_per_problem:
+        raise RolloutError(f"{size} rows are no multiple of {rows_per_problem} rows per problem")
+    items = []
+    for start in range(0, size, rows_per_problem):
+        rows = range(start, start + rows_per_problem)
+        info = batch["extra_env_info"][start]
+        if any(
+            batch["idx"][row] != batch["idx"][start]
+            or batch["extra_env_info"][row]["problem"]["id"] != info["problem"]["id"]
+            for row in rows
+        ):
+            raise RolloutError(
+                f"rows {start} to {rows[-1]} of the batch do not belong to one problem"
+            )
+        items.append(_item(batch, start, start // rows_per_problem))
+    return items
+
+
+def _item(batch: BatchedDataDict, row: int, position: int) -> Item:
+    info = batch["extra_env_info"][row]
+    [message] = batch["message_log"][row]
+    return Item(
+        problem=Problem(**info["problem"]),
+        prompt=Prompt(
+            text=str(message["content"]),
+            token_ids=tuple(message["token_ids"].tolist()),
+            thinking_open=info["thinking_open"],
+        ),
+        position=position,
+        overlong=float(batch["loss_multiplier"][row]) == 0.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRows:
+    """The rows of one problem that go into the loss, and their weight there."""
+
+    rollout: Rollout
+    rows: Sequence[TrainingRow]
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, rollout: Rollout, feedback: Feedback) -> TrainedRows:
+        """What `feedback` trains. NeMo-RL wants equally many rows of every problem, so a problem
+        without rows (skipped, or cut by NeMo-RL) gets copies of its first draft at weight 0:
+        equal rewards, hence no advantage either."""
+        rows = feedback.training_rows(rollout) if rollout.selection is not None else []
+        if rows:
+            return cls(rollout, rows)
+        name = group_name(rollout.problem.id, Stage.DRAFT)
+        first = rows_of_group(rollout.drafts, name)[0]
+        return cls(rollout, [first] * feedback.num_trained, weight=0.0)
+
+
+def trained_batch(
+    batch: BatchedDataDict, problems: Sequence[TrainedRows], components: Sequence[str] = ()
+) -> BatchedDataDict:
+    """The batch that NeMo-RL trains on: a training row in the place of each of its rows.
+
+    With several reward `components` they are added as NeMo-RL's `reward1`, `reward2`, ...
+    Raises `RolloutError` where a row is missing.
+    """
+    flat = [(row, each) for each in problems for row in each.rows]
+    size = len(batch["message_log"])
+    if len(flat) != size:
+        raise RolloutError(f"{len(flat)} training rows in the place of {size}")
+    weights = torch.tensor([each.weight for _, each in flat])
+    trained: BatchedDataDict = BatchedDataDict(
+        {key: value for key, value in batch.items() if key != SEQUENCE_KEY}
+    )
+    trained["message_log"] = [_message_log(row, each.rollout) for row, each in flat]
+    trained["length"] = torch.tensor([len(row.context_ids) for row, _ in flat])
+    trained["total_reward"] = torch.tensor([row.reward for row, _ in flat], dtype=torch.float32)
+    trained["truncated"] = torch.tensor([row.completion.truncated for row, _ in flat])
+    trained["loss_multiplier"] = batch["loss_multiplier"] * weights
+    return trained
+
+
+def _message_log(row: TrainingRow, rollout: Rollout) -> list[dict[str, Any]]:
+    assert isinstance(row.completion, MessageCompletion)
+    groups = (rollout.drafts, *rollout.refinements)
+    [prompt] = {g.prompt for g in groups if g.prompt.token_ids == row.context_ids}
+    # A copy, because NeMo-RL writes loss masks into the message and rows may share a completion.
+    return [user_message(prompt), dict(row.completion.message)]

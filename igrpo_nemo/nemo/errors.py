@@ -1,0 +1,24 @@
+"""The one error of a rollout: which problem, which stage, what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from igrpo_nemo.types import Problem
+
+
+class RolloutError(RuntimeError):
+    """A problem's rollout failed; its group would be incomplete, so the step must not go on."""
+
+    @classmethod
+    @contextmanager
+    def at(cls, problem: Problem, stage: str) -> Iterator[None]:
+        """Names problem and stage in whatever is raised inside; keeps a `RolloutError` as it is."""
+        try:
+            yield
+        except RolloutError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise cls(f"problem {problem.id}, stage {stage}: {reason[:500]}") from error

@@ -1,0 +1,431 @@
+"""A pool of verifier processes: an accuracy verdict for every completion, in time, in order.
+
+    caller: extract, quick verdict (microseconds) --what is left, once each--> bounded queue
+    one thread per worker: answer --socket--> worker process --> reason, or SIGKILL at the limit
+    caller: waits until all are back or the group's deadline, then fills in the fallback
+
+The caller may be any thread, an event loop (`verdicts_async`) or a Ray actor: no signal handler is
+installed and no process is forked from it. See `rewards.worker` for the processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import igrpo_nemo
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.rewards.accuracy import (
+    DEFAULT_SETTINGS,
+    AccuracySettings,
+    Reason,
+    Verdict,
+    find_answer,
+    quick_verdict,
+)
+from igrpo_nemo.rewards.weighted import ScoreRequest
+from igrpo_nemo.rewards.worker import settings_to_json
+
+_START_LIMIT_S = 120.0
+_CACHE_ENTRIES = 65_536
+# A fresh fork now and then keeps SymPy's caches from growing.
+_ITEMS_PER_WORKER = 5_000
+# What a verifier needs of the environment; keys and tokens stay behind.
+_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR")
+
+
+# A reference and an answer; without an answer, the question whether the reference can serve.
+_Pair = tuple[str, str | None]
+
+
+@dataclass(slots=True)
+class PoolStats:
+    """Counts since the pool started."""
+
+    quick: int = 0
+    """Verdicts that needed no process (no answer, too long, plain numbers, cached)."""
+    compared: int = 0
+    """Verdicts a worker returned."""
+    timeouts: int = 0
+    """Workers killed at the item limit."""
+    crashes: int = 0
+    """Workers that died on an item (memory, stack)."""
+    missed_deadline: int = 0
+    """Items that got the fallback at a group's deadline."""
+
+
+class _Batch:
+    """What one call waits for: pairs still out, and the reasons that came back."""
+
+    def __init__(self, pairs: int) -> None:
+        self.reasons: dict[_Pair, Reason] = {}
+        self.error: Exception | None = None
+        self.abandoned = False
+        self._left = pairs
+        self._lock = threading.Lock()
+        self.done = threading.Event()
+
+    def put(self, pair: _Pair, reason: Reason) -> None:
+        with self._lock:
+            self.reasons[pair] = reason
+            self._left -= 1
+            if self._left == 0:
+                self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.done.set()
+
+
+_Job = tuple[_Batch, _Pair]
+
+
+class VerifierPool:
+    """Accuracy verdicts from worker processes that cannot hang, crash or bloat the caller.
+
+    Each answer has `item_timeout_s` seconds, after which its worker is killed and replaced and the
+    item's reason is `timeout`; `memory_limit_mb` limits a worker's address space; a call returns
+    at the latest `group_deadline_s` seconds after it began, with reason `timeout` for what is
+    missing. Equal (reference, answer) pairs are compared once and remembered.
+
+    Raises UserError for limits that are not positive, RuntimeError where the processes cannot
+    start.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        item_timeout_s: float = 5.0,
+        group_deadline_s: float = 60.0,
+        memory_limit_mb: int = 1_024,
+        queue_size: int = 4_096,
+        settings: AccuracySettings = DEFAULT_SETTINGS,
+    ) -> None:
+        for name, value in (
+            ("num_workers", workers),
+            ("item_timeout_s", item_timeout_s),
+            ("group_deadline_s", group_deadline_s),
+        ):
+            if value <= 0:
+                raise UserError(f"env.math.{name} is {value}: it must be greater than 0")
+        if memory_limit_mb < 512:
+            raise UserError(
+                f"env.math.memory_limit_mb is {memory_limit_mb}: a verifier needs at least 512"
+            )
+        self.settings = settings
+        self.stats = PoolStats()
+        self._item_timeout_s = item_timeout_s
+        self._group_deadline_s = group_deadline_s
+        self._cache: OrderedDict[_Pair, Reason] = OrderedDict()
+        self._cache_lock = threading.Lock()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
+        self._nursery = _Nursery(settings, memory_limit_mb)
+        self._closed = False
+        self._threads = [
+            threading.Thread(
+                target=_work,
+                args=(self._jobs, self._nursery, item_timeout_s, self.stats),
+                name=f"verifier-{index}",
+                daemon=True,
+            )
+            for index in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+        # Also runs when the pool is forgotten, and at the interpreter's end.
+        self._finalizer = weakref.finalize(self, _shut_down, self._jobs, self._nursery, workers)
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
+        """The verdicts of one group of completions, in order, within the group's deadline."""
+        if self._closed:
+            raise RuntimeError("the verifier pool is closed")
+        deadline = time.monotonic() + self._group_deadline_s
+        found = [
+            find_answer(
+                request.problem.answer,
+                request.text,
+                self.settings,
+                thinking_open=request.thinking_open,
+                truncated=request.truncated,
+            )
+            for request in requests
+        ]
+        reasons: dict[_Pair, Reason] = {}
+        slow: list[_Pair] = []
+        for request, answer in zip(requests, found, strict=True):
+            if isinstance(answer, Verdict):
+                continue
+            gold = request.problem.answer
+            if (gold, answer) not in reasons:
+                reason = quick_verdict(gold, answer, self.settings) or self._cached((gold, answer))
+                # The fallback, until a worker says better.
+                reasons[gold, answer] = reason or Reason.TIMEOUT
+                if reason is None:
+                    slow.append((gold, answer))
+        reasons.update(self._compare(slow, deadline))
+        self.stats.quick += len(requests) - len(slow)
+        return [
+            answer
+            if isinstance(answer, Verdict)
+            else Verdict(reasons[request.problem.answer, answer], answer)
+            for request, answer in zip(requests, found, strict=True)
+        ]
+
+    def check_golds(self, golds: Sequence[str]) -> list[Reason]:
+        """`accuracy.gold_verdict` for each, in order, with the item limit and no group deadline."""
+        reasons = self._compare([(gold, None) for gold in dict.fromkeys(golds)], math.inf)
+        return [reasons[gold, None] for gold in golds]
+
+    async def verdicts_async(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
+        """`verdicts` for an event loop: waits in a thread, so the loop goes on."""
+        return await asyncio.to_thread(self.verdicts, requests)
+
+    def warm_up(self) -> None:
+        """Wait until the processes are up: otherwise the first group waits for them."""
+        batch = _Batch(len(self._threads))
+        for index in range(len(self._threads)):
+            self._jobs.put((batch, ("\\sqrt{2}", f"{index} + \\sqrt{{2}}")))
+        batch.done.wait()
+        if batch.error is not None:
+            raise batch.error
+
+    def process_ids(self) -> tuple[int, ...]:
+        """The nursery's and its workers' process ids, for measurements and tests."""
+        return self._nursery.process_ids()
+
+    def _compare(self, pairs: list[_Pair], deadline: float) -> dict[_Pair, Reason]:
+        if not pairs:
+            return {}
+        batch = _Batch(len(pairs))
+        for pair in pairs:
+            try:
+                self._jobs.put((batch, pair), timeout=_seconds_to(deadline))
+            except queue.Full:
+                break
+        batch.done.wait(_seconds_to(deadline))
+        batch.abandoned = True
+        if batch.error is not None:
+            raise batch.error
+        reasons = dict(batch.reasons)
+        self.stats.missed_deadline += len(pairs) - len(reasons)
+        with self._cache_lock:
+            self._cache.update(reasons)
+            while len(self._cache) > _CACHE_ENTRIES:
+                self._cache.popitem(last=False)
+        return reasons
+
+    def _cached(self, pair: _Pair) -> Reason | None:
+        with self._cache_lock:
+            return self._cache.get(pair)
+
+    def close(self) -> None:
+        """End the threads and processes; waits for them. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._finalizer()
+        for thread in self._threads:
+            thread.join(timeout=self._item_timeout_s + 5.0)
+
+
+def _seconds_to(deadline: float) -> float | None:
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+
+
+def _shut_down(jobs: queue.Queue[_Job | None], nursery: _Nursery, threads: int) -> None:
+    """Drop what is queued, end the processes, and tell the threads to end."""
+    while True:
+        try:
+            job = jobs.get_nowait()
+        except queue.Empty:
+            break
+        if job is not None:
+            job[0].fail(RuntimeError("the verifier pool was closed"))
+    nursery.close()
+    for _ in range(threads):
+        jobs.put(None)
+
+
+class _Nursery:
+    """The process that forks workers, and the socket to it. Used by several threads."""
+
+    def __init__(self, settings: AccuracySettings, memory_limit_mb: int) -> None:
+        self._arguments = (settings_to_json(settings), str(memory_limit_mb))
+        self._lock = threading.Lock()
+        self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "igrpo_nemo.rewards.worker", str(theirs.fileno())]
+                + list(self._arguments),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=_worker_environment(),
+            )
+        ours.settimeout(_START_LIMIT_S)
+        self._control = ours
+        self._replies = ours.makefile("rb")
+        self._ready = False
+        self._workers: set[int] = set()
+
+    def spawn(self) -> tuple[int, socket.socket]:
+        """A new worker: its pid and the socket to it. Raises RuntimeError where none can start."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the verifier pool is closed")
+            for attempt in range(2):
+                try:
+                    return self._spawn()
+                except OSError as error:
+                    if attempt:
+                        raise RuntimeError(
+                            f"the verifier processes do not start: {error}"
+                        ) from None
+                    self._stop()
+                    self._start()
+        raise AssertionError("unreachable")
+
+    def _spawn(self) -> tuple[int, socket.socket]:
+        if not self._ready:
+            if self._replies.readline() != b"ready\n":
+                raise OSError("no sign of life from igrpo_nemo.rewards.worker")
+            self._ready = True
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._control, [b'["spawn"]'], [theirs.fileno()])
+            reply = self._replies.readline()
+        if not reply:
+            ours.close()
+            raise OSError("igrpo_nemo.rewards.worker has ended")
+        self._workers.add(int(reply))
+        return int(reply), ours
+
+    def process_ids(self) -> tuple[int, ...]:
+        with self._lock:
+            return (self._process.pid, *sorted(self._workers))
+
+    def kill(self, pid: int) -> None:
+        """End a worker and reap it; a worker that is already gone is reaped."""
+        with self._lock:
+            self._workers.discard(pid)
+            try:
+                self._control.sendall(json.dumps(["kill", pid]).encode())
+                self._replies.readline()
+            except OSError:
+                return  # The nursery is gone, and its workers with it.
+
+    def _stop(self) -> None:
+        self._replies.close()
+        self._control.close()
+        try:
+            self._process.wait(timeout=10.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._stop()
+
+
+def _worker_environment() -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT_VARIABLES or name.startswith("PYTHON")
+    }
+    source = str(Path(igrpo_nemo.__file__).resolve().parents[1])
+    paths = [source, kept.get("PYTHONPATH", "")]
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+
+
+class _Worker:
+    """A worker process as its thread sees it."""
+
+    def __init__(self, nursery: _Nursery, item_timeout_s: float) -> None:
+        self._nursery = nursery
+        self._item_timeout_s = item_timeout_s
+        self._pid, self._socket = nursery.spawn()
+        self._items = 0
+
+    @property
+    def worn(self) -> bool:
+        return self._items >= _ITEMS_PER_WORKER
+
+    def compare(self, pair: _Pair) -> Reason:
+        """Raises TimeoutError at the limit and ConnectionError where the worker died."""
+        self._items += 1
+        limit = time.monotonic() + self._item_timeout_s
+        self._socket.settimeout(self._item_timeout_s)
+        self._socket.sendall(json.dumps(pair).encode() + b"\n")
+        reply = b""
+        while not reply.endswith(b"\n"):
+            self._socket.settimeout(max(1e-3, limit - time.monotonic()))
+            received = self._socket.recv(4_096)
+            if not received:
+                raise ConnectionError("the worker died")
+            reply += received
+        return Reason(json.loads(reply)[0])
+
+    def end(self) -> None:
+        self._nursery.kill(self._pid)
+        self._socket.close()
+
+
+def _work(
+    jobs: queue.Queue[_Job | None], nursery: _Nursery, item_timeout_s: float, stats: PoolStats
+) -> None:
+    """A worker's thread: one pair at a time, until None. Does not hold on to the pool."""
+    worker: _Worker | None = None
+    while (job := jobs.get()) is not None:
+        batch, pair = job
+        if batch.abandoned:
+            continue
+        if worker is not None and worker.worn:
+            worker.end()
+            worker = None
+        try:
+            worker = worker or _Worker(nursery, item_timeout_s)
+            reason = worker.compare(pair)
+            stats.compared += 1
+        except TimeoutError:
+            reason = Reason.TIMEOUT
+            stats.timeouts += 1
+        except OSError:
+            reason = Reason.TIMEOUT
+            stats.crashes += 1
+        except RuntimeError as error:
+            batch.fail(error)
+            continue
+        if reason is Reason.TIMEOUT and worker is not None:
+            worker.end()
+            worker = None
+        batch.put(pair, reason)
+    if worker is not None:
+        worker.end()

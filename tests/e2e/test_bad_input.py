@@ -1,0 +1,95 @@
+"""Bad input: one line that names the thing, exit code 2, nothing lost, no traceback."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from command_line import SMALL
+
+
+def refused(igrpo, *words):
+    done = igrpo(*words, code=2)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("igrpo.num_draft=4", "igrpo.num_drafts"),
+        ("igrpo.num_drafts=5", "igrpo.budget=8"),
+        ("igrpo.num_refinements=1 igrpo.num_drafts=7", "igrpo.num_refinements=1"),
+        ("grpo.num_generations_per_prompt=8", "grpo.num_generations_per_prompt=8"),
+        ("policy.max_total_sequence_length=100", "policy.max_total_sequence_length=100"),
+        ("experiment=nothing", "nothing"),
+        ("grpo.seed=abc", "grpo.seed"),
+    ],
+)
+def test_config(igrpo, override, message):
+    assert message in refused(igrpo, "train", *SMALL, *override.split(), "logger.log_dir=run")
+
+
+def test_data_files_are_named_with_the_line(igrpo):
+    words = ("train", *SMALL[1:], "experiment=demo", "logger.log_dir=run", "data=jsonl")
+    (igrpo.folder / "empty.jsonl").write_text("")
+    (igrpo.folder / "broken.jsonl").write_text(
+        '{"problem": "1+1=", "answer": "2"}\n{"problem": "1+\n'
+    )
+    both = "data.train.data_path={0} data.validation.data_path={0}"
+    for name, expected in (("empty", "empty.jsonl"), ("broken", "broken.jsonl:2")):
+        path = str(igrpo.folder / f"{name}.jsonl")
+        message = refused(igrpo, *words, *both.format(path).split())
+        assert expected in message
+
+
+def test_models_that_are_not_there_or_incomplete(igrpo):
+    from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
+    from igrpo_nemo.local.tokenizer import build_small_tokenizer
+
+    words = ("train", "data=arithmetic", "data.max_input_seq_length=64", "logger.log_dir=run")
+    assert "nowhere" in refused(igrpo, *words, "policy.model_name=./nowhere")
+    tokenizer = build_small_tokenizer(["1+1="], 280)
+    model = build_small_model(SmallModelSpec(16, 1, 2, 1, 32, 64), tokenizer, seed=0)
+    folder = igrpo.folder / "model"
+    save_pretrained_folder(model, tokenizer, folder)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    assert "tokenizer" in refused(igrpo, *words, f"policy.model_name={folder}")
+
+
+def test_a_prompt_that_is_too_long_is_named(igrpo):
+    words = (*SMALL, "data.train.lengths=[40]", "data.max_input_seq_length=50")
+    message = refused(igrpo, "train", *words, "logger.log_dir=run")
+    assert "problem train-" in message and "limit is 50" in message
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="a full disk needs mount")
+def test_a_full_disk_while_saving_loses_nothing(igrpo):
+    import os
+    import subprocess
+
+    disk = igrpo.folder / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3500k", "tmpfs", str(disk)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("a full disk is made by mounting a small tmpfs, which needs root")
+    try:
+        words = (*SMALL, "logger.log_dir=run", f"checkpointing.checkpoint_dir={disk}/checkpoints")
+        message = refused(igrpo, "train", *words, "checkpointing.keep_top_k=9")
+        assert "checkpoints" in message and "space" in message
+        kept = sorted(p.name for p in (disk / "checkpoints").glob("step_*"))
+        assert kept and not list((disk / "checkpoints").glob(".saving*"))
+        roomy = f"checkpointing.checkpoint_dir={igrpo.folder}/roomy"
+        shutil.copytree(disk / "checkpoints", igrpo.folder / "roomy")
+        done = igrpo("train", *SMALL, "logger.log_dir=run", roomy)
+        assert f"resuming after step {int(kept[-1][5:])}" in done.stdout
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

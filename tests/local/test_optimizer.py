@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+
+ADAMW = "torch.optim.AdamW"
+
+
+def parameters():
+    return [torch.nn.Parameter(torch.ones(2))]
+
+
+def test_a_schedule_of_stages_follows_its_milestones():
+    optimizer = build_optimizer(parameters(), ADAMW, {"lr": 1.0, "betas": [0.9, 0.99]})
+    scheduler = build_scheduler(
+        optimizer,
+        [
+            {
+                "name": "torch.optim.lr_scheduler.LinearLR",
+                "kwargs": {"start_factor": 0.5, "total_iters": 2},
+            },
+            {
+                "name": "torch.optim.lr_scheduler.CosineAnnealingLR",
+                "kwargs": {"T_max": 4, "eta_min": 0.1},
+            },
+            {"milestones": [2]},
+        ],
+    )
+    rates = []
+    for _ in range(7):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:3] == pytest.approx([0.5, 0.75, 1.0])
+    assert rates[4] == pytest.approx(0.55) and rates[6] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["os.system", "torch.optim.Nothing", "torch.load", "AdamW2"])
+def test_only_optimizers_of_torch_are_built(name):
+    with pytest.raises(UserError, match="policy.optimizer"):
+        build_optimizer(parameters(), name, {"lr": 1.0})
+
+
+def test_wrong_arguments_and_milestones_are_named():
+    with pytest.raises(UserError, match="does not accept .*rate"):
+        build_optimizer(parameters(), ADAMW, {"rate": 1.0})
+    optimizer = build_optimizer(parameters(), ADAMW, {"lr": 1.0})
+    stage = {"name": "torch.optim.lr_scheduler.ConstantLR", "kwargs": {"factor": 1.0}}
+    with pytest.raises(UserError, match="2 stages and 0 milestones"):
+        build_scheduler(optimizer, [stage, stage])

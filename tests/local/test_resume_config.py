@@ -1,0 +1,23 @@
+import pytest
+import yaml
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.resume import check_same_run
+
+CONFIG = {"grpo": {"seed": 1, "max_num_steps": 5}, "logger": {"log_dir": "a"}, "x": {"y": [1, 2]}}
+
+
+def test_an_empty_folder_takes_any_config(tmp_path):
+    check_same_run(tmp_path, CONFIG)
+
+
+def test_free_keys_may_change_and_others_are_named(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    check_same_run(tmp_path, CONFIG | {"logger": {"log_dir": "b"}})
+    check_same_run(tmp_path, CONFIG | {"grpo": {"seed": 1, "max_num_steps": 9}})
+    with pytest.raises(UserError, match=r"grpo.seed=1, this one has 2"):
+        check_same_run(tmp_path, CONFIG | {"grpo": {"seed": 2, "max_num_steps": 5}})
+    with pytest.raises(UserError, match=r"x.y=\[1, 2\], this one has \[1\]"):
+        check_same_run(tmp_path, CONFIG | {"x": {"y": [1]}})
+    with pytest.raises(UserError, match="holds a run with z=None, this one has 3"):
+        check_same_run(tmp_path, CONFIG | {"z": 3})

@@ -1,0 +1,499 @@
+"""Composition, schema, derivation and cross-field checks of the configuration."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from igrpo_nemo.config import RolloutBudget, load_config, read_config, rollout_steps, with_problems
+from igrpo_nemo.config.compose import (
+    BUILT_IN_GROUPS,
+    builtin_config_dir,
+    composed_values,
+    config_groups,
+    finished,
+)
+from igrpo_nemo.config.derive import scheduler_stages
+from igrpo_nemo.config.keys import all_keys, nearest_key, unread_by_local
+from igrpo_nemo.errors import UserError
+
+DEMO = ["experiment=demo"]
+HF = ["policy.model_name=some/model"]
+NEEDS = {("data", "jsonl"): ["data.train.data_path=a.jsonl", "data.validation.data_path=b.jsonl"]}
+GROUPS = config_groups([builtin_config_dir()])
+
+
+def error_of(*overrides: str, base: list[str] = DEMO) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config([*base, *overrides])
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in GROUPS[g]])
+def test_every_config_file_composes(group: str, option: str) -> None:
+    base = [] if group == "experiment" else HF
+    config = load_config([*base, f"{group}={option}", *NEEDS.get((group, option), [])])
+    assert config.grpo.num_generations_per_prompt >= 2
+
+
+def test_every_group_is_in_the_defaults_list() -> None:
+    assert sorted(GROUPS) == sorted(BUILT_IN_GROUPS)
+    defaults = yaml.safe_load((builtin_config_dir() / "config.yaml").read_text())["defaults"]
+    assert {next(iter(d)) for d in defaults if d != "_self_"} == set(BUILT_IN_GROUPS)
+
+
+def test_defaults_are_the_papers() -> None:
+    config = load_config(HF)
+    budget = RolloutBudget.of(config)
+    assert (budget.completions, budget.trained_rows, budget.updates) == (1024, 512, 1)
+    assert (config.igrpo.num_drafts, config.igrpo.num_refinements, config.igrpo.budget) == (4, 4, 8)
+    assert config.igrpo.feedback == "best_draft" and config.igrpo.train_stages == ["refine"]
+    generation = config.policy.generation
+    assert (generation.temperature, generation.top_p, generation.max_new_tokens) == (0.7, 1.0, 4096)
+    kwargs = config.policy.optimizer.kwargs
+    assert (kwargs.lr, kwargs.weight_decay, config.policy.max_grad_norm) == (1e-6, 0.0, 1.0)
+    loss = config.loss_fn
+    assert (loss.ratio_clip_min, loss.ratio_clip_max, loss.token_level_loss) == (0.2, 0.2, False)
+    assert loss.reference_policy_kl_penalty == 0.0
+    assert config.grpo.normalize_rewards and not config.grpo.use_leave_one_out_baseline
+    assert (config.igrpo.reward.accuracy, config.igrpo.reward.format) == (1.0, 1.0)
+    assert config.policy.max_total_sequence_length == 9728 == 1024 + 4096 + 512 + 4096
+    assert config.igrpo.prompt.system.startswith("You are a helpful AI Assistant that provides")
+    assert config.igrpo.prompt.system.endswith("is wrong or incomplete, correct it and proceed.")
+
+
+@pytest.mark.parametrize("objective", ["dapo", "gspo"])
+def test_table_2_presets_use_four_updates(objective: str) -> None:
+    config = load_config([*HF, f"objective={objective}"])
+    assert config.igrpo.updates_per_rollout == 4
+    assert config.policy.train_global_batch_size == 512 // 4
+
+
+def test_dapo_preset_fits_reward_and_length() -> None:
+    config = load_config([*HF, "objective=dapo"])
+    assert config.grpo.reward_scaling.source_max == 2.0
+    assert config.grpo.reward_shaping.overlong_buffer_length == 819
+    assert config.grpo.reward_shaping.max_response_length == 4096
+    assert config.loss_fn.ratio_clip_max == 0.28 and config.loss_fn.token_level_loss
+    accuracy_only = load_config([*HF, "objective=dapo", "reward=accuracy"])
+    assert accuracy_only.grpo.reward_scaling.source_max == 1.0
+
+
+def test_dr_grpo_divides_by_the_completion_limit() -> None:
+    config = load_config([*HF, "objective=dr_grpo", "policy.generation.max_new_tokens=100"])
+    assert config.igrpo.constant_length_divisor == 100
+    assert not config.grpo.normalize_rewards
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rows"),
+    [
+        ([], 4),
+        (["igrpo.num_drafts=2", "igrpo.num_refinements=6"], 6),
+        (["igrpo.train_stages=[draft,refine]"], 8),
+        (["feedback=none"], 8),
+        (["feedback=none", "igrpo.budget=12"], 12),
+        (["igrpo.num_drafts=3", "igrpo.budget=null"], 4),
+        (["grpo.num_generations_per_prompt=4"], 4),
+    ],
+)
+def test_trained_rows_are_derived(overrides: list[str], rows: int) -> None:
+    config = load_config([*DEMO, *overrides])
+    assert config.grpo.num_generations_per_prompt == rows
+    assert config.policy.train_global_batch_size == 32 * rows
+    assert config.igrpo.updates_per_rollout == 1
+
+
+def test_null_budget_becomes_the_sum() -> None:
+    assert load_config([*DEMO, "igrpo.num_drafts=3", "igrpo.budget=null"]).igrpo.budget == 7
+
+
+def test_batch_and_updates_follow_each_other() -> None:
+    by_batch = load_config([*DEMO, "policy.train_global_batch_size=32"])
+    assert by_batch.igrpo.updates_per_rollout == 4
+    by_updates = load_config([*DEMO, "igrpo.updates_per_rollout=4"])
+    assert by_updates.policy.train_global_batch_size == 32
+    assert by_batch == by_updates
+
+
+CONTRADICTIONS = [
+    (["igrpo.num_drafts=3"], "is 7, but igrpo.budget=8"),
+    (["igrpo.num_refinements=1", "igrpo.budget=5"], "igrpo.num_refinements=1: a group needs"),
+    (["igrpo.num_refinements=0"], "igrpo.num_refinements=0 should be greater than or equal to 1"),
+    (["feedback=none", "igrpo.budget=1"], "igrpo.budget=1: a group needs at least 2"),
+    (
+        ["igrpo.num_drafts=1", "igrpo.budget=5", "igrpo.train_stages=[draft,refine]"],
+        "igrpo.num_drafts=1 with trained drafts",
+    ),
+    (["grpo.num_generations_per_prompt=8"], "train 4: change those, and leave it null"),
+    (["feedback=none", "grpo.num_generations_per_prompt=4"], "igrpo.budget=8 with feedback none"),
+    (["policy.train_global_batch_size=100"], "does not divide the 128 trained rows"),
+    (["igrpo.updates_per_rollout=3"], "does not divide the 128 trained rows"),
+    (["policy.train_global_batch_size=64", "objective=gspo"], "means 2 updates per rollout, but"),
+    (["policy.train_global_batch_size=0"], "should be null (derived) or at least 1"),
+    (["igrpo.train_stages=[draft]"], "leaves out refine"),
+    (["igrpo.train_stages=[refine,refine]"], "names a stage twice"),
+    (["igrpo.train_stages=[]"], "igrpo.train_stages"),
+    (["igrpo.feedback=none"], "feedback none has only the stage draft"),
+    (["policy.max_total_sequence_length=100"], "is less than data.max_input_seq_length=64"),
+    (["policy.max_total_sequence_length=112"], "leaves no token for a draft"),
+    (["objective=gspo", "loss_fn.token_level_loss=true"], "(GSPO) needs"),
+    (["objective=dr_grpo", "loss_fn.token_level_loss=true"], "(Dr. GRPO) needs"),
+    (["loss_fn.reference_policy_kl_penalty=0.1"], "needs the reference policy: set grpo.skip_ref"),
+    (["loss_fn.ratio_clip_min=1.0"], "loss_fn.ratio_clip_min=1.0 should be less than 1"),
+    (["loss_fn.ratio_clip_max=-0.1"], "loss_fn.ratio_clip_max=-0.1 should be greater than"),
+    (["loss_fn.ratio_clip_c=1.1"], "must be above 1 + loss_fn.ratio_clip_max=0.2"),
+    (["grpo.batch_multiplier=2"], "is for dynamic sampling"),
+    (
+        ["objective=dapo", "grpo.num_prompts_per_step=3", "grpo.batch_multiplier=1.5"]
+        + ["igrpo.updates_per_rollout=1"],
+        "is no whole number of problems",
+    ),
+    (["objective=dapo", "grpo.reward_scaling.source_max=1.0"], "clips the best reward 2.0"),
+    (["objective=dapo", "grpo.reward_scaling.source_min=3.0"], "must be below source_max"),
+    (["objective=dapo", "grpo.reward_shaping.max_response_length=null"], "is missing"),
+    (["objective=dapo", "grpo.reward_shaping.overlong_buffer_length=99"], "must be in 1.."),
+    (["igrpo.reward.accuracy=0", "igrpo.reward.format=0"], "every weight is 0"),
+    (["igrpo.reward.accuracy=-1"], "igrpo.reward.accuracy=-1 should be greater than or equal"),
+    (["policy.generation.temperature=0"], "policy.generation.temperature=0 should be greater"),
+    (["policy.generation.top_p=0"], "policy.generation.top_p=0 should be greater than 0"),
+    (["policy.generation.top_p=1.5"], "policy.generation.top_p=1.5 should be less than or equal"),
+    (["igrpo.draft_dropout=1.0"], "igrpo.draft_dropout=1.0 should be less than 1"),
+    (["igrpo.draft_choice=median"], "should be 'best', 'random', 'worst' or 'none'"),
+    (["igrpo.advantage_delta=-1"], "igrpo.advantage_delta=-1 should be greater than or equal"),
+    (["data.validation=null"], "validation has no problems"),
+    (["data.train.num_problems=16"], "there are only 16 to train on"),
+    (["data.train.num_problems=null"], "data.train.num_problems is missing"),
+    (
+        ["data=gsm8k", "data.train.lengths=[6]", "policy.max_total_sequence_length=4096"],
+        "is for generated arithmetic, not for gsm8k",
+    ),
+    (["checkpointing.metric_name=accuracy"], "begin it with val: or train:"),
+    (
+        ["grpo.val_period=0", "grpo.val_at_start=false", "grpo.val_at_end=false"],
+        "checkpointing.metric_name=val:accuracy needs validation",
+    ),
+    (["igrpo.model=null"], "igrpo.warmup needs the built-in model"),
+    (["igrpo.model.hidden_size=60"], "is no multiple of twice igrpo.model.num_heads=4"),
+    (["igrpo.model.num_kv_heads=3"], "is no multiple of igrpo.model.num_kv_heads=3"),
+    (["loss_fn.use_cispo=true"], "loss_fn.use_cispo=true is not known to engine local"),
+    (["grpo.async_grpo.enabled=true"], "grpo.async_grpo.enabled=true is not known to engine"),
+    (["grpo.advantage_clip_low=-1.0"], "is not known to engine local: set it to null"),
+    (["cluster.num_nodes=2"], "cluster.num_nodes=2 is not known to engine local: set it to 1"),
+    (["cluster.gpus_per_node=8"], "engine local uses one GPU at most"),
+]
+
+
+@functools.cache
+def composed_demo(*groups: str) -> dict[str, Any]:
+    """The demo's values before they are derived and checked."""
+    return composed_values([*DEMO, *groups], [builtin_config_dir()], GROUPS)
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CONTRADICTIONS)
+def test_contradiction_is_one_line(overrides: list[str], expected: str) -> None:
+    chosen = [text for text in overrides if text.partition("=")[0] in GROUPS]
+    values = OmegaConf.create(composed_demo(*chosen))
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if text not in chosen:
+            OmegaConf.update(values, key, yaml.safe_load(value), force_add=True)
+    plain = OmegaConf.to_container(values)
+    assert isinstance(plain, dict)
+    with pytest.raises(UserError) as caught:
+        finished({str(k): v for k, v in plain.items()}, GROUPS)
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("grpo.max_num_stps=3", "unknown key grpo.max_num_stps: did you mean grpo.max_num_steps?"),
+        ("igrpo.num_draft=3", "did you mean igrpo.num_drafts?"),
+        ("igrpo.max_new_tokens=3", "did you mean policy.generation.max_new_tokens?"),
+        ("polcy.precision=float32", "unknown key polcy: did you mean policy?"),
+        ("feedbck=none", "unknown key feedbck: did you mean feedback?"),
+        ("zzz=1", "unknown key zzz: `igrpo keys` lists the known ones"),
+        ("policy.optimizer.kwargs.learning_rate=1", "unknown key policy.optimizer.kwargs.learning"),
+    ],
+)
+def test_unknown_key_names_the_nearest(override: str, expected: str) -> None:
+    assert expected in error_of(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["grpo.max_num_steps=many"], "grpo.max_num_steps='many' should be a valid integer"),
+        (["grpo.max_num_steps=true"], "grpo.max_num_steps=True should be a valid integer"),
+        (["grpo.max_num_steps=1.5"], "grpo.max_num_steps=1.5 should be a valid integer"),
+        (["grpo.val_at_end=1"], "grpo.val_at_end=1 should be a valid boolean"),
+        (["logger.log_dir="], "logger.log_dir='' should have at least 1 character"),
+        (["experiment=null"], "experiment=null does not exist"),
+        (["igrpo.prompt.system=7"], "igrpo.prompt.system=7 should be a valid string"),
+        (["policy.optimizer.kwargs.lr=inf"], "should be a finite number"),
+        (["igrpo.schedule=fast"], "igrpo.schedule='fast' should be"),
+        (["grpo.val_period=a", "grpo.val_at_end=b"], "; "),
+        (["grpo.max_num_steps"], "cannot read the override 'grpo.max_num_steps': write key=value"),
+        (["=3"], "cannot read the override '=3': write key=value"),
+        (["grpo.max_num_steps=[1"], "cannot read the override 'grpo.max_num_steps=[1'"),
+        (["grpo.max_num_steps=1,2"], "a list is [a,b], a text 'a,b'"),
+        (["objective=ppo"], "objective=ppo does not exist: use dapo, dr_grpo, grpo, gspo"),
+        (["objective=null"], "objective=null does not exist"),
+        (["hydra.run.dir=x"], "hydra.run.dir is Hydra's own"),
+        (["logger.log_dir=${nowhere}"], "Interpolation key 'nowhere' not found"),
+        (["~grpo.val_period"], "grpo.val_period is missing"),
+    ],
+)
+def test_wrong_override_is_one_line(overrides: list[str], expected: str) -> None:
+    assert expected in error_of(*overrides)
+
+
+def test_missing_experiment_lists_the_options() -> None:
+    message = error_of("experiment=nope", base=[])
+    assert "experiment=nope does not exist: use demo, demo_grpo" in message
+
+
+def test_missing_model_says_what_to_give() -> None:
+    assert error_of(base=[]) == "policy.model_name is not set: give policy.model_name=..."
+    assert "data.train.data_path is not set" in error_of("data=jsonl", base=HF)
+
+
+def test_a_plus_before_a_built_in_group_is_accepted() -> None:
+    assert load_config(["+experiment=demo"]) == load_config(DEMO)
+
+
+def test_nemo_only_keys_are_accepted_and_reported() -> None:
+    config = load_config(
+        [
+            *DEMO,
+            "policy.megatron_cfg.tensor_model_parallel_size=4",
+            "policy.generation.vllm_cfg.gpu_memory_utilization=0.85",
+            "policy.make_sequence_length_divisible_by=8",
+            "grpo.async_grpo.enabled=false",
+            "loss_fn.use_importance_sampling_correction=false",
+        ]
+    )
+    assert config.policy.megatron_cfg == {"tensor_model_parallel_size": 4}
+    assert unread_by_local(config) == [
+        "grpo.async_grpo",
+        "policy.generation.vllm_cfg",
+        "policy.make_sequence_length_divisible_by",
+        "policy.megatron_cfg",
+    ]
+
+
+def test_keys_that_nobody_set_are_absent_from_the_dump() -> None:
+    dump = load_config(DEMO).to_dict()
+    assert "megatron_cfg" not in dump["policy"]
+    assert dump["policy"]["generation"]["top_k"] is None
+
+
+@pytest.mark.parametrize("overrides", [DEMO, [*HF, "objective=dapo", "feedback=none"]])
+def test_a_written_config_reads_back_equal(overrides: list[str], tmp_path: Path) -> None:
+    config = load_config(overrides)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    again = read_config(path)
+    assert again.to_dict() == config.to_dict()
+    changed = read_config(path, ["grpo.seed=7", "igrpo.prompt.system=a: b"])
+    expected = again.replaced("grpo", seed=7).replaced("igrpo.prompt", system="a: b")
+    assert changed == expected
+
+
+def test_a_written_text_is_not_interpolated(tmp_path: Path) -> None:
+    text = "braces {x} and ${y}"
+    config = load_config(DEMO).replaced("igrpo.prompt", system=text)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert read_config(tmp_path / "config.yaml").igrpo.prompt.system == text
+
+
+def test_a_written_config_takes_no_groups_and_no_typos(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(load_config(DEMO).to_yaml())
+    with pytest.raises(UserError, match="composed already"):
+        read_config(path, ["prompt=paper"])
+    with pytest.raises(UserError, match="did you mean grpo.seed"):
+        read_config(path, ["grpo.sed=1"])
+    with pytest.raises(UserError, match="a list is"):
+        read_config(path, ["grpo.seed=1,2"])
+    with pytest.raises(UserError, match="cannot read"):
+        read_config(tmp_path / "none.yaml")
+    path.write_text("{")
+    with pytest.raises(UserError, match="is no YAML file"):
+        read_config(path)
+
+
+def test_a_folder_of_further_groups(tmp_path: Path) -> None:
+    folder = tmp_path / "a 'b'" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - demo\n  - _self_\ngrpo:\n  max_num_steps: 7\n"
+    )
+    config = load_config(["experiment=mine"], folder.parent)
+    assert config.grpo.max_num_steps == 7 and config.igrpo.model is not None
+    with pytest.raises(UserError, match="use demo, demo_grpo, mine"):
+        load_config(["experiment=ours"], folder.parent)
+    with pytest.raises(UserError, match="there is no config folder"):
+        load_config(DEMO, tmp_path / "nowhere")
+
+
+def test_demo_and_its_baseline_differ_in_feedback_alone() -> None:
+    ours, baseline = load_config(DEMO), load_config(["experiment=demo_grpo"])
+    assert RolloutBudget.of(ours).completions == RolloutBudget.of(baseline).completions
+    assert (ours.igrpo.feedback, baseline.igrpo.feedback) == ("best_draft", "none")
+    for section in ("loss_fn", "data", "env"):
+        assert getattr(ours, section) == getattr(baseline, section)
+
+
+def test_configs_are_frozen() -> None:
+    config = load_config(DEMO)
+    with pytest.raises(ValueError, match="frozen"):
+        config.grpo.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("problems", "overrides", "steps"),
+    [
+        (7500, [], 58),
+        (7500, ["grpo.max_num_epochs=3"], 174),
+        (7500, ["grpo.max_num_steps=10"], 10),
+        (7500, ["objective=dapo"], 19),
+    ],
+)
+def test_steps_are_whole_batches_of_all_epochs(
+    problems: int, overrides: list[str], steps: int
+) -> None:
+    assert rollout_steps(load_config([*HF, *overrides]), problems) == steps
+
+
+def test_budget_counts_both_stages() -> None:
+    budget = RolloutBudget.of(load_config(HF), 7500)
+    assert (budget.drafts, budget.refinements, budget.steps) == (512, 512, 58)
+    assert budget.max_tokens == 1024 * 4096
+    text = "\n".join(budget.lines())
+    assert "completions in all: 59,392" in text
+    assert "steps: known when the data is loaded" in RolloutBudget.of(load_config(HF)).lines()
+    alone = RolloutBudget.of(load_config([*HF, "feedback=none"]), 7500)
+    assert (alone.drafts, alone.refinements, alone.trained_rows) == (1024, 0, 1024)
+    dapo = RolloutBudget.of(load_config([*HF, "objective=dapo"]), 7500)
+    assert "dynamic sampling: at most 30 times these samples" in dapo.lines()
+
+
+def test_schedule_is_derived_once_the_problems_are_counted() -> None:
+    config = load_config(HF)
+    assert config.policy.scheduler is None
+    ramp, decay, joint = with_problems(config, 7500).policy.scheduler or []
+    assert ramp["kwargs"]["total_iters"] == 6 and joint == {"milestones": [6]}
+    assert decay["kwargs"]["T_max"] == 52
+    assert decay["kwargs"]["eta_min"] == pytest.approx(1e-7)
+    with pytest.raises(UserError, match="there are only 100 to train on"):
+        with_problems(config, 100)
+
+
+def test_a_given_schedule_is_kept() -> None:
+    given = "policy.scheduler=[{name:torch.optim.lr_scheduler.ConstantLR,kwargs:{factor:1.0}}]"
+    assert len(with_problems(load_config([*HF, given]), 7500).policy.scheduler or []) == 1
+
+
+def rates(overrides: list[str], updates: int) -> list[float]:
+    """The learning rate of each update under the derived schedule, run by PyTorch."""
+    torch = pytest.importorskip("torch")
+    config = load_config([*DEMO, *overrides])
+    lr = config.policy.optimizer.kwargs.lr
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    stages = scheduler_stages(config, updates)
+    parts = [
+        getattr(torch.optim.lr_scheduler, s["name"].rpartition(".")[2])(optimizer, **s["kwargs"])
+        for s in stages
+        if "name" in s
+    ]
+    milestones = [m for s in stages for m in s.get("milestones", [])]
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones)
+    seen = []
+    for _ in range(updates + 1):
+        seen.append(optimizer.param_groups[0]["lr"] / lr)
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_cosine_schedule_rises_peaks_and_falls_to_the_minimum() -> None:
+    values = rates([], 100)
+    assert values[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
+    assert values[10] == pytest.approx(1.0)
+    assert values[55] == pytest.approx(0.1 + 0.9 / 2)
+    assert values[100] == pytest.approx(0.1)
+    assert all(a < b for a, b in zip(values[:10], values[1:11], strict=True))
+    assert all(a > b for a, b in zip(values[10:100], values[11:101], strict=True))
+
+
+@pytest.mark.parametrize(("decay", "middle", "end"), [("linear", 0.55, 0.1), ("constant", 1, 1)])
+def test_other_decays(decay: str, middle: float, end: float) -> None:
+    values = rates([f"igrpo.schedule.decay={decay}"], 100)
+    assert (values[55], values[100]) == (pytest.approx(middle), pytest.approx(end))
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_tiny_schedules_are_valid(updates: int) -> None:
+    assert all(0 < value <= 1 for value in rates([], updates))
+    assert rates(["igrpo.schedule.warmup_ratio=0.0"], updates)[0] == pytest.approx(1.0)
+
+
+def test_every_key_has_a_description() -> None:
+    keys = list(all_keys())
+    assert len(keys) > 150
+    assert [key.path for key in keys if not key.description] == []
+
+
+def test_nearest_key_prefers_siblings() -> None:
+    assert nearest_key("policy.generation.temprature") == "policy.generation.temperature"
+    assert nearest_key("grpo.seeed") == "grpo.seed"
+    assert nearest_key("qqqqq.wwwww") is None
+
+
+def test_configs_are_found_inside_an_installed_package(tmp_path: Path) -> None:
+    configs = builtin_config_dir()
+    package = configs.parent / "igrpo_nemo"
+    installed = tmp_path / "site" / "igrpo_nemo"
+    shutil.copytree(package, installed, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(configs, installed / "configs")
+    code = (
+        "from igrpo_nemo.config import load_config;"
+        "from igrpo_nemo.config.compose import builtin_config_dir;"
+        "load_config(['experiment=demo']); print(builtin_config_dir())"
+    )
+    work = tmp_path / "empty"
+    work.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(installed.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(installed / "configs")
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, igrpo_nemo, igrpo_nemo.config, igrpo_nemo.cli;"
+        "igrpo_nemo.config.load_config(['experiment=demo']);"
+        "print(sorted({'torch', 'ray', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
