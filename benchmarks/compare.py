@@ -14,6 +14,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,8 @@ TRAIN = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExi
 NOTE = (
     "Held-out problems, one answer each to the bare prompt. Mean ± standard deviation over seeds; "
     "in brackets the 95 % t-interval of the difference paired by seed, not corrected for the "
-    "number of arms. Entropy, copies and groups that teach: last tenth of training."
+    "number of arms. Completions sampled and trained are per seed. Entropy, verbatim copies of the "
+    "draft and teaching groups (rewards not all equal) are means of the last tenth of training."
 )
 
 
@@ -131,7 +133,8 @@ def _tell(runs: Mapping[str, Mapping[int, Run]], flags: argparse.Namespace) -> i
         print(json.dumps(_as_json(results, sentences, page, flags)))
         return 0
     print(text_table(header, rows))
-    print("", NOTE, "", *(f"- {sentence}" for sentence in sentences), "", page, sep="\n")
+    note = textwrap.fill(NOTE, 100)
+    print("", note, "", *(f"- {sentence}" for sentence in sentences), "", page, sep="\n")
     return 0
 
 

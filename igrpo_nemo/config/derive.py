@@ -48,9 +48,9 @@ def with_problems(config: Config, num_problems: int) -> Config:
     if config.policy.scheduler is not None:
         return config
     steps = rollout_steps(config, num_problems)
-    # The engine advances the schedule once per optimizer update.
-    updates = steps * config.igrpo.updates_per_rollout
-    return config.replaced("policy", scheduler=scheduler_stages(config, updates))
+    # The embedded engine advances the schedule once per optimizer update, NeMo-RL once per step.
+    per_step = config.igrpo.updates_per_rollout if config.igrpo.engine == "local" else 1
+    return config.replaced("policy", scheduler=scheduler_stages(config, steps * per_step))
 
 
 def rollout_steps(config: Config, num_problems: int) -> int:

@@ -77,8 +77,10 @@ class Warmup(Section):
     """Peak learning rate."""
     seed: NonNegative = 0
     """Seed of model, demonstrator and demonstrations."""
+    bare_share: Share = 0.5
+    """Share of the steps, at the beginning, that show bare problems alone."""
     draft_share: Share = 0.5
-    """Share of demonstrations that correct a draft."""
+    """Share of demonstrations that correct a draft, from then on."""
     right_draft_share: Share = 0.3
     """Share of those drafts that are right."""
     fixed_error_share: Share = 0.3
@@ -110,13 +112,17 @@ class SmallModel(Section):
     """Width of the feed-forward part."""
     vocab_size: Positive
     """Tokens of its tokenizer."""
+    rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary frequencies; small for short sequences."""
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the initial weights."""
 
 
 class IGRPO(Section):
     """`igrpo.*`: the two stages."""
 
-    engine: Literal["local"]
-    """Which engine runs the training."""
+    engine: Literal["local", "nemo_rl", "nemo_rl_local"]
+    """What runs the training: the embedded engine, NeMo-RL, or NeMo-RL's loop on this machine."""
     feedback: Literal["none", "best_draft"]
     """What Stage 2 sees: nothing (plain GRPO) or the best draft (iGRPO)."""
     num_drafts: Positive
@@ -157,6 +163,10 @@ class IGRPO(Section):
     """The learning rate over the steps."""
     entropy: Entropy = Entropy()
     """Entropy logging."""
+    draft_prefetch: Literal["off", "fused"] = "off"
+    """Samples the next step's drafts beside this step's refinements, one update behind."""
+    short_circuit: Literal["off", "index_order", "first"] = "off"
+    """Ends Stage 1 of a problem early, at a draft of the highest reward (NeMo-RL, async engine)."""
     val_temperature: NonNegativeFloat = 0.6
     """Temperature in validation; 0 is greedy."""
     val_top_p: TopP = 0.95

@@ -120,6 +120,15 @@ def find_source(name: str) -> Source | None:
     return SOURCES.get(_ALIASES.get(key, key))
 
 
+def source_of_file(path: str) -> Source | None:
+    """The named set that a local file is, going by its name: its columns are then known."""
+    name = Path(path).name
+    for source in _SOURCES:
+        if any(name in files for files in source.splits.values()):
+            return source
+    return None
+
+
 def local_folders() -> list[Path]:
     """Folders in which files of named sets are looked for, first to last."""
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"

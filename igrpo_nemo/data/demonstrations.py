@@ -80,7 +80,7 @@ class Demonstrator:
 
 def solution_text(results: tuple[int, ...] | list[int]) -> str:
     """The format that the prompt asks for: reasoning in `<think>`, the result in `<answer>`."""
-    reasoning = ",".join(map(str, results))
+    reasoning = "".join(map(str, results))
     return f"<think>{reasoning}</think><answer>{answer_of(results)}</answer>"
 
 

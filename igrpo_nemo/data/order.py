@@ -50,3 +50,15 @@ class EpochOrder:
             position = Position(position.epoch + 1, 0)
         end = position.index + self.batch_size
         return self.order(position.epoch)[position.index : end], Position(position.epoch, end)
+
+
+def shard(batch: list[int], rank: int, num_shards: int) -> list[int]:
+    """The part of a batch that reader `rank` of `num_shards` takes; in rank order they make it up.
+
+    The batch itself does not depend on the number of readers, so neither does what is trained on.
+    Raises ValueError where the batch cannot be split evenly.
+    """
+    if not 0 <= rank < num_shards or len(batch) % num_shards:
+        raise ValueError(f"shard {rank} of {num_shards} of a batch of {len(batch)}")
+    size = len(batch) // num_shards
+    return batch[rank * size : (rank + 1) * size]

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from igrpo_nemo.data.catalog import EVALUATION_SETS, SOURCES, locate
 from igrpo_nemo.data.rows import read_file
 
-_DROPPED = re.compile(r"^\s*subproblem \d+:|\\(?:[dt]?frac|left|right|text|mathrm)|[\W_]+")
+_SPELLING = re.compile(r"^\s*subproblem \d+:|\\(?:[dt]?frac|left|right|text|mathrm)")
+_PUNCTUATION = re.compile(r"[\W_]+")
 
 
 def fingerprint(question: str) -> str:
     """What two spellings of one question have in common."""
-    return _DROPPED.sub("", question.lower())
+    return _PUNCTUATION.sub("", _SPELLING.sub("", question.lower()))
 
 
 def repeated(questions: Sequence[str]) -> list[bool]:
@@ -46,6 +47,8 @@ def evaluation_questions() -> dict[str, list[str] | None]:
     for name in EVALUATION_SETS:
         source = SOURCES[name]
         path = locate(source, "test")
-        rows = read_file(path) if path is not None else None
-        found[name] = rows and [str(row.get(source.question_key) or "") for row in rows]
+        if path is None:
+            found[name] = None
+        else:
+            found[name] = [str(row.get(source.question_key) or "") for row in read_file(path)]
     return found

@@ -1,6 +1,6 @@
 r"""From rows to problems: named columns, the reference answer, unusable rows dropped and counted.
 
-    rows --question, answer--> problems --usable? duplicate? overlap?--> kept --seeded subset--> list
+    rows --question, answer--> problems --usable? duplicate? overlap?--> kept --seeded subset-->
 
 The answer of a row is the last `\boxed{}` of a solution, what stands behind `####`, or the text.
 Problem ids are `<set>/<row>`, rows counted from 0 in the file, so they survive every filter.
@@ -9,6 +9,7 @@ Problem ids are `<set>/<row>`, rows counted from 0 in the file, so they survive 
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,13 +24,14 @@ from igrpo_nemo.data.catalog import (
     default_split,
     find_source,
     locate,
+    source_of_file,
 )
 from igrpo_nemo.data.golds import check_golds
 from igrpo_nemo.data.overlap import evaluation_questions, repeated, shared_with
 from igrpo_nemo.data.rows import Row, read_rows
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import Reason
-from igrpo_nemo.rewards.extract import last_boxed
+from igrpo_nemo.rewards.extract import extract_answer
 from igrpo_nemo.types import Problem
 
 # `jsonl` and NeMo-RL's own name for "columns of a file" say nothing about which file.
@@ -42,6 +44,7 @@ _DROP_REASONS = {
     Reason.TIMEOUT: "answer_timeout",
 }
 _ROWS_NAMED = 20
+_HAS_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def load_with_report(spec: Any, *, overlap: bool = False) -> tuple[list[Problem]
     if overlap or spec.drop_overlap:
         counts, flags = _overlap(questions, located.source)
         if spec.drop_overlap:
-            reasons = [r or ("overlap" if f else None) for r, f in zip(reasons, flags, strict=True)]
+            reasons = _mark(reasons, flags, "overlap")
     kept = [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]
     if not kept:
         why = ", ".join(f"{n} {reason}" for reason, n in Counter(filter(None, reasons)).items())
@@ -160,7 +163,7 @@ def _locate_rows(spec: DataSpec) -> _Located:
     if spec.data_path:
         label = name if name and name not in _FILE_NAMES else Path(spec.data_path).stem
         rows = read_rows(spec.data_path, subset=spec.subset, split=spec.split)
-        return _Located(label, rows, spec.data_path, source)
+        return _Located(label, rows, spec.data_path, source or source_of_file(spec.data_path))
     if not name or name in _FILE_NAMES:
         raise UserError("data: give a dataset_name or a data_path")
     if source is None:
@@ -170,7 +173,7 @@ def _locate_rows(spec: DataSpec) -> _Located:
                 "such as owner/name"
             )
         rows = read_rows(name, subset=spec.subset, split=spec.split)
-        return _Located(Path(name).stem, rows, name, None)
+        return _Located(Path(name).stem, rows, name, source_of_file(name))
     split = spec.split or default_split(source)
     path = locate(source, split)
     if path is not None:
@@ -183,32 +186,29 @@ def _locate_rows(spec: DataSpec) -> _Located:
 
 
 def _columns(spec: DataSpec, located: _Located) -> tuple[str, str]:
-    """The columns of question and answer: as asked, as the named set has them, or the usual ones."""
-    first = located.rows[0]
+    """The columns of question and answer: as asked, as the named set has them, or as usual."""
     source = located.source
-
-    def choose(asked: str | None, own: str | None, usual: Sequence[str], what: str) -> str:
-        if asked is not None:
-            candidates = [asked]
-        else:
-            candidates = [*([own] if own else []), *usual]
-        for key in candidates:
-            if key in first:
-                return key
-        have = ", ".join(map(str, first))
-        tried = (
-            f"column {asked!r}"
-            if asked
-            else f"{what} column ({', '.join(dict.fromkeys(candidates))})"
-        )
-        key_name = "input_key" if what == "question" else "output_key"
-        raise UserError(
-            f"{located.where}, row 0: no {tried}: it has {have}; name it with {key_name}"
-        )
-
+    own_question, own_answer = (source.question_key, source.answer_key) if source else (None, None)
     return (
-        choose(spec.input_key, source.question_key if source else None, QUESTION_KEYS, "question"),
-        choose(spec.output_key, source.answer_key if source else None, ANSWER_KEYS, "answer"),
+        _column(located, spec.input_key, own_question, QUESTION_KEYS, "input_key"),
+        _column(located, spec.output_key, own_answer, ANSWER_KEYS, "output_key"),
+    )
+
+
+def _column(
+    located: _Located, asked: str | None, own: str | None, usual: Sequence[str], config_key: str
+) -> str:
+    candidates = [asked] if asked else [*([own] if own else []), *usual]
+    first = located.rows[0]
+    for key in candidates:
+        if key in first:
+            return key
+    have = ", ".join(map(str, first))
+    if asked:
+        raise UserError(f"{located.where}, row 0: no column {asked!r}: the columns are {have}")
+    raise UserError(
+        f"{located.where}, row 0: none of the columns {', '.join(dict.fromkeys(candidates))}: "
+        f"the columns are {have}; name the right one with {config_key}"
     )
 
 
@@ -221,8 +221,8 @@ def _question_and_answer(row: Row, question_key: str, answer_key: str) -> tuple[
 def reference_answer(value: Any, *, solution: bool = False) -> str:
     r"""The reference answer in a column's value; empty where there is none.
 
-    A float that is a whole number loses its `.0`. A text is cut to its last `\boxed{}`, or to what
-    follows the last `####`; a `solution` without either has no answer.
+    A float that is a whole number loses its `.0`. A text is cut to its last `<answer>`, its last
+    `\boxed{}`, or to what follows the last `####`; a `solution` without any has no answer.
     """
     if value is None or isinstance(value, bool):
         return ""
@@ -231,9 +231,11 @@ def reference_answer(value: Any, *, solution: bool = False) -> str:
     if isinstance(value, list) and len(value) == 1:
         return reference_answer(value[0], solution=solution)
     text = str(value).strip()
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
+    marked = extract_answer(text)
+    if marked is not None:
+        return marked
+    if _HAS_BOX.search(text):
+        return ""  # An empty box, or one that never closes.
     if "####" in text:
         return text.rpartition("####")[2].strip()
     return "" if solution else text
@@ -252,6 +254,10 @@ def _unusable(
         "no_question" if not problem.question else _DROP_REASONS.get(verdict)
         for problem, verdict in zip(problems, verdicts, strict=True)
     ]
+
+
+def _mark(reasons: list[str | None], flags: Sequence[bool], reason: str) -> list[str | None]:
+    return [old or (reason if flag else None) for old, flag in zip(reasons, flags, strict=True)]
 
 
 def _overlap(

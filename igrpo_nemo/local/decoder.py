@@ -1,6 +1,7 @@
 """A Llama-like decoder as a function of fused weights: the fast path of training and prefill.
 
     model -> decoder_weights -> DecoderWeights --decode(tokens, positions, layout)--> hidden states
+                                               --keys_and_values--> a prompt's cache
 
 The same numbers as the model's own forward (to rounding), with queries, keys and values in one
 matrix product, gate and up in another, and nothing computed in the last layer but what the
@@ -11,7 +12,7 @@ Shape legend: L flat tokens, I hidden size, H query heads, K key-value heads, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from igrpo_nemo.local.group_attention import GroupLayout
+from igrpo_nemo.local.group_attention import GroupLayout, group_attention
 from igrpo_nemo.local.kernels import (
+    gated_mlp,
     linear,
     rms_norm_linear,
     rotary_attention,
+    rotate_,
     split_heads,
-    swiglu_linear,
 )
 
 _FAMILIES = frozenset({"llama", "mistral", "qwen2"})
@@ -49,9 +51,13 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """All of a decoder: `heads` is (H, K), `scale` that of the attention scores."""
+    """All of a decoder: `heads` is (H, K), `scale` that of the attention scores.
+
+    The embedding of `padding_idx` gets no gradient, as in the model itself.
+    """
 
     embedding: Tensor
+    padding_idx: int | None
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Tensor
@@ -76,26 +82,32 @@ def can_fuse(model: PreTrainedModel) -> bool:
         and config.hidden_act == "silu"
         and rope.get("rope_type", "default") in _STATIC_ROPES
         and not windowed
-        and model.get_output_embeddings().bias is None
-        and all(layer.self_attn.o_proj.bias is None for layer in model.base_model.layers)
+        and _part(model.get_output_embeddings()).bias is None
+        and all(layer.self_attn.o_proj.bias is None for layer in _part(model.base_model).layers)
     )
 
 
 def decoder_weights(model: PreTrainedModel) -> DecoderWeights:
     """The model's parameters in fused form; the gradient flows back to them."""
-    config, base = model.config, model.base_model
+    config, base = model.config, _part(model.base_model)
     H = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // H
     return DecoderWeights(
         embedding=base.embed_tokens.weight,
+        padding_idx=base.embed_tokens.padding_idx,
         layers=tuple(_layer_weights(layer) for layer in base.layers),
         norm=base.norm.weight,
-        head=model.get_output_embeddings().weight,
+        head=_part(model.get_output_embeddings()).weight,
         heads=(H, config.num_key_value_heads),
         head_size=head_size,
         eps=config.rms_norm_eps,
         scale=head_size**-0.5,
     )
+
+
+def _part(module: Any) -> Any:
+    """A module whose parts are known by its family, which type checkers cannot know."""
+    return module
 
 
 def _layer_weights(layer: Any) -> LayerWeights:
@@ -113,43 +125,55 @@ def _layer_weights(layer: Any) -> LayerWeights:
     )
 
 
-def rotary_tables(model: PreTrainedModel, positions_L: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    model: PreTrainedModel, positions_L: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor]:
     """cos and sin of each position, as the model makes them: [L, 1, D / 2] each."""
-    cos, sin = model.base_model.rotary_emb(like, positions_L[None])
+    cos, sin = _part(model.base_model).rotary_emb(like, positions_L[None])
     half = cos.shape[-1] // 2
     return cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
 
 
 def decode(
-    weights: DecoderWeights,
-    input_L: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    layout: GroupLayout,
-    *,
-    on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
+    weights: DecoderWeights, input_L: Tensor, rotary: tuple[Tensor, Tensor], layout: GroupLayout
 ) -> Tensor:
-    """Hidden states, before the final norm, of the tokens from `layout.tail` on: [L - tail, I].
+    """Hidden states, before the final norm, of the tokens from `layout.tail` on: [L - tail, I]."""
+    hidden_LI = F.embedding(input_L, weights.embedding, weights.padding_idx)
+    for layer in weights.layers[:-1]:
+        qkv_LX = _qkv(weights, layer, hidden_LI)
+        attended_LX = rotary_attention(qkv_LX, *rotary, layout, weights.heads, weights.scale)
+        hidden_LI = _after_attention(weights, layer, hidden_LI, attended_LX)
+    layer, part, tail = weights.layers[-1], layout.tail_layout(), layout.tail
+    qkv_LX = _qkv(weights, layer, hidden_LI)
+    attended_LX = rotary_attention(qkv_LX, *rotary, part, weights.heads, weights.scale)
+    return _after_attention(weights, layer, hidden_LI[tail:], attended_LX[tail:])
 
-    `on_keys_values(layer, k [L, K, D], v [L, K, D])` sees each layer's rotated keys and values.
-    """
+
+@torch.no_grad()
+def keys_and_values(
+    weights: DecoderWeights, input_L: Tensor, rotary: tuple[Tensor, Tensor], layout: GroupLayout
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rotated keys and the values of each layer in turn: [L, K, D] each."""
     hidden_LI = F.embedding(input_L, weights.embedding)
-    cos, sin = rotary
-    last = len(weights.layers) - 1
-    for number, layer in enumerate(weights.layers):
-        qkv_LX = rms_norm_linear(
-            hidden_LI, layer.attention_norm, layer.qkv, layer.qkv_bias, weights.eps
-        )
-        part = layout.tail_layout() if number == last else layout
-        attended_LX = rotary_attention(qkv_LX, cos, sin, part, weights.heads, weights.scale)
-        if on_keys_values is not None:
-            _, keys, values, _ = split_heads(qkv_LX, weights.heads)
-            on_keys_values(number, keys, values)
-        if number == last:
-            hidden_LI, attended_LX = hidden_LI[layout.tail :], attended_LX[layout.tail :]
-        hidden_LI = hidden_LI + linear(attended_LX, layer.output)
-        gate_up_LX = rms_norm_linear(hidden_LI, layer.mlp_norm, layer.gate_up, None, weights.eps)
-        hidden_LI = hidden_LI + swiglu_linear(gate_up_LX, layer.down)
-    return hidden_LI
+    for layer in weights.layers:
+        qkv_LX = _qkv(weights, layer, hidden_LI)
+        q_LHD, k_LKD, v_LKD, rotated = split_heads(qkv_LX, weights.heads)
+        rotate_(rotated, *rotary)
+        yield k_LKD, v_LKD
+        if layer is not weights.layers[-1]:
+            attended_LHD = group_attention(q_LHD, k_LKD, v_LKD, layout, weights.scale)
+            hidden_LI = _after_attention(weights, layer, hidden_LI, attended_LHD.flatten(1))
+
+
+def _qkv(weights: DecoderWeights, layer: LayerWeights, hidden_LI: Tensor) -> Tensor:
+    return rms_norm_linear(hidden_LI, layer.attention_norm, layer.qkv, layer.qkv_bias, weights.eps)
+
+
+def _after_attention(
+    weights: DecoderWeights, layer: LayerWeights, hidden_LI: Tensor, attended_LX: Tensor
+) -> Tensor:
+    hidden_LI = hidden_LI + linear(attended_LX, layer.output)
+    return gated_mlp(hidden_LI, layer.mlp_norm, layer.gate_up, layer.down, weights.eps)
 
 
 def decoder_logits(weights: DecoderWeights, hidden_AI: Tensor) -> Tensor:

@@ -21,8 +21,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
-
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation import bench_metrics, format_table
@@ -36,6 +34,7 @@ from igrpo_nemo.evaluation_files import (
     write_metrics,
     write_rows,
 )
+from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.rewards import Scorer, ScoreRequest
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer

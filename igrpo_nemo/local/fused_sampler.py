@@ -1,6 +1,6 @@
 """Token-by-token decoding of Llama-like models, prompts shared by their rows.
 
-    prefill: each prompt once -> its keys and values, kept per prompt
+    prefill: each prompt once, but for its last token -> its keys and values, kept per prompt
     step:    rows -> fused layers; a row attends to its prompt's keys (one product for all rows of
              the prompt) and to its own, which lie in [P * W] slots; one softmax over both
 
@@ -23,9 +23,8 @@ from transformers import PreTrainedModel
 from igrpo_nemo.local.decoder import (
     DecoderWeights,
     LayerWeights,
-    decode,
-    decoder_logits,
     decoder_weights,
+    keys_and_values,
     rotary_tables,
 )
 from igrpo_nemo.local.group_attention import group_layout
@@ -132,23 +131,23 @@ class FusedBatch:
         self._layers: list[_LayerCache] = []
         self._mask: Tensor | None = None
         self._prefill(prompts)
-        self._index_rows()
 
     @torch.no_grad()
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        weights, device, lengths = self._weights, self._device, self._prompt_lengths
-        P, T, K = len(prompts), int(lengths.max()), weights.heads[1]
-        # A trunk with its last token as the only branch: the last layer computes only that one.
-        flat = [t for prompt in prompts for t in prompt[:-1]] + [prompt[-1] for prompt in prompts]
-        positions = [t for n in lengths.tolist() for t in range(n - 1)] + (lengths - 1).tolist()
-        inside_PT = torch.arange(T) < lengths[:, None] - 1
-        ends = torch.arange(P) * T + lengths - 1
-        places = torch.cat([inside_PT.flatten().nonzero().squeeze(1), ends]).to(device)
-
-        def keep(layer: int, keys_LKD: Tensor, values_LKD: Tensor) -> None:
+        """Caches each prompt's keys and values but for its last token, which is stepped."""
+        weights, device = self._weights, self._device
+        starts = self._prompt_lengths - 1
+        P, T, K = len(prompts), int(starts.max()), weights.heads[1]
+        inside_PT = torch.arange(T) < starts[:, None]
+        places = inside_PT.flatten().nonzero().squeeze(1).to(device)
+        input_L = torch.tensor([t for prompt in prompts for t in prompt[:-1]], device=device)
+        positions_L = torch.arange(T).expand(P, T)[inside_PT].to(device)
+        rotary = rotary_tables(self._model, positions_L, weights.norm)
+        layout = group_layout(starts.tolist(), [[]] * P, device)
+        for keys_values in keys_and_values(weights, input_L.long(), rotary, layout):
             keys, values = (
                 x.new_zeros(P * T, *x.shape[1:]).index_copy_(0, places, x).unflatten(0, (P, T))
-                for x in (keys_LKD, values_LKD)
+                for x in keys_values
             )
             own = keys.new_empty(2, P * self._width * K, _FIRST_CAPACITY, keys.shape[-1])
             self._layers.append(
@@ -158,21 +157,14 @@ class FusedBatch:
                     own,
                 )
             )
-
-        hidden_PI = decode(
-            weights,
-            torch.tensor(flat, device=device),
-            rotary_tables(self._model, torch.tensor(positions, device=device), weights.norm),
-            group_layout([len(prompt) - 1 for prompt in prompts], [[1]] * P, device),
-            on_keys_values=keep,
-        )
-        if int(lengths.min()) < T:
-            mask_PT = torch.zeros(P, T, dtype=weights.norm.dtype, device=device)
-            mask_PT[torch.arange(T, device=device) >= lengths.to(device)[:, None]] = -torch.inf
-            self._mask = mask_PT.repeat_interleave(K, dim=0)[:, None, :]
-        logits_PV = decoder_logits(weights, hidden_PI)
-        prompt_of_row = [slot // self._width for slot in self._slots]
-        self.first_logits = logits_PV[torch.tensor(prompt_of_row, device=device)]
+        if int(starts.min()) < T:
+            mask_PT = torch.zeros(P, T, dtype=weights.norm.dtype).masked_fill(
+                ~inside_PT, -torch.inf
+            )
+            self._mask = mask_PT.to(device).repeat_interleave(K, dim=0)[:, None, :]
+        self._index_rows()
+        last_tokens = [prompts[slot // self._width][-1] for slot in self._slots]
+        self.first_logits = self.step(torch.tensor(last_tokens, device=device))
 
     def _index_rows(self) -> None:
         """Maps between live rows (padded to a round number) and slots."""
@@ -185,8 +177,8 @@ class FusedBatch:
             row_of_slot[slot] = row
         self._slot_of_row = torch.tensor(filled, device=self._device)
         self._row_of_slot = torch.tensor(row_of_slot, device=self._device)
-        lengths = self._prompt_lengths.to(self._device)
-        self._first_position = lengths[self._slot_of_row // self._width]
+        starts = (self._prompt_lengths - 1).to(self._device)
+        self._first_position = starts[self._slot_of_row // self._width]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Goes on with these of the live rows, renumbered in this order (which is ascending)."""

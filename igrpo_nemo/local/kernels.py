@@ -1,7 +1,6 @@
 """The operations of a Llama-like decoder as fused autograd functions.
 
-    x --rms_norm_linear--> qkv --rotary_attention--> a --linear--> + x
-      --rms_norm_linear--> [gate | up] --swiglu--> --linear--> + x
+    x --rms_norm_linear--> qkv --rotary_attention--> a --linear--> + x --gated_mlp--> x
 
 They keep fewer tensors for the backward pass than the same operations one by one, and on x86 CPUs
 they reach oneDNN's float32 matrix products, which use AVX-512 on every vendor's processors.
@@ -23,6 +22,10 @@ from torch.nn import functional as F
 from igrpo_nemo.local.group_attention import GroupLayout, ring_backward, ring_forward
 
 
+# Tokens of a block of the MLP.
+_BLOCK = 512
+
+
 @cache
 def _has_onednn() -> bool:
     return (
@@ -41,7 +44,7 @@ def matmul_nt(x_LI: Tensor, w_OI: Tensor, bias_O: Tensor | None = None) -> Tenso
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    """A matrix without gaps, by rows or by columns: for others oneDNN is a thousand times slower."""
+    """A matrix without gaps, by rows or columns: for others oneDNN is a thousand times slower."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
@@ -79,6 +82,12 @@ def unit_rms(x_LI: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x_LI * scale_L1, scale_L1
 
 
+def _unit_rms_grad(grad_LI: Tensor, unit_LI: Tensor, scale_L1: Tensor) -> Tensor:
+    """The gradient by x of x / rms(x), in place of `grad_LI`: its part along x cancels."""
+    along_L1 = torch.linalg.vecdot(grad_LI, unit_LI).div_(unit_LI.shape[1]).unsqueeze(1)
+    return grad_LI.addcmul_(unit_LI, along_L1, value=-1).mul_(scale_L1)
+
+
 class _RmsNormLinear(torch.autograd.Function):
     """(norm * x / rms(x)) @ w^T + b, with the norm's weight folded into the matrix."""
 
@@ -93,17 +102,12 @@ class _RmsNormLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_LO: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad_LO: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         unit_LI, scale_L1, norm_I, w_OI = ctx.saved_tensors
         folded_OI = _weight_grad(grad_LO, unit_LI)
-        # d(x / rms): the part of the gradient along x cancels.
         grad_LI = matmul_nt(grad_LO, (w_OI * norm_I).t())
-        along_L1 = torch.linalg.vecdot(grad_LI, unit_LI).div_(unit_LI.shape[1]).unsqueeze(1)
-        grad_LI.addcmul_(unit_LI, along_L1, value=-1).mul_(scale_L1)
         return (
-            grad_LI,
+            _unit_rms_grad(grad_LI, unit_LI, scale_L1),
             (folded_OI * w_OI).sum(0),
             folded_OI * norm_I,
             grad_LO.sum(0) if ctx.has_bias else None,
@@ -120,36 +124,57 @@ def rms_norm_linear(
     return out
 
 
-class _SwiGluLinear(torch.autograd.Function):
-    """(silu(gate) * up) @ w^T from [gate | up]; the product is made again in the backward pass."""
+class _GatedMlp(torch.autograd.Function):
+    """x + (silu(gate) * up) @ down^T, where [gate | up] = (norm * x / rms(x)) @ gate_up^T.
+
+    Works through blocks of tokens, whose intermediates stay in the processor's cache, and makes
+    them again in the backward pass: that costs less time than writing and reading them would, and
+    only x is kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, w_OI: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up, w_OI)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return matmul_nt(F.silu(gate).mul_(up), w_OI)
+    def forward(
+        ctx: Any, x_LI: Tensor, norm_I: Tensor, gate_up: Tensor, down: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x_LI, norm_I, gate_up, down)
+        ctx.eps = eps
+        folded = gate_up * norm_I
+        out_LI = torch.empty_like(x_LI)
+        for x, out in zip(x_LI.split(_BLOCK), out_LI.split(_BLOCK), strict=True):
+            gate, up = matmul_nt(unit_rms(x, eps)[0], folded).chunk(2, dim=-1)
+            torch.add(x, matmul_nt(F.silu(gate).mul_(up), down), out=out)
+        return out_LI
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_LO: Tensor) -> tuple[Tensor, Tensor]:
-        gate_up, w_OI = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        grads = torch.empty_like(gate_up)
-        grad_gate, grad_up = grads.chunk(2, dim=-1)
-        grad_LI = matmul_nt(grad_LO, w_OI.t())
-        sigmoid = torch.sigmoid(gate)
-        silu = sigmoid * gate
-        torch.mul(grad_LI, silu, out=grad_up)
-        grad_w_OI = _weight_grad(grad_LO, silu * up)
-        # d silu = sigmoid + silu * (1 - sigmoid)
-        slope = silu.addcmul_(silu, sigmoid, value=-1).add_(sigmoid)
-        torch.mul(slope.mul_(up), grad_LI, out=grad_gate)
-        return grads, grad_w_OI
+    def backward(ctx: Any, grad_LI: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x_LI, norm_I, gate_up, down = ctx.saved_tensors
+        folded = gate_up * norm_I
+        grad_x_LI = torch.empty_like(x_LI)
+        grad_folded, grad_down = torch.zeros_like(gate_up), torch.zeros_like(down)
+        blocks = (tensor.split(_BLOCK) for tensor in (x_LI, grad_LI.contiguous(), grad_x_LI))
+        for x, grad, grad_x in zip(*blocks, strict=True):
+            unit, scale = unit_rms(x, ctx.eps)
+            gate, up = matmul_nt(unit, folded).chunk(2, dim=-1)
+            grad_hidden = matmul_nt(grad, down.t())
+            sigmoid = torch.sigmoid(gate)
+            silu = sigmoid * gate
+            grad_down += _weight_grad(grad, silu * up)
+            grad_gate_up = grad.new_empty(len(grad), len(gate_up))
+            grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+            torch.mul(grad_hidden, silu, out=grad_up)
+            # d silu = sigmoid + silu * (1 - sigmoid)
+            slope = silu.addcmul_(silu, sigmoid, value=-1).add_(sigmoid).mul_(up)
+            torch.mul(slope, grad_hidden, out=grad_gate)
+            grad_folded += _weight_grad(grad_gate_up, unit)
+            grad_unit = matmul_nt(grad_gate_up, folded.t())
+            torch.add(grad, _unit_rms_grad(grad_unit, unit, scale), out=grad_x)
+        return grad_x_LI, (grad_folded * gate_up).sum(0), grad_folded * norm_I, grad_down, None
 
 
-def swiglu_linear(gate_up: Tensor, w_OI: Tensor) -> Tensor:
-    """silu(gate) * up of [L, 2 I] = [gate | up], then a linear layer: [L, O]."""
-    out = _SwiGluLinear.apply(gate_up, w_OI)
+def gated_mlp(x_LI: Tensor, norm_I: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
+    """x plus the SwiGLU block of its RMSNorm; gate_up [2 O, I] stacks gate and up, down [I, O]."""
+    out = _GatedMlp.apply(x_LI, norm_I, gate_up, down, eps)
     assert isinstance(out, Tensor)
     return out
 
@@ -165,9 +190,7 @@ def rotate_(x_LHD: Tensor, cos_L1: Tensor, sin_L1: Tensor) -> None:
     real.mul_(cos_L1).sub_(crossed)
 
 
-def split_heads(
-    qkv_LX: Tensor, heads: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def split_heads(qkv_LX: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Views of [L, (H + 2 K) * D]: queries, keys, values, and the part that is rotated (q, k)."""
     H, K = heads
     all_heads = qkv_LX.unflatten(1, (H + 2 * K, -1))
@@ -197,15 +220,20 @@ class _RotaryAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_LX: Tensor
-    ) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad_LX: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         qkv_LX, cos_L1, sin_L1, out_LHD, lse_LH = ctx.saved_tensors
         q_LHD, k_LKD, v_LKD, _ = split_heads(qkv_LX, ctx.heads)
         grads_LX = torch.zeros_like(qkv_LX)
         dq_LHD, dk_LKD, dv_LKD, rotated = split_heads(grads_LX, ctx.heads)
         ring_backward(
-            grad_LX.view_as(out_LHD), q_LHD, k_LKD, v_LKD, out_LHD, lse_LH, ctx.layout, ctx.scale,
+            grad_LX.view_as(out_LHD),
+            q_LHD,
+            k_LKD,
+            v_LKD,
+            out_LHD,
+            lse_LH,
+            ctx.layout,
+            ctx.scale,
             into=(dq_LHD, dk_LKD, dv_LKD),
         )
         rotate_(rotated, cos_L1, -sin_L1)

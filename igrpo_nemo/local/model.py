@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.tokenizer import load_tokenizer
+from igrpo_nemo.local.tokenizer import load_tokenizer, token_id
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -47,12 +47,14 @@ class SmallModelSpec:
     num_kv_heads: int = 2
     intermediate_size: int = 512
     max_position_embeddings: int = 1024
+    rope_theta: float = 10_000.0
+    initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < 1:
+            if getattr(self, name) <= 0:
                 raise UserError(
-                    f"{name} of the small model is {getattr(self, name)}: use 1 or more"
+                    f"{name} of the small model is {getattr(self, name)}: use more than 0"
                 )
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise UserError(
@@ -93,8 +95,9 @@ def load_model(
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load the model {name_or_path}: {reason}") from error
-    model.requires_grad_(trainable)
-    return model.to(device).eval()
+    model.requires_grad_(trainable).eval()
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def _check_folder(name_or_path: str | Path) -> None:
@@ -133,9 +136,11 @@ def build_small_model(
         intermediate_size=spec.intermediate_size,
         max_position_embeddings=spec.max_position_embeddings,
         tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        initializer_range=spec.initializer_range,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=token_id(tokenizer, "eos"),
+        pad_token_id=token_id(tokenizer, "pad"),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

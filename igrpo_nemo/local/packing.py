@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from igrpo_nemo.errors import UserError
@@ -235,7 +235,13 @@ def _packed_logits(model: PreTrainedModel, batch: PackedRows) -> Tensor:
             group_layout=batch.layout,
         )
     hidden_LI = output.last_hidden_state[0]
-    return model.get_output_embeddings()(hidden_LI[batch.predictions.predicting_A])
+    return _head(model)(hidden_LI[batch.predictions.predicting_A])
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has a head"
+    return head
 
 
 _switching = threading.Lock()
@@ -276,7 +282,7 @@ def _padded_logits(
     ]
     predictions = _predictions(rows, predicting, model.device)
     hidden_LI = output.last_hidden_state.flatten(0, 1)
-    return model.get_output_embeddings()(hidden_LI[predictions.predicting_A]), predictions
+    return _head(model)(hidden_LI[predictions.predicting_A]), predictions
 
 
 def split_micro_batches(

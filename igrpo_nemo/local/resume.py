@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.tracking.scrub import scrub
 
 FREE_KEYS = (
     "logger.",
@@ -36,7 +37,9 @@ def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
     path = run_folder / "config.yaml"
     if not path.is_file():
         return
-    before, now = dict(_flat(yaml.safe_load(path.read_text()) or {})), dict(_flat(config))
+    before = dict(_flat(yaml.safe_load(path.read_text()) or {}))
+    # The stored config is scrubbed: secrets neither compare nor show.
+    now = dict(_flat(scrub(config)))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(FREE_KEYS):
             continue

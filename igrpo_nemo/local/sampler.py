@@ -26,6 +26,7 @@ from igrpo_nemo.local.decoder import can_fuse
 from igrpo_nemo.local.fused_sampler import FusedDecoder
 from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
 from igrpo_nemo.local.stopping import StopStrings
+from igrpo_nemo.local.tokenizer import token_id
 from igrpo_nemo.types import Completion, StopReason
 
 __all__ = ["SampleRequest", "Sampler", "SamplingParams"]
@@ -147,7 +148,7 @@ class Sampler:
         generation_config = getattr(self.model, "generation_config", None)
         of_model = getattr(generation_config, "eos_token_id", None)
         of_model = [of_model] if isinstance(of_model, int) else list(of_model or ())
-        of_tokenizer = self.tokenizer.eos_token_id
+        of_tokenizer = token_id(self.tokenizer, "eos")
         ids = {*of_model, *params.stop_token_ids}
         return frozenset(ids if of_tokenizer is None else ids | {of_tokenizer})
 
@@ -160,8 +161,8 @@ class Sampler:
         batch: list[_Row] = []
         for i in order:
             request = requests[i]
-            room = None if self.max_model_len is None else self.max_model_len - len(
-                request.prompt_ids
+            room = (
+                None if self.max_model_len is None else self.max_model_len - len(request.prompt_ids)
             )
             new_length = (
                 self._one_length

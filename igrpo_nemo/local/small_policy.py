@@ -36,6 +36,8 @@ def warmup_spec(config: Config) -> WarmupSpec:
             num_kv_heads=model.num_kv_heads,
             intermediate_size=model.intermediate_size,
             max_position_embeddings=config.policy.max_total_sequence_length,
+            rope_theta=model.rope_theta,
+            initializer_range=model.initializer_range,
         ),
         profile=prompt_profile(config),
         demonstrator=Demonstrator(
@@ -53,6 +55,7 @@ def warmup_spec(config: Config) -> WarmupSpec:
         steps=warmup.steps if warmup.enabled else 0,
         batch_size=warmup.batch_size,
         lr=warmup.lr,
+        bare_share=warmup.bare_share,
         draft_share=warmup.draft_share,
         seed=warmup.seed,
     )

@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import pre_tokenizers, trainers
+from tokenizers import AddedToken, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -27,6 +28,8 @@ END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
+CONTENT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""One token each, as the thinking tags of reasoning models are, but ordinary text to a decoder."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -64,23 +67,33 @@ def build_small_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTo
     )
     core.train_from_iterator(_without_control_tokens(texts), trainer)
     learned = json.loads(core.to_str())["model"]
-    return Qwen2Tokenizer(
+    merges: Any = [tuple(merge) for merge in learned["merges"]]
+    no_token: Any = None
+    tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(merge) for merge in learned["merges"]],
-        unk_token=None,
+        merges=merges,
+        unk_token=no_token,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
         extra_special_tokens=[TURN_START],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in CONTENT_TAGS])
+    return tokenizer
 
 
 def _without_control_tokens(texts: Sequence[str]) -> Iterator[str]:
-    """The pieces between control tokens: merges of `<|im_start|>`'s letters would be wasted."""
-    pattern = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
+    """The pieces between added tokens: merges of `<|im_start|>`'s letters would be wasted."""
+    pattern = re.compile("|".join(map(re.escape, SPECIAL_TOKENS + CONTENT_TAGS)))
     for text in texts:
         yield from (piece for piece in pattern.split(text) if piece)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
+    """The id of the special token `name` ("eos", "pad"), None where there is none."""
+    value = getattr(tokenizer, f"{name}_token_id")
+    return None if value is None else int(value)
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:

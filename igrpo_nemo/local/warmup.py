@@ -40,8 +40,10 @@ RECIPE = 1
 class WarmupSpec:
     """What the warm-up learns from and how.
 
-    `lengths` are the chains' operation counts, `draft_share` the share of draft-conditioned
-    corrections; the learning rate ramps up over a tenth of the steps and decays to a tenth.
+    `lengths` are the chains' operation counts. Bare problems come first, because corrections can be
+    learnt by copying and hide the arithmetic; after `bare_share` of the steps, `draft_share` of the
+    demonstrations correct a draft. The learning rate ramps up over a tenth of the steps and decays
+    to a tenth.
     """
 
     model: SmallModelSpec
@@ -52,6 +54,7 @@ class WarmupSpec:
     steps: int = 400
     batch_size: int = 128
     lr: float = 4e-3
+    bare_share: float = 0.5
     draft_share: float = 0.5
     seed: int = 0
 
@@ -65,8 +68,8 @@ def warmed_up_folder(
     """The folder of the warmed-up model, trained now if the cache does not hold it.
 
     `on_step(step, loss)` is called after every optimizer step; loss in nats per token. Two
-    processes that ask at once both train, and the first to finish is kept. The file `complete` in the
-    folder holds the seconds that the warm-up took.
+    processes that ask at once both train, and the first to finish is kept. The file `complete` in
+    the folder holds the seconds that the warm-up took.
     """
     folder = (cache_dir or default_cache_dir()) / "warmup" / _digest(spec)
     if (folder / "complete").exists():
@@ -127,7 +130,8 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, spec.steps))
     model.train()
     for step in range(spec.steps):
-        rows = _demonstrations(spec, prompts, tokenizer, rng)
+        draft_share = 0.0 if step < spec.bare_share * spec.steps else spec.draft_share
+        rows = _demonstrations(spec, prompts, tokenizer, rng, draft_share)
         logprobs = completion_logprobs(model, rows, temperature=1.0)
         loss = -logprobs.logprobs_RT.sum() / logprobs.lengths_R.sum()
         loss.backward()
@@ -146,14 +150,18 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _demonstrations(
-    spec: WarmupSpec, prompts: PromptBuilder, tokenizer: PreTrainedTokenizerBase, rng: random.Random
+    spec: WarmupSpec,
+    prompts: PromptBuilder,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: random.Random,
+    draft_share: float,
 ) -> list[TrainingRow]:
     """One batch of demonstrations, about `draft_share` of them under a draft."""
     rows = []
     for index in range(spec.batch_size):
         chain = _training_chain(spec.lengths, rng)
         problem = Problem(str(index), chain.question, chain.answer)
-        if rng.random() < spec.draft_share:
+        if rng.random() < draft_share:
             draft, stated = spec.demonstrator.draft(chain, rng)
             prompt = prompts.refinement(problem, draft)
             text = spec.demonstrator.correct(chain, stated, rng)

@@ -25,6 +25,7 @@ from igrpo_nemo.types import (
     Problem,
     Prompt,
     Rollout,
+    Score,
     Stage,
     StopReason,
     TrainingRow,
@@ -45,17 +46,11 @@ class MessageCompletion(Completion):
     message: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-def completion_of(message: Mapping[str, Any], *, truncated: bool, prompt: Prompt) -> Completion:
-    """The completion in an assistant message; raises where there is no token in it."""
-    token_ids = message["token_ids"]
-    if len(token_ids) == 0:
-        raise RuntimeError(
-            f"the engine returned no token for a prompt of {len(prompt.token_ids)} tokens: is the "
-            "prompt as long as the engine's context (policy.generation.vllm_cfg.max_model_len)?"
-        )
+def completion_of(message: Mapping[str, Any], *, truncated: bool) -> MessageCompletion:
+    """The completion in an assistant message."""
     return MessageCompletion(
         text=message["content"],
-        token_ids=tuple(token_ids.tolist()),
+        token_ids=tuple(message["token_ids"].tolist()),
         logprobs=(),
         stop_reason=StopReason.LENGTH if truncated else StopReason.EOS,
         message=message,
@@ -133,18 +128,18 @@ class TrainedRows:
 
 
 def trained_batch(
-    batch: BatchedDataDict, problems: Sequence[TrainedRows], components: Sequence[str] = ()
+    batch: BatchedDataDict, problems: Sequence[TrainedRows], weights: Mapping[str, float]
 ) -> BatchedDataDict:
     """The batch that NeMo-RL trains on: a training row in the place of each of its rows.
 
-    With several reward `components` they are added as NeMo-RL's `reward1`, `reward2`, ...
-    Raises `RolloutError` where a row is missing.
+    With several reward components (`weights` by name) their weighted values are added as NeMo-RL's
+    `reward1`, `reward2`, ... Raises `RolloutError` where a row is missing.
     """
     flat = [(row, each) for each in problems for row in each.rows]
     size = len(batch["message_log"])
     if len(flat) != size:
         raise RolloutError(f"{len(flat)} training rows in the place of {size}")
-    weights = torch.tensor([each.weight for _, each in flat])
+    shares = torch.tensor([each.weight for _, each in flat])
     trained: BatchedDataDict = BatchedDataDict(
         {key: value for key, value in batch.items() if key != SEQUENCE_KEY}
     )
@@ -152,8 +147,21 @@ def trained_batch(
     trained["length"] = torch.tensor([len(row.context_ids) for row, _ in flat])
     trained["total_reward"] = torch.tensor([row.reward for row, _ in flat], dtype=torch.float32)
     trained["truncated"] = torch.tensor([row.completion.truncated for row, _ in flat])
-    trained["loss_multiplier"] = batch["loss_multiplier"] * weights
+    trained["loss_multiplier"] = batch["loss_multiplier"] * shares
+    if len(weights) > 1:
+        scores = [_score(row, each.rollout) for row, each in flat]
+        for number, (name, weight) in enumerate(weights.items(), start=1):
+            values = [weight * score.components.get(name, 0.0) for score in scores]
+            trained[f"reward{number}"] = torch.tensor(values, dtype=torch.float32)
     return trained
+
+
+def _score(row: TrainingRow, rollout: Rollout) -> Score:
+    for group in (rollout.drafts, *rollout.refinements):
+        for completion, score in zip(group.completions, group.scores, strict=True):
+            if completion is row.completion:
+                return score
+    raise RolloutError(f"problem {rollout.problem.id}: a training row was never scored")
 
 
 def _message_log(row: TrainingRow, rollout: Rollout) -> list[dict[str, Any]]:

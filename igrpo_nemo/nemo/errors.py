@@ -22,3 +22,11 @@ class RolloutError(RuntimeError):
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise cls(f"problem {problem.id}, stage {stage}: {reason[:500]}") from error
+
+
+class RowError(RuntimeError):
+    """A row of an engine's answer is unusable; `row` counts from 0."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(reason)
+        self.row = row

@@ -40,9 +40,7 @@ class ShortCircuit:
         return score.reward >= self.best_reward
 
 
-async def sample_until_best(
-    item: Item, backends: Backends
-) -> tuple[Attempt, tuple[Score, ...]]:
+async def sample_until_best(item: Item, backends: Backends) -> tuple[Attempt, tuple[Score, ...]]:
     """The drafts that were finished when the best one was known, by index, with their scores."""
     rule = backends.short_circuit
     route = f"{item.position}/{Stage.DRAFT}"

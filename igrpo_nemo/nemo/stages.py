@@ -1,7 +1,7 @@
 """Stage 1 and Stage 2 of many problems, concurrently, as functions over plain data.
 
     item ─ draft_stage ─> StepReturn ─ refine_stage ─> Rollout          (Algorithm 1, lines 4-14)
-    roll_out: every problem goes on to Stage 2 as soon as its own drafts are scored (no barrier)
+    roll_out: both, for every problem at its own pace; no barrier between the stages
 
 An engine samples one completion at a time and an environment scores one group; both are awaited.
 Nothing here knows NeMo-RL, Ray or tensors, so the same code runs against a model of an engine.
@@ -10,7 +10,7 @@ Nothing here knows NeMo-RL, Ray or tensors, so the same code runs against a mode
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,10 +93,7 @@ async def refine_stage(item: Item, drafted: StepReturn, backends: Backends) -> R
     for index, following in enumerate(drafted.observations):
         route = f"{item.position}/{Stage.REFINE}/{index}"
         completions = await together(
-            [
-                backends.engine.sample(following.prompt, route)
-                for _ in range(following.num_samples)
-            ]
+            [backends.engine.sample(following.prompt, route) for _ in range(following.num_samples)]
         )
         attempt = Attempt(item.problem, following.prompt, tuple(completions))
         scored = await backends.environment.step(Stage.REFINE, attempt)
@@ -104,14 +101,9 @@ async def refine_stage(item: Item, drafted: StepReturn, backends: Backends) -> R
     return Rollout(item.problem, drafted.group, drafted.selection, tuple(refinements))
 
 
-async def overlong_stage(item: Item, rows: int, backends: Backends) -> Rollout:
-    """The rows of a problem whose prompt NeMo-RL cut: sampled as plain GRPO would, for no weight."""
-    route = f"{item.position}/{Stage.DRAFT}"
-    completions = await together(
-        [backends.engine.sample(item.prompt, route) for _ in range(rows)]
-    )
-    scores = tuple(Score(0.0) for _ in completions)
-    group = Group(item.problem, Stage.DRAFT, item.prompt, tuple(completions), scores)
+def unscored(item: Item, completion: Completion) -> Rollout:
+    """A problem whose prompt NeMo-RL cut: one answer, because it wants a row, worth nothing."""
+    group = Group(item.problem, Stage.DRAFT, item.prompt, (completion,), (Score(0.0),))
     return Rollout(item.problem, group)
 
 
@@ -127,8 +119,11 @@ async def roll_out_problem(
     """
     if item.overlong:
         with RolloutError.at(item.problem, "overlong"):
-            rows = backends.feedback.num_trained
-            return await overlong_stage(item, rows, backends)
+            route = f"{item.position}/{Stage.DRAFT}"
+            answer = backends.engine.sample(item.prompt, route)
+            beside = [meanwhile()] if meanwhile else []
+            completion, *_ = await together([answer, *beside])
+            return unscored(item, completion)
     with RolloutError.at(item.problem, Stage.DRAFT):
         drafted = await draft_stage(item, backends, drafts)
     with RolloutError.at(item.problem, Stage.REFINE):
@@ -149,6 +144,48 @@ async def together(awaitables: Sequence[Awaitable]) -> list:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def roll_out(items: Sequence[Item], backends: Backends) -> list[Rollout]:
-    """All problems, each at its own pace, in the order given."""
-    return await together([roll_out_problem(item, backends) for item in items])
+@dataclass(slots=True)
+class Ahead:
+    """Problems of the next step to draft for beside this step's refinements, and their drafts.
+
+    The upcoming problem at a position waits for the drafts of this step's problem there.
+    """
+
+    upcoming: Sequence[Item] = ()
+    drafts: dict[int, Sequence[Completion]] = field(default_factory=dict)
+
+    def beside(self, item: Item, backends: Backends) -> Callable[[], Awaitable[None]] | None:
+        """What to run beside the Stage 2 of `item`."""
+        if item.position >= len(self.upcoming):
+            return None
+        upcoming = self.upcoming[item.position]
+
+        async def draft_ahead() -> None:
+            with RolloutError.at(upcoming.problem, Stage.DRAFT):
+                self.drafts[upcoming.position] = await sample_drafts(upcoming, backends)
+
+        return draft_ahead
+
+
+async def roll_out(
+    items: Sequence[Item],
+    backends: Backends,
+    taken: Mapping[int, Sequence[Completion]] | None = None,
+    ahead: Ahead | None = None,
+) -> list[Rollout]:
+    """All problems concurrently, in the order given.
+
+    `taken` are drafts sampled beforehand, by position; `ahead` collects those of the next step.
+    """
+    ahead = ahead or Ahead()
+    return await together(
+        [
+            roll_out_problem(
+                item,
+                backends,
+                None if taken is None else taken[item.position],
+                ahead.beside(item, backends),
+            )
+            for item in items
+        ]
+    )

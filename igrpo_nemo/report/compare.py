@@ -136,8 +136,8 @@ def arm_results(
 def result_table(results: Sequence[ArmResult], reference: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison, percentages as text; a dash where nothing was logged."""
     header = [
-        "arm", "seeds", "start %", "end %", f"end - {reference}, points", "completions",
-        "rows trained", "entropy", "copies %", "groups that teach %",
+        "arm", "seeds", "start %", "end %", f"end - {reference}, points", "sampled", "trained",
+        "entropy", "copies %", "teaching %",
     ]  # fmt: skip
     return header, [
         [

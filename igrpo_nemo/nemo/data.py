@@ -1,0 +1,165 @@
+"""Problems for NeMo-RL: a data set class, given by its dotted path, and a processor.
+
+    problems --write_problems--> JSONL <--data.train.data_path-- ProblemDataset
+    row --problem_processor--> DatumSpec: q as one templated user message, the raw problem beside it
+
+NeMo-RL's own math processor keeps only the templated text; Stage 2 needs the problem itself.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from nemo_rl.data.datasets.raw_dataset import RawDataset
+from nemo_rl.data.interfaces import DatumSpec, TaskDataSpec
+
+from igrpo_nemo.config.schema import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo.core import prompt_builder
+from igrpo_nemo.prompts import PromptBuilder
+from igrpo_nemo.types import Problem, Prompt
+
+DATASET_PATH = "igrpo_nemo.nemo.data.ProblemDataset"
+PROCESSOR = "igrpo_problem"
+TASK = "igrpo"
+VALIDATION_SPLIT = "validation"
+
+CUT_TOKENS = 4
+"""NeMo-RL's convention for a prompt that is too long: this many tokens, and weight 0."""
+
+UNLIMITED = 10**9
+
+_config: Config | None = None
+_builders: weakref.WeakKeyDictionary[Any, PromptBuilder] = weakref.WeakKeyDictionary()
+
+
+class ProblemDataset(RawDataset):
+    """Problems of a JSON Lines file with `id`, `question` and `answer`.
+
+    `split="validation"` marks rows whose reward is their accuracy. Other keys of a NeMo-RL data set
+    section are accepted and ignored.
+    """
+
+    def __init__(
+        self,
+        data_path: str,
+        split: str = "train",
+        input_key: str = "question",
+        output_key: str = "answer",
+        **_: Any,
+    ) -> None:
+        self.task_name = TASK
+        self.val_dataset = None
+        rows = _rows(Path(data_path), input_key, output_key)
+        if not rows:
+            raise UserError(f"{data_path} holds no problems")
+        validation = split == VALIDATION_SPLIT
+        self.dataset = Dataset.from_list(
+            [{**row, "validation": validation, "task_name": TASK} for row in rows]
+        )
+
+
+def _rows(path: Path, input_key: str, output_key: str) -> list[dict[str, str]]:
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        for key in (input_key, output_key):
+            if key not in row:
+                raise UserError(f"{path}, line {number}: there is no {key!r}")
+        rows.append(
+            {
+                "id": str(row.get("id", f"{path.stem}-{number}")),
+                "question": str(row[input_key]),
+                "answer": str(row[output_key]),
+            }
+        )
+    return rows
+
+
+def write_problems(problems: Sequence[Problem], path: Path) -> None:
+    """Writes problems in the form that `ProblemDataset` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for problem in problems:
+            row = {"id": problem.id, "question": problem.question, "answer": problem.answer}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def problem_processor(
+    datum_dict: Mapping[str, Any],
+    task_data_spec: TaskDataSpec,
+    tokenizer: Any,
+    max_seq_length: int | None,
+    idx: int,
+) -> DatumSpec:
+    """A problem as NeMo-RL's `DatumSpec`; `configure` must have named the config.
+
+    A prompt above `max_seq_length` is cut to a few tokens and gets weight 0, as NeMo-RL does.
+    """
+    problem = Problem(datum_dict["id"], datum_dict["question"], datum_dict["answer"])
+    prompt, fits = _question(problem, _builder(tokenizer), max_seq_length)
+    token_ids = torch.tensor(prompt.token_ids, dtype=torch.int64)
+    return DatumSpec(
+        message_log=[{"role": "user", "content": prompt.text, "token_ids": token_ids}],
+        length=len(token_ids),
+        extra_env_info={
+            "problem": {
+                "id": problem.id,
+                "question": problem.question,
+                "answer": problem.answer,
+            },
+            "thinking_open": prompt.thinking_open,
+            "validation": bool(datum_dict.get("validation", False)),
+        },
+        loss_multiplier=1.0 if fits else 0.0,
+        idx=idx,
+        task_name=datum_dict["task_name"],
+    )
+
+
+def _question(
+    problem: Problem, builder: PromptBuilder, max_seq_length: int | None
+) -> tuple[Prompt, bool]:
+    assert _config is not None
+    prompt = builder.question(problem)
+    limit = _config.policy.max_total_sequence_length - _config.policy.generation.max_new_tokens
+    limit = limit if max_seq_length is None else min(limit, max_seq_length)
+    if len(prompt.token_ids) <= limit:
+        return prompt, True
+    return replace(prompt, token_ids=prompt.token_ids[:CUT_TOKENS]), False
+
+
+def configure(config: Config) -> None:
+    """Names the config whose prompts the processor makes, and registers the processor."""
+    from nemo_rl.data.processors import PROCESSOR_REGISTRY, register_processor
+
+    global _config
+    _config = config
+    _builders.clear()
+    if PROCESSOR not in PROCESSOR_REGISTRY:
+        register_processor(PROCESSOR, problem_processor)
+
+
+def _builder(tokenizer: Any) -> PromptBuilder:
+    if _config is None:
+        raise UserError(f"the processor {PROCESSOR} needs igrpo_nemo.nemo.data.configure(config)")
+    builder = _builders.get(tokenizer)
+    if builder is None:
+        # Without limits: what is too long is marked here, not refused.
+        widened = _config.replaced("policy", max_total_sequence_length=UNLIMITED)
+        widened = widened.replaced("data", max_input_seq_length=UNLIMITED)
+        builder = _builders[tokenizer] = prompt_builder(widened, tokenizer)
+    return builder

@@ -1,0 +1,161 @@
+"""NeMo-RL's generation as an engine: one call for a batch, or a call per completion.
+
+BatchEngine.sample_all(prompts) ─ generate_responses ──────> policy_generation.generate
+AsyncEngine.sample(prompt)      ─ generate_responses_async ─> policy_generation.generate_async
+                                  routed: requests of a group go to one shard
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import torch
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+from nemo_rl.experience import rollouts as nemo_rollouts
+
+from igrpo_nemo.nemo.batches import completion_of, user_message
+from igrpo_nemo.nemo.errors import RowError
+from igrpo_nemo.types import Completion, Prompt
+
+
+class BatchEngine:
+    """Samples many prompts in one call of the synchronous engine, which shards contiguous rows."""
+
+    def __init__(
+        self, generation: Any, tokenizer: Any, *, stop_strings: list[str] | None, greedy: bool
+    ) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._stop_strings = stop_strings
+        self._greedy = greedy
+
+    def sample_all(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        """One completion per prompt, in order."""
+        rows, inputs, lengths = _generation_batch(prompts, self._tokenizer, self._stop_strings)
+        rows, _, metrics = nemo_rollouts.generate_responses(
+            self._generation, inputs, rows, self._tokenizer, lengths, greedy=self._greedy
+        )
+        return _completions(rows, metrics, prompts)
+
+
+class AsyncEngine:
+    """Samples one prompt at a time from the asynchronous engine; all requests run concurrently."""
+
+    def __init__(
+        self, generation: Any, tokenizer: Any, *, stop_strings: list[str] | None, greedy: bool
+    ) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._stop_strings = stop_strings
+        self._greedy = greedy
+        self._router = Router(shard_count(generation))
+        self.worker_tokens: dict[int, int] = {}
+
+    async def sample(self, prompt: Prompt, route: str) -> Completion:
+        rows, inputs, lengths = _generation_batch([prompt], self._tokenizer, self._stop_strings)
+        shard = self._router.enter(route)
+        try:
+            rows, _, metrics = await nemo_rollouts.generate_responses_async(
+                ShardView(self._generation, shard),  # type: ignore[arg-type]
+                inputs,
+                rows,
+                self._tokenizer,
+                lengths,
+                greedy=self._greedy,
+            )
+        finally:
+            self._router.leave(shard)
+        [completion] = _completions(rows, metrics, [prompt])
+        worker = metrics.get("gen_leader_worker_idx")
+        if worker is not None:
+            tokens = self.worker_tokens.get(int(worker), 0) + len(completion.token_ids)
+            self.worker_tokens[int(worker)] = tokens
+        return completion
+
+
+class Router:
+    """Sends a group to one shard, the one with the fewest requests when the group begins.
+
+    The refinements of one q' then prefill it once: the engine's own round robin would spread them
+    over shards that do not share a prefix cache.
+    """
+
+    def __init__(self, shards: int) -> None:
+        self._running = [0] * max(shards, 1)
+        self._shard_of: dict[str, int] = {}
+
+    def enter(self, route: str) -> int:
+        shard = self._shard_of.get(route)
+        if shard is None:
+            shard = min(range(len(self._running)), key=self._running.__getitem__)
+            self._shard_of[route] = shard
+        self._running[shard] += 1
+        return shard
+
+    def leave(self, shard: int) -> None:
+        self._running[shard] -= 1
+
+
+class ShardView:
+    """A generation interface whose requests go to one shard; a reference, never a copy.
+
+    vLLM's interface chooses the shard before its first await, so setting it right before the call
+    is enough and no other coroutine comes between.
+    """
+
+    def __init__(self, generation: Any, shard: int) -> None:
+        self._generation = generation
+        self._shard = shard
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generation, name)
+
+    async def generate_async(self, data: Any, greedy: bool = False) -> AsyncGenerator[Any, None]:
+        if hasattr(self._generation, "current_generate_dp_shard_idx"):
+            self._generation.current_generate_dp_shard_idx = self._shard
+        async for result in self._generation.generate_async(data, greedy=greedy):
+            yield result
+
+
+def shard_count(generation: Any) -> int:
+    """Data-parallel shards of an engine; 1 where it has none to choose from."""
+    return int(getattr(getattr(generation, "worker_group", None), "dp_size", 1) or 1)
+
+
+def _generation_batch(
+    prompts: Sequence[Prompt], tokenizer: Any, stop_strings: list[str] | None
+) -> tuple[BatchedDataDict, BatchedDataDict, torch.Tensor]:
+    """The rows to answer, the engine's right-padded input, and the prompts' lengths."""
+    messages = [user_message(prompt) for prompt in prompts]
+    lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [message["token_ids"] for message in messages],
+        batch_first=True,
+        padding_value=tokenizer.pad_token_id,
+    )
+    stops = [stop_strings] * len(prompts)
+    rows: BatchedDataDict = BatchedDataDict(
+        {"message_log": [[message] for message in messages], "stop_strings": stops}
+    )
+    inputs: BatchedDataDict = BatchedDataDict({"input_ids": padded, "input_lengths": lengths})
+    return rows, inputs, lengths
+
+
+def _completions(rows: Any, metrics: Any, prompts: Sequence[Prompt]) -> list[Completion]:
+    """The assistant message of every row. Raises `RowError` where one is missing or empty."""
+    truncated = metrics.get("_response_truncated")
+    completions = []
+    for row, (log, prompt) in enumerate(zip(rows["message_log"], prompts, strict=True)):
+        if len(log) != 2 or log[1]["role"] != "assistant":
+            raise RowError(row, "the engine returned no answer")
+        if len(log[1]["token_ids"]) == 0:
+            raise RowError(
+                row,
+                f"the engine returned no token for a prompt of {len(prompt.token_ids)} tokens: is "
+                "its context (policy.generation.vllm_cfg.max_model_len) shorter than "
+                "policy.max_total_sequence_length?",
+            )
+        ended = truncated is not None and bool(truncated[row])
+        completions.append(completion_of(log[1], truncated=ended))
+    return completions

@@ -1,0 +1,331 @@
+"""`igrpo train engine=nemo_rl`: the project's config through NeMo-RL's `setup()` and `grpo_train`.
+
+config ─ problems, checks ─> MasterConfig ─> Ray, tokenizer, data, environments ─> setup()
+       ─> our loss, marker map, loader, log ─> NeMo-RL's trainer, unmodified
+
+With engine `nemo_rl_local` the model is the embedded engine's, in this process; the rest is the
+same code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import igrpo_nemo
+from igrpo_nemo.config import Config, with_problems
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.tracking import RunFolder, Tracker
+from igrpo_nemo.tracking.jsonl import JsonlSink
+
+FINISHED = "finished"
+"""File in the run folder that says: the last step is done. A run without it is to be resumed."""
+
+LOCAL_RAY_CPUS = 2
+
+
+def train(config: Config) -> int:
+    """Trains as configured, resuming NeMo-RL's newest checkpoint. Returns 0.
+
+    Raises `UserError` for what cannot work, before anything is started.
+    """
+    _prepare_environment(config)
+    from igrpo_nemo.nemo.seam import check_nemo_rl, installed
+
+    check_nemo_rl()
+    with RunFolder(config.logger.log_dir) as folder, ExitStack() as stack:
+        opened = open_run(config, folder)
+        stack.enter_context(_ray(opened.config))
+        stack.enter_context(installed())
+        parts = set_up(opened, folder, stack)
+        start = time.monotonic()
+        parts.run_trainer()
+        _close_run(opened, parts, folder, time.monotonic() - start)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A config that is known to work, with its problems written down, and NeMo-RL's form of it."""
+
+    config: Config
+    master: Any
+    num_problems: int
+    total_steps: int
+
+
+def open_run(config: Config, folder: RunFolder) -> OpenedRun:
+    """Loads the problems, fills in what follows from their number, and checks everything."""
+    from igrpo_nemo.local.model import load_tokenizer
+    from igrpo_nemo.local.resume import check_same_run
+    from igrpo_nemo.nemo import core
+    from igrpo_nemo.nemo.data import write_problems
+    from igrpo_nemo.nemo.master_config import check_launch, master_config, total_steps
+
+    problems, validation = core.training_problems(config), core.validation_problems(config)
+    config = _with_model_folder(config)
+    tokenizer = load_tokenizer(config.policy.tokenizer.name)
+    if config.policy.tokenizer.chat_template:
+        tokenizer.chat_template = core.chat_template_text(config.policy.tokenizer.chat_template)
+    prompts = core.prompt_builder(config, tokenizer)
+    drop = config.igrpo.drop_overlong_prompts
+    problems = core.fitting_problems(problems, prompts, drop_overlong=drop)
+    validation = core.fitting_problems(validation, prompts, drop_overlong=drop)
+    config = with_problems(config, len(problems))
+    check_launch(config, len(problems))
+    check_same_run(folder.path, config.to_dict())
+    train_path = folder.path / "problems" / "train.jsonl"
+    validation_path = folder.path / "problems" / "validation.jsonl" if validation else None
+    write_problems(problems, train_path)
+    if validation_path is not None:
+        write_problems(validation, validation_path)
+    master = master_config(
+        config,
+        train_path=train_path.resolve(),
+        validation_path=validation_path and validation_path.resolve(),
+        num_validation=len(validation),
+    )
+    folder.write_config(config.to_dict())
+    return OpenedRun(config, master, len(problems), total_steps(config, len(problems)))
+
+
+@dataclass
+class Parts:
+    """What NeMo-RL's trainer is called with, and what the run leaves behind."""
+
+    run_trainer: Callable[[], None]
+    log: Any
+    clock: Any
+    task_to_env: Any
+
+
+def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
+    """NeMo-RL's own setup, with the project's environment, data, loss, map and log in it."""
+    from nemo_rl.algorithms.grpo import setup
+    from nemo_rl.algorithms.utils import get_tokenizer
+    from nemo_rl.data.utils import setup_response_data
+    from nemo_rl.models.generation import configure_generation_config
+
+    from igrpo_nemo.nemo import data, environment
+    from igrpo_nemo.nemo.core import feedback_of
+    from igrpo_nemo.nemo.loss import build_loss
+    from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock
+    from igrpo_nemo.nemo.run_log import RunLog
+    from igrpo_nemo.nemo.short_circuit import ShortCircuit
+    from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec
+
+    config, master = opened.config, opened.master
+    environment.register()
+    data.configure(config)
+    tokenizer = get_tokenizer(master.policy["tokenizer"])
+    master.policy["generation"] = configure_generation_config(
+        master.policy["generation"],
+        tokenizer,
+        has_refit_draft_weights=bool(master.policy["draft"]["enabled"]),
+        trains_mtp=bool((master.policy.get("megatron_cfg") or {}).get("mtp_num_layers")),
+    )
+    dataset, val_dataset, task_to_env, val_task_to_env = setup_response_data(
+        tokenizer, master.data, master.env
+    )
+    policy_factory = stack.enter_context(_policy_factory(config, master))
+    (
+        policy,
+        generation,
+        _,
+        _,
+        loader,
+        val_loader,
+        _,
+        logger,
+        checkpointer,
+        state,
+        master,
+        teachers,
+        aliases,
+    ) = setup(master, tokenizer, dataset, val_dataset, policy_factory=policy_factory)
+
+    clock = StepClock(state["total_steps"])
+    folder.truncate_after(clock.finished if clock.finished else -1)
+    feedback = feedback_of(config)
+    prefetcher = None
+    if config.igrpo.feedback != "none":
+        if config.igrpo.draft_prefetch == "fused":
+            loader = LookaheadLoader(loader)
+            prefetcher = Prefetcher(loader, clock, opened.total_steps)
+        reward = config.igrpo.reward
+        spec = TwoStageSpec(
+            feedback=feedback,
+            weights={name: w for name, w in reward.model_dump().items() if w},
+            short_circuit=ShortCircuit(
+                config.igrpo.short_circuit, reward.best, config.igrpo.rank_truncated_last
+            ),
+        )
+        task_to_env = TwoStageMap(task_to_env, spec, clock, prefetcher)
+    log = RunLog(
+        logger,
+        config,
+        Tracker([JsonlSink(folder)]),
+        clock,
+        lambda: getattr(task_to_env, "rollouts", []),
+    )
+    arguments: dict[str, Any] = {
+        "policy": policy,
+        "policy_generation": generation,
+        "val_dataloader": val_loader,
+        "tokenizer": tokenizer,
+        "loss_fn": build_loss(master.loss_fn, config, master.policy),
+        "task_to_env": task_to_env,
+        "val_task_to_env": val_task_to_env,
+        "logger": log,
+        "checkpointer": checkpointer,
+        "grpo_save_state": state,
+        "master_config": master,
+    }
+    run_trainer = _trainer(config, master, loader, arguments, teachers, aliases)
+    return Parts(run_trainer, log, clock, task_to_env)
+
+
+def _trainer(
+    config: Config,
+    master: Any,
+    loader: Any,
+    arguments: dict[str, Any],
+    teachers: Any,
+    aliases: Any,
+) -> Callable[[], None]:
+    """Which of NeMo-RL's three trainers the config asks for, ready to be called."""
+    from igrpo_nemo.nemo.master_config import is_async_training
+
+    if is_async_training(config):
+        from nemo_rl.algorithms.grpo import async_grpo_train
+
+        age = (config.grpo.async_grpo or {}).get("max_trajectory_age_steps", 1)
+        return lambda: async_grpo_train(
+            **arguments,
+            dataloader=loader,
+            max_trajectory_age_steps=age,
+            teacher_worker_groups=teachers,
+            alias_to_group_alias=aliases,
+        )
+    if (master.data_plane or {}).get("enabled"):
+        from nemo_rl.algorithms.grpo_sync import grpo_train_sync
+
+        return lambda: grpo_train_sync(**arguments, wrapped_dataloader=loader)
+    from nemo_rl.algorithms.grpo import grpo_train
+
+    return lambda: grpo_train(**arguments, wrapped_dataloader=loader)
+
+
+def _prepare_environment(config: Config) -> None:
+    """Variables that must be set before NeMo-RL is imported, and reach Ray's processes."""
+    root = str(Path(igrpo_nemo.__file__).resolve().parents[1])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:
+        # NeMo-RL's workers run in environments of their own and unpickle our loss and map there.
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+    if config.igrpo.engine == "nemo_rl_local":
+        os.environ["NEMO_RL_PY_EXECUTABLES_SYSTEM"] = "1"
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    elif config.policy.megatron_cfg and config.policy.megatron_cfg.get("enabled"):
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            raise UserError(
+                "TORCH_CUDA_ARCH_LIST is not set, which Megatron needs: export "
+                "TORCH_CUDA_ARCH_LIST=8.0 for A100, 9.0 for H100"
+            )
+
+
+@contextmanager
+def _ray(config: Config) -> Iterator[None]:
+    """NeMo-RL's own Ray start on a cluster; a small private one for the local engine.
+
+    A Ray that runs already is used as it is, and left running.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if config.igrpo.engine == "nemo_rl":
+        from nemo_rl.distributed.virtual_cluster import init_ray
+
+        init_ray()
+    else:
+        ray.init(
+            address="local",
+            num_cpus=LOCAL_RAY_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _with_model_folder(config: Config) -> Config:
+    """Names the folder of the built-in small model, made and warmed up where it is missing."""
+    if config.igrpo.model is None:
+        return config
+    if config.igrpo.engine == "nemo_rl":
+        raise UserError("engine=nemo_rl trains a Hugging Face model: use model=hf")
+    from igrpo_nemo.local.small_policy import small_policy_folder
+
+    folder = str(small_policy_folder(config, lambda step, steps, loss: None).folder)
+    config = config.replaced("policy", model_name=folder)
+    return config.replaced("policy.tokenizer", name=folder)
+
+
+@contextmanager
+def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
+    """How `setup()` makes the policy; for the local engine, its generation too."""
+    if config.igrpo.engine == "nemo_rl_local":
+        from igrpo_nemo.nemo.local_setup import local_policy_factory
+
+        with local_policy_factory(master) as factory:
+            yield factory
+    elif (master.data_plane or {}).get("enabled"):
+        from nemo_rl.models.policy.tq_policy import TQPolicy
+
+        yield lambda **arguments: TQPolicy(**arguments, dp_cfg=master.data_plane)
+    else:
+        yield None
+
+
+def _close_run(opened: OpenedRun, parts: Parts, folder: RunFolder, seconds: float) -> None:
+    """The summary and, where the last step is done, the marker."""
+    log, finished = parts.log, is_finished(opened, parts.clock.finished)
+    folder.write_summary(
+        {
+            "val_accuracy_start": log.first_accuracy,
+            "val_accuracy_end": log.last_accuracy,
+            "steps": parts.clock.finished,
+            "seconds": seconds,
+            "training_seconds": log.seconds,
+            "completions": log.completions,
+            "completions_per_second": log.completions / log.seconds if log.seconds else None,
+            "finished": finished,
+        }
+    )
+    marker = folder.path / FINISHED
+    if finished:
+        marker.touch()
+    else:
+        marker.unlink(missing_ok=True)
+    state = "done" if finished else "stopped to be resumed"
+    print(f"{state}: {parts.clock.finished} steps; results in {folder.path}")
+
+
+def is_finished(opened: OpenedRun, steps: int) -> bool:
+    """Whether the last step is done. Under dynamic sampling steps draw several batches, so a run
+    may end with its data instead, which a time limit alone could be mistaken for."""
+    if steps >= opened.total_steps:
+        return True
+    limited = opened.config.checkpointing.checkpoint_must_save_by is not None
+    return opened.config.grpo.use_dynamic_sampling and not limited

@@ -1,0 +1,298 @@
+"""The embedded engine's model behind NeMo-RL's policy interface: the real loop on one machine.
+
+    grpo_train ─ get_logprobs, train(data, loss_fn) ─> padded forward passes, NeMo-RL's loss
+               ─ generate, generate_async ───────────> local_generation
+
+Policy and generation are one object with one set of weights, so a refit has nothing to move.
+Shape legend: R rows, T tokens (prompt and completion, padded on the right), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from nemo_rl.algorithms.loss.interfaces import LossFunction, LossInputType
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+from nemo_rl.models.generation.interfaces import GenerationInterface
+from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
+from torch import Tensor
+
+from igrpo_nemo.local.model import save_pretrained_folder
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.local.policy import load_weights, open_policy, reference_of
+from igrpo_nemo.local.sampler import Sampler, SamplingParams
+from igrpo_nemo.nemo.local_generation import LocalGeneration
+
+_STATE_FILE = "state.pt"
+
+
+class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
+    """A Hugging Face model in this process, trained by NeMo-RL's loop with NeMo-RL's loss.
+
+    `config` is NeMo-RL's `policy` section. A micro-batch has as many padded rows as
+    `sequence_packing.train_mb_tokens` allow.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        seed: int,
+        init_reference_model: bool = False,
+    ) -> None:
+        self.config = config
+        self.cfg = config["generation"]
+        self._policy = open_policy(
+            config["model_name"],
+            precision=config["precision"],
+            chat_template=config["tokenizer"].get("chat_template"),
+        )
+        self.model = self._policy.model
+        self._reference = reference_of(self._policy) if init_reference_model else None
+        optimizer = config["optimizer"]
+        self.optimizer = build_optimizer(
+            self.model.parameters(), optimizer["name"], optimizer["kwargs"]
+        )
+        self.scheduler = build_scheduler(self.optimizer, config.get("scheduler") or ())
+        self.generation = LocalGeneration(
+            Sampler(
+                self.model,
+                self._policy.tokenizer,
+                max_model_len=config["max_total_sequence_length"],
+            ),
+            _sampling_params(self.cfg),
+            seed=seed,
+            pad_token_id=self.cfg["_pad_token_id"],
+        )
+
+    def restore(self, weights_path: Path | str, optimizer_path: Path | str | None) -> None:
+        """Continues from what `save_checkpoint` wrote."""
+        load_weights(self.model, weights_path)
+        if optimizer_path is not None:
+            state = torch.load(Path(optimizer_path) / _STATE_FILE, weights_only=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.generation.version = state["version"]
+
+    def train(
+        self,
+        data: BatchedDataDict,
+        loss_fn: LossFunction,
+        eval_mode: bool = False,
+        *,
+        gbs: int | None = None,
+        mbs: int | None = None,
+        timer: Any = None,
+    ) -> dict[str, Any]:
+        """One optimizer step per global batch, in order; NeMo-RL's normalisation and metrics."""
+        size = gbs or self.config["train_global_batch_size"]
+        losses: list[float] = []
+        metrics: dict[str, list[Any]] = defaultdict(list)
+        grad_norm = torch.zeros(())
+        for start in range(0, data.size - size + 1, size):
+            batch = data.slice(start, start + size)
+            loss, grad_norm = self._update(batch, loss_fn, metrics, learn=not eval_mode)
+            losses.append(loss)
+        if not eval_mode:
+            # NeMo-RL's workers advance the schedule once per call, not per global batch.
+            self.scheduler.step()
+            self.generation.advance()
+        return {
+            "loss": torch.tensor(losses),
+            "grad_norm": grad_norm,
+            "all_mb_metrics": dict(metrics),
+        }
+
+    def _update(
+        self,
+        batch: Any,
+        loss_fn: LossFunction,
+        metrics: dict[str, list[Any]],
+        *,
+        learn: bool,
+    ) -> tuple[float, Tensor]:
+        sequences = batch["sample_mask"].sum()
+        tokens = (batch["token_mask"][:, 1:] * batch["sample_mask"][:, None]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for rows in self._micro_batches(batch):
+            part = batch.slice(rows.start, rows.stop)
+            with torch.set_grad_enabled(learn):
+                loss, found = loss_fn(
+                    data=part,
+                    global_valid_seqs=sequences,
+                    global_valid_toks=tokens,
+                    **self._loss_input(part, loss_fn),
+                )
+                if learn:
+                    loss.backward()
+            total += float(loss.detach())
+            found |= {
+                "lr": self.scheduler.get_last_lr()[0],
+                "wd": self.optimizer.param_groups[0].get("weight_decay", 0.0),
+                "global_valid_seqs": float(sequences),
+                "global_valid_toks": float(tokens),
+            }
+            for name, value in found.items():
+                metrics[name].append(value)
+        limit = self.config.get("max_grad_norm")
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), float("inf") if limit is None else limit
+        )
+        if learn:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, grad_norm.detach().cpu()
+
+    def _loss_input(self, part: Any, loss_fn: LossFunction) -> dict[str, Tensor]:
+        logits_RTV = self._logits(self.model, part["input_ids"], part["input_lengths"])
+        if loss_fn.input_type is LossInputType.LOGIT:
+            return {"logits": logits_RTV}
+        return {"next_token_logprobs": next_token_logprobs(logits_RTV, part["input_ids"])}
+
+    def _logits(self, model: Any, input_ids_RT: Tensor, lengths_R: Tensor) -> Tensor:
+        """Logits under the sampling temperature, [R, T, V] in fp32."""
+        device = model.device
+        positions_T = torch.arange(input_ids_RT.shape[1], device=device)
+        mask_RT = (positions_T < lengths_R.to(device)[:, None]).long()
+        with self._policy.autocast():
+            logits_RTV = model(
+                input_ids=input_ids_RT.to(device), attention_mask=mask_RT, use_cache=False
+            ).logits
+        return (logits_RTV.float() / self.cfg["temperature"]).to(input_ids_RT.device)
+
+    def _micro_batches(self, data: Any) -> Iterator[range]:
+        width = data["input_ids"].shape[1]
+        rows = max(1, self.config["sequence_packing"]["train_mb_tokens"] // width)
+        for start in range(0, data.size, rows):
+            yield range(start, min(start + rows, data.size))
+
+    @torch.no_grad()
+    def _logprobs(self, model: Any, data: Any) -> Tensor:
+        """[R, T]: the log-prob of each token, 0 for the first."""
+        parts = []
+        for rows in self._micro_batches(data):
+            part = data.slice(rows.start, rows.stop)
+            logits_RTV = self._logits(model, part["input_ids"], part["input_lengths"])
+            logprobs_RT = next_token_logprobs(logits_RTV, part["input_ids"])
+            parts.append(torch.nn.functional.pad(logprobs_RT, (1, 0)))
+        return torch.cat(parts)
+
+    def get_logprobs(self, data: Any, timer: Any = None) -> BatchedDataDict:
+        return BatchedDataDict({"logprobs": self._logprobs(self.model, data)})
+
+    def get_reference_policy_logprobs(
+        self, data: Any, micro_batch_size: int | None = None, timer: Any = None
+    ) -> BatchedDataDict:
+        if self._reference is None:
+            raise RuntimeError("the reference policy is loaded only where a KL penalty is set")
+        return BatchedDataDict({"reference_logprobs": self._logprobs(self._reference, data)})
+
+    def generate(self, data: Any, greedy: bool = False) -> BatchedDataDict:
+        return self.generation.generate(data, greedy)
+
+    async def generate_async(
+        self, data: Any, greedy: bool = False
+    ) -> AsyncGenerator[tuple[int, BatchedDataDict], None]:
+        async for result in self.generation.generate_async(data, greedy):
+            yield result
+
+    def save_checkpoint(
+        self,
+        weights_path: str,
+        optimizer_path: str | None = None,
+        tokenizer_path: str | None = None,
+        checkpointing_cfg: Any = None,
+    ) -> None:
+        """A Hugging Face folder at `weights_path`, optimizer and schedule beside it."""
+        save_pretrained_folder(self.model, self._policy.tokenizer, weights_path)
+        if tokenizer_path is not None:
+            self._policy.tokenizer.save_pretrained(tokenizer_path)
+        if optimizer_path is not None:
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "version": self.generation.version,
+            }
+            Path(optimizer_path).mkdir(parents=True, exist_ok=True)
+            torch.save(state, Path(optimizer_path) / _STATE_FILE)
+
+    # What follows has nothing to do where training and generation share one set of weights.
+
+    def prepare_for_training(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to load."""
+
+    def finish_training(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to free."""
+
+    def prepare_for_lp_inference(self) -> None:
+        """Nothing to load."""
+
+    def prepare_for_generation(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def finish_generation(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def offload_before_refit(self) -> None:
+        """Nothing to move."""
+
+    def offload_after_refit(self) -> None:
+        """Nothing to move."""
+
+    def prepare_refit_info(self, state_dict_info: Any = None) -> dict[str, Any] | None:
+        return None
+
+    def stream_weights_via_ipc_zmq(self, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
+        return [ray.put(True)]
+
+    def update_weights_via_ipc_zmq(self) -> list[ray.ObjectRef]:
+        return [ray.put(True)]
+
+    def broadcast_weights_for_collective(
+        self, kv_scales: dict[str, float] | None = None
+    ) -> list[ray.ObjectRef]:
+        return [ray.put(True)]
+
+    def update_weights_from_collective(self) -> list[ray.ObjectRef]:
+        return [ray.put(True)]
+
+    def init_collective(self, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
+        return []
+
+    def get_free_memory_bytes(self) -> int:
+        return 2**30
+
+    def print_node_ip_and_gpu_id(self) -> None:
+        """There is one node."""
+
+    def get_topk_logits(self, *args: Any, **kwargs: Any) -> BatchedDataDict:
+        raise NotImplementedError("distillation needs NeMo-RL's own policy")
+
+    def calibrate_qkv_fp8_scales(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        raise NotImplementedError("FP8 needs NeMo-RL's own policy")
+
+    def shutdown(self) -> bool:
+        return True
+
+
+def next_token_logprobs(logits_RTV: Tensor, input_ids_RT: Tensor) -> Tensor:
+    """[R, T - 1]: log-prob of each next token; the operations of NeMo-RL's unsharded path."""
+    logprobs_RTV = torch.nn.functional.log_softmax(logits_RTV[:, :-1].float(), dim=-1)
+    return logprobs_RTV.gather(-1, input_ids_RT[:, 1:, None])[..., 0]
+
+
+def _sampling_params(generation: Mapping[str, Any]) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=generation["max_new_tokens"],
+        temperature=generation["temperature"],
+        top_p=generation["top_p"],
+        top_k=generation["top_k"],
+        stop_strings=tuple(generation["stop_strings"] or ()),
+        stop_token_ids=tuple(generation["stop_token_ids"] or ()),
+    )

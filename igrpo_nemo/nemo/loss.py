@@ -1,0 +1,180 @@
+"""NeMo-RL's clipped loss, with exact entropy and Dr. GRPO's divisor as options.
+
+    logits ─ next-token log-probs ─> ClippedPGLossFn  (value and gradient are NeMo-RL's)
+           └ exact_entropy (Eq. 7) ─> metric `exact_entropy`, without gradient
+
+NeMo-RL passes logits instead of log-probs to a loss whose `input_type` is LOGIT; what it would
+have told its own log-prob code (vocabulary shards, chunks) is found here.
+Shape legend: R rows, T tokens, V vocabulary (of this rank, where it is sharded).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nemo_rl.algorithms.loss import ClippedPGLossFn
+from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
+from nemo_rl.distributed.model_utils import (
+    ChunkedDistributedEntropy,
+    get_next_token_logprobs_from_logits,
+)
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from igrpo_nemo.objectives.entropy import token_entropy
+
+ENTROPY_CHUNK = 1024
+"""Positions whose distribution is held in fp32 at a time."""
+
+PER_TOKEN_METRICS = (
+    "token_mult_prob_error",
+    "gen_kl_error",
+    "policy_kl_error",
+    "js_divergence_error",
+    "approx_entropy",
+    "probs_ratio",
+    "probs_ratio_clamped",
+    "sampling_importance_ratio",
+    "is_oob_ratio",
+)
+"""Metrics that NeMo-RL divides by the number of tokens that it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The process groups that a model's logits are spread over; None where they are whole."""
+
+    vocab_rank: int | None = None
+    vocab_group: Any = None
+    context_group: Any = None
+
+
+class IGRPOLoss(ClippedPGLossFn):
+    """`ClippedPGLossFn` with `exact_entropy` and a `constant_length_divisor` (Dr. GRPO).
+
+    The divisor replaces the rows' own lengths: sum over tokens / (rows x divisor)
+    (arXiv 2503.20783). `chunk_size` is `policy.logprob_chunk_size`, which a loss of logits is not
+    told otherwise. Filtered sampling (top-k, top-p) is not for exact entropy: NeMo-RL then trains
+    on filtered log-probs.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        *,
+        exact_entropy: bool = False,
+        constant_length_divisor: int | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(cfg)
+        self.exact_entropy = exact_entropy
+        self.constant_length_divisor = constant_length_divisor
+        self.chunk_size = chunk_size
+        if exact_entropy:
+            self.input_type = LossInputType.LOGIT
+        if constant_length_divisor is not None:
+            self.loss_type = LossType.TOKEN_LEVEL
+
+    def __call__(  # type: ignore[override]
+        self,
+        data: Any,
+        global_valid_seqs: Tensor,
+        global_valid_toks: Tensor,
+        next_token_logprobs: Tensor | None = None,
+        logits: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """NeMo-RL's contract; gets `logits` with exact entropy and log-probs without."""
+        entropy: Tensor | None = None
+        if next_token_logprobs is None:
+            assert logits is not None
+            shards = shards_of_this_process()
+            next_token_logprobs = self._logprobs(logits, data, shards)
+            entropy = masked_entropy(logits, data, global_valid_toks, shards)
+        loss, metrics = self._loss(next_token_logprobs, data, global_valid_seqs, global_valid_toks)
+        if entropy is not None:
+            metrics["exact_entropy"] = entropy.item()
+        return loss, metrics
+
+    def _loss(
+        self, logprobs: Tensor, data: Any, sequences: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        if self.constant_length_divisor is None:
+            return super().__call__(logprobs, data, sequences, tokens)
+        divisor = sequences * self.constant_length_divisor
+        loss, metrics = super().__call__(logprobs, data, sequences, divisor)
+        for name in PER_TOKEN_METRICS:
+            if name in metrics:
+                metrics[name] *= float(divisor) / max(float(tokens), 1.0)
+        return loss, metrics
+
+    def _logprobs(self, logits: Tensor, data: Any, shards: Shards) -> Tensor:
+        if shards.vocab_group is None and not isinstance(logits, DTensor):
+            # NeMo-RL's unsharded path, which insists on a GPU, operation for operation.
+            logprobs_RTV = torch.nn.functional.log_softmax(logits[:, :-1].float(), dim=-1)
+            ids_RT = data["input_ids"][:, 1:].to(logits.device)
+            return logprobs_RTV.gather(-1, ids_RT[..., None])[..., 0]
+        return get_next_token_logprobs_from_logits(
+            input_ids=data["input_ids"],
+            next_token_logits=logits,
+            seq_index=data.get("seq_index", None),
+            vocab_parallel_rank=shards.vocab_rank,
+            vocab_parallel_group=shards.vocab_group,
+            context_parallel_group=shards.context_group,
+            chunk_size=self.chunk_size,
+        )
+
+
+@torch.no_grad()
+def masked_entropy(logits: Tensor, data: Any, tokens: Tensor, shards: Shards) -> Tensor:
+    """This micro-batch's share of the mean entropy over all trained tokens, in nats."""
+    entropy_RT = exact_entropy(logits, shards.vocab_group)[:, : data["input_ids"].shape[1] - 1]
+    mask_RT = data["token_mask"][:, 1:] * data["sample_mask"][:, None]
+    return (entropy_RT * mask_RT.to(entropy_RT.device)).sum() / tokens.to(entropy_RT.device)
+
+
+@torch.no_grad()
+def exact_entropy(logits_RTV: Tensor, vocab_group: Any = None) -> Tensor:
+    """H = -sum_v p log p of every position (Eq. 7), [R, T] in nats, over the whole vocabulary.
+
+    With a `vocab_group` each rank holds a share of the vocabulary; NeMo-RL's own distributed
+    kernel adds up over the ranks. A `DTensor` brings its group along.
+    """
+    if isinstance(logits_RTV, DTensor):
+        last = logits_RTV.ndim - 1
+        places = [p.is_shard(dim=-1) or p.is_shard(dim=last) for p in logits_RTV.placements]
+        mesh = logits_RTV.device_mesh
+        vocab_group = mesh.get_group(places.index(True)) if any(places) else None
+        logits_RTV = logits_RTV.to_local()
+    if vocab_group is not None:
+        return -ChunkedDistributedEntropy.apply(logits_RTV, ENTROPY_CHUNK, vocab_group, True)
+    R, T, V = logits_RTV.shape
+    return token_entropy(logits_RTV.reshape(R * T, V)).view(R, T)
+
+
+def shards_of_this_process() -> Shards:
+    """Megatron's tensor-parallel and context-parallel groups, where it runs in this process."""
+    state = sys.modules.get("megatron.core.parallel_state")
+    if state is None or not state.model_parallel_is_initialized():
+        return Shards()
+    return Shards(
+        vocab_rank=state.get_tensor_model_parallel_rank(),
+        vocab_group=state.get_tensor_model_parallel_group(),
+        context_group=state.get_context_parallel_group(),
+    )
+
+
+def build_loss(loss_cfg: Any, config: Any, policy: dict[str, Any]) -> ClippedPGLossFn:
+    """The loss of a project config; NeMo-RL's own class where nothing is added to it."""
+    exact = config.igrpo.entropy.exact
+    divisor = config.igrpo.constant_length_divisor
+    if not exact and divisor is None:
+        return ClippedPGLossFn(loss_cfg)
+    return IGRPOLoss(
+        loss_cfg,
+        exact_entropy=exact,
+        constant_length_divisor=divisor,
+        chunk_size=policy.get("logprob_chunk_size"),
+    )

@@ -1,0 +1,201 @@
+"""NeMo-RL's log in the project's run folder, under the project's metric names.
+
+    grpo_train ─ Logger's calls ─> RunLog ─┬─> NeMo-RL's Logger (TensorBoard, W&B, MLflow)
+                                           └─> metrics.jsonl, samples.jsonl
+
+A training step is one line, written when NeMo-RL says that the step is finished; that also advances
+the step clock, by which the rollout numbers steps and tells how old a draft is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from igrpo_nemo.config.schema import Config
+from igrpo_nemo.metrics import mean_and_stderr
+from igrpo_nemo.nemo.prefetch import StepClock
+from igrpo_nemo.rewards import format_reward
+from igrpo_nemo.tracking import Tracker
+from igrpo_nemo.tracking.sample_rows import sample_rows
+from igrpo_nemo.types import Rollout
+
+PASSED_ON = ("igrpo/", "reward/reason/", "timing/")
+"""Prefixes of metrics that are the project's own already."""
+
+PER_UPDATE = {
+    "loss": "loss",
+    "approx_entropy": "entropy/sampled",
+    "exact_entropy": "entropy/exact",
+    "probs_ratio": "policy/ratio_mean",
+    "kl_penalty": "policy/kl",
+}
+"""Metrics that NeMo-RL adds up over the updates of a step, and what they are called here."""
+
+AS_THEY_ARE = {
+    "grad_norm": "grad_norm",
+    "lr": "lr",
+    "probs_ratio_max": "policy/ratio_max",
+    "token_mult_prob_error": "policy/engine_mismatch",
+}
+
+TIMINGS = {
+    "policy_training": "timing/train",
+    "checkpointing": "timing/checkpoint",
+    "total_step_time": "timing/step",
+}
+
+DUMPS = "nemo_rl"
+"""Sub-folder for the rows that NeMo-RL writes out at every step and validation."""
+
+
+class RunLog:
+    """Stands in for NeMo-RL's `Logger`; what it does not know goes to that one."""
+
+    def __init__(
+        self,
+        logger: Any,
+        config: Config,
+        tracker: Tracker,
+        clock: StepClock,
+        rollouts: Any = None,
+        *,
+        elapsed: float = 0.0,
+    ) -> None:
+        """`rollouts()` gives those of the last step; `elapsed` are seconds before a resume."""
+        self._logger = logger
+        self._config = config
+        self._tracker = tracker
+        self._clock = clock
+        self._rollouts = rollouts or (lambda: [])
+        self._pending: dict[str, Any] = {}
+        self._completions = 0.0
+        self._tokens = 0.0
+        self._answers: Sequence[Mapping[str, Any]] = ()
+        self.seconds = elapsed
+        self.completions = 0
+        self.first_accuracy: float | None = None
+        self.last_accuracy: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+    def log_metrics(
+        self,
+        metrics: dict[str, Any],
+        step: int,
+        prefix: str | None = "",
+        step_metric: str | None = None,
+        step_finished: bool = False,
+    ) -> None:
+        """NeMo-RL's call: rollout metrics, then the step's, then its timings."""
+        self._logger.log_metrics(metrics, step, prefix, step_metric, step_finished)
+        if prefix == "validation":
+            self._validation(metrics, step)
+        elif prefix == "train":
+            if "loss" not in metrics:
+                # One rollout; under dynamic sampling a step has several.
+                self._completions += metrics.get("igrpo/completions", 0.0)
+                self._tokens += metrics.get("igrpo/generated_tokens", 0.0)
+            self._pending |= metrics
+        elif prefix == "timing/train":
+            self._pending |= {f"timing/train/{name}": value for name, value in metrics.items()}
+        if step_finished:
+            self._finish(step)
+
+    def log_batched_dict_as_jsonl(self, to_log: Any, filename: str) -> None:
+        """NeMo-RL's row dumps, kept apart; validation answers are measured on the way."""
+        if filename.startswith("val_data"):
+            self._answers = [
+                {"reward": reward, "log": log}
+                for reward, log in zip(to_log["rewards"], to_log["content"], strict=True)
+            ]
+        self._logger.log_batched_dict_as_jsonl(to_log, f"{DUMPS}/{filename}")
+
+    def _finish(self, step: int) -> None:
+        metrics = self._named(self._pending)
+        self._tracker.log("train", step, metrics)
+        period = self._config.igrpo.sample_table_period
+        rollouts: Sequence[Rollout] = self._rollouts()
+        if period and step % period == 0 and rollouts:
+            self._tracker.log_samples(step, sample_rows(rollouts))
+        self._pending, self._completions, self._tokens = {}, 0.0, 0.0
+        self._clock.finished = step
+
+    def _named(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """The project's names for what a step logged."""
+        updates = self._config.igrpo.updates_per_rollout
+        named = {
+            name: float(value)
+            for name, value in found.items()
+            if name.startswith(PASSED_ON) and not name.startswith("timing/train/")
+            if _is_number(value)
+        }
+        named |= {
+            new: float(found[old]) / updates for old, new in PER_UPDATE.items() if old in found
+        }
+        named |= {new: float(found[old]) for old, new in AS_THEY_ARE.items() if old in found}
+        named |= {
+            new: float(found[f"timing/train/{old}"])
+            for old, new in TIMINGS.items()
+            if f"timing/train/{old}" in found
+        }
+        return named | self._performance(found, named.get("timing/step", 0.0))
+
+    def _performance(self, found: Mapping[str, Any], seconds: float) -> dict[str, float]:
+        grpo, cluster = self._config.grpo, self._config.cluster
+        rows = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
+        completions = self._completions or float(rows)
+        tokens = self._tokens or found.get("mean_gen_tokens_per_sample", 0.0) * completions
+        self.seconds += seconds
+        self.completions += int(completions)
+        if not seconds:
+            return {}
+        sampled_per_problem = (
+            self._config.igrpo.budget if self._config.igrpo.feedback != "none" else rows
+        )
+        problems = (
+            completions / sampled_per_problem
+            if self._completions
+            else float(grpo.num_prompts_per_step)
+        )
+        return {
+            "perf/samples_per_s": problems / seconds,
+            "perf/completions_per_s": completions / seconds,
+            "perf/tokens_per_s": tokens / seconds,
+            "perf/gpu_hours": self.seconds * cluster.num_nodes * cluster.gpus_per_node / 3600,
+        } | peak_memory()
+
+    def _validation(self, metrics: Mapping[str, Any], step: int) -> None:
+        if "accuracy" not in metrics:
+            return
+        rewards = [float(each["reward"]) for each in self._answers]
+        named = {"val/accuracy": float(metrics["accuracy"])}
+        if rewards:
+            named["val/accuracy_stderr"] = mean_and_stderr(rewards)[1]
+            texts = [_answer(each["log"]) for each in self._answers]
+            named["val/format"] = sum(format_reward(text) for text in texts) / len(texts)
+        if "avg_length" in metrics:
+            named["val/tokens"] = float(metrics["avg_length"])
+        self._tracker.log("val", step, named)
+        self.last_accuracy = named["val/accuracy"]
+        if self.first_accuracy is None:
+            self.first_accuracy = self.last_accuracy
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak GPU memory of this process in GB, where it has used a GPU (10^9 bytes)."""
+    import torch
+
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return {}
+    return {"perf/peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _answer(log: Sequence[Mapping[str, Any]]) -> str:
+    return next((str(m["content"]) for m in reversed(log) if m["role"] == "assistant"), "")

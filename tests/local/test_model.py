@@ -1,0 +1,135 @@
+"""Models and tokenizers: built, saved, loaded again, and the errors of bad folders."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.model import (
+    SmallModelSpec,
+    build_small_model,
+    load_model,
+    save_pretrained_folder,
+)
+from igrpo_nemo.local.tokenizer import build_small_tokenizer, load_tokenizer
+
+SPEC = SmallModelSpec(32, 2, 4, 2, 48, 128)
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    save_pretrained_folder(build_small_model(SPEC, tokenizer, 0), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _random_text(rng):
+    ranges = [(32, 127), (48, 58), (9, 14), (0xA0, 0x250), (0x300, 0xD7FF), (0xE000, 0x10FFFF)]
+    return "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 40)))
+
+
+def test_any_text_round_trips_and_ids_survive_the_folder(folder, tokenizer):
+    loaded = [AutoTokenizer.from_pretrained(folder), Qwen2Tokenizer.from_pretrained(folder)]
+    rng = random.Random(0)
+    for _ in range(300):
+        text = _random_text(rng)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+        for other in loaded:
+            assert other.encode(text, add_special_tokens=False) == ids
+            assert other.decode(ids) == tokenizer.decode(ids)
+    for other in loaded:
+        assert len(other) == len(tokenizer)
+        assert other.eos_token == "<|im_end|>" and other.pad_token == "<|endoftext|>"
+        chat = [{"role": "system", "content": "s"}, {"role": "user", "content": " {{ 1 }} "}]
+        text = other.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert text == (
+            "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n {{ 1 }} <|im_end|>\n"
+            "<|im_start|>assistant\n"
+        )
+        ids = other.encode(text, add_special_tokens=False)
+        assert ids.count(other.eos_token_id) == 2 and other.decode(ids) == text
+
+
+def test_digits_are_single_tokens_and_training_text_is_short(tokenizer):
+    assert tokenizer.tokenize("1234567890") == list("1234567890")
+    assert len(tokenizer.encode("<think>4,6</think><answer>46</answer>")) < 25
+
+
+def test_a_vocabulary_below_the_bytes_is_refused():
+    with pytest.raises(UserError, match="vocab_size 200"):
+        build_small_tokenizer(["text"], 200)
+
+
+def test_small_models_are_deterministic_and_leave_the_random_state(tokenizer):
+    state = torch.random.get_rng_state()
+    first, again, other = (build_small_model(SPEC, tokenizer, seed) for seed in (1, 1, 2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    for name, parameter in first.state_dict().items():
+        assert torch.equal(parameter, again.state_dict()[name])
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    assert first.lm_head.weight is first.model.embed_tokens.weight
+    assert first.lm_head.weight.shape == (len(tokenizer), 32)
+
+
+def test_a_saved_model_is_the_same_model(folder, tokenizer):
+    model = build_small_model(SPEC, tokenizer, 0)
+    ids = torch.arange(20)[None]
+    loaded = load_model(folder, device="cpu", precision="bfloat16")
+    assert loaded.dtype == torch.float32 and not loaded.training
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model(ids).logits)
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    frozen = load_model(folder, device="cpu", precision="float32", trainable=False)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_bad_folders_are_named_in_one_line(folder, tmp_path):
+    def message(path, precision="float32"):
+        with pytest.raises(UserError) as caught:
+            load_model(path, device="cpu", precision=precision)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "does not exist" in message(tmp_path / "nowhere")
+    assert "does not exist" in message("./nowhere/model")
+    assert "is a file" in message(folder / "config.json")
+    assert "float16x" in message(folder, precision="float16x")
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    assert str(folder) in message(folder)
+    weights.unlink()
+    assert "no weights" in message(folder)
+    weights.write_bytes(content)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "no tokenizer" in message(folder)
+    (folder / "config.json").unlink()
+    assert "config.json" in message(folder)
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_tokenizer(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path, tokenizer):
+    model = build_small_model(SPEC, tokenizer, 0)
+    with pytest.raises(UserError, match="config.json"):
+        save_pretrained_folder(model, tokenizer, folder / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"hidden_size": 30}, "hidden_size"),
+        ({"num_kv_heads": 3}, "num_kv_heads"),
+        ({"num_layers": 0}, "num_layers"),
+    ],
+)
+def test_impossible_shapes_are_named(change, name):
+    shape = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2)
+    with pytest.raises(UserError, match=name):
+        SmallModelSpec(**(shape | change))

@@ -1,0 +1,252 @@
+"""The sampler: exact log-probs, the right distribution, independence of the batch, endings."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+import torch
+from conftest import FAMILIES
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.packing import completion_logprobs
+from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
+from igrpo_nemo.types import Stage, StopReason, TrainingRow
+
+
+def _requests(vocabulary, shape, seed=0):
+    rng = random.Random(seed)
+    return [
+        SampleRequest(tuple(rng.randrange(vocabulary) for _ in range(length)), count, f"{seed}/{i}")
+        for i, (length, count) in enumerate(shape)
+    ]
+
+
+def _ids(results):
+    return [[completion.token_ids for completion in result] for result in results]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("truncation", [{}, {"top_p": 0.9, "top_k": 50}])
+def test_sampler_logprobs_equal_training_logprobs(family, fused, truncation, make_model, tokenizer):
+    if fused and family not in ("qwen2", "llama"):
+        pytest.skip("this family is decoded by its own forward")
+    model = make_model(family)
+    requests = _requests(len(tokenizer), [(13, 3), (1, 2), (20, 4), (7, 1)])
+    params = SamplingParams(
+        24, temperature=0.7, stop_token_ids=tuple(range(0, 320, 20)), **truncation
+    )
+    results = Sampler(model, tokenizer, fused=fused).sample(requests, params)
+    assert [len(result) for result in results] == [3, 2, 4, 1]
+    rows = [
+        TrainingRow(request.seed_key, Stage.DRAFT, request.prompt_ids, completion, 0.0)
+        for request, result in zip(requests, results, strict=True)
+        for completion in result
+    ]
+    lengths = {len(row.completion.token_ids) for row in rows}
+    assert len(lengths) > 2, "rows should end at different steps"
+    for packed in (True, False):
+        batch = completion_logprobs(model, rows, temperature=0.7, packed=packed)
+        for row, logprobs_T in zip(rows, batch.logprobs_RT.tolist(), strict=True):
+            for sampled, trained in zip(row.completion.logprobs, logprobs_T, strict=False):
+                assert abs(sampled - trained) < 1e-5
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_row_is_the_same_in_every_batch(fused, make_model, tokenizer):
+    model = make_model("qwen2")
+    requests = _requests(len(tokenizer), [(13, 6), (5, 2), (20, 4), (7, 5)])
+    params = SamplingParams(30, temperature=1.0, stop_token_ids=tuple(range(0, 320, 20)))
+    together = _ids(Sampler(model, tokenizer, fused=fused).sample(requests, params))
+    for max_rows in (1, 3, 7):
+        sampler = Sampler(model, tokenizer, fused=fused, max_batch_rows=max_rows)
+        assert _ids(sampler.sample(requests, params)) == together
+    sampler = Sampler(model, tokenizer, fused=fused)
+    assert _ids(sampler.sample(requests[::-1], params))[::-1] == together
+    fewer = [SampleRequest(r.prompt_ids, 2, r.seed_key) for r in requests]
+    assert _ids(sampler.sample(fewer, params)) == [rows[:2] for rows in together]
+
+
+def test_rows_and_keys_differ_and_both_decoders_agree(make_model, tokenizer):
+    model = make_model("llama")
+    prompt = (5, 6, 7)
+    requests = [SampleRequest(prompt, 4, "a"), SampleRequest(prompt, 4, "b")]
+    params = SamplingParams(12, temperature=1.0)
+    fused = _ids(Sampler(model, tokenizer, fused=True).sample(requests, params))
+    assert len({ids for rows in fused for ids in rows}) == 8
+    assert _ids(Sampler(model, tokenizer, fused=False).sample(requests, params)) == fused
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_long_completions_outgrow_the_first_cache(fused, make_model, tokenizer):
+    model = make_model("qwen2")
+    (result,) = Sampler(model, tokenizer, fused=fused).sample(
+        [SampleRequest((3, 4, 5), 2, "long")], SamplingParams(500, temperature=0.9)
+    )
+    rows = [TrainingRow("g", Stage.DRAFT, (3, 4, 5), c, 0.0) for c in result]
+    assert max(len(c.token_ids) for c in result) > 64
+    batch = completion_logprobs(model, rows, temperature=0.9)
+    for completion, logprobs_T in zip(result, batch.logprobs_RT.tolist(), strict=True):
+        difference = [abs(a - b) for a, b in zip(completion.logprobs, logprobs_T, strict=False)]
+        assert max(difference) < 1e-5
+        if completion.truncated:
+            assert len(completion.token_ids) == 128 - 3, "the context is the limit"
+
+
+def test_greedy_is_the_arg_max_at_temperature_one(make_model, tokenizer):
+    model = make_model("qwen2")
+    (result,) = Sampler(model, tokenizer).sample(
+        [SampleRequest((9, 8, 7), 2, "greedy")], SamplingParams(10, temperature=0)
+    )
+    assert result[0] == result[1]
+    ids = [9, 8, 7]
+    for token, logprob in zip(result[0].token_ids, result[0].logprobs, strict=True):
+        log_V = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        assert token == log_V.argmax() and abs(logprob - log_V[token].item()) < 1e-5
+        ids.append(token)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.8}, {"top_p": 0.9, "top_k": 9}],
+)
+def test_draws_follow_the_softmax(options, make_model, tokenizer):
+    """Pearson's chi-square over 4,000 draws of the second token, at the 99.99 % point."""
+    model, count = make_model("qwen2", seed=3), 4000
+    params = SamplingParams(1, **({"temperature": 1.3} | options))
+    prompt = (17, 4, 30)
+    (result,) = Sampler(model, tokenizer, max_batch_rows=1000).sample(
+        [SampleRequest(prompt, count, "chi")], params
+    )
+    with torch.no_grad():
+        logits_V = model(torch.tensor([prompt])).logits[0, -1].double()
+    probs_V = (logits_V / params.temperature).softmax(-1)
+    ranked = probs_V.argsort(descending=True).tolist()[: params.top_k or len(probs_V)]
+    allowed, mass = [], 0.0
+    total = sum(probs_V[token].item() for token in ranked)
+    for token in ranked:
+        if mass >= params.top_p * total:
+            break
+        allowed.append(token)
+        mass += probs_V[token].item()
+    counts = Counter(completion.token_ids[0] for completion in result)
+    assert set(counts) <= set(allowed)
+    cells, rest = [], [0.0, 0]
+    for token in allowed:
+        expected = probs_V[token].item() / mass * count
+        if expected >= 5:
+            cells.append((expected, counts[token]))
+        else:
+            rest = [rest[0] + expected, rest[1] + counts[token]]
+    if rest[0] >= 5:
+        cells.append((rest[0], rest[1]))
+    statistic = sum((seen - expected) ** 2 / expected for expected, seen in cells)
+    freedom = len(cells) - 1
+    assert freedom >= 4
+    # Wilson and Hilferty's approximation of the quantile; 3.72 is the normal's.
+    spread = 2 / (9 * freedom)
+    assert statistic < freedom * (1 - spread + 3.72 * math.sqrt(spread)) ** 3
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_end_token_ends_a_completion(fused, make_model, tokenizer):
+    model = make_model("qwen2")
+    request = SampleRequest((3, 1, 4), 40, "ends")
+    free = Sampler(model, tokenizer, fused=fused).sample([request], SamplingParams(20))[0]
+    common = Counter(token for c in free for token in c.token_ids[2:]).most_common(3)
+    (first, _), (second, _), (third, _) = common
+    model.generation_config.eos_token_id = [first, second]
+    params = SamplingParams(20, stop_token_ids=(third,))
+    for before, after in zip(
+        free, Sampler(model, tokenizer, fused=fused).sample([request], params)[0], strict=True
+    ):
+        ends = {first, second, third, tokenizer.eos_token_id}
+        cut = next((i + 1 for i, t in enumerate(before.token_ids) if t in ends), None)
+        assert after.token_ids == before.token_ids[:cut]
+        assert after.stop_reason is (StopReason.LENGTH if cut is None else StopReason.EOS)
+        text_ids = after.token_ids if cut is None else after.token_ids[:-1]
+        assert after.text == tokenizer.decode(text_ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_stop_strings_may_span_tokens(fused, make_model, tokenizer):
+    model = make_model("qwen2")
+    request = SampleRequest((3, 1, 4), 30, "stops")
+    sampler = Sampler(model, tokenizer, fused=fused)
+    free = sampler.sample([request], SamplingParams(16))[0]
+    printable = [c for c in free if c.text[6:12].isascii() and len(c.text) > 14]
+    stop = printable[0].text[6:12]
+    stopped = sampler.sample([request], SamplingParams(16, stop_strings=("never", stop)))[0]
+    assert any(c.stop_reason is StopReason.STOP_STRING for c in stopped)
+    for before, after in zip(free, stopped, strict=True):
+        assert before.token_ids[: len(after.token_ids)] == after.token_ids
+        assert (stop in after.text) == (after.stop_reason is StopReason.STOP_STRING)
+        if after.stop_reason is StopReason.STOP_STRING:
+            assert stop not in tokenizer.decode(after.token_ids[:-1], skip_special_tokens=True)
+
+
+def test_the_context_limits_prompts_and_completions(make_model, tokenizer):
+    sampler = Sampler(make_model("qwen2"), tokenizer, max_model_len=20)
+    requests = [SampleRequest((1,) * 15, 3, "long"), SampleRequest((1,) * 4, 3, "short")]
+    long, short = sampler.sample(requests, SamplingParams(8))
+    assert all(len(c.token_ids) <= 5 for c in long)
+    assert any(c.truncated and len(c.token_ids) == 5 for c in long)
+    assert any(len(c.token_ids) == 8 for c in short)
+    with pytest.raises(UserError, match="step1/p9 has 20 tokens.*context of 20"):
+        sampler.sample([SampleRequest((1,) * 20, 1, "step1/p9")], SamplingParams(8))
+    with pytest.raises(UserError, match="p0 is empty"):
+        sampler.sample([SampleRequest((), 1, "p0")], SamplingParams(8))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_sampling_follows_training_and_leaves_no_trace(fused, make_model, tokenizer):
+    model = make_model("qwen2").train()
+    sampler = Sampler(model, tokenizer, fused=fused)
+    requests = _requests(len(tokenizer), [(6, 3), (9, 2)])
+    params = SamplingParams(10, temperature=0.8)
+    before = sampler.sample(requests, params)
+    assert model.training
+    rows = [
+        TrainingRow("g", Stage.DRAFT, request.prompt_ids, completion, 0.0)
+        for request, result in zip(requests, before, strict=True)
+        for completion in result
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    completion_logprobs(model, rows, temperature=0.8).logprobs_RT.mean().backward()
+    optimizer.step()
+    after = sampler.sample(requests, params)
+    assert after != before
+    assert _ids(after) == _ids(Sampler(model, tokenizer, fused=fused).sample(requests, params))
+
+
+def test_progress_is_reported_and_may_abandon_the_call(make_model, tokenizer):
+    sampler = Sampler(make_model("qwen2"), tokenizer, max_batch_rows=4)
+    requests = _requests(len(tokenizer), [(6, 3), (9, 4)])
+    seen = []
+    sampler.sample(requests, SamplingParams(10), on_progress=lambda *done: seen.append(done))
+    assert seen == sorted(seen) and seen[-1] == (7, 7)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampler.sample(requests, SamplingParams(10), on_progress=stop)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": 0}, "top_k"),
+        ({"stop_strings": ("",)}, "stop string"),
+    ],
+)
+def test_bad_sampling_parameters_are_named(options, name):
+    with pytest.raises(UserError, match=name):
+        SamplingParams(**({"max_new_tokens": 4} | options))

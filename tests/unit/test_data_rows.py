@@ -1,0 +1,121 @@
+"""Reading rows: every format, and every way in which a file can be bad."""
+
+import json
+
+import pytest
+
+from igrpo_nemo.data import load_problems
+from igrpo_nemo.data.rows import read_rows
+from igrpo_nemo.errors import UserError
+
+ROWS = [{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": "3"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def _parquet(path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINES + "\n")
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    (tmp_path / "a.csv").write_text("problem,answer\n1+1,2\n1+2,3\n")
+    _parquet(tmp_path / "a.parquet")
+    for suffix in ("jsonl", "json", "csv", "parquet"):
+        assert read_rows(str(tmp_path / f"a.{suffix}")) == ROWS
+
+
+def test_a_folder_has_splits(tmp_path):
+    (tmp_path / "test.jsonl").write_text(LINES)
+    (tmp_path / "data").mkdir()
+    _parquet(tmp_path / "data" / "train-00000-of-00002.parquet")
+    _parquet(tmp_path / "data" / "train-00001-of-00002.parquet")
+    assert len(read_rows(str(tmp_path))) == 4
+    assert read_rows(str(tmp_path), split="test") == ROWS
+    with pytest.raises(UserError, match="has no split 'dev': it has test, train"):
+        read_rows(str(tmp_path), split="dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "is empty: it has no rows"),
+        ("a.jsonl", b"\n\n", "is empty: it has no rows"),
+        ("a.jsonl", LINES.encode() + b'{"problem": "1+', "a.jsonl, line 3: not JSON"),
+        ("a.jsonl", LINES.encode() + b'["x"]\n', "line 3: a row must be an object, not list"),
+        ("a.jsonl", b'{"problem": "\xff"}\n', "line 1: not UTF-8"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: not JSON"),
+        ("a.json", b'{"problem": "x"}', "must hold a list"),
+        ("a.json", b"[1]", "item 0: a row must be an object"),
+        ("a.csv", b"problem,answer\n1+1\n", "line 2: not as many fields"),
+        ("a.parquet", b"PAR1 but not really", "not a readable Parquet file"),
+        ("a.txt", b"1+1", "unknown format '.txt'"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_rows(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_files_splits_columns_and_names_are_told(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(LINES)
+    with pytest.raises(UserError, match="missing.jsonl is not there"):
+        load_problems({"data_path": str(tmp_path / "missing.jsonl")})
+    with pytest.raises(UserError, match="single file and has no split 'test'"):
+        load_problems({"data_path": str(path), "split": "test"})
+    with pytest.raises(UserError, match="no column 'q': the columns are problem, answer"):
+        load_problems({"data_path": str(path), "input_key": "q"})
+    with pytest.raises(UserError, match="no column 'a': the columns are problem, answer"):
+        load_problems({"data_path": str(path), "output_key": "a"})
+    with pytest.raises(UserError, match="unknown data set 'mth': known are math, gsm8k"):
+        load_problems({"dataset_name": "mth"})
+    with pytest.raises(UserError, match="gsm8k has no split 'dev': it has train, test"):
+        load_problems({"dataset_name": "gsm8k", "split": "dev"})
+    with pytest.raises(UserError, match="give a dataset_name or a data_path"):
+        load_problems({"dataset_name": "jsonl"})
+
+
+def test_a_hub_that_fails_is_one_line(monkeypatch):
+    import datasets
+
+    def fail(*_, **__):
+        raise ValueError("Unknown split \"dev\". Should be one of ['train'].\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match='owner/name, split dev: Unknown split "dev"') as caught:
+        load_problems({"dataset_name": "owner/name", "split": "dev"})
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_rows_are_read_with_the_named_columns(monkeypatch, tmp_path):
+    import datasets
+
+    asked = []
+
+    def load(name, subset, split):
+        asked.append((name, subset, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setenv("IGRPO_DATA_DIR", str(tmp_path))
+    problems = load_problems({"dataset_name": "nvidia/AceReason-Math"})
+    assert [(p.id, p.question, p.answer) for p in problems] == [
+        ("acereason_math/0", "1+1", "2"),
+        ("acereason_math/1", "1+2", "3"),
+    ]
+    load_problems({"dataset_name": "openr1_math"})
+    load_problems({"dataset_name": "gsm8k", "input_key": "problem", "split": "test"})
+    load_problems({"dataset_name": "some/other", "subset": "s"})
+    assert asked == [
+        ("nvidia/AceReason-Math", None, "train"),
+        ("open-r1/OpenR1-Math-220k", "default", "train"),
+        ("openai/gsm8k", "main", "test"),
+        ("some/other", "s", "train"),
+    ]

@@ -1,0 +1,91 @@
+"""`igrpo score`: a file of completions in, verdicts and a summary out."""
+
+import argparse
+import json
+
+import pytest
+from shared_data import shared_file
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.rewards import AnswerFormat, score_file
+
+
+def _run(capsys, *words: str) -> dict:
+    parser = argparse.ArgumentParser()
+    score_file.add_flags(parser)
+    flags, rest = parser.parse_known_args(words)
+    assert score_file.run(flags, rest) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.fixture
+def completions(tmp_path):
+    rows = [
+        {"a": "5", "c": ["<answer>5</answer>", "\\boxed{6}"]},
+        {"a": "#### 1,000", "c": "<think>a</think>\\boxed{1000}"},
+        {"a": 0.5, "c": ["no idea"]},
+        {"a": "<answer>7</answer>", "c": ["<answer>7</answer> \\boxed{8}"]},
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_is_scored_row_by_row_and_sample_by_sample(completions, capsys):
+    words = [str(completions), "--answer-key", "a", "--completion-key", "c", "--workers", "1"]
+    summary = _run(capsys, *words)
+    assert summary == {
+        "accuracy": 0.6,
+        "n": 5,
+        "reasons": {"match": 3, "mismatch": 1, "no_answer": 1},
+    }
+    lines = completions.with_name("c.verdicts.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"row": 0, "sample": 0, "correct": True, "reason": "match"},
+        {"row": 0, "sample": 1, "correct": False, "reason": "mismatch"},
+        {"row": 1, "sample": 0, "correct": True, "reason": "match"},
+        {"row": 2, "sample": 0, "correct": False, "reason": "no_answer"},
+        {"row": 3, "sample": 0, "correct": True, "reason": "match"},
+    ]
+
+
+def test_the_answer_format_and_the_output_are_options(completions, capsys, tmp_path):
+    out = tmp_path / "else.jsonl"
+    summary = _run(
+        capsys,
+        *(str(completions), "--answer-key", "a", "--completion-key", "c", "--workers", "1"),
+        *("--answer-format", "tags", "--out", str(out)),
+    )
+    assert summary["reasons"] == {"match": 2, "no_answer": 3}
+    assert len(out.read_text().splitlines()) == 5
+    assert not completions.with_name("c.verdicts.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": "5"}\n', "row 0: no column 'c': the columns are a"),
+        ('{"a": "5", "c": "x"}\n{"a": \n', "line 2: not JSON"),
+        ('{"a": "5", "c": [1]}\n', "row 0: a completion must be text, not int"),
+        ("", "is empty"),
+    ],
+)
+def test_bad_files_are_named_with_the_place(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        score_file.score_file(path, answer_key="a", completion_key="c", workers=1)
+    assert str(path) in str(caught.value)
+
+
+def test_the_math_completions_agree_with_their_labels():
+    path = shared_file("completions_math_qwen_100x8.jsonl")
+    scores = score_file.score_file(
+        path, answer_key="answer", completion_key="code", answer_format=AnswerFormat.ANY
+    )
+    labels = [
+        label for line in path.read_text().splitlines() for label in json.loads(line)["score"]
+    ]
+    agreement = sum(v.correct == x for v, x in zip(scores.verdicts, labels, strict=True))
+    assert agreement / len(labels) >= 0.995
+    assert scores.places[9] == (1, 1)
