@@ -46,6 +46,8 @@ class Setting:
     max_completion: int = 64
     lr: float = 1e-5
     seed: int = 0
+    trl_gradient_checkpointing: int = 0
+    """1 is TRL's default: less memory, more time."""
 
     @property
     def budget(self) -> int:
@@ -59,17 +61,18 @@ class Setting:
 class VowelReward:
     """The share of vowels in the text: cheap, and different for every completion."""
 
-    component_names = ("vowels",)
+    component_names: tuple[str, ...] = ("vowels",)
 
     def __call__(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        return [self._score(request.text) for request in requests]
-
-    def _score(self, text: str) -> Score:
-        share = sum(character in "aeiou" for character in text) / max(len(text), 1)
-        return Score(share, {"vowels": share})
+        shares = [vowel_share(request.text) for request in requests]
+        return [Score(share, {"vowels": share}) for share in shares]
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def vowel_share(text: str) -> float:
+    return sum(character in "aeiou" for character in text) / max(len(text), 1)
 
 
 def problems_of(setting: Setting, step: int) -> list[Problem]:
@@ -120,7 +123,7 @@ def build_model_folder(setting: Setting, folder: Path) -> None:
     )
     model = build_small_model(spec, tokenizer, setting.seed)
     model.resize_token_embeddings(setting.vocab_size)
-    printable = [i for i in range(len(tokenizer)) if _is_plain(tokenizer.decode([i]))]
+    printable = [i for i in range(len(tokenizer)) if _is_plain(str(tokenizer.decode([i])))]
     rng = random.Random(setting.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     for _ in range(60):

@@ -2,6 +2,8 @@
 
     python benchmarks/engine_worker.py SIDE STAGES FOLDER SETTING
         SIDE local | trl, STAGES two | one; one training step per line read, one JSON line each
+    python benchmarks/engine_worker.py local build FOLDER SETTING
+        the model both sides train -> FOLDER
     python benchmarks/engine_worker.py SIDE check FOLDER SETTING
         log-probs and first gradient of the rows in FOLDER/rows.json -> FOLDER/SIDE.pt
     python benchmarks/engine_worker.py local memory FOLDER SETTING G...
@@ -12,6 +14,7 @@ Times are CPU seconds of the process and its children; memory is the peak reside
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_setting import Setting, environment_of, problems_of
+from engine_setting import Setting, build_model_folder, environment_of, problems_of, vowel_share
 
 from igrpo_nemo.environment import Attempt
 from igrpo_nemo.local.learner import Learner, LearnerSettings
@@ -42,7 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     setting = Setting(**json.loads(arguments[3]))
     torch.set_num_threads(1)
     torch.manual_seed(setting.seed)
-    if what == "memory":
+    if what == "build":
+        build_model_folder(setting, folder)
+    elif what == "memory":
         _local_memory(setting, folder, int(arguments[4]))
     elif what == "check":
         {"local": _check_local, "trl": _check_trl}[side](setting, folder)
@@ -64,9 +69,12 @@ def _cpu_seconds() -> float:
 
 
 def _peak_mb() -> float:
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1024 if sys.platform == "darwin" else 1
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 1000
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which a Linux process inherits from the one that started it.
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class _Meter:
@@ -204,9 +212,9 @@ def _trl_trainer(
 ) -> Any:
     """TRL's trainer with the same model, optimizer and loss: its defaults but for those."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
 
-    config = GRPOConfig(
+    trl: Any = importlib.import_module("trl")
+    config = trl.GRPOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=setting.problems * rows_per_problem,
         num_generations=rows_per_problem,
@@ -221,7 +229,7 @@ def _trl_trainer(
         weight_decay=0.0,
         bf16=False,
         use_cpu=True,
-        gradient_checkpointing=False,
+        gradient_checkpointing=bool(setting.trl_gradient_checkpointing),
         shuffle_dataset=False,
         dataloader_pin_memory=False,
         report_to=[],
@@ -230,7 +238,7 @@ def _trl_trainer(
         disable_tqdm=True,
         seed=setting.seed,
     )
-    return GRPOTrainer(
+    return trl.GRPOTrainer(
         model=load_model(folder, device="cpu", precision="float32"),
         processing_class=load_tokenizer(folder),
         args=config,
@@ -283,7 +291,7 @@ def _step_trl(setting: Setting, folder: Path, *, two_stage: bool) -> None:
         meter.lap("rollout")
         seen["completions"] = columns["completion_ids"]
         seen["prompts"] = [tokenizer(text).input_ids for text in columns["prompts"]]
-        return [environment.scorer._score(text).reward for text in completions]  # type: ignore[attr-defined]
+        return [vowel_share(text) for text in completions]
 
     class Stepper(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -329,7 +337,7 @@ def _check_trl(setting: Setting, folder: Path) -> None:
 
     rows = _read_rows(folder)
     gradient: dict[str, torch.Tensor] = {}
-    logprobs: list[torch.Tensor] = []
+    logprobs: dict[tuple[int, ...], torch.Tensor] = {}
 
     def fixed_rollout(texts: list[str], trainer: Any) -> dict[str, Any]:
         return {
@@ -358,17 +366,20 @@ def _check_trl(setting: Setting, folder: Path) -> None:
     )
     score = trainer._get_per_token_logps_and_entropies
 
-    def catching(*arguments: Any, **options: Any) -> Any:
-        result = score(*arguments, **options)
-        logprobs.extend(
-            row_T[: len(row.completion.token_ids)].detach()
-            for row_T, row in zip(result[0], rows, strict=True)
-        )
+    def catching(
+        model: Any, input_ids: torch.Tensor, mask: torch.Tensor, kept: int, *_: Any, **options: Any
+    ) -> Any:
+        # The trainer has shuffled the rows: they are known by their tokens.
+        result = score(model, input_ids, mask, kept, *_, **options)
+        lengths = mask[:, -kept:].sum(1).tolist()
+        for ids_T, logprobs_T, length in zip(input_ids, result[0], lengths, strict=True):
+            logprobs[tuple(ids_T[-kept:][:length].tolist())] = logprobs_T[:length].detach()
         return result
 
     trainer._get_per_token_logps_and_entropies = catching
     trainer.train()
-    _save_check(folder, "trl", logprobs, gradient)
+    in_order = [logprobs[row.completion.token_ids] for row in rows]
+    _save_check(folder, "trl", in_order, gradient)
 
 
 if __name__ == "__main__":

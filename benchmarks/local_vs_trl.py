@@ -161,8 +161,7 @@ def write_rows(folder: Path, setting: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"})
-    from engine_setting import Setting, build_model_folder
+    from engine_setting import Setting
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5, help="measured steps a side")
@@ -174,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setting = Setting(**{name: flags[name] for name in names if flags[name] is not None})
     with tempfile.TemporaryDirectory() as scratch:
         folder, text = Path(scratch), json.dumps(asdict(setting))
-        build_model_folder(setting, folder)
+        _run(["local", "build", str(folder), text])
         write_rows(folder, setting)
         agreement = check(folder, text)
         sides = {stages: measure(folder, text, stages, flags["rounds"]) for stages in STAGES}

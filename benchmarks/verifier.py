@@ -111,8 +111,9 @@ def run_pool(items: Sequence[Item], workers: int) -> Timing:
 def scaling(workers: Sequence[int], count: int = 500) -> list[dict[str, float]]:
     """Completions per second that need SymPy, each of them new, by number of workers.
 
-    `caller_share` is the calling process's part of all CPU time: its inverse bounds how far more
-    workers help.
+    On a machine that others use too, look at `completions_per_cpu_second` (it must not fall with
+    the workers) and `caller_share`, the calling process's part of all CPU time, whose inverse
+    bounds how far more workers help.
     """
     rows = []
     for n in workers:
@@ -125,9 +126,16 @@ def scaling(workers: Sequence[int], count: int = 500) -> list[dict[str, float]]:
             own, cpu, start = time.process_time(), tree_cpu_s(pool), time.perf_counter()
             verdicts = pool.verdicts(requests)
             wall_s = time.perf_counter() - start
-            share = (time.process_time() - own) / (tree_cpu_s(pool) - cpu)
+            own, cpu = time.process_time() - own, tree_cpu_s(pool) - cpu
         assert all(verdict.correct for verdict in verdicts)
-        rows.append({"workers": n, "completions_per_s": count / wall_s, "caller_share": share})
+        rows.append(
+            {
+                "workers": n,
+                "completions_per_s": count / wall_s,
+                "completions_per_cpu_second": count / cpu,
+                "caller_share": own / cpu,
+            }
+        )
     return rows
 
 

@@ -29,7 +29,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class StepReturn:
-    """The outcome of one attempt; `observations` are the next prompts, each a fresh conversation."""
+    """The outcome of an attempt; `observations` are the next prompts, fresh conversations."""
 
     group: Group
     selection: Selection | None

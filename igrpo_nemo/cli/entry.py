@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from igrpo_nemo import __version__
-from igrpo_nemo.cli import evaluate, keys, report, train
+from igrpo_nemo.cli import data, evaluate, keys, report, score, train
 from igrpo_nemo.cli.command import Command
 from igrpo_nemo.errors import UserError
 
 COMMANDS: tuple[Command, ...] = (
     train.COMMAND,
     evaluate.COMMAND,
+    score.COMMAND,
+    data.COMMAND,
     report.COMMAND,
     keys.COMMAND,
 )

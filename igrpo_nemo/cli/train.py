@@ -45,7 +45,10 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(dry_run_text(config), end="")
         return 0
     set_threads(config.igrpo.threads)
-    from igrpo_nemo.local.trainer import train
+    if config.igrpo.engine == "local":
+        from igrpo_nemo.local.trainer import train
+    else:
+        from igrpo_nemo.nemo.launch import train
 
     return train(config)
 
@@ -56,7 +59,7 @@ def dry_run_text(config: Config) -> str:
     from igrpo_nemo.config.keys import unread_by_local
 
     lines = ["", "rollout budget", *(f"  {line}" for line in RolloutBudget.of(config).lines())]
-    if unread := unread_by_local(config):
+    if config.igrpo.engine == "local" and (unread := unread_by_local(config)):
         lines.append(f"not read by engine local: {', '.join(unread)}")
     return config.to_yaml() + "".join(f"# {line}".rstrip() + "\n" for line in lines)
 

@@ -139,6 +139,11 @@ def _rewards(config: Config) -> Iterator[str]:
     shaping = config.grpo.reward_shaping
     if weights.best <= 0:
         yield "igrpo.reward: every weight is 0, so nothing is rewarded: raise one"
+    if weights.judge > 0 and config.igrpo.judge is None:
+        yield (
+            f"igrpo.reward.judge={weights.judge} needs a judge: set igrpo.judge.model, or use the "
+            "group reward=judge"
+        )
     if scaling.enabled and scaling.source_min >= scaling.source_max:
         yield (
             f"grpo.reward_scaling: source_min={scaling.source_min} must be below source_max="

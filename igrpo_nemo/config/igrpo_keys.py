@@ -40,10 +40,44 @@ class RewardWeights(Section):
     format: NonNegativeFloat
     """Weight of `<think>...</think><answer>...</answer>`."""
 
+    judge: NonNegativeFloat = 0.0
+    """Weight of the generative judge's score (Table 3), described in `igrpo.judge`."""
+
     @property
     def best(self) -> float:
         """The reward of a completion that is right in every part."""
-        return self.accuracy + self.format
+        return self.accuracy + self.format + self.judge
+
+
+class Judge(Section):
+    """`igrpo.judge`: a model behind an OpenAI-compatible endpoint; the key is never in a config."""
+
+    model: str
+    """The judge's name at its endpoint."""
+    base_url: str | None = None
+    """The endpoint; null is the client's default."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    cache_path: str | None = None
+    """File of the scores that are kept between runs; null keeps them in the run folder."""
+    concurrency: Positive = 16
+    """Requests at a time."""
+    attempts: Positive = 8
+    """Requests for one completion at most."""
+    attempt_timeout_s: PositiveFloat = 30.0
+    """Seconds for one request."""
+    item_deadline_s: PositiveFloat = 120.0
+    """Seconds for one completion, retries included."""
+    group_deadline_s: PositiveFloat = 300.0
+    """Seconds for one batch; then the rule-based verdict stands in, and is counted."""
+    max_tokens: Positive = 1024
+    """Tokens of a reply at most."""
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """Structured output of the endpoint."""
+    prompt_price: NonNegativeFloat = 0.0
+    """Price of a million prompt tokens, for the cost counter."""
+    completion_price: NonNegativeFloat = 0.0
+    """Price of a million completion tokens, for the cost counter."""
 
 
 class Schedule(Section):
@@ -159,6 +193,8 @@ class IGRPO(Section):
     """The fixed texts."""
     reward: RewardWeights
     """Weights of the reward's parts."""
+    judge: Judge | None = None
+    """The generative judge; needed where `igrpo.reward.judge` is above 0."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""
     entropy: Entropy = Entropy()

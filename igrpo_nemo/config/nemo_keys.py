@@ -252,7 +252,13 @@ class MathEnv(Section):
     """`env.math`: the verifier."""
 
     num_workers: NonNegative
-    """Processes that compare answers; 0 compares in the process itself."""
+    """Processes that compare answers; 0 compares in the process itself, without a time limit."""
+    item_timeout_s: PositiveFloat = 5.0
+    """Seconds for one answer; then its process is killed and the reason is `timeout`."""
+    group_deadline_s: PositiveFloat = 60.0
+    """Seconds for one batch of answers; then what is missing is a `timeout`."""
+    memory_limit_mb: Positive = 1024
+    """Address space of a process, in MB."""
     verifier_type: str | None = None
     """NeMo-RL's verifier."""
     math_verify_impl: str | None = None

@@ -55,7 +55,8 @@ def _check_formulas(formulas: list[str], workers: int | None) -> dict[str, Reaso
         processes = workers or min(8, os.cpu_count() or 1)
         with VerifierPool(workers=processes, item_timeout_s=_ITEM_LIMIT_S) as pool:
             cached = pool.check_golds(formulas)
-        write_atomically(path, json.dumps([str(reason) for reason in cached]))
+        if Reason.TIMEOUT not in cached:  # Which may be the machine's fault, and not for ever.
+            write_atomically(path, json.dumps([str(reason) for reason in cached]))
     return dict(zip(formulas, cached, strict=True))
 
 

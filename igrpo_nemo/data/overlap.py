@@ -1,7 +1,7 @@
 """Duplicates within a data set, and problems it shares with the evaluation sets.
 
-Two questions are the same when their letters and digits are, whatever the spacing, case,
-punctuation and LaTeX spelling.
+Two questions are the same when their letters, digits and operators are, whatever the spacing,
+case, punctuation and LaTeX spelling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from igrpo_nemo.data.catalog import EVALUATION_SETS, SOURCES, locate
 from igrpo_nemo.data.rows import read_file
 
 _SPELLING = re.compile(r"^\s*subproblem \d+:|\\(?:[dt]?frac|left|right|text|mathrm)")
-_PUNCTUATION = re.compile(r"[\W_]+")
+# Operators and decimal points stay: they are what the problem asks.
+_PUNCTUATION = re.compile(r"[\s{}$;:?'\"\\~&]+|(?<!\d)[.,]|[.,](?!\d)")
 
 
 def fingerprint(question: str) -> str:

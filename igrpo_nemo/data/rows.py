@@ -57,7 +57,7 @@ def split_files(folder: Path, split: str | None) -> list[Path]:
 
 
 def read_file(path: Path) -> list[Row]:
-    """The rows of one file."""
+    """The rows of one file; nested columns of Parquet files are left out."""
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         ".jsonl": _jsonl,
         ".json": _json,
@@ -128,7 +128,9 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        yield from pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
+        flat = [f.name for f in table.schema if not pyarrow.types.is_nested(f.type)]
+        yield from table.select(flat).to_pylist()
     except pyarrow.ArrowException as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable Parquet file ({message})") from None
@@ -139,10 +141,18 @@ def read_hub(name: str, subset: str | None, split: str | None) -> list[Row]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, subset, split=split or "train")
+        loaded: Any = datasets.load_dataset(name, subset, split=split or "train")
     except Exception as error:  # The boundary to the network and to others' data sets.
         lines = str(error).splitlines()
         what = lines[0] if lines else type(error).__name__
         where = f"{name}{f' ({subset})' if subset else ''}, split {split or 'train'}"
         raise UserError(f"cannot load the data set {where}: {what}") from None
-    return [dict(row) for row in loaded]
+    rows: Any = loaded.select_columns(_flat_columns(loaded.features))
+    return list(rows)
+
+
+def _flat_columns(features: Any) -> list[str]:
+    """Columns that can be a question or an answer: whole generations and chats stay on disk."""
+    import datasets
+
+    return [name for name, kind in features.items() if isinstance(kind, datasets.Value)]

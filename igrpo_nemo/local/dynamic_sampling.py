@@ -41,7 +41,8 @@ def collect_groups(
     """Draws batches until `wanted` problems have an advantage, and keeps the first of them.
 
     `training_rows` returns a rollout's rows with their unshaped rewards: like NeMo-RL, the filter
-    looks at the task and not at length penalties. Raises `UserError` after `max_draws` batches (`grpo.dynamic_sampling_max_gen_batches`).
+    looks at the task and not at length penalties. Raises `UserError` after
+    `max_draws` batches (`grpo.dynamic_sampling_max_gen_batches`).
     """
     kept: list[Rollout] = []
     rows: list[TrainingRow] = []

@@ -163,7 +163,7 @@ def evaluate(
     """
     from igrpo_nemo.local.policy import open_policy
     from igrpo_nemo.local.problems import fitting_problems
-    from igrpo_nemo.local.settings import prompt_builder, sampling_params, scorer_of
+    from igrpo_nemo.local.settings import evaluation_scorer, prompt_builder, sampling_params
 
     folder = model_folder(Path(model))
     benchmark, problems = _problems(config, data, limit)
@@ -189,7 +189,7 @@ def evaluate(
     sampler = Sampler(policy.model, policy.tokenizer, max_model_len=context)
     out = Path(out) if out is not None else _default_out(folder)
     console = open_console(samples * len(problems))
-    with closing(scorer_of(config)) as scorer, console, policy.autocast():
+    with closing(evaluation_scorer(config)) as scorer, console, policy.autocast():
         metrics = evaluate_with(
             Answerer(sampler, prompts, scorer, sampling_params(config)),
             problems,

@@ -36,36 +36,25 @@ _FIRST_CAPACITY = 64
 
 
 class FusedDecoder:
-    """A model's weights in the form that decoding wants; kept between batches."""
+    """A model's weights, as they are now, in the form that decoding wants.
+
+    Norms are folded into the matrices behind them, and the attention scale into the queries.
+    Under autocast the matrices are held in its precision; the residual stream stays in float32.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._versions: tuple[object, ...] = ()
-        self._weights: DecoderWeights | None = None
-
-    def weights(self) -> DecoderWeights:
-        """The fused weights, read again when the model's have changed.
-
-        Norms are folded into the matrices behind them, and the attention scale into the queries.
-        Under autocast they are held in its precision.
-        """
-        device = self._model.device.type
-        dtype = (
-            torch.get_autocast_dtype(device)
-            if torch.is_autocast_enabled(device)
-            else self._model.dtype
-        )
-        versions = (dtype, *((p.data_ptr(), p._version) for p in self._model.parameters()))
-        if self._weights is None or versions != self._versions:
-            with torch.no_grad(), torch.autocast(device, enabled=False):
-                self._weights = _folded(decoder_weights(self._model), dtype)
-            self._versions = versions
-        return self._weights
+        device = model.device.type
+        dtype = model.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            self._weights = _folded(decoder_weights(model), dtype)
 
     def start(
         self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]
     ) -> FusedBatch:
-        return FusedBatch(self._model, self.weights(), prompts, rows_per_prompt)
+        return FusedBatch(self._model, self._weights, prompts, rows_per_prompt)
 
 
 def _folded(weights: DecoderWeights, dtype: torch.dtype) -> DecoderWeights:
@@ -90,7 +79,7 @@ def _folded(weights: DecoderWeights, dtype: torch.dtype) -> DecoderWeights:
 
     return replace(
         weights,
-        embedding=weights.embedding.to(dtype),
+        embedding=weights.embedding.detach(),
         layers=tuple(fold(layer) for layer in weights.layers),
         norm=torch.ones_like(weights.norm, dtype=dtype),
         head=(weights.head * weights.norm).to(dtype),
@@ -146,7 +135,7 @@ class FusedBatch:
         layout = group_layout(starts.tolist(), [[]] * P, device)
         for keys_values in keys_and_values(weights, input_L.long(), rotary, layout):
             keys, values = (
-                x.new_zeros(P * T, *x.shape[1:]).index_copy_(0, places, x).unflatten(0, (P, T))
+                x.new_zeros(P * T, *x.shape[1:]).index_copy_(0, places, x).view(P, T, *x.shape[1:])
                 for x in keys_values
             )
             own = keys.new_empty(2, P * self._width * K, _FIRST_CAPACITY, keys.shape[-1])

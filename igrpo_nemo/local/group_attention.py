@@ -237,7 +237,9 @@ def ring_forward(
     """
     L, H, _ = q_LHD.shape
     g = H // k_LKD.shape[1]
-    out_LHD, lse_LH = q_LHD.new_zeros(q_LHD.shape), q_LHD.new_zeros(L, H)
+    out_LHD = q_LHD.new_zeros(q_LHD.shape)
+    # The kernels keep log-sum-exps in float32 when they are given less.
+    lse_LH = q_LHD.new_zeros(L, H, dtype=torch.promote_types(q_LHD.dtype, torch.float32))
     for bucket in layout.buckets:
         q = _segments(q_LHD, bucket)
         k, v = (_repeat(_segments(x, bucket), g) for x in (k_LKD, v_LKD))
@@ -251,7 +253,7 @@ def ring_forward(
         out_AHD, lse_AH = _tokens(out), lse.flatten(0, 1).t()
         merged_AH = torch.logaddexp(lse_LH[c:d], lse_AH)
         share_AH = (lse_AH - merged_AH).exp_()
-        out_LHD[c:d].lerp_(out_AHD, share_AH[..., None])
+        out_LHD[c:d].lerp_(out_AHD, share_AH[..., None].to(out_AHD.dtype))
         lse_LH[c:d] = merged_AH
     return out_LHD, lse_LH
 

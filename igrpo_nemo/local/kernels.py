@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from igrpo_nemo.local.group_attention import GroupLayout, ring_backward, ring_forward
 
-
 # Tokens of a block of the MLP.
 _BLOCK = 512
+# Multiplications below which oneDNN's start costs more than it gains.
+_SMALLEST_ONEDNN_PRODUCT = 1 << 20
 
 
 @cache
@@ -36,8 +37,10 @@ def _has_onednn() -> bool:
 
 
 def matmul_nt(x_LI: Tensor, w_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x @ w^T (+ bias) without autograd: [L, O]."""
-    if x_LI.device.type == "cpu" and x_LI.dtype == torch.float32 and _has_onednn():
+    """x @ w^T (+ bias) without autograd, in the precision of w: [L, O]."""
+    x_LI = x_LI.to(w_OI.dtype)
+    large = x_LI.shape[0] * w_OI.numel() >= _SMALLEST_ONEDNN_PRODUCT
+    if large and x_LI.device.type == "cpu" and x_LI.dtype == torch.float32 and _has_onednn():
         x_LI, w_OI = _dense(x_LI), _dense(w_OI)
         return torch.ops.mkldnn._linear_pointwise(x_LI, w_OI, bias_O, "none", [], "")
     return F.linear(x_LI, w_OI, bias_O)
@@ -182,7 +185,7 @@ def gated_mlp(x_LI: Tensor, norm_I: Tensor, gate_up: Tensor, down: Tensor, eps: 
 def rotate_(x_LHD: Tensor, cos_L1: Tensor, sin_L1: Tensor) -> None:
     """Rotary position embedding in place; halves of a head are its real and imaginary parts.
 
-    cos and sin: [L, 1, D / 2]. With -sin it is the inverse, and the transpose.
+    cos and sin: [L, 1, D / 2], of x's dtype. With -sin it is the inverse, and the transpose.
     """
     real, imaginary = x_LHD.chunk(2, dim=-1)
     crossed = imaginary * sin_L1

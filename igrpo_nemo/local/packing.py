@@ -193,7 +193,11 @@ def completion_logprobs(
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether the model's tokens meet only in full attention that we may replace."""
+    """Whether the model's tokens meet only in full attention that we may replace.
+
+    Not with gradient checkpointing: it repeats layers in the backward pass, when the model has its
+    own attention again.
+    """
     config = model.config
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(
@@ -201,6 +205,7 @@ def can_pack(model: PreTrainedModel) -> bool:
     )
     return (
         config.model_type in _PACKABLE_FAMILIES
+        and not getattr(model, "is_gradient_checkpointing", False)
         and bool(model._supports_attention_backend)
         and layer_types == {"full_attention"}
         and not windowed
@@ -213,7 +218,6 @@ def _fuses(model: PreTrainedModel) -> bool:
         model.device.type == "cpu"
         and model.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not getattr(model, "is_gradient_checkpointing", False)
         and can_fuse(model)
     )
 

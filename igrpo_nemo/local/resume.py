@@ -33,7 +33,7 @@ run may be made longer, not be given another schedule.
 
 
 def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises `UserError` where `config.yaml` in the folder is another run's, naming the first key."""
+    """Raises `UserError` where the folder's `config.yaml` is another run's, naming a key."""
     path = run_folder / "config.yaml"
     if not path.is_file():
         return

@@ -73,7 +73,7 @@ class Sampler:
 
     At most `max_batch_rows` rows are decoded at a time (None: all of them); prompt and completion
     together stay within `max_model_len` and the model's own context. `fused` None picks the fused
-    decoder where the model's family allows it.
+    decoder where the model's family allows it. Under autocast sampling runs in its precision.
     """
 
     def __init__(
@@ -92,8 +92,7 @@ class Sampler:
         self.max_batch_rows = max_batch_rows
         limits = (getattr(model.config, "max_position_embeddings", None), max_model_len)
         self.max_model_len = min((limit for limit in limits if limit), default=None)
-        fuses = can_fuse(model) if fused is None else fused
-        self._decoder: Decoder = FusedDecoder(model) if fuses else CachedDecoder(model)
+        self._fused = can_fuse(model) if fused is None else fused
         self._one_length = bool(getattr(model, "_is_stateful", False))
 
     @torch.no_grad()
@@ -119,9 +118,11 @@ class Sampler:
         total, done = sum(request.num_samples for request in requests), 0
         was_training = self.model.training
         self.model.eval()
+        # For this call only: the weights change in between, and their memory is needed elsewhere.
+        decoder: Decoder = FusedDecoder(self.model) if self._fused else CachedDecoder(self.model)
         try:
             for batch in self._batches(requests):
-                for finished in self._run(batch, requests, params, end_ids, stops):
+                for finished in self._run(decoder, batch, requests, params, end_ids, stops):
                     done += finished
                     if on_progress is not None:
                         on_progress(done, total)
@@ -183,6 +184,7 @@ class Sampler:
 
     def _run(
         self,
+        decoder: Decoder,
         rows: Sequence[_Row],
         requests: Sequence[SampleRequest],
         params: SamplingParams,
@@ -197,7 +199,7 @@ class Sampler:
             else:
                 prompts.append(requests[row.request].prompt_ids)
                 counts.append(1)
-        batch = self._decoder.start(prompts, counts)
+        batch = decoder.start(prompts, counts)
         logits_RV = batch.first_logits
         uniforms = None
         if params.temperature > 0:

@@ -13,6 +13,7 @@ from igrpo_nemo.local.sampler import SamplingParams
 from igrpo_nemo.objectives.surrogate import SurrogateConfig
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import Scorer, build_scorer
+from igrpo_nemo.rewards.judge import Judge, JudgeSettings
 from igrpo_nemo.types import Stage
 
 
@@ -57,10 +58,39 @@ def prompt_builder(config: Config, tokenizer: Any) -> PromptBuilder:
 
 
 def scorer_of(config: Config) -> Scorer:
-    """`igrpo.reward` over the verifier of `env.math`."""
-    env = config.env.math
+    """`igrpo.reward` over the verifier of `env.math`, with the judge where it has a weight."""
     weights = {name: weight for name, weight in config.igrpo.reward.model_dump().items() if weight}
-    return build_scorer(weights, workers=env.num_workers)
+    components = {"judge": _judge_of(config)} if "judge" in weights else None
+    return _scorer(config, weights, components)
+
+
+def evaluation_scorer(config: Config) -> Scorer:
+    """Accuracy and format over the verifier of `env.math`: an evaluation asks no judge."""
+    return _scorer(config, {"accuracy": 1.0, "format": 1.0}, None)
+
+
+def _scorer(
+    config: Config, weights: dict[str, float], components: dict[str, Judge] | None
+) -> Scorer:
+    env = config.env.math
+    if env.num_workers == 0:
+        return build_scorer(weights, components=components)
+    return build_scorer(
+        weights,
+        workers=env.num_workers,
+        item_timeout_s=env.item_timeout_s,
+        group_deadline_s=env.group_deadline_s,
+        memory_limit_mb=env.memory_limit_mb,
+        components=components,
+    )
+
+
+def _judge_of(config: Config) -> Judge:
+    """`igrpo.judge`; its cache lies in the run folder unless it is told elsewhere."""
+    assert config.igrpo.judge is not None
+    values = config.igrpo.judge.model_dump()
+    cache = values.pop("cache_path", None) or Path(config.logger.log_dir) / "judge_cache.sqlite"
+    return Judge(JudgeSettings(cache_path=Path(cache), **values))
 
 
 def sampling_params(config: Config) -> SamplingParams:

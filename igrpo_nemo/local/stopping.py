@@ -12,20 +12,35 @@ class StopStrings:
 
     A stop string may begin anywhere in a token and end anywhere in another one. Only the last few
     tokens are decoded: as many as the longest stop string has bytes, since a token that shows in
-    the text stands for a byte or more, and one more for a character that is cut in half.
+    the text stands for a byte or more, and one more for a character that is cut in half. And only
+    where the newest token holds the last character of a stop string, since no tokenizer splits a
+    visible ASCII character.
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         self._strings = tuple(strings)
         self._tokenizer = tokenizer
         self._window = max((len(string.encode()) for string in strings), default=0) + 1
+        self._last = {string[-1] for string in strings}
+        self._selective = all(c.isascii() and c.isprintable() and c != " " for c in self._last)
+        self._may_end: dict[int, bool] = {}
 
     def reached(self, token_ids: Sequence[int]) -> bool:
-        if not self._strings:
+        if not self._strings or not self._is_candidate(token_ids[-1]):
             return False
-        tail = self._tokenizer.decode(
-            list(token_ids[-self._window :]),
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
+        tail = self._decode(token_ids[-self._window :])
         return any(string in tail for string in self._strings)
+
+    def _is_candidate(self, token_id: int) -> bool:
+        if not self._selective:
+            return True
+        if token_id not in self._may_end:
+            self._may_end[token_id] = not self._last.isdisjoint(self._decode([token_id]))
+        return self._may_end[token_id]
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text

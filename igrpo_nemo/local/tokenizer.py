@@ -79,7 +79,8 @@ def build_small_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTo
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in CONTENT_TAGS])
+    tags: Any = [AddedToken(tag, normalized=False) for tag in CONTENT_TAGS]
+    tokenizer.add_tokens(tags)
     return tokenizer
 
 

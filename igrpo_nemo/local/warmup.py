@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -42,8 +41,7 @@ class WarmupSpec:
 
     `lengths` are the chains' operation counts. Bare problems come first, because corrections can be
     learnt by copying and hide the arithmetic; after `bare_share` of the steps, `draft_share` of the
-    demonstrations correct a draft. The learning rate ramps up over a tenth of the steps and decays
-    to a tenth.
+    demonstrations correct a draft. Between a short ramp and a decay the learning rate is `lr`.
     """
 
     model: SmallModelSpec
@@ -145,8 +143,9 @@ def _train(
 
 
 def _rate(step: int, steps: int) -> float:
-    ramp = min(1.0, (step + 1) / max(1, steps // 10))
-    return ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    """Ramp over a twentieth of the steps, flat, linear to a tenth over the last quarter."""
+    ramp = min(1.0, (step + 1) / max(1, steps // 20))
+    return ramp * min(1.0, 0.1 + 0.9 * 4 * (1 - step / steps))
 
 
 def _demonstrations(

@@ -32,7 +32,8 @@ class Reason(StrEnum):
     NO_ANSWER = "no_answer"
     """No complete answer outside the thinking."""
     UNPARSEABLE = "unparseable"
-    """There is an answer, but no mathematics could be read from it, and its text differs."""
+    """There is an answer, but no mathematics could be read from it, and its text differs; or it is
+    nested deeper than `max_answer_depth`."""
     TIMEOUT = "timeout"
     """The comparison met its time or memory limit, or the group's deadline."""
     TOO_LONG = "too_long"
@@ -62,6 +63,7 @@ class AccuracySettings:
 
     answer_format: AnswerFormat = AnswerFormat.ANY
     max_answer_chars: int = 2_000
+    max_answer_depth: int = 25
     match_types: tuple[str, ...] = ("latex", "expr")
     float_rounding: int = 6
     numeric_precision: int = 15
@@ -94,6 +96,7 @@ _MATH_WORDS = frozenset(
     "sin cos tan cot sec csc log exp sqrt max min gcd lcm mod det inf infinity and".split()
 )
 _DOLLAR = re.compile(r"(?<!\\)\$")
+_BRACKET = re.compile(r"[()\[\]{}]")
 _OPERATOR = re.compile(r"[=+*/^_\\<>|{}\[\]]")
 
 
@@ -357,7 +360,19 @@ def find_answer(
         return Verdict(Reason.NO_ANSWER)
     if max(len(answer), len(gold)) > settings.max_answer_chars:
         return Verdict(Reason.TOO_LONG)
+    if len(answer) > settings.max_answer_depth and _depth(answer) > settings.max_answer_depth:
+        # The parser's time grows exponentially with the nesting: it would only meet its limit.
+        return Verdict(Reason.UNPARSEABLE)
     return answer
+
+
+def _depth(text: str) -> int:
+    """How deep brackets of any kind are nested."""
+    deepest = depth = 0
+    for bracket in _BRACKET.findall(text):
+        depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def verify_completion(

@@ -25,6 +25,7 @@ class AnswerFormat(StrEnum):
 
 _THINK_TAG = re.compile(r"</?think>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
+_SIMPLE_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}\\]*)\}")
 # An escaped character (`\{` is a set brace, not a group), a brace, or the start of a box.
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 # What `\boxed 5` and `\boxed\frac12` put in the box: a command with its groups, or a bare token.
@@ -85,6 +86,8 @@ def last_boxed(text: str, *, truncated: bool = False, several: bool = False) -> 
     last = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if last < 0:
         return None
+    if not several and (simple := _SIMPLE_BOX.match(text, last)) is not None:
+        return simple[1].strip()
     # Nearly always the last box is whole: scan from there, and from the first one otherwise.
     spans = [] if several else _closed_boxes(text, last, truncated)
     if not spans:

@@ -62,9 +62,11 @@ class PoolStats:
     timeouts: int = 0
     """Workers killed at the item limit."""
     crashes: int = 0
-    """Workers that died on an item (memory, stack)."""
+    """Workers that died under an item (memory, stack, or killed from outside)."""
     missed_deadline: int = 0
     """Items that got the fallback at a group's deadline."""
+    slowest_s: float = 0.0
+    """Seconds of the longest comparison, the killing of its worker included."""
 
 
 class _Batch:
@@ -128,6 +130,7 @@ class VerifierPool:
             )
         self.settings = settings
         self.stats = PoolStats()
+        self._stats_lock = threading.Lock()
         self._item_timeout_s = item_timeout_s
         self._group_deadline_s = group_deadline_s
         self._cache: OrderedDict[_Pair, Reason] = OrderedDict()
@@ -138,7 +141,7 @@ class VerifierPool:
         self._threads = [
             threading.Thread(
                 target=_work,
-                args=(self._jobs, self._nursery, item_timeout_s, self.stats),
+                args=(self._jobs, self._nursery, item_timeout_s, self.stats, self._stats_lock),
                 name=f"verifier-{index}",
                 daemon=True,
             )
@@ -183,7 +186,8 @@ class VerifierPool:
                 if reason is None:
                     slow.append((gold, answer))
         reasons.update(self._compare(slow, deadline))
-        self.stats.quick += len(requests) - len(slow)
+        with self._stats_lock:
+            self.stats.quick += len(requests) - len(slow)
         return [
             answer
             if isinstance(answer, Verdict)
@@ -227,7 +231,8 @@ class VerifierPool:
         if batch.error is not None:
             raise batch.error
         reasons = dict(batch.reasons)
-        self.stats.missed_deadline += len(pairs) - len(reasons)
+        with self._stats_lock:
+            self.stats.missed_deadline += len(pairs) - len(reasons)
         with self._cache_lock:
             self._cache.update(reasons)
             while len(self._cache) > _CACHE_ENTRIES:
@@ -254,6 +259,8 @@ def _seconds_to(deadline: float) -> float | None:
 
 def _shut_down(jobs: queue.Queue[_Job | None], nursery: _Nursery, threads: int) -> None:
     """Drop what is queued, end the processes, and tell the threads to end."""
+    if not nursery.ours:
+        return  # In a fork of the process that made the pool: nothing here is this one's.
     while True:
         try:
             job = jobs.get_nowait()
@@ -271,6 +278,7 @@ class _Nursery:
 
     def __init__(self, settings: AccuracySettings, memory_limit_mb: int) -> None:
         self._arguments = (settings_to_json(settings), str(memory_limit_mb))
+        self._owner = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
         self._start()
@@ -291,6 +299,11 @@ class _Nursery:
         self._replies = ours.makefile("rb")
         self._ready = False
         self._workers: set[int] = set()
+
+    @property
+    def ours(self) -> bool:
+        """Whether this is the process that started it, not a fork of that one."""
+        return os.getpid() == self._owner
 
     def spawn(self) -> tuple[int, socket.socket]:
         """A new worker: its pid and the socket to it. Raises RuntimeError where none can start."""
@@ -399,33 +412,49 @@ class _Worker:
 
 
 def _work(
-    jobs: queue.Queue[_Job | None], nursery: _Nursery, item_timeout_s: float, stats: PoolStats
+    jobs: queue.Queue[_Job | None],
+    nursery: _Nursery,
+    item_timeout_s: float,
+    stats: PoolStats,
+    stats_lock: threading.Lock,
 ) -> None:
     """A worker's thread: one pair at a time, until None. Does not hold on to the pool."""
     worker: _Worker | None = None
+
+    def compare(pair: _Pair) -> Reason:
+        """The pair's reason; a worker that died under it gives it one more try."""
+        nonlocal worker
+        for _ in range(2):
+            if worker is not None and worker.worn:
+                worker.end()
+                worker = None
+            worker = worker or _Worker(nursery, item_timeout_s)
+            start = time.monotonic()
+            reason = late = None
+            try:
+                reason = worker.compare(pair)
+            except OSError as error:
+                late = isinstance(error, TimeoutError)
+                worker.end()
+                worker = None
+            with stats_lock:
+                stats.slowest_s = max(stats.slowest_s, time.monotonic() - start)
+                stats.compared += reason is not None
+                stats.timeouts += late is True
+                stats.crashes += late is False
+            if reason is not None:
+                return reason
+            if late:
+                break
+        return Reason.TIMEOUT
+
     while (job := jobs.get()) is not None:
         batch, pair = job
         if batch.abandoned:
             continue
-        if worker is not None and worker.worn:
-            worker.end()
-            worker = None
         try:
-            worker = worker or _Worker(nursery, item_timeout_s)
-            reason = worker.compare(pair)
-            stats.compared += 1
-        except TimeoutError:
-            reason = Reason.TIMEOUT
-            stats.timeouts += 1
-        except OSError:
-            reason = Reason.TIMEOUT
-            stats.crashes += 1
+            batch.put(pair, compare(pair))
         except RuntimeError as error:
             batch.fail(error)
-            continue
-        if reason is Reason.TIMEOUT and worker is not None:
-            worker.end()
-            worker = None
-        batch.put(pair, reason)
     if worker is not None:
         worker.end()

@@ -67,8 +67,9 @@ def serve(connection: socket.socket, settings: AccuracySettings) -> None:
 
 
 def _limit_memory(memory_limit_mb: int) -> None:
-    limit = memory_limit_mb * 1024 * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if sys.platform == "linux":  # Others have no such limit, or do not keep it.
+        limit = memory_limit_mb * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

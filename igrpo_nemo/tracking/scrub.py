@@ -84,6 +84,8 @@ def _suspicion(key: str) -> int:
     if _ALWAYS.search(key):
         return 2
     words = [word.lower() for word in _WORD.findall(key) if not word.isdigit()]
+    if words and words[-1] == "env":
+        return 0  # the name of an environment variable, not what it holds
     for position, word in enumerate(words):
         if not _OFTEN.fullmatch(word):
             continue

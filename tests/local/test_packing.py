@@ -75,6 +75,15 @@ def test_mamba_hybrids_are_not_packed(make_model):
     assert not can_pack(model) and not can_fuse(model)
 
 
+def test_gradient_checkpointing_changes_no_gradient(make_model, make_rows):
+    model, rows = make_model("qwen3").train(), make_rows(SHAPE)
+    _, loss, gradient = _loss_and_gradient(model, rows, packed=True)
+    model.gradient_checkpointing_enable()
+    _, repeated_loss, repeated_gradient = _loss_and_gradient(model, rows, packed=True)
+    assert abs(loss - repeated_loss) < 1e-6
+    assert _largest_difference(gradient, repeated_gradient) < 1e-6
+
+
 @pytest.mark.parametrize("attend", [group_attention, expanded_attention])
 def test_group_attention_equals_a_dense_mask(attend):
     trunks, branches = [7, 1, 0, 5], [[3, 4, 1], [2, 2], [3, 1], []]
@@ -176,7 +185,7 @@ def test_micro_batches_respect_max_rows_and_single_rows_above_the_limit(make_row
     assert max(len(batch) for batch in by_rows) == 2 and sum(map(len, by_rows)) == 6
     by_tokens = split_micro_batches(rows, max_tokens=20, max_rows=None)
     assert sum(map(len, by_tokens)) == 6
-    assert split_micro_batches(rows, max_tokens=None, max_rows=None)[0].__len__() == 6
+    assert [len(b) for b in split_micro_batches(rows, max_tokens=None, max_rows=None)] == [6]
 
 
 def test_micro_batch_gradients_add_up(make_model, make_rows):

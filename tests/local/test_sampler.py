@@ -28,12 +28,12 @@ def _ids(results):
     return [[completion.token_ids for completion in result] for result in results]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("fused", [True, False])
+DECODERS = [("qwen2", True), ("llama", True), *((family, False) for family in FAMILIES)]
+
+
+@pytest.mark.parametrize(("family", "fused"), DECODERS)
 @pytest.mark.parametrize("truncation", [{}, {"top_p": 0.9, "top_k": 50}])
 def test_sampler_logprobs_equal_training_logprobs(family, fused, truncation, make_model, tokenizer):
-    if fused and family not in ("qwen2", "llama"):
-        pytest.skip("this family is decoded by its own forward")
     model = make_model(family)
     requests = _requests(len(tokenizer), [(13, 3), (1, 2), (20, 4), (7, 1)])
     params = SamplingParams(
@@ -96,13 +96,15 @@ def test_long_completions_outgrow_the_first_cache(fused, make_model, tokenizer):
             assert len(completion.token_ids) == 128 - 3, "the context is the limit"
 
 
-def test_greedy_is_the_arg_max_at_temperature_one(make_model, tokenizer):
+@pytest.mark.parametrize("prompt", [(9, 8, 7), (9,)])
+@pytest.mark.parametrize("fused", [True, False])
+def test_greedy_is_the_arg_max_at_temperature_one(prompt, fused, make_model, tokenizer):
     model = make_model("qwen2")
-    (result,) = Sampler(model, tokenizer).sample(
-        [SampleRequest((9, 8, 7), 2, "greedy")], SamplingParams(10, temperature=0)
+    (result,) = Sampler(model, tokenizer, fused=fused).sample(
+        [SampleRequest(prompt, 2, "greedy")], SamplingParams(10, temperature=0)
     )
     assert result[0] == result[1]
-    ids = [9, 8, 7]
+    ids = list(prompt)
     for token, logprob in zip(result[0].token_ids, result[0].logprobs, strict=True):
         log_V = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         assert token == log_V.argmax() and abs(logprob - log_V[token].item()) < 1e-5
@@ -171,14 +173,14 @@ def test_every_end_token_ends_a_completion(fused, make_model, tokenizer):
         assert after.text == tokenizer.decode(text_ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_stop_strings_may_span_tokens(fused, make_model, tokenizer):
+@pytest.mark.parametrize("suffix", [0, 1])
+def test_stop_strings_may_span_tokens(suffix, make_model, tokenizer):
     model = make_model("qwen2")
     request = SampleRequest((3, 1, 4), 30, "stops")
-    sampler = Sampler(model, tokenizer, fused=fused)
+    sampler = Sampler(model, tokenizer)
     free = sampler.sample([request], SamplingParams(16))[0]
     printable = [c for c in free if c.text[6:12].isascii() and len(c.text) > 14]
-    stop = printable[0].text[6:12]
+    stop = printable[0].text[6:12] + suffix * printable[0].text[12:13]
     stopped = sampler.sample([request], SamplingParams(16, stop_strings=("never", stop)))[0]
     assert any(c.stop_reason is StopReason.STOP_STRING for c in stopped)
     for before, after in zip(free, stopped, strict=True):
@@ -220,6 +222,22 @@ def test_sampling_follows_training_and_leaves_no_trace(fused, make_model, tokeni
     after = sampler.sample(requests, params)
     assert after != before
     assert _ids(after) == _ids(Sampler(model, tokenizer, fused=fused).sample(requests, params))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_autocast_samples_in_lower_precision(fused, make_model, tokenizer):
+    model = make_model("qwen2")
+    request = SampleRequest((6, 5, 4, 3), 6, "autocast")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (result,) = Sampler(model, tokenizer, fused=fused).sample([request], SamplingParams(20))
+    rows = [TrainingRow("g", Stage.DRAFT, request.prompt_ids, c, 0.0) for c in result]
+    batch = completion_logprobs(model, rows, temperature=1.0)
+    differences = [
+        abs(sampled - exact)
+        for completion, logprobs_T in zip(result, batch.logprobs_RT.tolist(), strict=True)
+        for sampled, exact in zip(completion.logprobs, logprobs_T, strict=False)
+    ]
+    assert 1e-5 < max(differences) < 0.2
 
 
 def test_progress_is_reported_and_may_abandon_the_call(make_model, tokenizer):

@@ -1,63 +1,52 @@
-"""The real NeMo-RL 0.7.0, where its source is found, and one small Ray for all tests."""
+"""One small Ray for all tests of this folder, and the small policy that they train."""
 
 from __future__ import annotations
 
 import os
 import sys
-import typing
 from pathlib import Path
 
+import nemo_source
 import pytest
-import typing_extensions
-
-DEFAULT_SOURCE = Path.home() / ".cache" / "igrpo-nemo" / "nemo-rl-0.7.0"
-MISSING = (
-    "NeMo-RL 0.7.0 is neither importable nor found: set NEMO_RL_SRC to its source tree, or put it "
-    f"in {DEFAULT_SOURCE}"
-)
-
-if sys.version_info < (3, 12):
-    # pydantic, through which NeMo-RL reads its configs, refuses the standard one before 3.12.
-    typing.TypedDict = typing_extensions.TypedDict  # type: ignore[misc]
 
 os.environ["NEMO_RL_PY_EXECUTABLES_SYSTEM"] = "1"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-
-def _find_nemo_rl() -> bool:
-    source = Path(os.environ.get("NEMO_RL_SRC", DEFAULT_SOURCE))
-    if (source / "nemo_rl").is_dir():
-        sys.path.insert(0, str(source))
-        return True
-    try:
-        import nemo_rl  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-FOUND = _find_nemo_rl()
-collect_ignore_glob = [] if FOUND else ["test_*.py"]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not FOUND:
-        for item in items:
-            if "tests/nemo" in str(item.path):
-                item.add_marker(pytest.mark.skip(reason=MISSING))
+SITE = """\
+import sys
+if sys.version_info < (3, 12):
+    import typing
+    import typing_extensions
+    typing.TypedDict = typing_extensions.TypedDict
+"""
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """Two CPUs are enough: the environment actor and what a trainer may start beside it."""
+def ray_cluster(tmp_path_factory):
+    """Two CPUs: the environment actor, and what a trainer may start beside it.
+
+    Ray's processes find this folder's modules and NeMo-RL, and get the same `TypedDict`.
+    """
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
-    )
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(SITE)
+    paths = [str(site), str(Path(__file__).parent), *filter(None, sys.path)]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory) -> str:
+    """A small policy that answers in the format half of the time: rewards differ within groups."""
+    assert nemo_source.FOUND
+    from runs import tiny_policy
+
+    return tiny_policy(tmp_path_factory.mktemp("policy"))

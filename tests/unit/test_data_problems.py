@@ -117,7 +117,7 @@ def test_duplicates_and_overlap_are_reported_and_removed_when_asked(write, monke
     monkeypatch.setenv("IGRPO_DATA_DIR", str(folder))
     path = write(
         [
-            {"problem": "Find $ \\frac12 $ of 4!", "answer": "2"},
+            {"problem": "Find $ \\frac12 $ of 4?", "answer": "2"},
             {"problem": "Find 1+1.", "answer": "2"},
             {"problem": "find  1 + 1", "answer": "2"},
         ]
@@ -134,7 +134,9 @@ def test_duplicates_and_overlap_are_reported_and_removed_when_asked(write, monke
 
 def test_a_fingerprint_keeps_what_distinguishes_problems():
     assert fingerprint("Find $x^2$") != fingerprint("Find $x^3$")
-    assert fingerprint("Subproblem 0: Find it") == fingerprint("find it!")
+    assert fingerprint("Subproblem 0: Find it") == fingerprint("find it?")
+    assert fingerprint("Find $1+2$") != fingerprint("Find $1-2$")
+    assert fingerprint("Find 1.5") != fingerprint("Find 15")
 
 
 def test_the_check_of_references_is_cached_whole_or_not_at_all(monkeypatch):

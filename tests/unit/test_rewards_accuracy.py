@@ -33,6 +33,7 @@ from igrpo_nemo.rewards.refute import refuted
         ("5", "<think>\\boxed{5}</think>", Reason.NO_ANSWER),
         ("5", "\\boxed{" + "9" * 3_000 + "}", Reason.TOO_LONG),
         ("5", "\\boxed{\\frac{}{}}", Reason.UNPARSEABLE),
+        ("5", "<answer>" + "(" * 30 + "5" + ")" * 30 + "</answer>", Reason.UNPARSEABLE),
     ],
 )
 def test_every_verdict_has_its_reason(gold, text, reason):
@@ -116,4 +117,5 @@ def test_references_are_equal_to_themselves(name, key):
     for gold in golds:
         assert verify_completion(gold, f"<answer>{gold}</answer>").correct, gold
         assert verify_completion(gold, f"so it is $\\boxed{{{gold}}}$.").correct, gold
-        assert full_verdict(gold, gold) is Reason.MATCH or gold.count("$"), gold
+    # The fast path called them equal; math-verify does too.
+    assert all(full_verdict(gold, gold) is Reason.MATCH for gold in golds[:150])

@@ -97,14 +97,14 @@ def _respelled(text: str, rng: random.Random) -> str:
 def test_the_fast_path_never_contradicts_math_verify():
     rng = random.Random(20_260)
     decided = 0
-    for _ in range(1_500):
+    for _ in range(1_000):
         gold = _text(rng)
         answer = _respelled(gold, rng)
         quick = quick_verdict(gold, answer)
         if quick is not None:
             decided += 1
             assert quick is full_verdict(gold, answer), (gold, answer)
-    assert decided > 1_000
+    assert decided > 600
 
 
 @pytest.mark.parametrize(

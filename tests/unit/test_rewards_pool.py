@@ -91,10 +91,9 @@ def test_a_worker_that_dies_is_replaced(pool):
     for pid in pool.process_ids()[1:]:
         os.kill(pid, signal.SIGKILL)
     verdicts = pool.verdicts(_formulas(90)[60:])
-    lost = [v for v in verdicts if v.reason is Reason.TIMEOUT]
-    # Each dead worker costs at most the one item that meets it.
-    assert len(lost) <= 2
-    assert all(v.correct for v in pool.verdicts([_request("z + 1", "1 + z")] * 3))
+    # The item under which a worker died has another try.
+    assert [v.correct for v in verdicts] == [i % 3 != 0 for i in range(60, 90)]
+    assert pool.stats.crashes == 2
 
 
 def test_a_nursery_that_dies_is_replaced():
@@ -103,7 +102,7 @@ def test_a_nursery_that_dies_is_replaced():
         old = pool.process_ids()
         os.kill(old[0], signal.SIGKILL)
         assert _gone(old)
-        pool.verdicts([_request("z + 2", "2 + z")])
+        assert pool.verdicts([_request("z + 2", "2 + z")])[0].correct
         assert pool.verdicts([_request("z + 3", "3 + z")])[0].correct
         assert pool.process_ids()[0] != old[0]
 
@@ -270,15 +269,12 @@ def test_a_thousand_hostile_completions():
     assert len(hostile) >= 1_000
     with VerifierPool(workers=2, item_timeout_s=limit, group_deadline_s=240.0) as pool:
         pool.warm_up()
-        start = time.monotonic()
         verdicts = pool.verdicts(requests)
-        seconds = time.monotonic() - start
         pids = pool.process_ids()
         stats = pool.stats
     verdict_of = dict(zip(map(id, requests), verdicts, strict=True))
     assert not any(verdict_of[id(request)].correct for request in hostile)
     assert [verdict_of[id(r)].correct for r in good] == [i % 3 != 0 for i in range(40)]
-    # No item took longer than its limit and a second: otherwise the whole would take longer.
     assert stats.missed_deadline == 0
-    assert seconds < 20.0 + (stats.timeouts + 1) * (limit + 1.0) / 2
+    assert stats.timeouts > 10 and stats.slowest_s < limit + 1.0
     assert len(pids) <= 3 and _gone(pids)

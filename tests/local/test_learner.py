@@ -1,0 +1,183 @@
+"""The policy update against a naive one, and against itself cut into other pieces."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+
+from igrpo_nemo.local.learner import Learner, LearnerSettings
+from igrpo_nemo.local.model import SmallModelSpec, build_small_model
+from igrpo_nemo.local.tokenizer import build_small_tokenizer
+from igrpo_nemo.objectives.surrogate import SurrogateConfig
+from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
+
+TEMPERATURE = 0.7
+
+
+@pytest.fixture(scope="module")
+def initial():
+    tokenizer = build_small_tokenizer(["some text"], 262)
+    return build_small_model(SmallModelSpec(32, 2, 4, 2, 64, 128, 100.0, 0.2), tokenizer, seed=1)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = random.Random(0)
+
+    def ids(length):
+        return tuple(rng.randrange(262) for _ in range(length))
+
+    result = []
+    for group in range(4):
+        context = ids(rng.randint(5, 20))
+        for _ in range(4):
+            completion = Completion("", ids(rng.randint(1, 9)), (), StopReason.EOS)
+            reward = float(rng.choice((0, 1, 2)))
+            result.append(TrainingRow(str(group), Stage.REFINE, context, completion, reward))
+    return result
+
+
+def learner_of(model, **settings):
+    surrogate = settings.pop("surrogate", SurrogateConfig(ratio_clip_min=0.2, ratio_clip_max=0.2))
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Learner(
+        model,
+        optimizer,
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        LearnerSettings(surrogate, temperature=TEMPERATURE, max_grad_norm=None, **settings),
+    )
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def naive_loss(model, rows):
+    """Eq. 5 at ratio 1, row by row through the model's own forward pass."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row.reward)
+    total = torch.zeros(())
+    for row in rows:
+        rewards = torch.tensor(groups[row.group])
+        std = rewards.std()
+        advantage = (row.reward - rewards.mean()) / (std + 1e-6) if std > 0 else torch.zeros(())
+        ids = torch.tensor([[*row.context_ids, *row.completion.token_ids]])
+        logits = model(ids).logits[0] / TEMPERATURE
+        first = len(row.context_ids)
+        logprobs = logits.log_softmax(-1)[first - 1 : -1]
+        chosen = logprobs.gather(1, ids[0, first:, None])[:, 0]
+        ratio = (chosen - chosen.detach()).exp()
+        total = total - (ratio * advantage).mean() / len(rows)
+    return total
+
+
+def test_an_update_is_a_step_along_the_gradient_of_eq_5(initial, rows):
+    learner = learner_of(initial)
+    metrics = learner.update(rows)
+    naive = copy.deepcopy(initial)
+    loss = naive_loss(naive, rows)
+    loss.backward()
+    torch.optim.SGD(naive.parameters(), lr=0.1).step()
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    moved = (weights(naive) - weights(initial)).norm()
+    assert (weights(learner.model) - weights(naive)).norm() < 1e-5 * moved
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {"max_micro_batch_tokens": 40},
+        {"max_micro_batch_tokens": 1},
+        {"packed": False, "max_micro_batch_rows": 16},
+        {"packed": False, "max_micro_batch_rows": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("token_level", [False, True])
+def test_how_rows_are_cut_changes_memory_and_nothing_else(
+    initial, rows, pieces, updates, token_level
+):
+    surrogate = SurrogateConfig(
+        ratio_clip_min=0.2, ratio_clip_max=0.28, token_level_loss=token_level
+    )
+    whole = learner_of(initial, surrogate=surrogate, updates=updates)
+    cut = learner_of(initial, surrogate=surrogate, updates=updates, **pieces)
+    expected, measured = whole.update(rows), cut.update(rows)
+    assert measured == pytest.approx(expected, abs=2e-6, rel=1e-4)
+    assert (weights(cut.model) - weights(whole.model)).abs().max() < 1e-6
+
+
+def test_several_updates_have_ratios_off_one(initial, rows):
+    metrics = learner_of(initial, updates=4).update(rows)
+    assert metrics["policy/ratio_max"] > 1.0001
+    assert learner_of(initial).update(rows)["policy/ratio_max"] == 1.0
+
+
+def test_overlong_filtering_keeps_the_baseline_and_drops_the_row(initial, rows):
+    from dataclasses import replace
+
+    truncated = replace(rows[0].completion, stop_reason=StopReason.LENGTH)
+    marked = [replace(rows[0], completion=truncated), *rows[1:]]
+    filtered, plain = learner_of(initial, overlong_filtering=True), learner_of(initial)
+    filtered.update(marked)
+    plain.update(marked)
+    assert (weights(filtered.model) - weights(plain.model)).abs().max() > 1e-6
+    nothing = [replace(row, completion=truncated) for row in rows]
+    idle = learner_of(initial, overlong_filtering=True)
+    assert idle.update(nothing)["grad_norm"] == 0.0
+    assert torch.equal(weights(idle.model), weights(initial))
+
+
+def test_stopping_between_micro_batches_leaves_everything_as_it_was(initial, rows):
+    class Stop(Exception):
+        pass
+
+    learner = learner_of(initial, max_micro_batch_tokens=40)
+    calls = []
+
+    def stop_at_third():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stop
+
+    learner.between_micro_batches = stop_at_third
+    with pytest.raises(Stop):
+        learner.update(rows)
+    assert torch.equal(weights(learner.model), weights(initial))
+    learner.between_micro_batches = lambda: None
+    learner.update(rows)
+    whole = learner_of(initial, max_micro_batch_tokens=40)
+    whole.update(rows)
+    assert torch.equal(weights(learner.model), weights(whole.model))
+
+
+def test_a_restored_learner_goes_on_bit_for_bit(initial, rows):
+    def adam(model):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+        surrogate = SurrogateConfig(ratio_clip_min=0.2, ratio_clip_max=0.2)
+        return Learner(model, optimizer, scheduler, LearnerSettings(surrogate))
+
+    whole = adam(copy.deepcopy(initial))
+    for _ in range(3):
+        whole.update(rows)
+    saved, middle = copy.deepcopy(whole.state_dict()), copy.deepcopy(whole.model)
+    whole.update(rows)
+    restored = adam(middle)
+    restored.load_state_dict(saved)
+    restored.update(rows)
+    assert torch.equal(weights(restored.model), weights(whole.model))
+
+
+def test_a_kl_penalty_needs_the_reference_policy(initial):
+    surrogate = SurrogateConfig(
+        ratio_clip_min=0.2, ratio_clip_max=0.2, reference_policy_kl_penalty=0.1
+    )
+    with pytest.raises(ValueError, match="reference policy"):
+        learner_of(initial, surrogate=surrogate)

@@ -1,0 +1,122 @@
+"""A policy and a task small enough to run NeMo-RL's loop in a second or two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from igrpo_nemo.config import Config, load_config
+from igrpo_nemo.types import Rollout
+
+TASK = [
+    "experiment=demo",
+    "data.train.lengths=[2]",
+    "data.train.num_problems=64",
+    "data.validation.num_problems=16",
+    "grpo.max_val_samples=16",
+    "grpo.val_batch_size=16",
+    "grpo.num_prompts_per_step=8",
+    "grpo.max_num_steps=2",
+    "grpo.val_period=0",
+    "grpo.val_at_start=false",
+    "grpo.val_at_end=false",
+    "checkpointing.enabled=false",
+    "checkpointing.metric_name=null",
+    "policy.max_total_sequence_length=128",
+    "policy.generation.max_new_tokens=24",
+    "igrpo.schedule.decay=constant",
+    "igrpo.schedule.warmup_ratio=0.0",
+    "logger.tensorboard_enabled=false",
+    "igrpo.budget=null",
+]
+
+
+def tiny_policy(folder: Path) -> str:
+    """A small model that has half learnt the task, in about ten seconds of CPU."""
+    from igrpo_nemo.local.small_policy import warmup_spec
+    from igrpo_nemo.local.warmup import warmed_up_folder
+
+    config = load_config([*TASK, "igrpo.warmup.steps=150", "igrpo.warmup.batch_size=64"])
+    return str(warmed_up_folder(warmup_spec(config), cache_dir=folder))
+
+
+def tiny_config(policy: str, log_dir: Path, *overrides: str) -> Config:
+    """The task on engine `nemo_rl_local` with that policy."""
+    return load_config(
+        [
+            *TASK,
+            "model=hf",
+            f"policy.model_name={policy}",
+            f"logger.log_dir={log_dir}",
+            "engine=nemo_rl_local",
+            *overrides,
+        ]
+    )
+
+
+@dataclass
+class Seen:
+    """What a run's rollouts were made of: per call the plain rollouts and NeMo-RL's batch."""
+
+    rollouts: list[list[Rollout]] = field(default_factory=list)
+    batches: list[Any] = field(default_factory=list)
+    policies: list[Any] = field(default_factory=list)
+
+
+@contextmanager
+def watched() -> Iterator[Seen]:
+    """Records every two-stage rollout of the runs inside, and the policies they train."""
+    from igrpo_nemo.nemo import local_policy, rollout
+
+    seen = Seen()
+    original = rollout._Call.result
+    make = local_policy.LocalPolicy.__init__
+
+    def result(call: Any, rollouts: list[Rollout]) -> Any:
+        seen.rollouts.append(list(rollouts))
+        returned = original(call, rollouts)
+        seen.batches.append(returned[0])
+        return returned
+
+    def init(policy: Any, *args: Any, **kwargs: Any) -> None:
+        make(policy, *args, **kwargs)
+        seen.policies.append(policy)
+
+    with (
+        mock.patch.object(rollout._Call, "result", result),
+        mock.patch.object(local_policy.LocalPolicy, "__init__", init),
+    ):
+        yield seen
+
+
+def train(config: Config) -> Seen:
+    """Runs the launcher and returns what was seen."""
+    from igrpo_nemo.nemo.launch import train as launch
+
+    with watched() as seen:
+        assert launch(config) == 0
+    return seen
+
+
+def metrics(log_dir: Path, kind: str = "train") -> list[dict[str, float]]:
+    """The metrics of each step of a run folder."""
+    lines = (log_dir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [record["metrics"] for record in records if record["kind"] == kind]
+
+
+def dump(log_dir: Path, step: int) -> list[dict[str, Any]]:
+    """The rows that NeMo-RL trained on in a step, as it wrote them out."""
+    path = log_dir / "nemo_rl" / f"train_data_step{step}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: _first(value) for key, value in row.items()} for row in rows]
+
+
+def _first(value: Any) -> Any:
+    """NeMo-RL writes each value as a batch of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

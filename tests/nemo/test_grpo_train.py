@@ -1,0 +1,109 @@
+"""NeMo-RL's own `grpo_train` with iGRPO in it: what it trains on, per objective, N, G and engine."""
+
+from __future__ import annotations
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+import runs  # noqa: E402
+
+SYNC = "policy.generation.vllm_cfg.async_engine=false"
+ASYNC = "policy.generation.vllm_cfg.async_engine=true"
+
+CASES = [
+    pytest.param(4, 4, "grpo", SYNC, id="4-4-grpo-sync"),
+    pytest.param(2, 4, "gspo", ASYNC, id="2-4-gspo-async"),
+    pytest.param(4, 2, "dr_grpo", SYNC, id="4-2-dr_grpo-sync"),
+    pytest.param(4, 4, "dapo", ASYNC, id="4-4-dapo-async"),
+    pytest.param(4, 2, "grpo", ASYNC, id="4-2-grpo-async"),
+]
+
+
+@pytest.mark.parametrize(("drafts", "refinements", "objective", "engine"), CASES)
+def test_exactly_the_refinements_are_trained_under_their_q_prime(
+    ray_cluster, policy_folder, tmp_path, drafts, refinements, objective, engine
+):
+    """Rows, masks and groups of every step, as NeMo-RL itself wrote them to its dump."""
+    config = runs.tiny_config(
+        policy_folder,
+        tmp_path / "run",
+        f"objective={objective}",
+        f"igrpo.num_drafts={drafts}",
+        f"igrpo.num_refinements={refinements}",
+        engine,
+        "grpo.max_num_epochs=9",
+    )
+    seen = runs.train(config)
+
+    assert len(runs.metrics(tmp_path / "run")) == 2
+    known = {
+        (group.prompt.token_ids, completion.token_ids): score.reward
+        for call in seen.rollouts
+        for rollout in call
+        for group in rollout.refinements
+        for completion, score in zip(group.completions, group.scores, strict=True)
+    }
+    for call in seen.rollouts:
+        for rollout in call:
+            assert len(rollout.drafts.completions) == drafts
+            [group] = rollout.refinements
+            assert len(group.completions) == refinements
+    for step in (1, 2):
+        rows = runs.dump(tmp_path / "run", step)
+        assert len(rows) == 8 * refinements
+        assert any(advantage != 0 for row in rows for advantage in row["advantages"])
+        groups: dict[tuple[int, ...], int] = {}
+        for row in rows:
+            length = row["input_lengths"]
+            ids, mask = row["token_ids"][:length], row["token_loss_mask"][:length]
+            start = mask.index(1)
+            assert mask == [0] * start + [1] * (length - start)
+            context, completion = tuple(ids[:start]), tuple(ids[start:])
+            assert (context, completion) in known
+            groups[context] = groups.get(context, 0) + 1
+        assert set(groups.values()) == {refinements} or objective != "grpo"
+        assert sum(groups.values()) == 8 * refinements
+        assert all(count % refinements == 0 for count in groups.values())
+
+
+def test_validation_is_single_shot_on_the_bare_prompt(ray_cluster, policy_folder, tmp_path):
+    import json
+
+    config = runs.tiny_config(
+        policy_folder, tmp_path / "run", "grpo.val_at_start=true", "grpo.max_num_steps=1"
+    )
+    runs.train(config)
+    path = tmp_path / "run" / "nemo_rl" / "val_data_step0.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 16
+    for row in rows:
+        [log] = row["content"]
+        answers = [message for message in log if message["role"] == "assistant"]
+        assert len(answers) == 1
+        assert "<draft>" not in log[0]["content"]
+    [validation] = runs.metrics(tmp_path / "run", "val")
+    assert set(validation) >= {"val/accuracy", "val/accuracy_stderr", "val/format", "val/tokens"}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(ray_cluster, policy_folder, tmp_path):
+    """Weights bit for bit, and the log line of every step, after 2 + 2 steps and after 4."""
+    from safetensors.torch import load_file
+
+    saving = ["checkpointing.enabled=true", "checkpointing.save_period=2", "grpo.max_num_epochs=2"]
+    whole = runs.tiny_config(policy_folder, tmp_path / "whole", *saving, "grpo.max_num_steps=4")
+    runs.train(whole)
+    parts = tmp_path / "parts"
+    runs.train(runs.tiny_config(policy_folder, parts, *saving, "grpo.max_num_steps=2"))
+    assert (parts / "finished").exists()
+    runs.train(runs.tiny_config(policy_folder, parts, *saving, "grpo.max_num_steps=4"))
+
+    weights = "checkpoints/step_4/policy/weights/model.safetensors"
+    ours, theirs = load_file(parts / weights), load_file(tmp_path / "whole" / weights)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    stable = ("loss", "igrpo/draft_reward", "igrpo/refinement_reward", "lr", "grad_norm")
+    pairs = list(zip(runs.metrics(parts), runs.metrics(tmp_path / "whole"), strict=True))
+    assert len(pairs) == 4
+    for ours, theirs in pairs:
+        assert [ours[name] for name in stable] == [theirs[name] for name in stable]

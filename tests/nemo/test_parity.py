@@ -1,0 +1,138 @@
+"""NeMo-RL's loop and the embedded engine: the same advantages, loss, gradient and update.
+
+NeMo-RL's `grpo_train` runs for one step; the rows it trained on then go through the embedded
+engine's learner, from the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import nemo_source
+import pytest
+import torch
+
+nemo_source.require()
+
+import runs  # noqa: E402
+
+from igrpo_nemo.local.learner import Learner  # noqa: E402
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler  # noqa: E402
+from igrpo_nemo.local.policy import open_policy  # noqa: E402
+from igrpo_nemo.local.settings import feedback_of, learner_settings  # noqa: E402
+from igrpo_nemo.local.shaping import shape_rows  # noqa: E402
+from igrpo_nemo.objectives.advantage import group_advantages  # noqa: E402
+
+CASES = [
+    ("grpo", "[refine]"),
+    ("grpo", "[draft,refine]"),
+    ("gspo", "[refine]"),
+    ("gspo", "[draft,refine]"),
+    ("dr_grpo", "[refine]"),
+    ("dr_grpo", "[draft,refine]"),
+    ("dapo", "[refine]"),
+]
+
+
+def _nemo_step(policy_folder, log_dir, monkeypatch, *overrides):
+    """One step of NeMo-RL's loop: its config, rollouts, training data and the policy around it."""
+    from igrpo_nemo.nemo import local_policy
+
+    taken = {}
+    original = local_policy.LocalPolicy.train
+
+    def train(policy, data, loss_fn, *args, **kwargs):
+        taken["before"] = copy.deepcopy(policy.model.state_dict())
+        taken["data"], taken["policy"] = data, policy
+        taken["result"] = original(policy, data, loss_fn, *args, **kwargs)
+        return taken["result"]
+
+    monkeypatch.setattr(local_policy.LocalPolicy, "train", train)
+    config = runs.tiny_config(
+        policy_folder, log_dir, "grpo.max_num_steps=1", "igrpo.entropy.exact=true", *overrides
+    )
+    seen = runs.train(config)
+    return config, seen, taken
+
+
+@pytest.mark.parametrize(("objective", "stages"), CASES)
+def test_one_step_is_the_same_on_both_engines(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, objective, stages
+):
+    """Advantages and loss to 1e-6 relative; gradient and update to 1e-5 in relative L2 norm."""
+    config, seen, nemo = _nemo_step(
+        policy_folder,
+        tmp_path / "run",
+        monkeypatch,
+        f"objective={objective}",
+        f"igrpo.train_stages={stages}",
+        "igrpo.feedback=best_draft",
+    )
+    rows = _trained_rows(config, seen, nemo["data"])
+    policy = open_policy(policy_folder, precision="float32")
+    policy.model.load_state_dict(nemo["before"])
+    keys = config.policy.optimizer
+    optimizer = build_optimizer(
+        policy.model.parameters(), keys.name, keys.kwargs.model_dump(exclude_none=True)
+    )
+    learner = Learner(
+        policy.model,
+        optimizer,
+        build_scheduler(optimizer, config.policy.scheduler or ()),
+        learner_settings(config),
+    )
+    _same_advantages(config, rows, nemo["data"])
+    learned = learner.update(rows)
+
+    updates = config.igrpo.updates_per_rollout
+    assert learned["loss"] == pytest.approx(
+        float(nemo["result"]["loss"].sum()) / updates, rel=1e-6, abs=1e-7
+    )
+    exact = sum(nemo["result"]["all_mb_metrics"]["exact_entropy"]) / updates
+    assert learned["entropy/exact"] == pytest.approx(exact, rel=1e-5)
+    theirs = nemo["policy"].model.state_dict()
+    ours = policy.model.state_dict()
+    moved = {name: ours[name] - nemo["before"][name] for name in ours}
+    expected = {name: theirs[name] - nemo["before"][name] for name in ours}
+    assert _norm(expected) > 0
+    gap = {name: moved[name] - expected[name] for name in moved}
+    assert _norm(gap) <= UPDATE_TOLERANCE * _norm(expected)
+
+
+UPDATE_TOLERANCE = 1e-5
+
+
+def _trained_rows(config, seen, data):
+    """The core's training rows in the order in which NeMo-RL trained on them."""
+    feedback = feedback_of(config)
+    known = {}
+    for call in seen.rollouts:
+        for rollout in call:
+            for row in feedback.training_rows(rollout):
+                known[row.context_ids, row.completion.token_ids] = row
+    picked = []
+    for ids, length, mask in zip(
+        data["input_ids"], data["input_lengths"].tolist(), data["token_mask"], strict=True
+    ):
+        start = int(mask.nonzero()[0])
+        tokens = tuple(ids[:length].tolist())
+        picked.append(known[tokens[:start], tokens[start:]])
+    return shape_rows(picked, config.grpo.reward_scaling, config.grpo.reward_shaping)
+
+
+def _same_advantages(config, rows, data):
+    ours = group_advantages(
+        torch.tensor([row.reward for row in rows]),
+        [row.group for row in rows],
+        normalize_rewards=config.grpo.normalize_rewards,
+        use_leave_one_out_baseline=config.grpo.use_leave_one_out_baseline,
+        delta=config.igrpo.advantage_delta,
+    )
+    starts = data["token_mask"].argmax(dim=1)
+    theirs = data["advantages"].gather(1, starts[:, None])[:, 0]
+    assert ours.abs().max() > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def _norm(tensors) -> float:
+    return float(torch.cat([t.double().flatten() for t in tensors.values()]).norm())
