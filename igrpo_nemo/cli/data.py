@@ -10,7 +10,7 @@ EXAMPLES = """\
 
 COMMAND = Command(
     name="data",
-    help="describe a data set: rows, drops, lengths, duplicates, overlap, samples",
+    help="describe a data set: drops, lengths, overlap",
     usage="inspect NAME [--split SPLIT] [--tokenizer PATH] [--json] ...",
     examples=EXAMPLES,
     add_flags=add_flags,

@@ -95,7 +95,7 @@ class Learner:
             keep = [i for i, row in enumerate(rows) if not row.completion.truncated]
             rows, advantages = [rows[i] for i in keep], [advantages[i] for i in keep]
         if not rows:
-            lr = self.scheduler.get_last_lr()[0]
+            lr = float(self.scheduler.get_last_lr()[0])
             for _ in range(self.settings.updates):
                 self.scheduler.step()
             return {"lr": lr, "loss": 0.0, "grad_norm": 0.0}

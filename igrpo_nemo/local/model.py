@@ -18,6 +18,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.tokenizer import load_tokenizer, token_id
@@ -157,6 +158,7 @@ def save_pretrained_folder(
         UserError: the disk is full or the folder cannot be written.
     """
     folder = Path(path)
+    hf_logging.disable_progress_bar()  # the console shows what is going on
     try:  # boundary: the file system
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)

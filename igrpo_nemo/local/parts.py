@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -201,7 +202,7 @@ def _restore(parts: Parts, checkpoint: LoadedCheckpoint) -> None:
     """
     stages = parts.config.policy.scheduler
     load_weights(parts.policy.model, checkpoint.model_path)
-    restore_rng(checkpoint.tensors["rng"])
+    restore_rng(cast(dict[str, object], checkpoint.tensors["rng"]))
     same_schedule = checkpoint.state.extra.get("scheduler") == stages
     parts.learner.load_state_dict(checkpoint.tensors, with_schedule=same_schedule)
     extra = {**checkpoint.state.extra, "scheduler": stages}

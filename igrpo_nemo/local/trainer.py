@@ -122,6 +122,7 @@ class Trainer:
         """Metrics, then what is due: samples, validation, checkpoint."""
         step, grpo = self.state.step, self.config.grpo
         metrics = {**learned, **rollout_metrics(batch.rollouts, batch.rows)}
+        metrics |= self.parts.environment.scorer.metrics()
         metrics |= self._performance(batch)
         if grpo.use_dynamic_sampling:
             metrics["igrpo/dynamic_sampling_draws"] = float(batch.draws)
@@ -203,10 +204,12 @@ class Trainer:
         self.save()
         summary = summarize(self.state, process_seconds())
         self.parts.folder.write_summary(summary)
+        start, end = (
+            _percent(self.state.extra.get(f"val_accuracy_{moment}")) for moment in ("start", "end")
+        )
         self.parts.console.note(
             f"done: {self.state.step} steps, {summary['seconds']:.0f} s, held-out accuracy "
-            f"{_percent(summary.get('val_accuracy_start'))} -> "
-            f"{_percent(summary.get('val_accuracy_end'))}; results in {self.parts.folder.path}"
+            f"{start} -> {end}; results in {self.parts.folder.path}"
         )
 
     def _on_stage(self, stage: Stage, done: int, total: int) -> None:

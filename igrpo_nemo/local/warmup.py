@@ -27,7 +27,7 @@ from igrpo_nemo.data.arithmetic import Chain, is_validation, sample_chain
 from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
 from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
-from igrpo_nemo.local.tokenizer import build_small_tokenizer
+from igrpo_nemo.local.tokenizer import build_small_tokenizer, token_id
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
 
@@ -156,6 +156,8 @@ def _demonstrations(
     draft_share: float,
 ) -> list[TrainingRow]:
     """One batch of demonstrations, about `draft_share` of them under a draft."""
+    end = token_id(tokenizer, "eos")
+    assert end is not None
     rows = []
     for index in range(spec.batch_size):
         chain = _training_chain(spec.lengths, rng)
@@ -167,7 +169,7 @@ def _demonstrations(
         else:
             prompt = prompts.question(problem)
             text = spec.demonstrator.solve(chain, rng)
-        ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+        ids = (*tokenizer(text, add_special_tokens=False).input_ids, end)
         completion = Completion(text, ids, (0.0,) * len(ids), StopReason.EOS)
         rows.append(TrainingRow(str(index), Stage.DRAFT, prompt.token_ids, completion, 0.0))
     return rows

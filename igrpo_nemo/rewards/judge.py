@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -270,12 +270,12 @@ class Judge:
             ) / 1e6
 
     def metrics(self) -> dict[str, float]:
-        """Running totals under the names of the run's metrics."""
-        stats = self.stats
-        names = ("judged", "cached", "requests", "fallbacks", "prompt_tokens", "completion_tokens")
-        totals = {f"judge/{name}": float(getattr(stats, name)) for name in names}
-        failures = {f"judge/failures/{kind}": float(n) for kind, n in stats.failures.items()}
-        return {**totals, "judge/cost": stats.cost, **failures}
+        """The counts of `stats` by name, failed requests by kind; totals since the judge was made."""
+        with self._stats_lock:
+            counts = asdict(self.stats)
+        failures = counts.pop("failures")
+        counts.update({f"failures/{kind}": number for kind, number in failures.items()})
+        return {name: float(value) for name, value in counts.items()}
 
 
 class _Failed(Exception):

@@ -23,7 +23,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import igrpo_nemo
@@ -242,6 +242,11 @@ class VerifierPool:
     def _cached(self, pair: _Pair) -> Reason | None:
         with self._cache_lock:
             return self._cache.get(pair)
+
+    def metrics(self) -> dict[str, float]:
+        """The counts of `stats` by name."""
+        with self._stats_lock:
+            return {name: float(value) for name, value in asdict(self.stats).items()}
 
     def close(self) -> None:
         """End the threads and processes; waits for them. Safe to call twice."""

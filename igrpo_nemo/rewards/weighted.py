@@ -42,8 +42,11 @@ class Scorer(Protocol):
     """Scores completions, in order. `close` frees what it holds and may be called twice."""
 
     component_names: tuple[str, ...]
+    weights: dict[str, float]
 
     def __call__(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
+
+    def metrics(self) -> dict[str, float]: ...
 
     def close(self) -> None: ...
 
@@ -135,8 +138,21 @@ class WeightedScorer:
             scores.append(Score(reward, components, str(verdict.reason)))
         return scores
 
+    def metrics(self) -> dict[str, float]:
+        """What the verifier and the components count, since they were made: `reward/<name>/...`."""
+        parts = {"verifier": self.verifier, **self._components}
+        found: dict[str, float] = {}
+        for name, part in parts.items():
+            counts = getattr(part, "metrics", None)
+            for key, value in (counts() if counts else {}).items():
+                found[f"reward/{name}/{key}"] = float(value)
+        return found
+
     def close(self) -> None:
         self.verifier.close()
+        for component in self._components.values():
+            if close := getattr(component, "close", None):
+                close()
 
 
 def build_scorer(

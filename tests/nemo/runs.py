@@ -98,9 +98,46 @@ def train(config: Config) -> Seen:
     """Runs the launcher and returns what was seen."""
     from igrpo_nemo.nemo.launch import train as launch
 
-    with watched() as seen:
+    with watched() as seen, shared_environments():
         assert launch(config) == 0
     return seen
+
+
+_environments: dict[str, Any] = {}
+
+
+@contextmanager
+def shared_environments() -> Iterator[None]:
+    """Runs with equal settings of the environment share an actor, whose start takes seconds."""
+    from nemo_rl.data import utils
+
+    original = utils.create_env
+
+    def create(env_name: str, env_config: dict[str, Any]) -> Any:
+        config = env_config["config"]
+        parts = [env_config["tokenizer"], config["igrpo"], config["policy"]["generation"]]
+        for key in UNSEEN_BY_ENVIRONMENTS:
+            parts[1] = {name: value for name, value in parts[1].items() if name != key}
+        parts[2] = {k: parts[2][k] for k in ("max_new_tokens", "temperature")}
+        parts.append(config["policy"]["max_total_sequence_length"])
+        key = json.dumps(parts, sort_keys=True)
+        if key not in _environments:
+            _environments[key] = original(env_name, env_config)
+        return _environments[key]
+
+    with mock.patch.object(utils, "create_env", create):
+        yield
+
+
+UNSEEN_BY_ENVIRONMENTS = (
+    "updates_per_rollout",
+    "constant_length_divisor",
+    "train_stages",
+    "draft_prefetch",
+    "short_circuit",
+    "entropy",
+)
+"""Keys of `igrpo` that change nothing in the environment."""
 
 
 def metrics(log_dir: Path, kind: str = "train") -> list[dict[str, float]]:

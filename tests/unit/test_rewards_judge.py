@@ -50,8 +50,8 @@ def test_scores_come_in_order_rounded_and_are_counted(stub, make_judge):
     requests, verdicts = _items(6)
     assert judge(requests, verdicts) == [0.25, 0.88] * 3
     metrics = judge.metrics()
-    assert metrics["judge/requests"] == metrics["judge/judged"] == 6
-    assert metrics["judge/cost"] == pytest.approx(6 * (100 * 2.0 + 10 * 10.0) / 1e6)
+    assert metrics["requests"] == metrics["judged"] == 6
+    assert metrics["cost"] == pytest.approx(6 * (100 * 2.0 + 10 * 10.0) / 1e6)
     assert stub.keys == {"Bearer stub-key"}
     assert stub.bodies[0]["response_format"]["json_schema"]["strict"] is True
 

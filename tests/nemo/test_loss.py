@@ -1,0 +1,161 @@
+"""NeMo-RL's loss with exact entropy and Dr. GRPO's divisor; sharded over two processes too."""
+
+from __future__ import annotations
+
+import nemo_source
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+nemo_source.require()
+
+from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn  # noqa: E402
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
+
+from igrpo_nemo.nemo.local_policy import next_token_logprobs  # noqa: E402
+from igrpo_nemo.nemo.loss import IGRPOLoss, exact_entropy, masked_entropy  # noqa: E402
+
+R, T, V = 3, 7, 12
+
+
+def _config(**values):
+    base = {
+        "reference_policy_kl_penalty": 0.0,
+        "reference_policy_kl_type": "k3",
+        "kl_input_clamp_value": None,
+        "kl_output_clamp_value": None,
+        "ratio_clip_min": 0.2,
+        "ratio_clip_max": 0.28,
+        "ratio_clip_c": None,
+        "use_on_policy_kl_approximation": False,
+        "use_importance_sampling_correction": False,
+        "truncated_importance_sampling_ratio": None,
+        "token_level_loss": False,
+    }
+    return ClippedPGLossConfig(**{**base, **values})
+
+
+def _batch():
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.zeros(R, T)
+    for row, (start, end) in enumerate([(2, 6), (3, 7), (1, 4)]):
+        mask[row, start:end] = 1
+    draw = lambda: -torch.rand(R, T, generator=generator)  # noqa: E731
+    data = BatchedDataDict(
+        {
+            "input_ids": torch.randint(0, V, (R, T), generator=generator),
+            "advantages": torch.tensor([1.2, -0.7, 0.4])[:, None].expand(R, T),
+            "prev_logprobs": draw(),
+            "generation_logprobs": draw(),
+            "reference_policy_logprobs": draw(),
+            "token_mask": mask,
+            "sample_mask": torch.tensor([1.0, 1.0, 0.0]),
+        }
+    )
+    logits = torch.randn(R, T, V, generator=generator) * 3
+    tokens = (mask[:, 1:] * data["sample_mask"][:, None]).sum()
+    return data, logits, data["sample_mask"].sum(), tokens
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"token_level_loss": True},
+        {"sequence_level_importance_ratios": True},
+        {"reference_policy_kl_penalty": 0.1},
+        {"ratio_clip_c": 3.0},
+    ],
+)
+def test_exact_entropy_changes_neither_loss_nor_gradient_nor_metrics(values):
+    """Bit for bit NeMo-RL's."""
+    data, logits, sequences, tokens = _batch()
+    plain, theirs = ClippedPGLossFn(_config(**values)), logits.clone().requires_grad_()
+    loss, metrics = plain(next_token_logprobs(theirs, data["input_ids"]), data, sequences, tokens)
+    loss.backward()
+    ours = logits.clone().requires_grad_()
+    loss_fn = IGRPOLoss(_config(**values), exact_entropy=True)
+    got, measured = loss_fn(data, sequences, tokens, logits=ours)
+    got.backward()
+    assert torch.equal(got, loss)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert {name: measured[name] for name in metrics} == metrics
+    assert set(measured) - set(metrics) == {"exact_entropy"}
+
+
+def test_exact_entropy_is_equation_7():
+    """Mean over the trained tokens of -sum p log p, by the definition in float64."""
+    data, logits, _, tokens = _batch()
+    log_p = torch.log_softmax(logits.double(), dim=-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)[:, :-1]
+    mask = data["token_mask"][:, 1:] * data["sample_mask"][:, None]
+    from igrpo_nemo.nemo.loss import Shards
+
+    measured = masked_entropy(logits, data, tokens, Shards())
+    assert float(measured) == pytest.approx(float((entropy * mask).sum() / mask.sum()), rel=1e-6)
+
+
+def test_micro_batches_add_up_to_the_whole_entropy():
+    data, logits, sequences, tokens = _batch()
+    loss_fn = IGRPOLoss(_config(), exact_entropy=True)
+    _, whole = loss_fn(data, sequences, tokens, logits=logits)
+    parts = [
+        loss_fn(data.slice(r, r + 1), sequences, tokens, logits=logits[r : r + 1])[1]
+        for r in range(R)
+    ]
+    total = sum(part["exact_entropy"] for part in parts)
+    assert total == pytest.approx(whole["exact_entropy"], rel=1e-6)
+
+
+def test_dr_grpo_divides_by_a_constant():
+    """sum over tokens of the clipped term / (sequences x divisor), written out."""
+    data, logits, sequences, tokens = _batch()
+    logprobs = next_token_logprobs(logits, data["input_ids"])
+    loss_fn = IGRPOLoss(_config(), constant_length_divisor=50)
+    loss, metrics = loss_fn(data, sequences, tokens, next_token_logprobs=logprobs)
+    ratio = (logprobs - data["prev_logprobs"][:, 1:]).exp()
+    advantages = data["advantages"][:, 1:]
+    term = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.28))
+    mask = data["token_mask"][:, 1:] * data["sample_mask"][:, None]
+    assert float(loss) == pytest.approx(float((term * mask).sum() / (sequences * 50)), rel=1e-6)
+    plain = ClippedPGLossFn(_config(token_level_loss=True))
+    _, expected = plain(logprobs, data, sequences, tokens)
+    for name in ("approx_entropy", "probs_ratio", "gen_kl_error", "token_mult_prob_error"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def _shard(rank, port, logits, queue):
+    """One of two ranks, each with half of the vocabulary."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    half = logits.shape[-1] // 2
+    mine = logits[..., rank * half : (rank + 1) * half].contiguous()
+    entropy = exact_entropy(mine, torch.distributed.group.WORLD)
+    if rank == 0:
+        queue.put(entropy.numpy())
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_tensor_parallel_processes_give_the_unsharded_entropy():
+    import socket
+
+    _, logits, _, _ = _batch()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_shard, args=(port, logits, queue), nprocs=2, join=True)
+    torch.testing.assert_close(
+        torch.from_numpy(queue.get()), exact_entropy(logits), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_the_loss_travels_to_workers():
+    import pickle
+
+    loss_fn = IGRPOLoss(_config(), exact_entropy=True, constant_length_divisor=9)
+    copied = pickle.loads(pickle.dumps(loss_fn))
+    assert (copied.exact_entropy, copied.constant_length_divisor) == (True, 9)
+    assert copied.input_type == loss_fn.input_type

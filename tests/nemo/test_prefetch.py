@@ -1,0 +1,164 @@
+"""Fused draft prefetch: the lookahead loader, and what is and is not on-policy in a real run."""
+
+from __future__ import annotations
+
+import copy
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+import runs  # noqa: E402
+import torch  # noqa: E402
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
+from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
+
+from igrpo_nemo.nemo.batches import SEQUENCE_KEY  # noqa: E402
+from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock  # noqa: E402
+
+SYNC = "policy.generation.vllm_cfg.async_engine=false"
+ASYNC = "policy.generation.vllm_cfg.async_engine=true"
+
+
+def _collate(rows):
+    return BatchedDataDict({"message_log": [[] for _ in rows], "number": list(rows)})
+
+
+def _loader(workers):
+    torch.manual_seed(3)
+    return StatefulDataLoader(
+        list(range(11)),
+        batch_size=2,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        collate_fn=_collate,
+    )
+
+
+def _read(loader, epochs):
+    """Batches and the state behind each, epoch by epoch."""
+    seen = []
+    for _ in range(epochs):
+        for batch in loader:
+            seen.append((batch["number"], copy.deepcopy(loader.state_dict())))
+    return seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_lookahead_loader_is_the_plain_one(workers):
+    """Same batches over three epochs, and a resume from any of its states continues alike."""
+    plain = _read(_loader(workers), 3)
+    ahead = _read(LookaheadLoader(_loader(workers)), 3)
+    assert [numbers for numbers, _ in ahead] == [numbers for numbers, _ in plain]
+    assert len(plain) == 15
+    for place in (0, 2, 6):
+        resumed = _loader(workers)
+        resumed.load_state_dict(ahead[place][1])
+        rest = next(iter(LookaheadLoader(resumed)))
+        assert rest["number"] == plain[place + 1][0]
+
+
+def test_the_lookahead_loader_knows_what_follows():
+    loader = LookaheadLoader(_loader(0))
+    assert len(loader) == 5
+    previous = None
+    for batch in loader:
+        if previous is not None:
+            assert previous["number"] == batch["number"]
+            assert batch[SEQUENCE_KEY] == previous[SEQUENCE_KEY]
+        previous = loader.upcoming
+    assert previous is None
+
+
+def test_drafts_of_another_batch_are_dropped_and_counted():
+    loader = LookaheadLoader(_loader(0))
+    prefetcher = Prefetcher(loader, StepClock(), total_steps=9)
+    batch = next(iter(loader))
+    assert prefetcher.take(batch, []) is None
+    prefetcher._kept = _kept(sequence=99)
+    assert prefetcher.take(batch, []) is None
+    assert prefetcher.dropped == 1
+
+
+def _kept(sequence):
+    from igrpo_nemo.nemo.prefetch import PrefetchedDrafts
+
+    return PrefetchedDrafts(sequence, ("p",), ((),), made_at=0)
+
+
+def _versions(monkeypatch):
+    """Which policy version sampled each (prompt, completion)."""
+    from igrpo_nemo.nemo.local_generation import LocalGeneration
+
+    made = {}
+    original = LocalGeneration._sample
+
+    def sample(generation, prompts, greedy, *, together=False):
+        completions = original(generation, prompts, greedy, together=together)
+        for prompt, completion in zip(prompts, completions, strict=True):
+            made.setdefault((prompt, completion.token_ids), set()).add(generation.version)
+        return completions
+
+    monkeypatch.setattr(LocalGeneration, "_sample", sample)
+    return made
+
+
+def _stages_versions(seen, made, stage):
+    """Per step, the versions that may have made its drafts or its refinements."""
+    found = []
+    for call in seen.rollouts:
+        groups = [r.drafts if stage == "draft" else r.refinements[0] for r in call]
+        found.append([made[g.prompt.token_ids, c.token_ids] for g in groups for c in g.completions])
+    return found
+
+
+@pytest.mark.parametrize("engine", [SYNC, ASYNC], ids=["sync", "async"])
+def test_drafts_are_one_update_behind_and_refinements_never(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, engine
+):
+    """Two epochs of two steps: the first step of each drafts afresh."""
+    made = _versions(monkeypatch)
+    config = runs.tiny_config(
+        policy_folder,
+        tmp_path / "run",
+        "data.train.num_problems=16",
+        "grpo.max_num_epochs=2",
+        "grpo.max_num_steps=9",
+        "igrpo.draft_prefetch=fused",
+        engine,
+    )
+    seen = runs.train(config)
+    logged = runs.metrics(tmp_path / "run")
+    assert [each["igrpo/draft_staleness"] for each in logged] == [0, 1, 0, 1]
+    assert [each["igrpo/drafts_prefetched"] for each in logged] == [0, 1, 0, 1]
+    assert [each["igrpo/drafts_dropped"] for each in logged] == [0] * 4
+    assert "igrpo/best_draft_reward_stale_1" in logged[1]
+    for step, drafts in enumerate(_stages_versions(seen, made, "draft")):
+        wanted = step - 1 if step % 2 else step
+        assert all(wanted in versions for versions in drafts)
+    for step, refinements in enumerate(_stages_versions(seen, made, "refine")):
+        assert all(step in versions for versions in refinements)
+
+
+def test_a_resume_drafts_afresh(ray_cluster, policy_folder, tmp_path):
+    saving = ["checkpointing.enabled=true", "checkpointing.save_period=2"]
+    fused = [*saving, "igrpo.draft_prefetch=fused"]
+    runs.train(runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=2"))
+    runs.train(runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=4"))
+    logged = runs.metrics(tmp_path / "run")
+    assert [each["igrpo/draft_staleness"] for each in logged] == [0, 1, 0, 1]
+
+
+def test_with_nothing_ahead_fused_is_bit_identical_to_off(ray_cluster, policy_folder, tmp_path):
+    """One batch an epoch: every step drafts afresh, so both runs must agree to the last bit."""
+    base = ["data.train.num_problems=8", "grpo.max_num_epochs=2"]
+    weights = []
+    for mode in ("off", "fused"):
+        config = runs.tiny_config(
+            policy_folder, tmp_path / mode, *base, f"igrpo.draft_prefetch={mode}"
+        )
+        [policy] = runs.train(config).policies
+        weights.append(policy.model.state_dict())
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])

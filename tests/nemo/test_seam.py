@@ -1,0 +1,123 @@
+"""The seam: who gets which rollout, what is put back, what travels, what is checked."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+from igrpo_nemo.errors import UserError  # noqa: E402
+from igrpo_nemo.feedback import BestDraft  # noqa: E402
+from igrpo_nemo.nemo import rollout, seam  # noqa: E402
+from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
+from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
+
+SPEC = TwoStageSpec(BestDraft(4, 2), {"accuracy": 1.0})
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_installed():
+    yield
+    while seam._users:
+        seam.uninstall()
+
+
+def _names():
+    return {
+        (module, name): getattr(importlib.import_module(module), name)
+        for module, names in seam.CALLERS.items()
+        for name in names
+    }
+
+
+def test_this_nemo_rl_is_what_the_package_stands_on():
+    seam.check_nemo_rl()
+
+
+def test_nemo_rl_gets_its_own_functions_back():
+    before = _names()
+    with seam.installed():
+        assert all(function is not before[key] for key, function in _names().items())
+        with seam.installed():
+            pass
+        assert all(function is not before[key] for key, function in _names().items())
+    assert _names() == before
+
+
+def test_they_come_back_after_an_error_too():
+    before = _names()
+    with pytest.raises(RuntimeError), seam.installed():
+        raise RuntimeError
+    assert _names() == before
+
+
+@pytest.mark.parametrize("name", seam.ROLLOUTS)
+def test_the_type_of_the_map_decides(monkeypatch, name):
+    """Keywords as the trainer passes them, positions as validation does; a dict gets NeMo-RL's."""
+    grpo = importlib.import_module("nemo_rl.algorithms.grpo")
+    called = []
+    monkeypatch.setattr(grpo, name, _recorder(getattr(grpo, name), called))
+    ours = {
+        seam.ROLLOUTS[0]: "two_stage_rollout",
+        seam.ROLLOUTS[1]: "two_stage_rollout_async",
+    }[name]
+    monkeypatch.setattr(rollout, ours, lambda **given: called.append(("ours", given)))
+    plain, marked = {"math": 1}, TwoStageMap({"math": 1}, SPEC)
+    with seam.installed():
+        getattr(grpo, name)("generation", "batch", "tokenizer", plain, max_seq_len=9, greedy=False)
+        getattr(grpo, name)(
+            policy_generation="generation",
+            input_batch="batch",
+            tokenizer="tokenizer",
+            task_to_env=marked,
+            max_seq_len=9,
+            max_rollout_turns=1,
+            greedy=False,
+        )
+    assert called[0] == ("theirs", ("generation", "batch", "tokenizer", plain))
+    who, given = called[1]
+    assert who == "ours"
+    assert given["task_to_env"] is marked
+    assert given["input_batch"] == "batch"
+
+
+def _recorder(original, called):
+    import functools
+
+    @functools.wraps(original)
+    def record(*args, **kwargs):
+        called.append(("theirs", args))
+
+    return record
+
+
+def test_a_map_that_arrives_in_another_process_installs_the_seam():
+    packed = pickle.dumps(TwoStageMap({"math": 1}, SPEC, StepClock(7)))
+    before = _names()
+    arrived = pickle.loads(packed)
+    assert all(function is not before[key] for key, function in _names().items())
+    assert isinstance(arrived, TwoStageMap)
+    assert (dict(arrived), arrived.spec, arrived.clock.finished) == ({"math": 1}, SPEC, 7)
+    assert arrived.prefetcher is None
+
+
+def test_another_version_is_refused(monkeypatch):
+    info = importlib.import_module("nemo_rl.package_info")
+    monkeypatch.setattr(info, "VERSION", (0, 8, 1, ""))
+    with pytest.raises(UserError, match=r"NeMo-RL 0\.8\.1 is installed.*0\.7"):
+        seam.check_nemo_rl()
+
+
+def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
+    rollouts = importlib.import_module("nemo_rl.experience.rollouts")
+    monkeypatch.delattr(rollouts, "calculate_rewards")
+    monkeypatch.setattr(rollouts, "generate_responses", lambda policy_generation, batch: None)
+    with pytest.raises(UserError) as raised:
+        seam.check_nemo_rl()
+    message = str(raised.value)
+    assert "nemo_rl.experience.rollouts has no calculate_rewards" in message
+    assert "generate_responses takes no generation_input_data" in message
