@@ -33,7 +33,7 @@ compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 	$(BIN)/python benchmarks/compare.py
 
 test: install ## unit, engine and end-to-end tests
-	$(BIN)/pytest tests/unit tests/local tests/e2e
+	$(BIN)/pytest -n 2 tests/unit tests/local tests/e2e
 
 test-hosts: install ## tests against NeMo-RL, NeMo-Skills and Slurm, for whichever is present
 	@for host in nemo skills slurm; do \

@@ -403,7 +403,7 @@ def generation_table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="What overlapping the two stages wins back.")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     parser.add_argument("--problems", default=",".join(map(str, PROBLEMS)))
     parser.add_argument("--seeds", type=int, default=32)

@@ -34,6 +34,8 @@ LOCAL_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "data.use_multiple_dataloader": (False,),
     "data.custom_dataloader": (),
     "cluster.num_nodes": (1,),
+    "igrpo.draft_prefetch": ("off",),
+    "igrpo.short_circuit": ("off",),
 }
 """NeMo-RL keys that change the method and that the local engine lacks, with the values (beside
 null) that leave it unchanged."""

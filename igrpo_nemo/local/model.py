@@ -158,7 +158,6 @@ def save_pretrained_folder(
         UserError: the disk is full or the folder cannot be written.
     """
     folder = Path(path)
-    hf_logging.disable_progress_bar()  # the console shows what is going on
     try:  # boundary: the file system
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)

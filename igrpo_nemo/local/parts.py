@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -138,15 +137,17 @@ def open_parts(config: Config) -> Iterator[Parts]:
 def _open_policy(config: Config) -> tuple[Policy, dict[str, float]]:
     """The policy at step 0, and what the summary must know of its warm-up."""
     if config.igrpo.model is None:
-        folder, extra = Path(config.policy.model_name), {}
+        folder, extra = config.policy.model_name, {}
+        tokenizer_name = config.policy.tokenizer.name
     else:
         with _warmup_progress() as on_step:
             small = small_policy_folder(config, on_step)
-        folder = small.folder
+        folder, tokenizer_name = small.folder, None
         extra = {"warmup_seconds": small.seconds, "warmup_cached": float(small.cached)}
     policy = open_policy(
         folder,
         precision=config.policy.precision,
+        tokenizer_name=tokenizer_name,
         chat_template=config.policy.tokenizer.chat_template,
     )
     return policy, extra

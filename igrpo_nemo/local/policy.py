@@ -25,19 +25,26 @@ class Policy:
     autocast: Callable[[], AbstractContextManager[Any]]
 
 
-def open_policy(folder: Path | str, *, precision: str, chat_template: str | None = None) -> Policy:
+def open_policy(
+    folder: Path | str,
+    *,
+    precision: str,
+    tokenizer_name: str | None = None,
+    chat_template: str | None = None,
+) -> Policy:
     """Loads a policy with fp32 master weights onto the GPU where there is one, else the CPU.
 
     `precision` is `policy.precision`: on a GPU `bfloat16` means autocast, on a CPU everything runs
-    in float32, because bf16 brings nothing there. `chat_template` is a Jinja text or the path of a
+    in float32, because bf16 brings nothing there. `tokenizer_name` is another folder's tokenizer
+    (default: the model's own). `chat_template` is a Jinja text or the path of a
     `.jinja` file that replaces the tokenizer's own. Raises `UserError` for a folder that is not
     there or lacks weights or a tokenizer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, device=device, precision="float32")
+    tokenizer = load_tokenizer(tokenizer_name or folder)
     if chat_template:
         tokenizer.chat_template = _template_text(chat_template)
-    model = load_model(folder, device=device, precision="float32")
     return Policy(model, tokenizer, _autocast(device, precision))
 
 

@@ -128,9 +128,13 @@ class TwoStageWorker(EnvironmentInterface):
         self.scorer.close()
 
 
-TwoStageActor = ray.remote(max_concurrency=CONCURRENT_STEPS, max_restarts=-1, max_task_retries=2)(
-    TwoStageWorker
-)
+_ACTOR_OPTIONS: dict[str, Any] = {
+    "max_concurrency": CONCURRENT_STEPS,
+    "max_restarts": -1,
+    "max_task_retries": 2,
+}
+
+TwoStageActor = ray.remote(**_ACTOR_OPTIONS)(TwoStageWorker)
 
 
 def register() -> None:

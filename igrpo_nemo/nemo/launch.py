@@ -36,9 +36,11 @@ def train(config: Config) -> int:
     Raises `UserError` for what cannot work, before anything is started.
     """
     _prepare_environment(config)
-    from igrpo_nemo.nemo.seam import check_nemo_rl, installed
+    from igrpo_nemo.nemo.requirements import check_nemo_rl
 
     check_nemo_rl()
+    from igrpo_nemo.nemo.seam import installed
+
     with RunFolder(config.logger.log_dir) as folder, ExitStack() as stack:
         opened = open_run(config, folder)
         stack.enter_context(_ray(opened.config))
@@ -277,7 +279,11 @@ def _with_model_folder(config: Config) -> Config:
         raise UserError("engine=nemo_rl trains a Hugging Face model: use model=hf")
     from igrpo_nemo.local.small_policy import small_policy_folder
 
-    folder = str(small_policy_folder(config, lambda step, steps, loss: None).folder)
+    def report(step: int, steps: int, loss: float) -> None:
+        if step == 1:
+            print(f"warming the small model up in {steps} steps (once; cached for later runs)")
+
+    folder = str(small_policy_folder(config, report).folder)
     config = config.replaced("policy", model_name=folder)
     return config.replaced("policy.tokenizer", name=folder)
 

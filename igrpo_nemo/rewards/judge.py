@@ -270,7 +270,7 @@ class Judge:
             ) / 1e6
 
     def metrics(self) -> dict[str, float]:
-        """The counts of `stats` by name, failed requests by kind; totals since the judge was made."""
+        """The counts of `stats` by name, failed requests by kind, since the judge was made."""
         with self._stats_lock:
             counts = asdict(self.stats)
         failures = counts.pop("failures")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 SMALL = (
     "experiment=demo",
-    "igrpo.warmup.steps=3",
-    "igrpo.warmup.batch_size=16",
+    # Enough to write the format now and then, so that rewards differ within groups.
+    "igrpo.warmup.steps=80",
+    "igrpo.warmup.batch_size=24",
     "igrpo.threads=1",
     "grpo.num_prompts_per_step=4",
     "grpo.max_val_samples=16",

@@ -23,7 +23,7 @@ def refused(igrpo, *words):
         ("igrpo.num_drafts=5", "igrpo.budget=8"),
         ("igrpo.num_refinements=1 igrpo.num_drafts=7", "igrpo.num_refinements=1"),
         ("grpo.num_generations_per_prompt=8", "grpo.num_generations_per_prompt=8"),
-        ("policy.max_total_sequence_length=100", "policy.max_total_sequence_length=100"),
+        ("policy.max_total_sequence_length=80", "policy.max_total_sequence_length=80"),
         ("experiment=nothing", "nothing"),
         ("grpo.seed=abc", "grpo.seed"),
     ],
@@ -34,12 +34,13 @@ def test_config(igrpo, override, message):
 
 def test_data_files_are_named_with_the_line(igrpo):
     words = ("train", *SMALL[1:], "experiment=demo", "logger.log_dir=run", "data=jsonl")
+    words = (*words, "data.max_input_seq_length=64")
     (igrpo.folder / "empty.jsonl").write_text("")
     (igrpo.folder / "broken.jsonl").write_text(
         '{"problem": "1+1=", "answer": "2"}\n{"problem": "1+\n'
     )
     both = "data.train.data_path={0} data.validation.data_path={0}"
-    for name, expected in (("empty", "empty.jsonl"), ("broken", "broken.jsonl:2")):
+    for name, expected in (("empty", "empty.jsonl"), ("broken", "broken.jsonl, line 2")):
         path = str(igrpo.folder / f"{name}.jsonl")
         message = refused(igrpo, *words, *both.format(path).split())
         assert expected in message
@@ -62,9 +63,9 @@ def test_models_that_are_not_there_or_incomplete(igrpo):
 
 
 def test_a_prompt_that_is_too_long_is_named(igrpo):
-    words = (*SMALL, "data.train.lengths=[40]", "data.max_input_seq_length=50")
+    words = (*SMALL, "data.max_input_seq_length=20")
     message = refused(igrpo, "train", *words, "logger.log_dir=run")
-    assert "problem train-" in message and "limit is 50" in message
+    assert "problem train-" in message and "limit is 20" in message
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="a full disk needs mount")
@@ -77,7 +78,7 @@ def test_a_full_disk_while_saving_loses_nothing(igrpo):
     if (
         os.geteuid() != 0
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=3500k", "tmpfs", str(disk)], capture_output=True
+            ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(disk)], capture_output=True
         ).returncode
     ):
         pytest.skip("a full disk is made by mounting a small tmpfs, which needs root")

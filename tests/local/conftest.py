@@ -44,7 +44,6 @@ _MAMBA: dict[str, Any] = dict(
     max_position_embeddings=128,
     use_mamba_kernels=False,
 )
-FAMILIES = ("qwen2", "llama", "qwen3", "nemotron_h")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local import packing

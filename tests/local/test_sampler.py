@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.packing import completion_logprobs

@@ -37,11 +37,19 @@ TASK = [
 
 
 def tiny_policy(folder: Path) -> str:
-    """A small model that has half learnt the task, in about ten seconds of CPU."""
+    """A small model in about ten seconds of CPU: it breaks the answer format half of the time, so
+    rewards differ within groups and there is something to learn."""
     from igrpo_nemo.local.small_policy import warmup_spec
     from igrpo_nemo.local.warmup import warmed_up_folder
 
-    config = load_config([*TASK, "igrpo.warmup.steps=150", "igrpo.warmup.batch_size=64"])
+    config = load_config(
+        [
+            *TASK,
+            "igrpo.warmup.steps=150",
+            "igrpo.warmup.batch_size=64",
+            "igrpo.warmup.broken_format=0.5",
+        ]
+    )
     return str(warmed_up_folder(warmup_spec(config), cache_dir=folder))
 
 
@@ -157,3 +165,10 @@ def dump(log_dir: Path, step: int) -> list[dict[str, Any]]:
 def _first(value: Any) -> Any:
     """NeMo-RL writes each value as a batch of one."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def open_weights(policy: str) -> dict[str, Any]:
+    """The weights that a policy folder holds."""
+    from safetensors.torch import load_file
+
+    return load_file(Path(policy) / "model.safetensors")

@@ -8,7 +8,6 @@ import pytest
 nemo_source.require()
 
 import runs  # noqa: E402
-
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.nemo import data  # noqa: E402
 from igrpo_nemo.types import Problem  # noqa: E402

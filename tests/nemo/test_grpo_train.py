@@ -1,4 +1,4 @@
-"""NeMo-RL's own `grpo_train` with iGRPO in it: what it trains on, per objective, N, G and engine."""
+"""NeMo-RL's own `grpo_train` with iGRPO in it: what it trains on, by objective, N, G and engine."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ import torch
 nemo_source.require()
 
 import runs  # noqa: E402
-
 from igrpo_nemo.local.learner import Learner  # noqa: E402
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler  # noqa: E402
 from igrpo_nemo.local.policy import open_policy  # noqa: E402

@@ -12,7 +12,7 @@ nemo_source.require()
 
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.feedback import BestDraft  # noqa: E402
-from igrpo_nemo.nemo import rollout, seam  # noqa: E402
+from igrpo_nemo.nemo import requirements, rollout, seam  # noqa: E402
 from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
 from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
 
@@ -35,7 +35,7 @@ def _names():
 
 
 def test_this_nemo_rl_is_what_the_package_stands_on():
-    seam.check_nemo_rl()
+    requirements.check_nemo_rl()
 
 
 def test_nemo_rl_gets_its_own_functions_back():
@@ -109,7 +109,21 @@ def test_another_version_is_refused(monkeypatch):
     info = importlib.import_module("nemo_rl.package_info")
     monkeypatch.setattr(info, "VERSION", (0, 8, 1, ""))
     with pytest.raises(UserError, match=r"NeMo-RL 0\.8\.1 is installed.*0\.7"):
-        seam.check_nemo_rl()
+        requirements.check_nemo_rl()
+
+
+def test_an_old_python_is_told_so(monkeypatch):
+    """pydantic would refuse NeMo-RL's configs with a page of its own."""
+    import sys
+    import typing
+
+    class Standard:
+        __module__ = "typing"
+
+    monkeypatch.setattr(sys, "version_info", (3, 11, 9, "final", 0))
+    monkeypatch.setattr(typing, "TypedDict", Standard)
+    with pytest.raises(UserError, match="Python 3.12 or newer, this is 3.11"):
+        requirements.check_nemo_rl()
 
 
 def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
@@ -117,7 +131,7 @@ def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
     monkeypatch.delattr(rollouts, "calculate_rewards")
     monkeypatch.setattr(rollouts, "generate_responses", lambda policy_generation, batch: None)
     with pytest.raises(UserError) as raised:
-        seam.check_nemo_rl()
+        requirements.check_nemo_rl()
     message = str(raised.value)
     assert "nemo_rl.experience.rollouts has no calculate_rewards" in message
     assert "generate_responses takes no generation_input_data" in message

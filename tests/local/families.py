@@ -1,0 +1,3 @@
+"""The model families that the engine's tests run over."""
+
+FAMILIES = ("qwen2", "llama", "qwen3", "nemotron_h")

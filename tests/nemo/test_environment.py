@@ -1,0 +1,192 @@
+"""The environment actor: stages as steps, plain scoring, concurrency, restarts, components."""
+
+from __future__ import annotations
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+import ray  # noqa: E402
+import torch  # noqa: E402
+
+import runs  # noqa: E402
+from igrpo_nemo.environment import Attempt  # noqa: E402
+from igrpo_nemo.nemo import environment  # noqa: E402
+from igrpo_nemo.types import Completion, Problem, Prompt, Score, Stage, StopReason  # noqa: E402
+
+RIGHT = "<think>3</think><answer>3</answer>"
+WRONG = "<think>4</think><answer>4</answer>"
+PROBLEM = Problem("p", "1+2=", "3")
+HANGS = "9^{9^{9^{9}}}"
+"""An answer whose comparison takes longer than the age of the universe."""
+
+
+@pytest.fixture(scope="module")
+def settings(policy_folder, tmp_path_factory):
+    config = runs.tiny_config(policy_folder, tmp_path_factory.mktemp("run"))
+    return {"config": config.to_dict(), "tokenizer": {"name": policy_folder}}
+
+
+@pytest.fixture(scope="module")
+def worker(settings):
+    return environment.TwoStageWorker(settings)
+
+
+@pytest.fixture(scope="module")
+def actor(settings, ray_cluster):
+    actor = environment.TwoStageActor.remote(settings)
+    yield actor
+    ray.kill(actor)
+
+
+def _completion(text, *, cut=False):
+    return Completion(text, (1, 2), (), StopReason.LENGTH if cut else StopReason.EOS)
+
+
+def _attempt(*texts, problem=PROBLEM):
+    prompt = Prompt("q", (1, 2, 3))
+    return Attempt(problem, prompt, tuple(_completion(text) for text in texts))
+
+
+def _info(**more):
+    problem = {"id": "p", "question": "1+2=", "answer": "3"}
+    return {"problem": problem, "thinking_open": False, **more}
+
+
+def _log(*texts):
+    return [{"role": "user", "content": "q"}, *({"role": "assistant", "content": t} for t in texts)]
+
+
+def test_the_draft_stage_returns_q_prime_and_goes_on(worker):
+    """Rows of one attempt are a group; two attempts in one step stay apart."""
+    infos = [_info(stage="draft", attempt=n // 2) for n in range(4)]
+    logs = [_log(WRONG), _log(RIGHT), _log(WRONG), _log("nothing")]
+    step = worker.step(logs, infos)
+    assert step.terminateds.tolist() == [False] * 4
+    assert [o["role"] for o in step.observations] == ["user"] * 4
+    assert RIGHT in step.observations[0]["content"]
+    assert WRONG in step.observations[2]["content"]
+    assert step.metadata[0]["selection"].index == 1
+    assert step.metadata[1]["selection"] is None
+    [following] = step.metadata[0]["following"]
+    assert following.num_samples == 4
+    assert following.prompt.text == step.observations[0]["content"]
+    assert step.rewards.tolist() == [[0, 1], [1, 1], [0, 1], [0, 0]]
+
+
+def test_the_refine_stage_ends(worker):
+    step = worker.step([_log(RIGHT)], [_info(stage="refine")])
+    assert step.terminateds.tolist() == [True]
+    assert step.observations[0]["content"] == ""
+    assert step.metadata[0]["following"] == ()
+
+
+def test_without_a_stage_it_scores_the_last_answer(worker):
+    """Plain GRPO: weighted components that NeMo-RL adds up; validation: accuracy alone."""
+    logs = [_log(RIGHT, WRONG), _log(WRONG, RIGHT)]
+    plain = worker.step(logs, [_info(), _info()])
+    assert plain.rewards.tolist() == [[0, 1], [1, 1]]
+    assert plain.terminateds.tolist() == [True, True]
+    validation = worker.step(logs, [_info(validation=True)] * 2)
+    assert validation.rewards.tolist() == [0, 1]
+
+
+def test_known_scores_are_not_taken_again(worker):
+    """A short circuit has scored its drafts already."""
+    scores = [
+        Score(2.0, {"accuracy": 1.0, "format": 1.0}),
+        Score(0.0, {"accuracy": 0.0, "format": 0.0}),
+    ]
+    infos = [_info(stage="draft", attempt=0, score=score) for score in scores]
+    step = worker.step([_log(WRONG), _log(RIGHT)], infos)
+    assert WRONG in step.observations[0]["content"]
+    assert [each["score"] for each in step.metadata] == scores
+
+
+def test_an_overlong_draft_still_gives_a_q_prime_within_the_budget(worker, settings):
+    budget = settings["config"]["policy"]["max_total_sequence_length"]
+    budget -= settings["config"]["policy"]["generation"]["max_new_tokens"]
+    for length in (1, 50, 5_000):
+        step = worker.step([_log("7" * length)], [_info(stage="draft")])
+        [following] = step.metadata[0]["following"]
+        assert len(following.prompt.token_ids) <= budget
+
+
+def test_the_client_speaks_the_cores_types(actor):
+    client = environment.NemoEnvironment({"igrpo": actor}, "igrpo", step_number=3)
+    attempts = [_attempt(WRONG, RIGHT), _attempt(RIGHT, WRONG, problem=Problem("r", "2+2=", "4"))]
+    first, second = client.step_all(Stage.DRAFT, attempts)
+    assert first.group.rewards == (1.0, 2.0)
+    assert second.group.rewards == (1.0, 2.0)
+    assert [first.selection.index, second.selection.index] == [1, 1]
+    assert first.group.completions is attempts[0].completions
+    assert not first.terminated
+    [done] = client.step_all(Stage.REFINE, [_attempt(RIGHT)])
+    assert done.terminated
+    assert done.observations == ()
+
+
+def test_steps_run_concurrently(actor):
+    """Sixty-four steps at once, each with its own answer."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    client = environment.NemoEnvironment({"igrpo": actor}, "igrpo", step_number=1)
+    attempts = [
+        _attempt(f"<answer>{n}</answer>", problem=Problem(f"p{n}", f"{n}+0=", str(n)))
+        for n in range(64)
+    ]
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda a: client.step_all(None, [a])[0], attempts))
+    assert [r.group.problem.id for r in results] == [f"p{n}" for n in range(64)]
+    assert all(r.group.scores[0].correct for r in results)
+
+
+def test_an_actor_that_dies_is_restarted_and_the_step_completes(settings, ray_cluster):
+    """Killed from outside, as an out-of-memory killer would."""
+    import os
+    import signal
+
+    actor = environment.TwoStageActor.remote(settings)
+    client = environment.NemoEnvironment({"igrpo": actor}, "igrpo", step_number=1)
+    before = client.step_all(Stage.DRAFT, [_attempt(WRONG, RIGHT)])[0]
+    os.kill(ray.get(actor.__ray_call__.remote(lambda worker: os.getpid())), signal.SIGKILL)
+    after = client.step_all(Stage.DRAFT, [_attempt(WRONG, RIGHT)])[0]
+    assert after.selection == before.selection
+    assert after.observations == before.observations
+    ray.kill(actor)
+
+
+def test_a_reward_that_times_out_is_counted_and_the_group_is_whole(policy_folder, tmp_path):
+    """The pool gives the one answer up; the others of its group keep their scores."""
+    config = runs.tiny_config(policy_folder, tmp_path, "env.math.num_workers=1")
+    worker = environment.TwoStageWorker(
+        {"config": config.to_dict(), "tokenizer": {"name": policy_folder}}
+    )
+    try:
+        logs = [_log(f"<answer>{HANGS}</answer>"), _log(RIGHT), _log(WRONG)]
+        step = worker.step(logs, [_info(stage="draft", attempt=0)] * 3)
+    finally:
+        worker.shutdown()
+    scores = [each["score"] for each in step.metadata]
+    assert [score.reason for score in scores] == ["timeout", "match", "mismatch"]
+    assert [score.correct for score in scores] == [False, True, False]
+    assert step.metadata[0]["selection"].index == 1
+
+
+def test_registering_twice_is_harmless():
+    from nemo_rl.distributed.ray_actor_environment_registry import get_actor_python_env
+    from nemo_rl.environments.utils import ENV_REGISTRY
+
+    environment.register()
+    environment.register()
+    assert ENV_REGISTRY[environment.ENV_NAME]["actor_class_fqn"] == environment.ACTOR_PATH
+    assert get_actor_python_env(environment.ACTOR_PATH)
+
+
+def test_metrics_over_a_batch(worker):
+    batch, metrics = worker.global_post_process_and_metrics(
+        {"total_reward": torch.tensor([1.0, 2.0])}
+    )
+    assert metrics == {"reward": 1.5}
+    assert batch["total_reward"].tolist() == [1.0, 2.0]

@@ -1,0 +1,192 @@
+"""The launcher: what it refuses, what NeMo-RL is given, and plain GRPO through it."""
+
+from __future__ import annotations
+
+import contextlib
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+import runs  # noqa: E402
+from igrpo_nemo.config import load_config, with_problems  # noqa: E402
+from igrpo_nemo.errors import UserError  # noqa: E402
+from igrpo_nemo.nemo.master_config import check_launch, master_config  # noqa: E402
+
+CLUSTER = ["engine=nemo_rl", "policy.model_name=/models/7b"]
+TRAINED_DRAFTS = "igrpo.train_stages=[draft,refine]"
+
+
+def _refusal(*overrides: str) -> str:
+    config = with_problems(load_config([*CLUSTER, *overrides]), 7_500)
+    with pytest.raises(UserError) as raised:
+        check_launch(config, 7_500)
+    return str(raised.value)
+
+
+def test_the_cluster_preset_is_what_nemo_rl_takes(tmp_path):
+    """Every value of `engine=nemo_rl` survives NeMo-RL's own schema, and its schedule is set."""
+    config = with_problems(load_config(CLUSTER), 7_500)
+    check_launch(config, 7_500)
+    master = master_config(
+        config,
+        train_path=tmp_path / "train.jsonl",
+        validation_path=tmp_path / "validation.jsonl",
+        num_validation=500,
+    )
+    assert master.grpo["num_generations_per_prompt"] == 4
+    assert (master.grpo["max_val_samples"], master.grpo["val_batch_size"]) == (256, 256)
+    assert master.policy["generation"]["vllm_cfg"]["async_engine"] is True
+    megatron = master.policy["megatron_cfg"]
+    assert megatron["optimizer"]["min_lr"] == pytest.approx(0.1 * megatron["optimizer"]["lr"])
+    steps = 7_500 // 128
+    assert (megatron["scheduler"]["lr_decay_iters"], megatron["scheduler"]["lr_warmup_iters"]) == (
+        steps,
+        6,
+    )
+    assert master.loss_fn.token_level_loss is False
+    assert master.data["train"]["dataset_name"] == "igrpo_nemo.nemo.data.ProblemDataset"
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dapo", "gspo", "dr_grpo"])
+def test_every_objective_reaches_nemo_rl(tmp_path, objective):
+    config = with_problems(load_config([*CLUSTER, f"objective={objective}"]), 7_500)
+    check_launch(config, 7_500)
+    path = tmp_path / "p.jsonl"
+    master = master_config(config, train_path=path, validation_path=None, num_validation=0)
+    assert master.loss_fn.sequence_level_importance_ratios is (objective == "gspo")
+    assert master.grpo["use_dynamic_sampling"] is (objective == "dapo")
+    assert master.grpo["normalize_rewards"] is (objective != "dr_grpo")
+
+
+REFUSALS = [
+    (["igrpo.advantage_delta=0.0"], "NeMo-RL adds 1e-06"),
+    (["objective=dapo", TRAINED_DRAFTS], "filters groups by the bare prompt"),
+    ([TRAINED_DRAFTS, "igrpo.draft_dropout=0.5"], "groups rows by their prompt"),
+    (
+        ["igrpo.draft_prefetch=fused", "data.use_multiple_dataloader=true"],
+        "use_multiple_dataloader",
+    ),
+    (["igrpo.draft_prefetch=fused", "igrpo.short_circuit=first"], "exclude each other"),
+    (
+        ["igrpo.short_circuit=first", "policy.generation.vllm_cfg.async_engine=false"],
+        "vllm_cfg.async_engine=true",
+    ),
+    (["igrpo.short_circuit=index_order", "igrpo.tie_break=random"], "tie_break=first"),
+    (["igrpo.short_circuit=index_order", TRAINED_DRAFTS], r"must be \[refine\]"),
+    (["grpo.async_grpo.enabled=true", "objective=dapo"], "use_dynamic_sampling=true does not go"),
+    (["grpo.async_grpo.enabled=true"], "use_importance_sampling_correction=true"),
+    (
+        [
+            "grpo.async_grpo.enabled=true",
+            "policy.generation.vllm_cfg.async_engine=false",
+        ],
+        "needs the asynchronous engine",
+    ),
+    (["policy.generation.top_p=0.9"], "filtered log-probs"),
+    (["policy.megatron_cfg.context_parallel_size=2"], "context_parallel_size above 1"),
+    (["policy.sequence_packing.fuse_loss=true"], "fuse_loss=true"),
+    (["policy.dtensor_cfg.enabled=true"], "exactly one of"),
+    (["cluster.num_nodes=1", "cluster.gpus_per_node=8"], "no GPU is left for training"),
+    (["policy.megatron_cfg.tensor_model_parallel_size=3"], "no multiple of the 3"),
+    (
+        ["grpo.num_prompts_per_step=125", "policy.megatron_cfg.tensor_model_parallel_size=1"],
+        "data-parallel replicas",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "reason"), REFUSALS)
+def test_what_cannot_work_is_refused_before_the_first_step(overrides, reason):
+    import re
+
+    message = _refusal(*overrides)
+    assert re.search(reason, message)
+    assert "\n" not in message
+
+
+def test_megatron_needs_the_architectures(tmp_path, monkeypatch):
+    from igrpo_nemo.nemo.launch import train
+
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    with pytest.raises(UserError, match="TORCH_CUDA_ARCH_LIST=8.0 for A100"):
+        train(load_config([*CLUSTER, f"logger.log_dir={tmp_path}"]))
+
+
+def test_feedback_none_equals_plain_nemo_rl(ray_cluster, policy_folder, tmp_path):
+    """The same weights to the last bit as `setup` and `grpo_train` without anything of ours but
+    environment and data; exact entropy is on in our run and off in the plain one."""
+    changes = ["feedback=none", "igrpo.budget=4", "grpo.max_num_steps=3"]
+    config = runs.tiny_config(policy_folder, tmp_path / "ours", *changes)
+    [ours] = runs.train(config).policies
+    theirs = _plain_nemo_rl(runs.tiny_config(policy_folder, tmp_path / "plain", *changes))
+    state, expected = ours.model.state_dict(), theirs.model.state_dict()
+    assert all(state[name].equal(expected[name]) for name in expected)
+    start = runs.open_weights(policy_folder)
+    assert not all(state[name].equal(start[name]) for name in start)
+
+
+def _plain_nemo_rl(config):
+    from nemo_rl.algorithms.grpo import grpo_train, setup
+    from nemo_rl.algorithms.utils import get_tokenizer
+    from nemo_rl.data.utils import setup_response_data
+    from nemo_rl.models.generation import configure_generation_config
+
+    from igrpo_nemo.nemo import data, environment
+    from igrpo_nemo.nemo.launch import open_run
+    from igrpo_nemo.nemo.local_setup import local_policy_factory
+    from igrpo_nemo.tracking import RunFolder
+
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(config.logger.log_dir))
+        opened = open_run(config, folder)
+        master = opened.master
+        environment.register()
+        data.configure(opened.config)
+        tokenizer = get_tokenizer(master.policy["tokenizer"])
+        master.policy["generation"] = configure_generation_config(
+            master.policy["generation"], tokenizer
+        )
+        stack.enter_context(runs.shared_environments())
+        train, val, envs, val_envs = setup_response_data(tokenizer, master.data, master.env)
+        with local_policy_factory(master) as factory:
+            made = setup(master, tokenizer, train, val, policy_factory=factory)
+        policy, generation, _, _, loader, val_loader, loss, logger, saver, state, master, *_ = made
+        grpo_train(
+            policy, generation, loader, val_loader, tokenizer, loss, envs, val_envs, logger,
+            saver, state, master,
+        )  # fmt: skip
+        return policy
+
+
+def test_a_run_that_meets_its_time_limit_is_not_finished(ray_cluster, policy_folder, tmp_path):
+    """It stops at `checkpoint_must_save_by` with a checkpoint, returns 0, and goes on later."""
+    saving = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
+    limit = "checkpointing.checkpoint_must_save_by='00:00:00:00'"
+    folder = tmp_path / "run"
+    runs.train(runs.tiny_config(policy_folder, folder, *saving, limit))
+    assert not (folder / "finished").exists()
+    stopped = len(runs.metrics(folder))
+    assert stopped == 1
+    assert (folder / "checkpoints" / f"step_{stopped}").is_dir()
+    runs.train(runs.tiny_config(policy_folder, folder, *saving))
+    assert (folder / "finished").exists()
+    assert len(runs.metrics(folder)) == 3
+
+
+def test_the_log_has_the_projects_names(ray_cluster, policy_folder, tmp_path):
+    config = runs.tiny_config(
+        policy_folder, tmp_path / "run", "igrpo.sample_table_period=1", "grpo.max_num_steps=1"
+    )
+    runs.train(config)
+    [logged] = runs.metrics(tmp_path / "run")
+    assert set(logged) >= {
+        "loss", "grad_norm", "lr", "entropy/exact", "entropy/sampled", "policy/ratio_mean",
+        "igrpo/draft_reward", "igrpo/refinement_reward", "igrpo/lift", "igrpo/trained_reward",
+        "timing/draft", "timing/refine", "timing/reward", "timing/train", "timing/step",
+        "perf/samples_per_s", "perf/completions_per_s", "perf/tokens_per_s", "perf/gpu_hours",
+    }  # fmt: skip
+    assert logged["entropy/exact"] == pytest.approx(logged["entropy/sampled"], rel=0.3)
+    assert logged["igrpo/completions"] == 64
+    assert (tmp_path / "run" / "samples.jsonl").read_text().count("\n") == 8

@@ -1,0 +1,233 @@
+"""The rollouts' contract with NeMo-RL, and what they do when something goes wrong."""
+
+from __future__ import annotations
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+import torch  # noqa: E402
+from nemo_rl.data.collate_fn import rl_collate_fn  # noqa: E402
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
+
+import runs  # noqa: E402
+from igrpo_nemo.environment import TwoStageEnvironment  # noqa: E402
+from igrpo_nemo.nemo import core, data, rollout  # noqa: E402
+from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
+from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
+
+RIGHT, WRONG = "<answer>3</answer>", "<answer>4</answer>"
+
+
+class Generation:
+    """Answers from a list, in order, whatever is asked; None stands for no token at all."""
+
+    def __init__(self, tokenizer, texts):
+        self.tokenizer = tokenizer
+        self.texts = list(texts)
+        self.prompts: list[tuple[int, ...]] = []
+        self.cfg = {"backend": "vllm", "vllm_cfg": {"async_engine": True}}
+
+    def _row(self, ids, length):
+        text = self.texts.pop(0)
+        if isinstance(text, Exception):
+            raise text
+        prompt = ids[:length].tolist()
+        self.prompts.append(tuple(prompt))
+        answer = [] if text is None else self.tokenizer(text, add_special_tokens=False).input_ids
+        return prompt, answer
+
+    def generate(self, inputs, greedy):
+        lengths = inputs["input_lengths"].tolist()
+        rows = [self._row(ids, n) for ids, n in zip(inputs["input_ids"], lengths, strict=True)]
+        width = max(len(prompt) + len(answer) for prompt, answer in rows)
+        output = torch.zeros((len(rows), width), dtype=torch.int64)
+        for row, (prompt, answer) in enumerate(rows):
+            output[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        totals = torch.tensor([len(prompt) + len(answer) for prompt, answer in rows])
+        return BatchedDataDict(
+            {
+                "output_ids": output,
+                "generation_lengths": totals - torch.tensor(lengths),
+                "unpadded_sequence_lengths": totals,
+                "logprobs": torch.full((len(rows), width), -0.5),
+                "truncated": torch.zeros(len(rows), dtype=torch.bool),
+            }
+        )
+
+    async def generate_async(self, inputs, greedy=False):
+        yield 0, self.generate(inputs, greedy)
+
+
+class Scoring:
+    """The environment in this process, in the place of NeMo-RL's `calculate_rewards`."""
+
+    def __init__(self, config, tokenizer):
+        from igrpo_nemo.rewards import build_scorer
+
+        self.core = TwoStageEnvironment(
+            core.prompt_builder(config, tokenizer), build_scorer(), core.feedback_of(config)
+        )
+
+    def step_all(self, stage, attempts):
+        return self.core.step(stage, attempts)
+
+    async def step(self, stage, attempt, *, scores=None):
+        return self.core.step(stage, [attempt])[0]
+
+
+@pytest.fixture
+def world(policy_folder, tmp_path, monkeypatch):
+    """Two problems, N = 2, G = 2: (batch maker, runner)."""
+    from nemo_rl.algorithms.utils import get_tokenizer
+
+    config = runs.tiny_config(
+        policy_folder, tmp_path, "igrpo.num_drafts=2", "igrpo.num_refinements=2"
+    )
+    tokenizer = get_tokenizer({"name": policy_folder})
+    data.configure(config)
+    scoring = Scoring(config, tokenizer)
+    monkeypatch.setattr(rollout, "NemoEnvironment", lambda *args: scoring)
+
+    def batch(*questions):
+        rows = [
+            {"id": f"p{n}", "question": q, "answer": "3", "task_name": data.TASK}
+            for n, q in enumerate(questions)
+        ]
+        datums = [data.problem_processor(row, None, tokenizer, 64, n) for n, row in enumerate(rows)]
+        return rl_collate_fn(datums).repeat_interleave(2)
+
+    def run(texts, *questions, asynchronous=False, **changes):
+        feedback = core.feedback_of(config.replaced("igrpo", **changes))
+        scoring.core.feedback = feedback
+        spec = TwoStageSpec(feedback, {"accuracy": 1.0, "format": 1.0})
+        generation = Generation(tokenizer, texts)
+        function = rollout.two_stage_rollout_async if asynchronous else rollout.two_stage_rollout
+        returned = function(
+            policy_generation=generation,
+            input_batch=batch(*questions),
+            tokenizer=tokenizer,
+            task_to_env=TwoStageMap({data.TASK: None}, spec),
+            max_seq_len=128,
+            max_rollout_turns=1,
+        )
+        return *returned, generation
+
+    return run
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_what_nemo_rl_gets(world, asynchronous):
+    texts = [WRONG, RIGHT, WRONG, RIGHT, RIGHT, WRONG, RIGHT, WRONG]
+    batch, metrics, generation = world(texts, "1+2=", "2+1=", asynchronous=asynchronous)
+    assert len(batch["message_log"]) == 4
+    for log, length in zip(batch["message_log"], batch["length"].tolist(), strict=True):
+        prompt, answer = log
+        assert [prompt["role"], answer["role"]] == ["user", "assistant"]
+        assert RIGHT in prompt["content"]
+        assert "generation_logprobs" not in prompt
+        assert len(prompt["token_ids"]) == length
+        assert len(answer["generation_logprobs"]) == len(answer["token_ids"]) > 0
+        assert (answer["generation_logprobs"] == -0.5).all()
+    assert sorted(batch["total_reward"].tolist()) == [0.0, 0.0, 1.0, 1.0]
+    assert (batch["reward1"] + batch["reward2"]).tolist() == batch["total_reward"].tolist()
+    assert batch["loss_multiplier"].tolist() == [1.0] * 4
+    assert batch["truncated"].tolist() == [False] * 4
+    assert [info["problem"]["id"] for info in batch["extra_env_info"]] == ["p0", "p0", "p1", "p1"]
+    assert metrics["mean_gen_tokens_per_sample"] > 0
+    assert metrics["igrpo/best_draft_accuracy"] == 1.0
+    assert metrics["igrpo/refinement_accuracy"] == 0.5
+    assert len(generation.prompts) == 8
+
+
+def test_the_batch_handed_in_is_left_as_it_was(world):
+    texts = [WRONG, RIGHT, WRONG, RIGHT]
+    batch, _, generation = world(texts, "1+2=")
+    assert generation.prompts[0] == generation.prompts[1] != generation.prompts[2]
+    batch["message_log"][0][1]["token_loss_mask"] = 1
+    assert "token_loss_mask" not in batch["message_log"][1][1]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_an_engine_that_fails_stops_the_step(world, asynchronous):
+    texts = [RIGHT, RIGHT, RIGHT, ValueError("engine on fire"), *[RIGHT] * 6]
+    with pytest.raises(RolloutError, match=r"p[01].*engine on fire"):
+        world(texts, "1+2=", "2+1=", asynchronous=asynchronous)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_an_empty_answer_is_never_a_row(world, asynchronous):
+    texts = [RIGHT, RIGHT, RIGHT, None, *[RIGHT] * 6]
+    with pytest.raises(
+        RolloutError, match=r"problem p1, stage draft: the engine returned no token"
+    ):
+        world(texts, "1+2=", "2+1=", asynchronous=asynchronous)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_prompt_that_nemo_rl_cut_keeps_its_zero_weight(world, asynchronous):
+    """No Stage 1, one answer, no weight; the other problem is whole."""
+    texts = [RIGHT] * 9
+    batch, metrics, generation = world(texts, "1+2=", "1+" * 99, asynchronous=asynchronous)
+    assert batch["loss_multiplier"].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert batch["length"].tolist()[2:] == [data.CUT_TOKENS] * 2
+    assert len(generation.prompts) == 5
+    assert batch["total_reward"][2] == batch["total_reward"][3]
+    assert metrics["igrpo/refinement_accuracy"] == 1.0
+
+
+def test_a_skipped_problem_keeps_its_rows_without_weight(world):
+    texts = ["nothing", "nothing", WRONG, RIGHT, RIGHT, RIGHT]
+    batch, metrics, _ = world(texts, "1+2=", "2+1=", on_all_zero="skip")
+    assert batch["loss_multiplier"].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert batch["total_reward"][0] == batch["total_reward"][1]
+    assert metrics["igrpo/skipped_rate"] == 0.5
+
+
+def test_rows_of_two_problems_are_no_group(world, monkeypatch):
+    original = rollout.items_of
+
+    def mixed(batch, rows):
+        batch["idx"][0] = 7
+        return original(batch, rows)
+
+    monkeypatch.setattr(rollout, "items_of", mixed)
+    with pytest.raises(RolloutError, match="do not belong to one problem"):
+        world([RIGHT] * 8, "1+2=", "2+1=")
+
+
+def test_a_group_goes_to_one_shard():
+    """The engine's round robin is overruled; a new group goes where least is running."""
+    import asyncio
+
+    from igrpo_nemo.nemo.engines import Router, ShardView
+
+    router = Router(3)
+    assert [router.enter("a"), router.enter("a"), router.enter("b"), router.enter("c")] == [
+        0, 0, 1, 2,
+    ]  # fmt: skip
+    router.leave(1)
+    assert router.enter("d") == 1
+
+    class RoundRobin:
+        current_generate_dp_shard_idx = 0
+        chosen: list[int] = []
+
+        async def generate_async(self, inputs, greedy=False):
+            self.chosen.append(self.current_generate_dp_shard_idx)
+            self.current_generate_dp_shard_idx = (self.current_generate_dp_shard_idx + 1) % 3
+            await asyncio.sleep(0)
+            yield 0, inputs
+
+    async def ask(shards):
+        engine = RoundRobin()
+
+        async def one(shard):
+            async for _ in ShardView(engine, shard).generate_async(None):
+                pass
+
+        await asyncio.gather(*(one(shard) for shard in shards))
+        return engine.chosen
+
+    assert asyncio.run(ask([2, 2, 0, 2])) == [2, 2, 0, 2]
