@@ -391,7 +391,7 @@ def generation_table(
           f"{'index_order':>12} {'fused':>7}")  # fmt: skip
     table = {}
     for count in counts:
-        few = max(2, min(seeds, 4_096 // count // (2 if cut else 1)))
+        few = max(2, min(seeds, 2_048 // count))
         table[count] = found = measure(count, range(few), steps, cut)
         print(
             f"{count:>9} {found.grpo:>8.1f} {found.ratio('barrier'):>8.3f} "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from igrpo_nemo.local.policy import _template_text as chat_template_text
 from igrpo_nemo.local.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.local.settings import feedback_of, prompt_builder, scorer_of
 
 __all__ = [
-    "chat_template_text",
     "feedback_of",
     "fitting_problems",
     "prompt_builder",

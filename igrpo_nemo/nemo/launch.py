@@ -64,6 +64,8 @@ class OpenedRun:
 
 def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     """Loads the problems, fills in what follows from their number, and checks everything."""
+    from nemo_rl.algorithms.utils import get_tokenizer
+
     from igrpo_nemo.local.model import load_tokenizer
     from igrpo_nemo.local.resume import check_same_run
     from igrpo_nemo.nemo import core
@@ -72,9 +74,8 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
 
     problems, validation = core.training_problems(config), core.validation_problems(config)
     config = _with_model_folder(config)
-    tokenizer = load_tokenizer(config.policy.tokenizer.name)
-    if config.policy.tokenizer.chat_template:
-        tokenizer.chat_template = core.chat_template_text(config.policy.tokenizer.chat_template)
+    load_tokenizer(config.policy.tokenizer.name)  # a clear error, where there is none
+    tokenizer = get_tokenizer(config.to_dict()["policy"]["tokenizer"])
     prompts = core.prompt_builder(config, tokenizer)
     drop = config.igrpo.drop_overlong_prompts
     problems = core.fitting_problems(problems, prompts, drop_overlong=drop)
