@@ -9,11 +9,11 @@ import pytest
 
 nemo_source.require()
 
-import runs  # noqa: E402
 import torch  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
+import runs  # noqa: E402
 from igrpo_nemo.nemo.batches import SEQUENCE_KEY  # noqa: E402
 from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock  # noqa: E402
 

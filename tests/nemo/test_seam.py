@@ -105,6 +105,23 @@ def test_a_map_that_arrives_in_another_process_installs_the_seam():
     assert arrived.prefetcher is None
 
 
+def test_it_arrives_in_a_ray_process_with_the_seam(ray_cluster):
+    """As NeMo-RL's collector and data-plane actor get it."""
+    import ray
+
+    @ray.remote
+    def names_in_place(task_to_env):
+        grpo = importlib.import_module("nemo_rl.algorithms.grpo")
+        collector = importlib.import_module("nemo_rl.algorithms.async_utils.trajectory_collector")
+        functions = [grpo.run_multi_turn_rollout, collector.run_async_multi_turn_rollout]
+        return type(task_to_env).__name__, [hasattr(f, "__wrapped__") for f in functions]
+
+    arrived = ray.get(names_in_place.remote(TwoStageMap({"math": 1}, SPEC)))
+    assert arrived == ("TwoStageMap", [True, True])
+    plain = ray.get(names_in_place.options(num_cpus=0.5).remote({"math": 1}))
+    assert plain[0] == "dict"
+
+
 def test_another_version_is_refused(monkeypatch):
     info = importlib.import_module("nemo_rl.package_info")
     monkeypatch.setattr(info, "VERSION", (0, 8, 1, ""))

@@ -227,9 +227,8 @@ PROBLEMS = [Problem(f"p{i}", f"{i}+4=", "4") for i in range(5)]
 
 
 def make_answerer(sampler):
-    from igrpo_nemo.local.sampler import SamplingParams
-
     from igrpo_nemo.local.evaluate import Answerer
+    from igrpo_nemo.local.sampler import SamplingParams
     from igrpo_nemo.rewards import build_scorer
 
     return Answerer(sampler, PlainPrompts(), build_scorer(), SamplingParams(max_new_tokens=8))
