@@ -62,6 +62,10 @@ class VowelReward:
     """The share of vowels in the text: cheap, and different for every completion."""
 
     component_names: tuple[str, ...] = ("vowels",)
+    weights: dict[str, float] = {"vowels": 1.0}
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def __call__(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         shares = [vowel_share(request.text) for request in requests]

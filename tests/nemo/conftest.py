@@ -47,6 +47,6 @@ def ray_cluster(tmp_path_factory):
 def policy_folder(tmp_path_factory) -> str:
     """A small policy that answers in the format half of the time: rewards differ within groups."""
     assert nemo_source.FOUND
-    from runs import tiny_policy
+    from nemo_runs import tiny_policy
 
     return tiny_policy(tmp_path_factory.mktemp("policy"))

@@ -7,7 +7,8 @@ import pytest
 
 nemo_source.require()
 
-import runs  # noqa: E402
+import nemo_runs  # noqa: E402
+
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.nemo import data  # noqa: E402
 from igrpo_nemo.types import Problem  # noqa: E402
@@ -60,7 +61,7 @@ def _tokenizer(policy_folder, template=None):
 )
 def test_templates(policy_folder, tmp_path, template, thinking):
     """q is the template's own rendering; Stage 2 begins a fresh conversation of the same shape."""
-    config = runs.tiny_config(policy_folder, tmp_path, "policy.max_total_sequence_length=512")
+    config = nemo_runs.tiny_config(policy_folder, tmp_path, "policy.max_total_sequence_length=512")
     tokenizer = _tokenizer(policy_folder, template)
     datum = _datum(config, tokenizer, limit=400)
     [message] = datum["message_log"]
@@ -88,7 +89,7 @@ def test_templates(policy_folder, tmp_path, template, thinking):
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_gets_no_weight(policy_folder, tmp_path):
-    config = runs.tiny_config(policy_folder, tmp_path)
+    config = nemo_runs.tiny_config(policy_folder, tmp_path)
     datum = _datum(config, _tokenizer(policy_folder), question="1+" * 200)
     assert datum["loss_multiplier"] == 0.0
     assert datum["length"] == len(datum["message_log"][0]["token_ids"]) == data.CUT_TOKENS

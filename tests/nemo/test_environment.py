@@ -7,10 +7,10 @@ import pytest
 
 nemo_source.require()
 
+import nemo_runs  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
 
-import runs  # noqa: E402
 from igrpo_nemo.environment import Attempt  # noqa: E402
 from igrpo_nemo.nemo import environment  # noqa: E402
 from igrpo_nemo.types import Completion, Problem, Prompt, Score, Stage, StopReason  # noqa: E402
@@ -24,7 +24,7 @@ HANGS = "9^{9^{9^{9}}}"
 
 @pytest.fixture(scope="module")
 def settings(policy_folder, tmp_path_factory):
-    config = runs.tiny_config(policy_folder, tmp_path_factory.mktemp("run"))
+    config = nemo_runs.tiny_config(policy_folder, tmp_path_factory.mktemp("run"))
     return {"config": config.to_dict(), "tokenizer": {"name": policy_folder}}
 
 
@@ -159,7 +159,7 @@ def test_an_actor_that_dies_is_restarted_and_the_step_completes(settings, ray_cl
 
 def test_a_reward_that_times_out_is_counted_and_the_group_is_whole(policy_folder, tmp_path):
     """The pool gives the one answer up; the others of its group keep their scores."""
-    config = runs.tiny_config(policy_folder, tmp_path, "env.math.num_workers=1")
+    config = nemo_runs.tiny_config(policy_folder, tmp_path, "env.math.num_workers=1")
     worker = environment.TwoStageWorker(
         {"config": config.to_dict(), "tokenizer": {"name": policy_folder}}
     )

@@ -7,7 +7,7 @@ import pytest
 
 nemo_source.require()
 
-import runs  # noqa: E402
+import nemo_runs  # noqa: E402
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"
@@ -26,7 +26,7 @@ def test_exactly_the_refinements_are_trained_under_their_q_prime(
     ray_cluster, policy_folder, tmp_path, drafts, refinements, objective, engine
 ):
     """Rows, masks and groups of every step, as NeMo-RL itself wrote them to its dump."""
-    config = runs.tiny_config(
+    config = nemo_runs.tiny_config(
         policy_folder,
         tmp_path / "run",
         f"objective={objective}",
@@ -35,9 +35,9 @@ def test_exactly_the_refinements_are_trained_under_their_q_prime(
         engine,
         "grpo.max_num_epochs=9",
     )
-    seen = runs.train(config)
+    seen = nemo_runs.train(config)
 
-    assert len(runs.metrics(tmp_path / "run")) == 2
+    assert len(nemo_runs.metrics(tmp_path / "run")) == 2
     known = {
         (group.prompt.token_ids, completion.token_ids): score.reward
         for call in seen.rollouts
@@ -51,7 +51,7 @@ def test_exactly_the_refinements_are_trained_under_their_q_prime(
             [group] = rollout.refinements
             assert len(group.completions) == refinements
     for step in (1, 2):
-        rows = runs.dump(tmp_path / "run", step)
+        rows = nemo_runs.dump(tmp_path / "run", step)
         assert len(rows) == 8 * refinements
         assert any(advantage != 0 for row in rows for advantage in row["advantages"])
         groups: dict[tuple[int, ...], int] = {}
@@ -71,10 +71,10 @@ def test_exactly_the_refinements_are_trained_under_their_q_prime(
 def test_validation_is_single_shot_on_the_bare_prompt(ray_cluster, policy_folder, tmp_path):
     import json
 
-    config = runs.tiny_config(
+    config = nemo_runs.tiny_config(
         policy_folder, tmp_path / "run", "grpo.val_at_start=true", "grpo.max_num_steps=1"
     )
-    runs.train(config)
+    nemo_runs.train(config)
     path = tmp_path / "run" / "nemo_rl" / "val_data_step0.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == 16
@@ -83,7 +83,7 @@ def test_validation_is_single_shot_on_the_bare_prompt(ray_cluster, policy_folder
         answers = [message for message in log if message["role"] == "assistant"]
         assert len(answers) == 1
         assert "<draft>" not in log[0]["content"]
-    [validation] = runs.metrics(tmp_path / "run", "val")
+    [validation] = nemo_runs.metrics(tmp_path / "run", "val")
     assert set(validation) >= {"val/accuracy", "val/accuracy_stderr", "val/format", "val/tokens"}
 
 
@@ -92,18 +92,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(ray_cluster, policy_folder, t
     from safetensors.torch import load_file
 
     saving = ["checkpointing.enabled=true", "checkpointing.save_period=2", "grpo.max_num_epochs=2"]
-    whole = runs.tiny_config(policy_folder, tmp_path / "whole", *saving, "grpo.max_num_steps=4")
-    runs.train(whole)
+    whole = nemo_runs.tiny_config(
+        policy_folder, tmp_path / "whole", *saving, "grpo.max_num_steps=4"
+    )
+    nemo_runs.train(whole)
     parts = tmp_path / "parts"
-    runs.train(runs.tiny_config(policy_folder, parts, *saving, "grpo.max_num_steps=2"))
+    nemo_runs.train(nemo_runs.tiny_config(policy_folder, parts, *saving, "grpo.max_num_steps=2"))
     assert (parts / "finished").exists()
-    runs.train(runs.tiny_config(policy_folder, parts, *saving, "grpo.max_num_steps=4"))
+    nemo_runs.train(nemo_runs.tiny_config(policy_folder, parts, *saving, "grpo.max_num_steps=4"))
 
     weights = "checkpoints/step_4/policy/weights/model.safetensors"
     ours, theirs = load_file(parts / weights), load_file(tmp_path / "whole" / weights)
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     stable = ("loss", "igrpo/draft_reward", "igrpo/refinement_reward", "lr", "grad_norm")
-    pairs = list(zip(runs.metrics(parts), runs.metrics(tmp_path / "whole"), strict=True))
+    pairs = list(zip(nemo_runs.metrics(parts), nemo_runs.metrics(tmp_path / "whole"), strict=True))
     assert len(pairs) == 4
     for ours, theirs in pairs:
         assert [ours[name] for name in stable] == [theirs[name] for name in stable]

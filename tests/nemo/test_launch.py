@@ -9,7 +9,8 @@ import pytest
 
 nemo_source.require()
 
-import runs  # noqa: E402
+import nemo_runs  # noqa: E402
+
 from igrpo_nemo.config import load_config, with_problems  # noqa: E402
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.nemo.master_config import check_launch, master_config  # noqa: E402
@@ -118,12 +119,12 @@ def test_feedback_none_equals_plain_nemo_rl(ray_cluster, policy_folder, tmp_path
     """The same weights to the last bit as `setup` and `grpo_train` without anything of ours but
     environment and data; exact entropy is on in our run and off in the plain one."""
     changes = ["feedback=none", "igrpo.budget=4", "grpo.max_num_steps=3"]
-    config = runs.tiny_config(policy_folder, tmp_path / "ours", *changes)
-    [ours] = runs.train(config).policies
-    theirs = _plain_nemo_rl(runs.tiny_config(policy_folder, tmp_path / "plain", *changes))
+    config = nemo_runs.tiny_config(policy_folder, tmp_path / "ours", *changes)
+    [ours] = nemo_runs.train(config).policies
+    theirs = _plain_nemo_rl(nemo_runs.tiny_config(policy_folder, tmp_path / "plain", *changes))
     state, expected = ours.model.state_dict(), theirs.model.state_dict()
     assert all(state[name].equal(expected[name]) for name in expected)
-    start = runs.open_weights(policy_folder)
+    start = nemo_runs.open_weights(policy_folder)
     assert not all(state[name].equal(start[name]) for name in start)
 
 
@@ -148,7 +149,7 @@ def _plain_nemo_rl(config):
         master.policy["generation"] = configure_generation_config(
             master.policy["generation"], tokenizer
         )
-        stack.enter_context(runs.shared_environments())
+        stack.enter_context(nemo_runs.shared_environments())
         train, val, envs, val_envs = setup_response_data(tokenizer, master.data, master.env)
         with local_policy_factory(master) as factory:
             made = setup(master, tokenizer, train, val, policy_factory=factory)
@@ -165,22 +166,22 @@ def test_a_run_that_meets_its_time_limit_is_not_finished(ray_cluster, policy_fol
     saving = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
     limit = "checkpointing.checkpoint_must_save_by='00:00:00:00'"
     folder = tmp_path / "run"
-    runs.train(runs.tiny_config(policy_folder, folder, *saving, limit))
+    nemo_runs.train(nemo_runs.tiny_config(policy_folder, folder, *saving, limit))
     assert not (folder / "finished").exists()
-    stopped = len(runs.metrics(folder))
+    stopped = len(nemo_runs.metrics(folder))
     assert stopped == 1
     assert (folder / "checkpoints" / f"step_{stopped}").is_dir()
-    runs.train(runs.tiny_config(policy_folder, folder, *saving))
+    nemo_runs.train(nemo_runs.tiny_config(policy_folder, folder, *saving))
     assert (folder / "finished").exists()
-    assert len(runs.metrics(folder)) == 3
+    assert len(nemo_runs.metrics(folder)) == 3
 
 
 def test_the_log_has_the_projects_names(ray_cluster, policy_folder, tmp_path):
-    config = runs.tiny_config(
+    config = nemo_runs.tiny_config(
         policy_folder, tmp_path / "run", "igrpo.sample_table_period=1", "grpo.max_num_steps=1"
     )
-    runs.train(config)
-    [logged] = runs.metrics(tmp_path / "run")
+    nemo_runs.train(config)
+    [logged] = nemo_runs.metrics(tmp_path / "run")
     assert set(logged) >= {
         "loss", "grad_norm", "lr", "entropy/exact", "entropy/sampled", "policy/ratio_mean",
         "igrpo/draft_reward", "igrpo/refinement_reward", "igrpo/lift", "igrpo/trained_reward",

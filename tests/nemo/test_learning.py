@@ -6,7 +6,7 @@ import nemo_source
 
 nemo_source.require()
 
-import runs  # noqa: E402
+import nemo_runs  # noqa: E402
 
 SETTING = [
     "data.train.num_problems=96",
@@ -20,12 +20,12 @@ def test_both_engines_raise_the_reward_alike(ray_cluster, policy_folder, tmp_pat
     """Mean reward of the trained rows: first two steps against the last five, on both engines."""
     from igrpo_nemo.local.trainer import train as train_locally
 
-    runs.train(runs.tiny_config(policy_folder, tmp_path / "nemo", *SETTING))
-    local = runs.tiny_config(policy_folder, tmp_path / "local", *SETTING, "engine=local")
+    nemo_runs.train(nemo_runs.tiny_config(policy_folder, tmp_path / "nemo", *SETTING))
+    local = nemo_runs.tiny_config(policy_folder, tmp_path / "local", *SETTING, "engine=local")
     assert train_locally(local) == 0
     gains = []
     for name in ("nemo", "local"):
-        rewards = [each["igrpo/trained_reward"] for each in runs.metrics(tmp_path / name)]
+        rewards = [each["igrpo/trained_reward"] for each in nemo_runs.metrics(tmp_path / name)]
         assert len(rewards) == 15
         first, last = sum(rewards[:2]) / 2, sum(rewards[-5:]) / 5
         gains.append(last - first)

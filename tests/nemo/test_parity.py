@@ -14,7 +14,8 @@ import torch
 
 nemo_source.require()
 
-import runs  # noqa: E402
+import nemo_runs  # noqa: E402
+
 from igrpo_nemo.local.learner import Learner  # noqa: E402
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler  # noqa: E402
 from igrpo_nemo.local.policy import open_policy  # noqa: E402
@@ -48,7 +49,7 @@ def _nemo_step(policy_folder, log_dir, monkeypatch, *overrides):
         return taken["result"]
 
     monkeypatch.setattr(local_policy.LocalPolicy, "train", train)
-    config = runs.tiny_config(
+    config = nemo_runs.tiny_config(
         policy_folder,
         log_dir,
         "grpo.max_num_steps=1",
@@ -61,7 +62,7 @@ def _nemo_step(policy_folder, log_dir, monkeypatch, *overrides):
         "policy.optimizer.kwargs.eps=1.0e-3",
         *overrides,
     )
-    seen = runs.train(config)
+    seen = nemo_runs.train(config)
     return config, seen, taken
 
 

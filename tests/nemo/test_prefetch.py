@@ -9,11 +9,11 @@ import pytest
 
 nemo_source.require()
 
+import nemo_runs  # noqa: E402
 import torch  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
-import runs  # noqa: E402
 from igrpo_nemo.nemo.batches import SEQUENCE_KEY  # noqa: E402
 from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock  # noqa: E402
 
@@ -120,7 +120,7 @@ def test_drafts_are_one_update_behind_and_refinements_never(
 ):
     """Two epochs of two steps: the first step of each drafts afresh."""
     made = _versions(monkeypatch)
-    config = runs.tiny_config(
+    config = nemo_runs.tiny_config(
         policy_folder,
         tmp_path / "run",
         "data.train.num_problems=16",
@@ -129,8 +129,8 @@ def test_drafts_are_one_update_behind_and_refinements_never(
         "igrpo.draft_prefetch=fused",
         engine,
     )
-    seen = runs.train(config)
-    logged = runs.metrics(tmp_path / "run")
+    seen = nemo_runs.train(config)
+    logged = nemo_runs.metrics(tmp_path / "run")
     assert [each["igrpo/draft_staleness"] for each in logged] == [0, 1, 0, 1]
     assert [each["igrpo/drafts_prefetched"] for each in logged] == [0, 1, 0, 1]
     assert [each["igrpo/drafts_dropped"] for each in logged] == [0] * 4
@@ -145,9 +145,13 @@ def test_drafts_are_one_update_behind_and_refinements_never(
 def test_a_resume_drafts_afresh(ray_cluster, policy_folder, tmp_path):
     saving = ["checkpointing.enabled=true", "checkpointing.save_period=2"]
     fused = [*saving, "igrpo.draft_prefetch=fused"]
-    runs.train(runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=2"))
-    runs.train(runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=4"))
-    logged = runs.metrics(tmp_path / "run")
+    nemo_runs.train(
+        nemo_runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=2")
+    )
+    nemo_runs.train(
+        nemo_runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=4")
+    )
+    logged = nemo_runs.metrics(tmp_path / "run")
     assert [each["igrpo/draft_staleness"] for each in logged] == [0, 1, 0, 1]
 
 
@@ -156,9 +160,9 @@ def test_with_nothing_ahead_fused_is_bit_identical_to_off(ray_cluster, policy_fo
     base = ["data.train.num_problems=8", "grpo.max_num_epochs=2"]
     weights = []
     for mode in ("off", "fused"):
-        config = runs.tiny_config(
+        config = nemo_runs.tiny_config(
             policy_folder, tmp_path / mode, *base, f"igrpo.draft_prefetch={mode}"
         )
-        [policy] = runs.train(config).policies
+        [policy] = nemo_runs.train(config).policies
         weights.append(policy.model.state_dict())
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])

@@ -7,11 +7,11 @@ import pytest
 
 nemo_source.require()
 
+import nemo_runs  # noqa: E402
 import torch  # noqa: E402
 from nemo_rl.data.collate_fn import rl_collate_fn  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 
-import runs  # noqa: E402
 from igrpo_nemo.environment import TwoStageEnvironment  # noqa: E402
 from igrpo_nemo.nemo import core, data, rollout  # noqa: E402
 from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
@@ -82,7 +82,7 @@ def world(policy_folder, tmp_path, monkeypatch):
     """Two problems, N = 2, G = 2: (batch maker, runner)."""
     from nemo_rl.algorithms.utils import get_tokenizer
 
-    config = runs.tiny_config(
+    config = nemo_runs.tiny_config(
         policy_folder, tmp_path, "igrpo.num_drafts=2", "igrpo.num_refinements=2"
     )
     tokenizer = get_tokenizer({"name": policy_folder})
