@@ -66,7 +66,7 @@ def test_ten_steps_of_igrpo_leave_everything_a_run_promises(igrpo):
         ("igrpo.train_stages=[draft,refine]",),
         ("igrpo.draft_choice=none",),
         ("igrpo.num_drafts=2", "igrpo.num_refinements=6", "igrpo.draft_choice=random"),
-        ("igrpo.on_all_zero=skip", "igrpo.reward.format=0.0"),
+        ("igrpo.on_all_zero=skip", "igrpo.tie_break=random"),
         (
             "loss_fn.reference_policy_kl_penalty=0.01",
             "grpo.skip_reference_policy_logprobs_calculation=false",

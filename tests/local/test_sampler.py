@@ -103,7 +103,8 @@ def test_greedy_is_the_arg_max_at_temperature_one(prompt, fused, make_model, tok
     (result,) = Sampler(model, tokenizer, fused=fused).sample(
         [SampleRequest(prompt, 2, "greedy")], SamplingParams(10, temperature=0)
     )
-    assert result[0] == result[1]
+    assert result[0].token_ids == result[1].token_ids
+    assert result[0].logprobs == pytest.approx(result[1].logprobs, abs=1e-5)
     ids = list(prompt)
     for token, logprob in zip(result[0].token_ids, result[0].logprobs, strict=True):
         log_V = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
