@@ -231,6 +231,10 @@ class Dataset(only.DatasetNemoOnly):
     """Seed of the held-out share, of a subset and of generated problems."""
     num_problems: Positive | None = None
     """Problems to take (a seeded subset) or to generate; null takes all."""
+    drop_duplicates: bool = False
+    """Leaves out questions that the set holds already."""
+    drop_overlap: bool = False
+    """Leaves out questions that stand in an evaluation set."""
     lengths: list[Positive] | None = None
     """Operations in a chain of the generated arithmetic."""
 

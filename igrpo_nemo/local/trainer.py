@@ -73,7 +73,8 @@ class Trainer:
         while self.state.step < self.parts.total_steps:
             self._stop_if_asked()
             step = self.state.step + 1
-            batch, position = self._collect(step)
+            with self.parts.policy.autocast():
+                batch, position = self._collect(step)
             rows = shape_rows(
                 batch.rows, self.config.grpo.reward_scaling, self.config.grpo.reward_shaping
             )
@@ -166,7 +167,7 @@ class Trainer:
         }
 
     def _validate(self) -> None:
-        with self.watch("val"):
+        with self.watch("val"), self.parts.policy.autocast():
             metrics = validate(self.config, self.parts, self._stop_if_asked)
         step = self.state.step
         self.parts.tracker.log("val", step, metrics)
