@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
 from igrpo_nemo.data.arithmetic import arithmetic_problems
@@ -11,16 +13,32 @@ from igrpo_nemo.types import Problem
 
 
 def training_problems(config: Config) -> list[Problem]:
-    """`data.train`. Raises `UserError` where it has no usable problem."""
-    return _load(config.data.train, config.grpo.seed, "train")
+    """`data.train` without what is held out. Raises `UserError` where it has no usable problem."""
+    return _held_out(config)[0]
 
 
 def validation_problems(config: Config) -> list[Problem]:
-    """`data.validation`, at most `grpo.max_val_samples` of it; empty where there is none."""
+    """`data.validation`, or the share of the training problems that is held out in its place.
+
+    At most `grpo.max_val_samples`; empty where there is neither.
+    """
     if config.data.validation is None:
-        return []
-    problems = _load(config.data.validation, config.grpo.seed, "validation")
+        problems = _held_out(config)[1]
+    else:
+        problems = _load(config.data.validation, config.grpo.seed, "validation")
     return problems[: config.grpo.max_val_samples]
+
+
+def _held_out(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """The training problems and, where there is no validation set, a seeded share of them."""
+    train = config.data.train
+    problems = _load(train, config.grpo.seed, "train")
+    if config.data.validation is not None or not train.split_validation_size:
+        return problems, []
+    seed = config.grpo.seed if train.seed is None else train.seed
+    random.Random(f"{seed}/held out").shuffle(problems)
+    count = max(1, round(train.split_validation_size * len(problems)))
+    return problems[count:], problems[:count]
 
 
 def fitting_problems(
