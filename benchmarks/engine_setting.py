@@ -19,9 +19,9 @@ from igrpo_nemo.environment import TwoStageEnvironment
 from igrpo_nemo.feedback import BestDraft, Feedback, NoFeedback
 from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
-from igrpo_nemo.local.tokenizer import build_small_tokenizer
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import ScoreRequest
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Completion, Problem, Score, Stage, StopReason, TrainingRow
 
 WORDS = "first think then answer with care and give every step of the work in plain words".split()

@@ -28,11 +28,12 @@ from engine_setting import Setting, build_model_folder, environment_of, problems
 
 from igrpo_nemo.environment import Attempt
 from igrpo_nemo.local.learner import Learner, LearnerSettings
-from igrpo_nemo.local.model import load_model, load_tokenizer
+from igrpo_nemo.local.model import load_model
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler, SamplingParams
 from igrpo_nemo.objectives.surrogate import SurrogateConfig
+from igrpo_nemo.run.tokenizer import load_tokenizer
 from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
 
 _PROTOCOL = sys.stdout

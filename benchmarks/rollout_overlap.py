@@ -351,10 +351,10 @@ def driver_ms_per_completion(count: int, tokens: int = MAX_TOKENS) -> float | No
         from nemo_rl.distributed.batched_data_dict import BatchedDataDict
     except ImportError:
         return None
-    from igrpo_nemo.local.tokenizer import build_small_tokenizer
     from igrpo_nemo.nemo.batches import TrainedRows, trained_batch
     from igrpo_nemo.nemo.engines import AsyncEngine
     from igrpo_nemo.nemo.rollout import step_metrics
+    from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
     tokenizer = build_small_tokenizer(["a few words for the merges of a tokenizer"] * 8, 320)
     prompt = Prompt("q", tuple(range(32, 160)) * 8)

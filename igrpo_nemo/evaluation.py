@@ -21,6 +21,7 @@ import numpy as np
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.metrics import pass_at_k
+from igrpo_nemo.statistics import stderr_over_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,7 @@ def std_err_across_problems(correct_P_K: np.ndarray) -> float:
     It contains both the choice of problems and the sampling noise, which the spread over runs (same
     problems each time) does not. 0 for a single problem, where it cannot be estimated.
     """
-    means_P = correct_P_K.mean(axis=1)
-    return float(np.std(means_P, ddof=1) / math.sqrt(len(means_P))) if len(means_P) > 1 else 0.0
+    return stderr_over_problems(correct_P_K.mean(axis=1)) or 0.0
 
 
 def headline(

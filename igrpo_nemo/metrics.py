@@ -1,7 +1,7 @@
 """What a two-stage step did, as named numbers; pass@k and Proposition 3.1.
 
     rollouts, training rows --> igrpo/* and reward/reason/*      (names: docs of each function)
-    correct counts          --> pass@k, mean and standard error
+    correct count           --> pass@k of one problem
 
 Plain Python, no torch. A metric without anything to average is absent, never 0 or nan: with
 feedback `none`, for example, nothing that speaks of refinements appears.
@@ -209,23 +209,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if n - c < k:
         return 1.0
     return -math.expm1(math.fsum(math.log1p(-k / i) for i in range(n - c + 1, n + 1)))
-
-
-def pass_at_k_curve(
-    correct_P: Sequence[int], n: int, ks: Sequence[int] | None = None
-) -> dict[int, float]:
-    """Mean pass@k over problems with n samples each; ks defaults to 1, 2, 4, ... and n itself.
-
-    Args:
-        correct_P: how many of the n samples of each problem are correct.
-
-    Raises ValueError without problems, or for counts and ks outside their range.
-    """
-    if not correct_P:
-        raise ValueError("pass_at_k_curve needs at least one problem")
-    if ks is None:
-        ks = sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
-    return {k: math.fsum(pass_at_k(n, c, k) for c in correct_P) / len(correct_P) for k in ks}
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:

@@ -43,6 +43,8 @@ BUILT_IN_GROUPS = (
     "reward",
     "prompt",
     "engine",
+    "cluster",
+    "eval",
     "experiment",
 )
 """The groups of `configs/config.yaml`."""

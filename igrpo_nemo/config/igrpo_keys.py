@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from igrpo_nemo.config.architecture_keys import Architecture
+from igrpo_nemo.config.evaluation_keys import Evaluation
 from igrpo_nemo.config.section import (
     Derivable,
     NonNegative,
@@ -19,6 +21,7 @@ from igrpo_nemo.config.section import (
     Share,
     TopP,
 )
+from igrpo_nemo.config.site_keys import Site
 
 
 class PromptTexts(Section):
@@ -217,3 +220,9 @@ class IGRPO(Section):
     """A small built-in model instead of a Hugging Face folder."""
     warmup: Warmup = Warmup()
     """Warm-up of the built-in model."""
+    architecture: Architecture | None = None
+    """The model's shape, for preflight and evaluation; null reads it from the model's folder."""
+    evaluation: Evaluation = Evaluation()
+    """How the trained model is measured."""
+    site: Site = Site()
+    """The machines and the account."""

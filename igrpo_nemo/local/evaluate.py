@@ -162,8 +162,9 @@ def evaluate(
     `UserError` for a model, problem or output folder that cannot be used.
     """
     from igrpo_nemo.local.policy import open_policy
-    from igrpo_nemo.local.problems import fitting_problems
-    from igrpo_nemo.local.settings import evaluation_scorer, prompt_builder, sampling_params
+    from igrpo_nemo.local.settings import sampling_params
+    from igrpo_nemo.run.core import evaluation_scorer, prompt_builder
+    from igrpo_nemo.run.problems import fitting_problems
 
     folder = model_folder(Path(model))
     benchmark, problems = _problems(config, data, limit)
@@ -251,7 +252,7 @@ def evaluate_with(
 def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str, list[Problem]]:
     """The benchmark's name and its problems, the first `limit` of them."""
     from igrpo_nemo.config.nemo_keys import Dataset
-    from igrpo_nemo.local.problems import validation_problems
+    from igrpo_nemo.run.problems import validation_problems
 
     dataset = config.data.validation
     if data is not None and (Path(data).suffix or Path(data).exists()):

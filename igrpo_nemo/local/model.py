@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.tokenizer import load_tokenizer, token_id
+from igrpo_nemo.run.tokenizer import load_tokenizer, token_id
 
 # The console shows what is going on; bars of single files would tear its lines.
 hf_logging.disable_progress_bar()

@@ -27,19 +27,13 @@ from igrpo_nemo.local.checkpoint import (
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.policy import Policy, load_weights, open_policy, reference_of
-from igrpo_nemo.local.problems import fitting_problems, training_problems, validation_problems
-from igrpo_nemo.local.resume import check_same_run
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler
-from igrpo_nemo.local.settings import (
-    checkpoint_store,
-    feedback_of,
-    learner_settings,
-    prompt_builder,
-    sampling_params,
-    scorer_of,
-)
+from igrpo_nemo.local.settings import checkpoint_store, learner_settings, sampling_params
 from igrpo_nemo.local.small_policy import small_policy_folder
+from igrpo_nemo.run.core import feedback_of, prompt_builder, scorer_of
+from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
+from igrpo_nemo.run.same_run import check_same_run
 from igrpo_nemo.tracking import RunFolder, Tracker, open_console, open_tracker
 from igrpo_nemo.tracking.console import Console
 from igrpo_nemo.types import Problem

@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.model import load_model, load_tokenizer
+from igrpo_nemo.local.model import load_model
+from igrpo_nemo.run.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from igrpo_nemo.local.decoder import can_fuse
 from igrpo_nemo.local.fused_sampler import FusedDecoder
 from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
 from igrpo_nemo.local.stopping import StopStrings
-from igrpo_nemo.local.tokenizer import token_id
+from igrpo_nemo.run.tokenizer import token_id
 from igrpo_nemo.types import Completion, StopReason
 
 __all__ = ["SampleRequest", "Sampler", "SamplingParams"]

@@ -10,8 +10,8 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.data.demonstrations import Demonstrator
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.model import SmallModelSpec
-from igrpo_nemo.local.settings import prompt_profile
 from igrpo_nemo.local.warmup import WarmupSpec, warmed_up_folder
+from igrpo_nemo.run.core import prompt_profile
 
 
 def warmup_spec(config: Config) -> WarmupSpec:

@@ -27,8 +27,8 @@ from igrpo_nemo.data.arithmetic import Chain, is_validation, sample_chain
 from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
 from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
-from igrpo_nemo.local.tokenizer import build_small_tokenizer, token_id
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
+from igrpo_nemo.run.tokenizer import build_small_tokenizer, token_id
 from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
 
 RECIPE = 1

@@ -22,8 +22,8 @@ from nemo_rl.data.interfaces import DatumSpec, TaskDataSpec
 
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.nemo.core import prompt_builder
 from igrpo_nemo.prompts import PromptBuilder
+from igrpo_nemo.run.core import prompt_builder
 from igrpo_nemo.types import Problem, Prompt
 
 DATASET_PATH = "igrpo_nemo.nemo.data.ProblemDataset"

@@ -24,7 +24,7 @@ from nemo_rl.experience import rollouts as nemo_rollouts
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.validate import validated
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
-from igrpo_nemo.nemo.core import feedback_of, prompt_builder, scorer_of
+from igrpo_nemo.run.core import feedback_of, prompt_builder, scorer_of
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Stage, StopReason
 
 ENV_NAME = "igrpo"

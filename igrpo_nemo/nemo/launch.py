@@ -66,20 +66,21 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     """Loads the problems, fills in what follows from their number, and checks everything."""
     from nemo_rl.algorithms.utils import get_tokenizer
 
-    from igrpo_nemo.local.model import load_tokenizer
-    from igrpo_nemo.local.resume import check_same_run
-    from igrpo_nemo.nemo import core
     from igrpo_nemo.nemo.data import write_problems
     from igrpo_nemo.nemo.master_config import check_launch, master_config, total_steps
+    from igrpo_nemo.run.core import prompt_builder
+    from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
+    from igrpo_nemo.run.same_run import check_same_run
+    from igrpo_nemo.run.tokenizer import load_tokenizer
 
-    problems, validation = core.training_problems(config), core.validation_problems(config)
+    problems, validation = training_problems(config), validation_problems(config)
     config = _with_model_folder(config)
     load_tokenizer(config.policy.tokenizer.name)  # a clear error, where there is none
     tokenizer = get_tokenizer(config.to_dict()["policy"]["tokenizer"])
-    prompts = core.prompt_builder(config, tokenizer)
+    prompts = prompt_builder(config, tokenizer)
     drop = config.igrpo.drop_overlong_prompts
-    problems = core.fitting_problems(problems, prompts, drop_overlong=drop)
-    validation = core.fitting_problems(validation, prompts, drop_overlong=drop)
+    problems = fitting_problems(problems, prompts, drop_overlong=drop)
+    validation = fitting_problems(validation, prompts, drop_overlong=drop)
     config = with_problems(config, len(problems))
     check_launch(config, len(problems))
     check_same_run(folder.path, config.to_dict())
@@ -116,12 +117,12 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     from nemo_rl.models.generation import configure_generation_config
 
     from igrpo_nemo.nemo import data, environment
-    from igrpo_nemo.nemo.core import feedback_of
     from igrpo_nemo.nemo.loss import build_loss
     from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock
     from igrpo_nemo.nemo.run_log import RunLog
     from igrpo_nemo.nemo.short_circuit import ShortCircuit
     from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec
+    from igrpo_nemo.run.core import feedback_of
 
     config, master = opened.config, opened.master
     environment.register()
@@ -278,15 +279,9 @@ def _with_model_folder(config: Config) -> Config:
         return config
     if config.igrpo.engine == "nemo_rl":
         raise UserError("engine=nemo_rl trains a Hugging Face model: use model=hf")
-    from igrpo_nemo.local.small_policy import small_policy_folder
+    from igrpo_nemo.nemo.local_setup import with_small_model
 
-    def report(step: int, steps: int, loss: float) -> None:
-        if step == 1:
-            print(f"warming the small model up in {steps} steps (once; cached for later runs)")
-
-    folder = str(small_policy_folder(config, report).folder)
-    config = config.replaced("policy", model_name=folder)
-    return config.replaced("policy.tokenizer", name=folder)
+    return with_small_model(config)
 
 
 @contextmanager

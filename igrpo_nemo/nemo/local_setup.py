@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from igrpo_nemo.config import Config
+from igrpo_nemo.local.small_policy import small_policy_folder
 from igrpo_nemo.nemo.local_policy import LocalPolicy
 
 
@@ -43,3 +45,15 @@ def local_policy_factory(master: Any) -> Iterator[Callable[..., LocalPolicy]]:
         yield policy
     finally:
         grpo.VllmGeneration = original  # type: ignore[misc]
+
+
+def with_small_model(config: Config) -> Config:
+    """The config with the folder of its built-in small model, warmed up where it is missing."""
+
+    def report(step: int, steps: int, loss: float) -> None:
+        if step == 1:
+            print(f"warming the small model up in {steps} steps (once; cached for later runs)")
+
+    folder = str(small_policy_folder(config, report).folder)
+    config = config.replaced("policy", model_name=folder)
+    return config.replaced("policy.tokenizer", name=folder)

@@ -12,10 +12,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from igrpo_nemo.report.runs import Curve, Run
 from igrpo_nemo.report.tables import rollout_totals
+from igrpo_nemo.statistics import t_quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +71,6 @@ def paired_difference(
     if not common:
         return None
     return mean_interval([ours[seed] - reference[seed] for seed in common], confidence)
-
-
-@lru_cache
-def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t distribution, for probabilities in [0.5, 1).
-
-    With t = sqrt(v) tan(u) the density becomes cos(u)^(v-1) on a finite interval: its integral
-    (Simpson) is solved for u by bisection. Accurate to about 1e-8 for any v >= 1.
-    """
-    if not 0.5 <= probability < 1 or degrees < 1:
-        raise ValueError(f"no t quantile for probability {probability}, {degrees} degrees")
-
-    def mass(upper: float) -> float:
-        pieces = 400
-        width = upper / pieces
-        terms = [math.cos(i * width) ** (degrees - 1) for i in range(pieces + 1)]
-        return (terms[0] + terms[-1] + 4 * sum(terms[1:-1:2]) + 2 * sum(terms[2:-1:2])) * width / 3
-
-    target = (2 * probability - 1) * mass(math.pi / 2)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if mass(middle) < target else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
 
 
 def arm_results(

@@ -48,7 +48,7 @@ def test_data_files_are_named_with_the_line(igrpo):
 
 def test_models_that_are_not_there_or_incomplete(igrpo):
     from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
-    from igrpo_nemo.local.tokenizer import build_small_tokenizer
+    from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
     words = ("train", "data=arithmetic", "data.max_input_seq_length=64", "logger.log_dir=run")
     assert "nowhere" in refused(igrpo, *words, "policy.model_name=./nowhere")

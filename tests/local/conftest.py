@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from igrpo_nemo.local.tokenizer import build_small_tokenizer
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
 
 _SHAPE: dict[str, Any] = dict(

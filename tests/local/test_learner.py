@@ -10,8 +10,8 @@ import torch
 
 from igrpo_nemo.local.learner import Learner, LearnerSettings
 from igrpo_nemo.local.model import SmallModelSpec, build_small_model
-from igrpo_nemo.local.tokenizer import build_small_tokenizer
 from igrpo_nemo.objectives.surrogate import SurrogateConfig
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
 
 TEMPERATURE = 0.7

@@ -16,7 +16,7 @@ from igrpo_nemo.local.model import (
     load_model,
     save_pretrained_folder,
 )
-from igrpo_nemo.local.tokenizer import build_small_tokenizer, load_tokenizer
+from igrpo_nemo.run.tokenizer import build_small_tokenizer, load_tokenizer
 
 SPEC = SmallModelSpec(32, 2, 4, 2, 48, 128)
 

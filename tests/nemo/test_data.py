@@ -79,7 +79,7 @@ def test_templates(policy_folder, tmp_path, template, thinking):
     assert datum["extra_env_info"]["problem"] == {"id": "p1", "question": "1+2=", "answer": "3"}
     assert (datum["length"], datum["loss_multiplier"]) == (len(message["token_ids"]), 1.0)
     assert datum["idx"] == 5
-    from igrpo_nemo.nemo.core import prompt_builder
+    from igrpo_nemo.run.core import prompt_builder
 
     builder = prompt_builder(config, tokenizer)
     refined = builder.refinement(Problem("p1", "1+2=", "3"), "<think>it is 3</think>")

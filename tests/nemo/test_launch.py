@@ -15,7 +15,7 @@ from igrpo_nemo.config import load_config, with_problems  # noqa: E402
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.nemo.master_config import check_launch, master_config  # noqa: E402
 
-CLUSTER = ["engine=nemo_rl", "policy.model_name=/models/7b"]
+CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
 TRAINED_DRAFTS = "igrpo.train_stages=[draft,refine]"
 
 

@@ -19,9 +19,10 @@ import nemo_runs  # noqa: E402
 from igrpo_nemo.local.learner import Learner  # noqa: E402
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler  # noqa: E402
 from igrpo_nemo.local.policy import open_policy  # noqa: E402
-from igrpo_nemo.local.settings import feedback_of, learner_settings  # noqa: E402
+from igrpo_nemo.local.settings import learner_settings  # noqa: E402
 from igrpo_nemo.local.shaping import shape_rows  # noqa: E402
 from igrpo_nemo.objectives.advantage import group_advantages  # noqa: E402
+from igrpo_nemo.run.core import feedback_of  # noqa: E402
 
 CASES = [
     ("grpo", "[refine]"),

@@ -12,7 +12,7 @@ PROFILE = PromptProfile("Think, then answer.", "\nA prior draft:\n", "draft")
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from igrpo_nemo.local.tokenizer import build_small_tokenizer
+    from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
     texts = [PROFILE.system, PROFILE.draft_open, PROFILE.draft_close, "user assistant system"]
     return build_small_tokenizer(texts * 4, 320)

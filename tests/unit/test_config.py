@@ -52,6 +52,8 @@ def error_of(*overrides: str, base: list[str] = DEMO) -> str:
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in GROUPS[g]])
 def test_every_config_file_composes(group: str, option: str) -> None:
     base = [] if group == "experiment" else HF
+    if group == "cluster" and option != "laptop":
+        base = [*base, "engine=nemo_rl"]
     config = load_config([*base, f"{group}={option}", *NEEDS.get((group, option), [])])
     assert config.grpo.num_generations_per_prompt >= 2
 

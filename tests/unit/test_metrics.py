@@ -16,7 +16,6 @@ from igrpo_nemo.metrics import (
     best_draft_prediction,
     mean_and_stderr,
     pass_at_k,
-    pass_at_k_curve,
     rollout_metrics,
 )
 from igrpo_nemo.types import (
@@ -262,18 +261,6 @@ def test_pass_at_k_keeps_its_digits_at_large_n() -> None:
 def test_pass_at_k_rejects_what_it_cannot_estimate(n: int, c: int, k: int) -> None:
     with pytest.raises(ValueError, match="pass_at_k needs"):
         pass_at_k(n, c, k)
-
-
-def test_pass_at_k_curve_averages_problems() -> None:
-    curve = pass_at_k_curve([0, 3, 6], 6)
-    assert list(curve) == [1, 2, 4, 6]
-    assert curve[1] == pytest.approx((0 + 0.5 + 1) / 3)
-    assert curve[2] == pytest.approx((0 + pass_at_k(6, 3, 2) + 1) / 3)
-    assert curve[6] == pytest.approx(2 / 3)
-    assert list(curve.values()) == sorted(curve.values())
-    assert pass_at_k_curve([1], 2, [2]) == {2: 1.0}
-    with pytest.raises(ValueError, match="at least one problem"):
-        pass_at_k_curve([], 4)
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.05, 4), (0.3, 4), (0.5, 2), (0.2, 8)])

@@ -24,6 +24,9 @@ FREE_KEYS = (
     "igrpo.sample_table_period",
     "igrpo.threads",
     "env.math.num_workers",
+    "igrpo.site.",
+    "igrpo.evaluation.",
+    "igrpo.architecture.",
 )
 """Keys that may change between the parts of one run: they do not shape what is learned.
 

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.resume import check_same_run
+from igrpo_nemo.run.same_run import check_same_run
 
 CONFIG = {"grpo": {"seed": 1, "max_num_steps": 5}, "logger": {"log_dir": "a"}, "x": {"y": [1, 2]}}
 

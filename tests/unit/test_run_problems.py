@@ -1,7 +1,7 @@
 import json
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.local.problems import training_problems, validation_problems
+from igrpo_nemo.run.problems import training_problems, validation_problems
 
 
 def test_a_share_of_the_training_problems_stands_in_for_a_validation_set(tmp_path):

@@ -1,0 +1,1 @@
+"""What a config describes, ready for an engine: problems, prompts, rewards, feedback, tokenizer."""

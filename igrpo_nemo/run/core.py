@@ -1,0 +1,89 @@
+"""The core's parts that a config describes, the same for every engine: keys in, parts out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.feedback import BestDraft, Feedback, NoFeedback
+from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
+from igrpo_nemo.rewards import Scorer, build_scorer
+from igrpo_nemo.rewards.judge import Judge, JudgeSettings
+from igrpo_nemo.types import Stage
+
+
+def feedback_of(config: Config) -> Feedback:
+    """`igrpo.feedback` with its options."""
+    igrpo = config.igrpo
+    if igrpo.feedback == "none":
+        return NoFeedback(igrpo.budget)
+    return BestDraft(
+        num_drafts=igrpo.num_drafts,
+        num_refinements=igrpo.num_refinements,
+        seed=config.grpo.seed,
+        draft_choice=igrpo.draft_choice,
+        tie_break=igrpo.tie_break,
+        on_all_zero=igrpo.on_all_zero,
+        rank_truncated_last=igrpo.rank_truncated_last,
+        draft_dropout=igrpo.draft_dropout,
+        train_stages=tuple(Stage(stage) for stage in igrpo.train_stages),
+    )
+
+
+def prompt_profile(config: Config) -> PromptProfile:
+    """`igrpo.prompt`."""
+    texts = config.igrpo.prompt
+    return PromptProfile(texts.system, texts.draft_intro, texts.draft_tag)
+
+
+def prompt_builder(config: Config, tokenizer: Any) -> PromptBuilder:
+    """q and q' for a tokenizer, within `policy.max_total_sequence_length`."""
+    return PromptBuilder(
+        tokenizer,
+        prompt_profile(config),
+        TokenBudget(
+            config.policy.max_total_sequence_length,
+            config.policy.generation.max_new_tokens,
+            config.data.max_input_seq_length,
+        ),
+        draft_truncation=config.igrpo.draft_truncation,
+        draft_content=config.igrpo.draft_content,
+        chat_template_kwargs=config.policy.tokenizer.chat_template_kwargs,
+    )
+
+
+def scorer_of(config: Config) -> Scorer:
+    """`igrpo.reward` over the verifier of `env.math`, with the judge where it has a weight."""
+    weights = {name: weight for name, weight in config.igrpo.reward.model_dump().items() if weight}
+    components = {"judge": _judge_of(config)} if "judge" in weights else None
+    return _scorer(config, weights, components)
+
+
+def evaluation_scorer(config: Config) -> Scorer:
+    """Accuracy and format over the verifier of `env.math`: an evaluation asks no judge."""
+    return _scorer(config, {"accuracy": 1.0, "format": 1.0}, None)
+
+
+def _scorer(
+    config: Config, weights: dict[str, float], components: dict[str, Judge] | None
+) -> Scorer:
+    env = config.env.math
+    if env.num_workers == 0:
+        return build_scorer(weights, components=components)
+    return build_scorer(
+        weights,
+        workers=env.num_workers,
+        item_timeout_s=env.item_timeout_s,
+        group_deadline_s=env.group_deadline_s,
+        memory_limit_mb=env.memory_limit_mb,
+        components=components,
+    )
+
+
+def _judge_of(config: Config) -> Judge:
+    """`igrpo.judge`; its cache lies in the run folder unless it is told elsewhere."""
+    assert config.igrpo.judge is not None
+    values = config.igrpo.judge.model_dump()
+    cache = values.pop("cache_path", None) or Path(config.logger.log_dir) / "judge_cache.sqlite"
+    return Judge(JudgeSettings(cache_path=Path(cache), **values))

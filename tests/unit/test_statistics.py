@@ -1,0 +1,220 @@
+"""Errors and intervals against closed forms, and against what repeated experiments show."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from igrpo_nemo.metrics import pass_at_k
+from igrpo_nemo.statistics import (
+    curve_points,
+    estimate,
+    macro_average,
+    over_problems,
+    paired_bootstrap,
+    pass_at_k_curve,
+    t_quantile,
+)
+
+NOMINAL = 0.95
+
+
+def covers(hits: int, trials: int, *, slack: float = 0.0) -> bool:
+    """Whether `hits` of `trials` is the nominal rate within four standard errors, plus `slack`."""
+    error = math.sqrt(NOMINAL * (1 - NOMINAL) / trials)
+    return abs(hits / trials - NOMINAL) < 4 * error + slack
+
+
+def beta_rates(generator: np.random.Generator, P: int) -> np.ndarray:
+    """Success rates of problems from easy to hopeless, with mean 0.4."""
+    return generator.beta(0.8, 1.2, size=P)
+
+
+def test_estimate_by_hand() -> None:
+    result = estimate(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]))
+    means = [0.5, 0.25, 1.0]
+    within = [1 / 3, 1 / 4, 0]  # sample variances of the rows
+    assert result.mean == pytest.approx(sum(means) / 3)
+    assert result.sampling == pytest.approx(math.sqrt(sum(within) / 4) / 3)
+    center = sum(means) / 3
+    assert result.problems == pytest.approx(
+        math.sqrt(sum((m - center) ** 2 for m in means) / 2 / 3)
+    )
+
+
+def test_estimate_is_the_cluster_robust_error_with_its_correction() -> None:
+    values = np.random.default_rng(1).random((9, 5))
+    residual_sums = (values - values.mean()).sum(axis=1)
+    sandwich = math.sqrt((residual_sums**2).sum()) / values.size
+    assert estimate(values).problems == pytest.approx(sandwich * math.sqrt(9 / 8))
+
+
+def test_errors_that_cannot_be_known_are_none() -> None:
+    assert estimate(np.array([[1.0], [0.0]])).sampling is None
+    assert estimate(np.array([[1.0, 0.0]])).problems is None
+    assert over_problems([1, 0, 0, 0]).sampling is None
+    with pytest.raises(ValueError, match="P, K >= 1"):
+        estimate(np.zeros((0, 3)))
+
+
+def test_sampling_error_covers_with_problems_fixed() -> None:
+    generator = np.random.default_rng(2)
+    rates, trials, hits = beta_rates(generator, 30), 4000, 0
+    for _ in range(trials):
+        result = estimate(generator.random((30, 16)) < rates[:, None])
+        hits += abs(result.mean - rates.mean()) < 1.96 * result.sampling
+    assert covers(hits, trials, slack=0.01)
+
+
+def test_error_over_problems_covers_with_problems_drawn() -> None:
+    generator = np.random.default_rng(3)
+    trials, hits, naive = 4000, 0, 0
+    for _ in range(trials):
+        correct = generator.random((30, 16)) < beta_rates(generator, 30)[:, None]
+        result = estimate(correct)
+        hits += abs(result.mean - 0.4) < t_quantile(0.975, 29) * result.problems
+        naive += abs(result.mean - 0.4) < 1.96 * math.sqrt(result.mean * (1 - result.mean) / 480)
+    assert covers(hits, trials)
+    assert naive / trials < 0.7  # what P * K independent samples would promise
+
+
+def test_macro_average_weighs_benchmarks_equally() -> None:
+    small, large = estimate(np.eye(4)), estimate(np.ones((1000, 2)))
+    both = macro_average([small, large])
+    assert both.mean == pytest.approx((0.25 + 1.0) / 2)
+    assert both.sampling == pytest.approx(small.sampling / 2)
+    assert both.problems == pytest.approx(math.hypot(small.problems, large.problems) / 2)
+    assert macro_average([small, over_problems([1, 0])]).sampling is None
+    with pytest.raises(ValueError, match="at least one benchmark"):
+        macro_average([])
+
+
+def test_pass_at_k_curve_averages_problems() -> None:
+    curve = pass_at_k_curve([0, 3, 6], 6)
+    assert list(curve) == [1, 2, 4, 6] == curve_points(6)
+    assert curve[1].mean == pytest.approx((0 + 0.5 + 1) / 3)
+    assert curve[2].mean == pytest.approx((0 + pass_at_k(6, 3, 2) + 1) / 3)
+    assert curve[6].mean == pytest.approx(2 / 3)
+    assert pass_at_k_curve([1], 2, [2])[2].mean == 1.0
+    with pytest.raises(ValueError, match="at least one problem"):
+        pass_at_k_curve([], 4)
+
+
+def test_pass_at_1_is_the_accuracy_with_its_errors() -> None:
+    correct = np.random.default_rng(4).random((12, 9)) < 0.4
+    first, whole = pass_at_k_curve(correct.sum(axis=1), 9)[1], estimate(correct)
+    assert first.mean == pytest.approx(whole.mean)
+    assert first.sampling == pytest.approx(whole.sampling)
+    assert first.problems == pytest.approx(whole.problems)
+
+
+def test_pass_at_k_is_unbiased_and_the_plug_in_is_not() -> None:
+    generator = np.random.default_rng(5)
+    rates, n, k = beta_rates(generator, 20), 16, 8
+    truth = (1 - (1 - rates) ** k).mean()
+    estimates, plug_in = [], []
+    for _ in range(2000):
+        correct_P = generator.binomial(n, rates)
+        estimates.append(pass_at_k_curve(correct_P, n, [k])[k].mean)
+        plug_in.append((1 - (1 - correct_P / n) ** k).mean())
+    error = np.std(estimates) / math.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - truth) < 4 * error
+    assert abs(np.mean(plug_in) - truth) > 8 * error
+
+
+def test_pass_at_256_keeps_its_digits() -> None:
+    curve = pass_at_k_curve([1, 0], 256)
+    assert list(curve)[-1] == 256
+    for k, value in curve.items():
+        assert value.mean == pytest.approx(k / 256 / 2, rel=1e-12)  # one right sample of 256
+    assert curve[256].sampling is None
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 2), (6, 1, 4), (7, 5, 3)])
+def test_sampling_error_of_pass_at_k_is_the_jackknife(n: int, c: int, k: int) -> None:
+    samples = [1] * c + [0] * (n - c)
+
+    def passes(rest: list[int]) -> float:
+        subsets = list(itertools.combinations(rest, k))
+        return sum(map(any, subsets)) / len(subsets)
+
+    left_out = [passes(samples[:i] + samples[i + 1 :]) for i in range(n)]
+    expected = (n - 1) / n * sum((x - sum(left_out) / n) ** 2 for x in left_out)
+    assert pass_at_k_curve([c], n, [k])[k].sampling == pytest.approx(math.sqrt(expected))
+
+
+@pytest.mark.parametrize("P", [30, 198])
+def test_bootstrap_interval_covers(P: int) -> None:
+    """Two systems of unequal strength on shared problems: the truth is the mean of the shift."""
+    generator = np.random.default_rng(P)
+    trials, hits, K = 1500, 0, 8
+    for trial in range(trials):
+        base = beta_rates(generator, P)
+        better = base + 0.3 * (1 - base) * generator.random(P)  # E = 0.3 * 0.6 * 0.5
+        ours = generator.binomial(K, better) / K
+        theirs = generator.binomial(K, base) / K
+        found = paired_bootstrap({"b": ours}, {"b": theirs}, resamples=1000, seed=trial)
+        hits += found.low < 0.09 < found.high
+    assert covers(hits, trials)
+
+
+def test_bootstrap_interval_of_a_macro_average_covers() -> None:
+    generator = np.random.default_rng(6)
+    trials, hits = 1500, 0
+    sizes = {"aime24": 30, "amc23": 40, "gsm8k": 400}
+    for trial in range(trials):
+        ours, theirs = {}, {}
+        for name, P in sizes.items():
+            base = beta_rates(generator, P)
+            ours[name] = generator.binomial(4, base + 0.1 * (1 - base)) / 4
+            theirs[name] = generator.binomial(4, base) / 4
+        found = paired_bootstrap(ours, theirs, resamples=1000, seed=trial)
+        hits += found.low < 0.06 < found.high
+    assert covers(hits, trials)
+
+
+def test_bootstrap_of_normal_differences_is_students_interval() -> None:
+    """For normal data the corrected interval is the t-interval: here, on normal scores."""
+    from statistics import NormalDist
+
+    P = 12
+    values = np.array([NormalDist(1.0, 2.0).inv_cdf((i + 0.5) / P) for i in range(P)])
+    found = paired_bootstrap({"b": values}, {"b": np.zeros(P)}, resamples=40_000)
+    half = t_quantile(0.975, P - 1) * values.std(ddof=1) / math.sqrt(P)
+    assert found.mean == pytest.approx(1.0)
+    assert found.stderr == pytest.approx(values.std(ddof=1) / math.sqrt(P), rel=0.02)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.04)
+
+
+def test_bootstrap_is_paired_and_seeded() -> None:
+    generator = np.random.default_rng(7)
+    base = generator.random(50)
+    shifted = {"b": base + 0.1 + generator.normal(0, 1e-3, 50)}
+    found = paired_bootstrap(shifted, {"b": base})
+    assert found.excludes_zero and found.problems == 50
+    assert found.high - found.low < 2e-3  # the spread of the problems cancels
+    assert paired_bootstrap(shifted, {"b": base}) == found
+    assert paired_bootstrap(shifted, {"b": base}, seed=1) != found
+    unpaired = {"b": generator.permutation(base)}
+    wide = paired_bootstrap(shifted, unpaired)
+    assert wide.high - wide.low > 0.1
+
+
+def test_bootstrap_without_spread_or_without_problems() -> None:
+    same = paired_bootstrap({"b": np.ones(5)}, {"b": np.ones(5)})
+    assert (same.mean, same.low, same.high, same.excludes_zero) == (0.0, 0.0, 0.0, False)
+    single = paired_bootstrap({"b": np.ones(1)}, {"b": np.zeros(1)})
+    assert (single.mean, single.stderr, single.low, single.high) == (1.0, None, None, None)
+    with pytest.raises(ValueError, match="do not pair up"):
+        paired_bootstrap({"b": np.ones(3)}, {"b": np.ones(4)})
+    with pytest.raises(ValueError, match="do not pair up"):
+        paired_bootstrap({"a": np.ones(3)}, {"b": np.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("probability", "degrees", "value"),
+    [(0.975, 1, 12.7062047), (0.975, 29, 2.0452296), (0.95, 7, 1.8945786), (0.975, 5000, 1.9600)],
+)
+def test_t_quantile_equals_tables(probability: float, degrees: float, value: float) -> None:
+    assert t_quantile(probability, degrees) == pytest.approx(value, rel=2e-4)
