@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # A busy neighbour must not make worker threads spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 NEMO_RL_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-0.7.0
+NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
 
-.PHONY: help install install-nemo install-bench demo compare test test-hosts lint clean
+.PHONY: help install install-nemo install-bench demo compare test test-hosts test-nemo test-skills test-slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,9 +37,17 @@ compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 test: install ## unit, engine and end-to-end tests
 	$(BIN)/pytest -n 2 tests/unit tests/local tests/e2e
 
-test-hosts: install ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
+test-hosts: test-nemo test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
+
+test-nemo: install ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
 	@if [ -d "$(NEMO_RL_SRC)/nemo_rl" ]; then $(BIN)/pip install --quiet --editable '.[dev,nemo]'; fi
 	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/nemo
+
+test-skills: install ## tests against NeMo-Skills, for whoever has its source (NEMO_SKILLS_SRC)
+	NEMO_SKILLS_SRC="$(NEMO_SKILLS_SRC)" $(BIN)/pytest tests/skills
+
+test-slurm: install ## tests on a virtual Slurm cluster, where this machine can hold one (Debian, root)
+	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/slurm
 
 lint: install ## style, formatting and types
 	$(BIN)/ruff check .
