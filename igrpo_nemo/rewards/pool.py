@@ -5,28 +5,21 @@
     caller: waits until all are back or the group's deadline, then fills in the fallback
 
 The caller may be any thread, an event loop (`verdicts_async`) or a Ray actor: no signal handler is
-installed and no process is forked from it. See `rewards.worker` for the processes.
+installed and no process is forked from it. See `rewards.nursery` for the processes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-import os
 import queue
-import socket
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import igrpo_nemo
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import (
     DEFAULT_SETTINGS,
@@ -36,19 +29,10 @@ from igrpo_nemo.rewards.accuracy import (
     find_answer,
     quick_verdict,
 )
+from igrpo_nemo.rewards.nursery import Nursery, Pair, Worker
 from igrpo_nemo.rewards.weighted import ScoreRequest
-from igrpo_nemo.rewards.worker import settings_to_json
 
-_START_LIMIT_S = 120.0
 _CACHE_ENTRIES = 65_536
-# A fresh fork now and then keeps SymPy's caches from growing.
-_ITEMS_PER_WORKER = 5_000
-# What a verifier needs of the environment; keys and tokens stay behind.
-_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR")
-
-
-# A reference and an answer; without an answer, the question whether the reference can serve.
-_Pair = tuple[str, str | None]
 
 
 @dataclass(slots=True)
@@ -73,14 +57,14 @@ class _Batch:
     """What one call waits for: pairs still out, and the reasons that came back."""
 
     def __init__(self, pairs: int) -> None:
-        self.reasons: dict[_Pair, Reason] = {}
+        self.reasons: dict[Pair, Reason] = {}
         self.error: Exception | None = None
         self.abandoned = False
         self._left = pairs
         self._lock = threading.Lock()
         self.done = threading.Event()
 
-    def put(self, pair: _Pair, reason: Reason) -> None:
+    def put(self, pair: Pair, reason: Reason) -> None:
         with self._lock:
             self.reasons[pair] = reason
             self._left -= 1
@@ -92,7 +76,7 @@ class _Batch:
         self.done.set()
 
 
-_Job = tuple[_Batch, _Pair]
+_Job = tuple[_Batch, Pair]
 
 
 class VerifierPool:
@@ -133,10 +117,10 @@ class VerifierPool:
         self._stats_lock = threading.Lock()
         self._item_timeout_s = item_timeout_s
         self._group_deadline_s = group_deadline_s
-        self._cache: OrderedDict[_Pair, Reason] = OrderedDict()
+        self._cache: OrderedDict[Pair, Reason] = OrderedDict()
         self._cache_lock = threading.Lock()
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
-        self._nursery = _Nursery(settings, memory_limit_mb)
+        self._nursery = Nursery(settings, memory_limit_mb)
         self._closed = False
         self._threads = [
             threading.Thread(
@@ -173,8 +157,8 @@ class VerifierPool:
             )
             for request in requests
         ]
-        reasons: dict[_Pair, Reason] = {}
-        slow: list[_Pair] = []
+        reasons: dict[Pair, Reason] = {}
+        slow: list[Pair] = []
         for request, answer in zip(requests, found, strict=True):
             if isinstance(answer, Verdict):
                 continue
@@ -217,7 +201,7 @@ class VerifierPool:
         """The nursery's and its workers' process ids, for measurements and tests."""
         return self._nursery.process_ids()
 
-    def _compare(self, pairs: list[_Pair], deadline: float) -> dict[_Pair, Reason]:
+    def _compare(self, pairs: list[Pair], deadline: float) -> dict[Pair, Reason]:
         if not pairs:
             return {}
         batch = _Batch(len(pairs))
@@ -239,7 +223,7 @@ class VerifierPool:
                 self._cache.popitem(last=False)
         return reasons
 
-    def _cached(self, pair: _Pair) -> Reason | None:
+    def _cached(self, pair: Pair) -> Reason | None:
         with self._cache_lock:
             return self._cache.get(pair)
 
@@ -262,7 +246,7 @@ def _seconds_to(deadline: float) -> float | None:
     return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
 
-def _shut_down(jobs: queue.Queue[_Job | None], nursery: _Nursery, threads: int) -> None:
+def _shut_down(jobs: queue.Queue[_Job | None], nursery: Nursery, threads: int) -> None:
     """Drop what is queued, end the processes, and tell the threads to end."""
     if not nursery.ours:
         return  # In a fork of the process that made the pool: nothing here is this one's.
@@ -278,162 +262,24 @@ def _shut_down(jobs: queue.Queue[_Job | None], nursery: _Nursery, threads: int) 
         jobs.put(None)
 
 
-class _Nursery:
-    """The process that forks workers, and the socket to it. Used by several threads."""
-
-    def __init__(self, settings: AccuracySettings, memory_limit_mb: int) -> None:
-        self._arguments = (settings_to_json(settings), str(memory_limit_mb))
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._start()
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "igrpo_nemo.rewards.worker", str(theirs.fileno())]
-                + list(self._arguments),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=_worker_environment(),
-            )
-        ours.settimeout(_START_LIMIT_S)
-        self._control = ours
-        self._replies = ours.makefile("rb")
-        self._ready = False
-        self._workers: set[int] = set()
-
-    @property
-    def ours(self) -> bool:
-        """Whether this is the process that started it, not a fork of that one."""
-        return os.getpid() == self._owner
-
-    def spawn(self) -> tuple[int, socket.socket]:
-        """A new worker: its pid and the socket to it. Raises RuntimeError where none can start."""
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the verifier pool is closed")
-            for attempt in range(2):
-                try:
-                    return self._spawn()
-                except OSError as error:
-                    if attempt:
-                        raise RuntimeError(
-                            f"the verifier processes do not start: {error}"
-                        ) from None
-                    self._stop()
-                    self._start()
-        raise AssertionError("unreachable")
-
-    def _spawn(self) -> tuple[int, socket.socket]:
-        if not self._ready:
-            if self._replies.readline() != b"ready\n":
-                raise OSError("no sign of life from igrpo_nemo.rewards.worker")
-            self._ready = True
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._control, [b'["spawn"]'], [theirs.fileno()])
-            reply = self._replies.readline()
-        if not reply:
-            ours.close()
-            raise OSError("igrpo_nemo.rewards.worker has ended")
-        self._workers.add(int(reply))
-        return int(reply), ours
-
-    def process_ids(self) -> tuple[int, ...]:
-        with self._lock:
-            return (self._process.pid, *sorted(self._workers))
-
-    def kill(self, pid: int) -> None:
-        """End a worker and reap it; a worker that is already gone is reaped."""
-        with self._lock:
-            self._workers.discard(pid)
-            try:
-                self._control.sendall(json.dumps(["kill", pid]).encode())
-                self._replies.readline()
-            except OSError:
-                return  # The nursery is gone, and its workers with it.
-
-    def _stop(self) -> None:
-        self._replies.close()
-        self._control.close()
-        try:
-            self._process.wait(timeout=10.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def close(self) -> None:
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._stop()
-
-
-def _worker_environment() -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT_VARIABLES or name.startswith("PYTHON")
-    }
-    source = str(Path(igrpo_nemo.__file__).resolve().parents[1])
-    paths = [source, kept.get("PYTHONPATH", "")]
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-
-
-class _Worker:
-    """A worker process as its thread sees it."""
-
-    def __init__(self, nursery: _Nursery, item_timeout_s: float) -> None:
-        self._nursery = nursery
-        self._item_timeout_s = item_timeout_s
-        self._pid, self._socket = nursery.spawn()
-        self._items = 0
-
-    @property
-    def worn(self) -> bool:
-        return self._items >= _ITEMS_PER_WORKER
-
-    def compare(self, pair: _Pair) -> Reason:
-        """Raises TimeoutError at the limit and ConnectionError where the worker died."""
-        self._items += 1
-        limit = time.monotonic() + self._item_timeout_s
-        self._socket.settimeout(self._item_timeout_s)
-        self._socket.sendall(json.dumps(pair).encode() + b"\n")
-        reply = b""
-        while not reply.endswith(b"\n"):
-            self._socket.settimeout(max(1e-3, limit - time.monotonic()))
-            received = self._socket.recv(4_096)
-            if not received:
-                raise ConnectionError("the worker died")
-            reply += received
-        return Reason(json.loads(reply)[0])
-
-    def end(self) -> None:
-        self._nursery.kill(self._pid)
-        self._socket.close()
-
-
 def _work(
     jobs: queue.Queue[_Job | None],
-    nursery: _Nursery,
+    nursery: Nursery,
     item_timeout_s: float,
     stats: PoolStats,
     stats_lock: threading.Lock,
 ) -> None:
     """A worker's thread: one pair at a time, until None. Does not hold on to the pool."""
-    worker: _Worker | None = None
+    worker: Worker | None = None
 
-    def compare(pair: _Pair) -> Reason:
+    def compare(pair: Pair) -> Reason:
         """The pair's reason; a worker that died under it gives it one more try."""
         nonlocal worker
         for _ in range(2):
             if worker is not None and worker.worn:
                 worker.end()
                 worker = None
-            worker = worker or _Worker(nursery, item_timeout_s)
+            worker = worker or Worker(nursery, item_timeout_s)
             start = time.monotonic()
             reason = late = None
             try:
