@@ -8,7 +8,8 @@ control, with keys of `igrpo.site` at its root. Training itself never reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,14 @@ VARIABLES: dict[str, str] = {
     "mounts": "CONTAINER_MOUNTS",
     "venv": "VENV",
     "hf_home": "HF_HOME",
+    "offline": "HF_HUB_OFFLINE",
     "cpus_per_node": "CPUS_PER_NODE",
 }
 """The environment variable of a key; `CONTAINER_MOUNTS` is a list with commas."""
+
+_SITE = "igrpo.site."
+_FORMS = {"time": "write HH:MM:SS or D-HH:MM:SS", "mounts": "write SOURCE:DESTINATION[:ro]"}
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
 def site_profile(
@@ -42,24 +48,64 @@ def site_profile(
 ) -> Site:
     """The profile of a composed config in `folder`, the checkout.
 
-    `overrides` are the command line's, whose `igrpo.site.*` win. Raises `UserError` with one line
-    that names the file or the variable whose value cannot be used.
+    `overrides` are the command line's, whose `igrpo.site.*` win; `env` is merged name by name.
+    Raises `UserError` with one line that names the file or the variable whose value cannot be used.
     """
     local = _local_values(folder / LOCAL_PROFILE)
     shell = {key: environ[name] for key, name in VARIABLES.items() if environ.get(name)}
     values = {**local, **{key: _parsed(key, text) for key, text in shell.items()}}
-    for key in _overridden(overrides):
-        values.pop(key, None)
     # Only what was set: the profile is strict, and its defaults stay recognisable as such.
-    merged = {**config.igrpo.site.model_dump(exclude_unset=True), **values}
+    configured = config.igrpo.site.model_dump(exclude_unset=True)
+    chosen = set(_overridden(overrides))
+    values = {key: value for key, value in values.items() if key not in chosen}
+    if "env" in values:
+        values["env"] = _merged_env(configured.get("env") or {}, values["env"], chosen)
     try:
-        return Site.model_validate(merged)
+        return Site.model_validate({**configured, **values})
     except ValidationError as error:
         problem = error.errors()[0]
         key = str(problem["loc"][0])
-        source = f"{VARIABLES[key]} in the environment" if key in shell else LOCAL_PROFILE
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{source}: {where}={problem['input']!r}: {_reason(problem)}") from error
+        from_shell = key in shell and key not in chosen
+        source = f"{VARIABLES[key]} in the environment" if from_shell else LOCAL_PROFILE
+        raise UserError(f"{source}: {_reason(problem)}") from None
+
+
+def slurm_time(text: str) -> str:
+    """A time limit in any of Slurm's forms as HH:MM:SS or D-HH:MM:SS; other text as it is.
+
+    Slurm reads M, M:S, H:M:S, D-H, D-H:M and D-H:M:S (sbatch, `--time`).
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if match is None:
+        return text
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    if match[1] or match[4]:
+        seconds = 3600 * first + 60 * second + third
+    else:
+        seconds = 60 * first + second
+    days, seconds = days + seconds // 86400, seconds % 86400
+    clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return f"{days}-{clock}" if days else clock
+
+
+def time_in_seconds(text: str) -> int:
+    """Seconds of a time limit in the form HH:MM:SS or D-HH:MM:SS."""
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its numbers of base 60, which would turn `time: 12:00:00` into 43200."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(0|[1-9]\d*)$"), list("0123456789")
+)
 
 
 def _local_values(path: Path) -> dict[str, Any]:
@@ -69,28 +115,63 @@ def _local_values(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no YAML file: it is not UTF-8") from error
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, _Loader) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no keys: write key: value, as `igrpo keys` lists igrpo.site")
+    values = {str(key): value for key, value in values.items()}
+    if isinstance(values.get("time"), str | int):
+        values["time"] = slurm_time(str(values["time"]))
+    if isinstance(values.get("env"), dict):
+        values["env"] = {str(name): _variable(value) for name, value in values["env"].items()}
     return values
+
+
+def _variable(value: Any) -> Any:
+    """What a person means by `NCCL_IB_DISABLE: 1` or `true`: the text of the variable."""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return str(value) if isinstance(value, int) else value
 
 
 def _parsed(key: str, text: str) -> Any:
     if key == "mounts":
         return [mount for mount in text.split(",") if mount]
+    if key == "time":
+        return slurm_time(text)
+    if key == "offline" and text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
     return int(text) if key == "cpus_per_node" and text.isdecimal() else text
 
 
-def _overridden(overrides: Sequence[str]) -> list[str]:
-    prefix = "igrpo.site."
-    keys = (override.lstrip("+~").partition("=")[0] for override in overrides)
-    return [key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)]
+def _merged_env(configured: Mapping[str, str], local: Any, chosen: set[str]) -> Any:
+    if not isinstance(local, dict):
+        return local
+    overridden = {name for name in configured if f"env.{name}" in chosen}
+    return {**configured, **{name: v for name, v in local.items() if name not in overridden}}
+
+
+def _overridden(overrides: Sequence[str]) -> Iterator[str]:
+    """Keys of the profile that the command line sets: `account`, `env` or `env.NAME`."""
+    for override in overrides:
+        name, _, value = override.partition("=")
+        name = name.lstrip("+~")
+        if name == _SITE.rstrip(".") and value.lstrip().startswith("{"):
+            yield from (match[1] for match in re.finditer(r"[{,]\s*(\w+)\s*:", value))
+        elif name.startswith(_SITE):
+            yield name.removeprefix(_SITE)
 
 
 def _reason(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key, the known ones are {', '.join(Site.model_fields)}"
-    return str(problem["msg"]).removeprefix("Value error, ")
+        return f"unknown key {where}: the known ones are {', '.join(Site.model_fields)}"
+    message = _FORMS.get(where.partition(".")[0]) or str(problem["msg"])
+    message = message.removeprefix("Value error, ")
+    # What stands in `env` is not shown: it may be the secret that is refused.
+    shown = "" if where.startswith("env") else f"={problem['input']!r}"
+    return f"{where}{shown}: {message}"

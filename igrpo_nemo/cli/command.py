@@ -12,7 +12,8 @@ class Command:
     """A subcommand: its flags and what it does.
 
     `run(flags, words)` returns the exit code. `words` are what stands on the command line beside
-    the flags, in any order with them: Hydra overrides, files, folders.
+    the flags, in any order with them: Hydra overrides, files, folders. Unknown flags are an error
+    unless `passes_flags(flags)` says that they are another program's; then they are words too.
     """
 
     name: str
@@ -21,3 +22,4 @@ class Command:
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Sequence[str]], int]
     examples: str = ""
+    passes_flags: Callable[[argparse.Namespace], bool] = lambda flags: False

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from igrpo_nemo import __version__
-from igrpo_nemo.cli import data, evaluate, keys, report, score, train
+from igrpo_nemo.cli import data, evaluate, keys, launch, preflight, report, score, status, train
 from igrpo_nemo.cli.command import Command
 from igrpo_nemo.errors import UserError
 
 COMMANDS: tuple[Command, ...] = (
     train.COMMAND,
+    preflight.COMMAND,
+    launch.COMMAND,
+    status.COMMAND,
     evaluate.COMMAND,
     score.COMMAND,
     data.COMMAND,
@@ -77,7 +80,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     command = next(c for c in COMMANDS if c.name == flags.command)
     for word in rest:
-        if word.startswith("-"):
+        if word.startswith("-") and not command.passes_flags(flags):
             raise UserError(_unknown_flag(command, word))
     code = command.run(flags, rest)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`igrpo report`: one self-contained HTML page for a run, or for several overlaid."""
+"""`igrpo report`: one self-contained HTML page for runs overlaid and evaluations compared."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from igrpo_nemo.errors import UserError
 EXAMPLES = """\
   igrpo report runs/demo
   igrpo report runs/demo runs/demo_grpo --out comparison.html
+  igrpo report runs/demo_grpo/evaluation/step_100 runs/demo/evaluation/step_100
 """
 
 
@@ -19,21 +20,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the page to write (default: in the run folder)"
     )
+    parser.add_argument(
+        "--anyway", action="store_true", help="compare evaluations of different settings too"
+    )
 
 
 def run(flags: argparse.Namespace, run_dirs: Sequence[str]) -> int:
     if not run_dirs:
-        raise UserError("igrpo report needs a run folder, such as runs/demo")
+        raise UserError("igrpo report needs a run or evaluation folder, such as runs/demo")
     from igrpo_nemo.report.build import build_report
 
-    print(build_report([Path(folder) for folder in run_dirs], flags.out))
+    print(build_report([Path(folder) for folder in run_dirs], flags.out, anyway=flags.anyway))
     return 0
 
 
 COMMAND = Command(
     name="report",
-    help="write one HTML page about a run, or about several",
-    usage="[--out FILE] [--traceback] RUN_DIR [RUN_DIR ...]",
+    help="write one HTML page about runs and evaluations",
+    usage="[--out FILE] [--anyway] [--traceback] FOLDER [FOLDER ...]",
     examples=EXAMPLES,
     add_flags=add_flags,
     run=run,

@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved config and the rollout budget, and stop",
+        help="print the resolved config, each value with its origin, and the budget; then stop",
     )
     parser.add_argument(
         "--config-dir",
@@ -42,7 +42,7 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     config = load_config(overrides, flags.config_dir)
     if flags.dry_run:
-        print(dry_run_text(config), end="")
+        print(dry_run_text(config, overrides, flags.config_dir), end="")
         return 0
     set_threads(config.igrpo.threads)
     if config.igrpo.engine == "local":
@@ -53,15 +53,26 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     return train(config)
 
 
-def dry_run_text(config: Config) -> str:
-    """The resolved config as YAML, with the rollout budget as comments behind it."""
-    from igrpo_nemo.config import RolloutBudget
-    from igrpo_nemo.config.keys import unread_by_local
+def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | None = None) -> str:
+    """The resolved config as YAML, each value with its origin, and the rollout budget behind it.
 
-    lines = ["", "rollout budget", *(f"  {line}" for line in RolloutBudget.of(config).lines())]
+    Both are as the run will have them where the number of problems is known without the data.
+    """
+    from igrpo_nemo.config import RolloutBudget, with_problems
+    from igrpo_nemo.config.keys import unread_by_local
+    from igrpo_nemo.config.origins import annotated_yaml, origins_of
+    from igrpo_nemo.run.expected import expected_problems
+
+    problems = expected_problems(config)
+    if problems is not None:
+        config = with_problems(config, problems)
+    known = [] if problems is None else [f"training problems: {problems:,}"]
+    budget = [*known, *RolloutBudget.of(config, problems).lines()]
+    lines = ["", "rollout budget", *(f"  {line}" for line in budget)]
     if config.igrpo.engine == "local" and (unread := unread_by_local(config)):
         lines.append(f"not read by engine local: {', '.join(unread)}")
-    return config.to_yaml() + "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    yaml = annotated_yaml(config, origins_of(config, overrides, config_dir))
+    return yaml + "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
 COMMAND = Command(

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
+from igrpo_nemo.config.overlap_checks import overlap_problems
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
 
@@ -34,8 +36,6 @@ LOCAL_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "data.use_multiple_dataloader": (False,),
     "data.custom_dataloader": (),
     "cluster.num_nodes": (1,),
-    "igrpo.draft_prefetch": ("off",),
-    "igrpo.short_circuit": ("off",),
 }
 """NeMo-RL keys that change the method and that the local engine lacks, with the values (beside
 null) that leave it unchanged."""
@@ -45,6 +45,14 @@ def check(config: Config) -> None:
     """Raises `UserError` with the first contradiction in a derived config."""
     for message in (message for each in CHECKS for message in each(config)):
         raise UserError(message)
+
+
+def _nemo_keys(config: Config) -> Iterator[str]:
+    """Keys below the mappings that the typed config leaves open."""
+    for path in keys_beyond(config.to_dict(), nemo_schema().names):
+        near = nearest_name(path)
+        hint = f"did you mean {near}?" if near else "NeMo-RL 0.7.0 does not know it: leave it out"
+        yield f"unknown key {path}: {hint}"
 
 
 def _stages(config: Config) -> Iterator[str]:
@@ -70,7 +78,7 @@ def _group_sizes(config: Config) -> Iterator[str]:
     needs = "needs at least 2 rows: with one its advantage is always 0"
     if igrpo.feedback == "none":
         if igrpo.budget < 2:
-            yield f"igrpo.budget={igrpo.budget}: a group {needs}"
+            yield f"igrpo.budget={igrpo.budget}: a group {needs}; set igrpo.budget=8"
         return
     if igrpo.num_refinements < 2:
         yield f"igrpo.num_refinements={igrpo.num_refinements}: a group {needs}"
@@ -83,15 +91,17 @@ def _lengths(config: Config) -> Iterator[str]:
     question = config.data.max_input_seq_length
     new = config.policy.generation.max_new_tokens
     need = f"data.max_input_seq_length={question} + policy.generation.max_new_tokens={new}"
+    # Room for a whole draft, and an eighth of it for the texts around.
+    roomy = question + new + (0 if config.igrpo.feedback == "none" else new + new // 8)
     if question + new > total:
         yield (
             f"policy.max_total_sequence_length={total} is less than {need} = {question + new}: "
-            "raise it or lower the others"
+            f"set policy.max_total_sequence_length={roomy}"
         )
     elif question + new == total and config.igrpo.feedback != "none":
         yield (
             f"policy.max_total_sequence_length={total} equals {need}, which leaves no token for a "
-            "draft in q': raise it or lower the others"
+            f"draft in q': set policy.max_total_sequence_length={roomy}"
         )
 
 
@@ -125,8 +135,8 @@ def _sampling(config: Config) -> Iterator[str]:
     grpo = config.grpo
     if grpo.batch_multiplier != 1 and not grpo.use_dynamic_sampling:
         yield (
-            f"grpo.batch_multiplier={grpo.batch_multiplier:g} is for dynamic sampling: set it to "
-            "1, or grpo.use_dynamic_sampling=true"
+            f"grpo.batch_multiplier={grpo.batch_multiplier:g} is for dynamic sampling: set "
+            "grpo.batch_multiplier=1, or grpo.use_dynamic_sampling=true"
         )
     drawn = grpo.num_prompts_per_step * grpo.batch_multiplier
     if drawn != int(drawn):
@@ -154,7 +164,7 @@ def _rewards(config: Config) -> Iterator[str]:
     if scaling.enabled and scaling.source_max < weights.best:
         yield (
             f"grpo.reward_scaling.source_max={scaling.source_max} clips the best reward "
-            f"{weights.best} of igrpo.reward: raise it to {weights.best}"
+            f"{weights.best} of igrpo.reward: set grpo.reward_scaling.source_max={weights.best}"
         )
     if shaping.enabled and shaping.stop_properly_penalty_coef is None:
         limit, buffer = shaping.max_response_length, shaping.overlong_buffer_length
@@ -163,7 +173,8 @@ def _rewards(config: Config) -> Iterator[str]:
         elif not 0 < buffer <= limit:
             yield (
                 f"grpo.reward_shaping.overlong_buffer_length={buffer} must be in 1.."
-                f"max_response_length={limit}"
+                f"max_response_length={limit}: set grpo.reward_shaping.overlong_buffer_length="
+                f"{max(1, limit // 5)}"
             )
 
 
@@ -196,7 +207,10 @@ def _validation(config: Config) -> Iterator[str]:
     if metric is None or not checkpointing.enabled:
         return
     if not metric.startswith(("val:", "train:")):
-        yield f"checkpointing.metric_name={metric}: begin it with val: or train:"
+        yield (
+            f"checkpointing.metric_name={metric}: begin it with val: or train:, as in "
+            "checkpointing.metric_name=val:accuracy"
+        )
     if metric.startswith("val:") and not validates:
         yield (
             f"checkpointing.metric_name={metric} needs validation: raise grpo.val_period, or set "
@@ -238,6 +252,23 @@ def _local_engine(config: Config) -> Iterator[str]:
         )
 
 
+def _local_overlap(config: Config) -> Iterator[str]:
+    igrpo = config.igrpo
+    if igrpo.engine != "local" or igrpo.feedback == "none":
+        return
+    yield from overlap_problems(config)
+    if igrpo.draft_prefetch != "off" and "draft" in igrpo.train_stages:
+        yield (
+            "igrpo.draft_prefetch=fused samples drafts one step early, too old to be trained on: "
+            "igrpo.train_stages must be [refine]"
+        )
+    if igrpo.short_circuit != "off" and igrpo.reward.judge > 0:
+        yield (
+            f"igrpo.short_circuit={igrpo.short_circuit} scores drafts while others are sampled, "
+            "which a judge is too slow for: set it to off"
+        )
+
+
 def _at(values: Any, path: str) -> Any:
     for name in path.split("."):
         values = values.get(name) if isinstance(values, dict) else None
@@ -245,6 +276,7 @@ def _at(values: Any, path: str) -> Any:
 
 
 CHECKS: tuple[Check, ...] = (
+    _nemo_keys,
     _stages,
     _group_sizes,
     _lengths,
@@ -255,4 +287,5 @@ CHECKS: tuple[Check, ...] = (
     _validation,
     _model,
     _local_engine,
+    _local_overlap,
 )

@@ -7,8 +7,9 @@ Hydra's own complaints become one-line `UserError`s at this boundary.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ BUILT_IN_GROUPS = (
 )
 """The groups of `configs/config.yaml`."""
 
+OTHER_FOLDERS = ("cluster_configs", "skills")
+"""Folders of `configs/` that NeMo-Skills reads, and Hydra does not."""
+
+SHOWN_OPTIONS = 10
+"""A message names all options of a group up to this number, and the nearest of longer lists."""
+
 _MISSING = "Missing mandatory value: "
 
 
@@ -67,13 +74,33 @@ def load_config(overrides: Sequence[str], config_dir: Path | None = None) -> Con
     `config_dir` is a further folder of config groups, searched after the built-in one. Raises
     `UserError` with one line for anything that does not compose, type-check or agree.
     """
-    folders = [builtin_config_dir()]
-    if config_dir is not None:
-        if not config_dir.is_dir():
-            raise UserError(f"there is no config folder {config_dir}")
-        folders.append(config_dir.resolve())
+    folders = config_folders(config_dir)
     groups = config_groups(folders)
-    return finished(composed_values(overrides, folders, groups), groups)
+    values = composed_values(overrides, folders, groups)
+    return finished(values, groups, lambda path: _default(path, overrides, folders, groups))
+
+
+def _default(
+    path: str, overrides: Sequence[str], folders: Sequence[Path], groups: dict[str, list[str]]
+) -> Any:
+    """What a key holds when of the overrides only the groups are taken; None where that fails."""
+    chosen = [word for word in overrides if word.lstrip("+").partition("=")[0] in groups]
+    try:
+        value: Any = composed_values(chosen, folders, groups)
+    except UserError:
+        return None
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def config_folders(config_dir: Path | None = None) -> list[Path]:
+    """The built-in folder of config groups, and a further one. `UserError` where that is none."""
+    if config_dir is None:
+        return [builtin_config_dir()]
+    if not config_dir.is_dir():
+        raise UserError(f"there is no config folder {config_dir}")
+    return [builtin_config_dir(), config_dir.resolve()]
 
 
 def composed_values(
@@ -85,21 +112,34 @@ def composed_values(
     """
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    search = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
-    arguments = [_addable(override, groups) for override in overrides]
+    arguments = hydra_arguments(overrides, folders, groups)
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"):
-            composed = compose("config", overrides=[*search, *arguments])
+            composed = compose("config", overrides=arguments)
             values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, groups)) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"a config file is no YAML: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def finished(values: dict[str, Any], groups: dict[str, list[str]]) -> Config:
-    """Plain values, typed, derived and checked."""
-    config = derived(validated(values, groups))
+def hydra_arguments(
+    overrides: Sequence[str], folders: Sequence[Path], groups: dict[str, list[str]]
+) -> list[str]:
+    """The overrides as Hydra takes them, and where it looks for groups beside the first folder."""
+    search = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
+    return [*search, *(_addable(override, groups) for override in overrides)]
+
+
+def finished(
+    values: dict[str, Any],
+    groups: dict[str, list[str]],
+    default: Callable[[str], Any] = lambda path: None,
+) -> Config:
+    """Plain values, typed, derived and checked. `default` knows a value that works for a key."""
+    config = derived(validated(values, groups, default))
     check(config)
     return config
 
@@ -150,6 +190,8 @@ def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """The options of every config group."""
     groups: dict[str, list[str]] = {}
     for file in (f for folder in folders for f in folder.glob("*/*.yaml")):
+        if file.parent.name in OTHER_FOLDERS:
+            continue
         groups.setdefault(file.parent.name, []).append(file.stem)
     return {group: sorted(set(options)) for group, options in sorted(groups.items())}
 
@@ -172,15 +214,24 @@ def _addable(override: str, groups: dict[str, list[str]]) -> str:
 def _check_option(group: str, value: str, groups: dict[str, list[str]]) -> None:
     option = " ".join(value.split()).strip("'\"")
     if option not in groups[group]:
-        raise UserError(f"{group}={option} does not exist: use {', '.join(groups[group])}")
+        raise UserError(_no_option(group, option, groups[group]))
+
+
+def _no_option(group: str, option: str, options: Sequence[str]) -> str:
+    """The options that there are, or those of a long list that are spelled most like the one."""
+    if len(options) > SHOWN_OPTIONS:
+        near = difflib.get_close_matches(option, options, n=3, cutoff=0.0)
+        shown = f"{', '.join(near)}, ... ({len(options)} in configs/{group})"
+    else:
+        shown = ", ".join(options) or "another one"
+    return f"{group}={option} does not exist: use {shown}"
 
 
 def _one_line(error: Exception, groups: dict[str, list[str]]) -> str:
     """Hydra's or OmegaConf's complaint, with the override or the key that it is about."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = ", ".join(groups.get(group, error.options or []))
-        return f"{group}={option} does not exist: use {options or 'another one'}"
+        return _no_option(group, option, groups.get(group, error.options or []))
     message = str(error).partition("\n")[0] or type(error).__name__
     if _MISSING in message:
         key, at = message.rpartition(_MISSING)[2], getattr(error, "full_key", None)

@@ -2,7 +2,7 @@
 
     N, G, budget, train_stages -> trained rows per problem = grpo.num_generations_per_prompt
     P * rows / updates = policy.train_global_batch_size
-    steps, updates, igrpo.schedule -> policy.scheduler
+    steps, updates, igrpo.schedule -> policy.scheduler, policy.megatron_cfg.scheduler
 
 Pure functions from a config to a changed copy. A given value that contradicts the derived one is
 an error that says what to change.
@@ -37,7 +37,7 @@ def derived(config: Config) -> Config:
 
 
 def with_problems(config: Config, num_problems: int) -> Config:
-    """The config for this many training problems: checks the batch, derives `policy.scheduler`."""
+    """The config for this many training problems: checks the batch, derives the schedules."""
     batch = _problems_per_batch(config)
     if num_problems < batch:
         raise UserError(
@@ -45,9 +45,10 @@ def with_problems(config: Config, num_problems: int) -> Config:
             f"grpo.batch_multiplier), but there are only {num_problems} to train on: lower it or "
             "give more problems"
         )
+    steps = rollout_steps(config, num_problems)
+    config = _with_megatron_schedule(config, steps)
     if config.policy.scheduler is not None:
         return config
-    steps = rollout_steps(config, num_problems)
     # The embedded engine advances the schedule once per optimizer update, NeMo-RL once per step.
     per_step = config.igrpo.updates_per_rollout if config.igrpo.engine == "local" else 1
     return config.replaced("policy", scheduler=scheduler_stages(config, steps * per_step))
@@ -79,7 +80,7 @@ def scheduler_stages(config: Config, updates: int) -> list[dict[str, Any]]:
     """
     schedule = config.igrpo.schedule
     peak = config.policy.optimizer.kwargs.lr
-    warmup = min(math.ceil(schedule.warmup_ratio * updates), updates - 1)
+    warmup = warmup_updates(config, updates)
     rest = max(updates - warmup, 1)
     decays: dict[str, dict[str, Any]] = {
         "cosine": _stage("CosineAnnealingLR", T_max=rest, eta_min=peak * schedule.min_lr_ratio),
@@ -93,6 +94,22 @@ def scheduler_stages(config: Config, updates: int) -> list[dict[str, Any]]:
         return [decay]
     ramp = _stage("LinearLR", start_factor=1 / (warmup + 1), end_factor=1.0, total_iters=warmup)
     return [ramp, decay, {"milestones": [warmup]}]
+
+
+def warmup_updates(config: Config, updates: int) -> int:
+    """How many of `updates` the rate rises over."""
+    return min(math.ceil(config.igrpo.schedule.warmup_ratio * updates), updates - 1)
+
+
+def _with_megatron_schedule(config: Config, steps: int) -> Config:
+    """`igrpo.schedule` in Megatron's keys, where these are left open: it counts NeMo-RL's steps."""
+    megatron = config.policy.megatron_cfg
+    if megatron is None or megatron.get("scheduler") is None:
+        return config
+    lengths = {"lr_decay_iters": steps, "lr_warmup_iters": warmup_updates(config, steps)}
+    given = {key: value for key, value in megatron["scheduler"].items() if value is not None}
+    scheduler = {**megatron["scheduler"], **lengths, **given}
+    return config.replaced("policy", megatron_cfg={**megatron, "scheduler": scheduler})
 
 
 def _stage(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -138,13 +155,15 @@ def _with_batch(config: Config) -> Config:
         if rows % updates:
             raise UserError(
                 f"igrpo.updates_per_rollout={updates} does not divide the {rows} trained rows of a "
-                f"step ({_product(config)}): use a divisor"
+                f"step ({_product(config)}): set igrpo.updates_per_rollout="
+                f"{_largest_divisor(rows, updates)}"
             )
         batch = rows // updates
     if rows % batch:
         raise UserError(
             f"policy.train_global_batch_size={batch} does not divide the {rows} trained rows of a "
-            f"step ({_product(config)}): use a divisor, or null for one update per rollout"
+            f"step ({_product(config)}): set policy.train_global_batch_size="
+            f"{_largest_divisor(rows, batch)}, or null for one update per rollout"
         )
     if updates not in (UNSET, rows // batch):
         raise UserError(
@@ -153,6 +172,11 @@ def _with_batch(config: Config) -> Config:
         )
     config = config.replaced("policy", train_global_batch_size=batch)
     return config.replaced("igrpo", updates_per_rollout=rows // batch)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
+    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
 
 
 def _problems_per_batch(config: Config) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from igrpo_nemo.config.architecture_keys import Architecture
 from igrpo_nemo.config.evaluation_keys import Evaluation
+from igrpo_nemo.config.preflight_keys import Preflight
 from igrpo_nemo.config.section import (
     Derivable,
     NonNegative,
@@ -205,7 +206,7 @@ class IGRPO(Section):
     draft_prefetch: Literal["off", "fused"] = "off"
     """Samples the next step's drafts beside this step's refinements, one update behind."""
     short_circuit: Literal["off", "index_order", "first"] = "off"
-    """Ends Stage 1 of a problem early, at a draft of the highest reward (NeMo-RL, async engine)."""
+    """Ends Stage 1 of a problem early, at a draft of the highest reward."""
     val_temperature: NonNegativeFloat = 0.6
     """Temperature in validation; 0 is greedy."""
     val_top_p: TopP = 0.95
@@ -224,5 +225,7 @@ class IGRPO(Section):
     """The model's shape, for preflight and evaluation; null reads it from the model's folder."""
     evaluation: Evaluation = Evaluation()
     """How the trained model is measured."""
+    preflight: Preflight = Preflight()
+    """What the preflight assumes."""
     site: Site = Site()
     """The machines and the account."""

@@ -27,7 +27,7 @@ class Key:
 def all_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
     """Every key below a section, depth first, in the order of the schema."""
     for name, field in section.model_fields.items():
-        child = _section_of(field)
+        child = section_of(field)
         yield Key(prefix + name, field.description or "", child)
         if child is not None:
             yield from all_keys(child, f"{prefix}{name}.")
@@ -59,7 +59,8 @@ def _leaf(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _section_of(field: FieldInfo) -> type[Section] | None:
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, None where it holds a value."""
     annotation: Any = field.annotation
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):

@@ -293,6 +293,8 @@ class Checkpointing(only.CheckpointingNemoOnly):
     """Checkpoints kept, best first; null keeps all."""
     save_period: Positive
     """Steps between checkpoints."""
+    checkpoint_must_save_by: Annotated[str, Field(pattern=r"^\d+:\d+:\d+:\d+$")] | None = None
+    """Time of training, `DD:HH:MM:SS`, within which a run saves and stops; null is no limit."""
 
 
 class Wandb(Section):

@@ -187,8 +187,6 @@ class DataNemoOnly(Section):
 class CheckpointingNemoOnly(Section):
     """Keys of `checkpointing` beyond the embedded engine."""
 
-    checkpoint_must_save_by: str | None = None
-    """Wall-clock limit, `DD:HH:MM:SS`."""
     save_optimizer: bool | None = None
     """Keeps the optimizer state; the embedded engine always does, a resume needs it."""
     model_save_format: str | None = None

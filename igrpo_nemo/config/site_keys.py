@@ -9,7 +9,9 @@ from pydantic import AfterValidator, Field
 
 from igrpo_nemo.config.section import NonNegative, Positive, Section, Text
 
-SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY($|_)|API_?KEY", re.IGNORECASE)
+SECRET_NAMES = re.compile(
+    r"TOKEN(?!S|IZ)|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY($|_)|API_?KEY", re.IGNORECASE
+)
 """Environment variables with such a name are handed on by the shell, never by a config."""
 
 TimeLimit = Annotated[
@@ -17,6 +19,7 @@ TimeLimit = Annotated[
 ]
 Mount = Annotated[str, Field(pattern=r"^[^:,\s]+:[^:,\s]+(:(ro|rw))?$")]
 """SOURCE:DESTINATION, or SOURCE:DESTINATION:ro."""
+SbatchOption = Annotated[str, Field(pattern=r"^-[^\n\r]*$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -64,3 +67,5 @@ class Site(Section):
     """Further environment variables, such as NCCL_SOCKET_IFNAME; no secrets."""
     max_restarts: NonNegative = 50
     """A job that was requeued this often is not requeued again."""
+    sbatch: list[SbatchOption] = []
+    """Further options of sbatch, which win over all others, such as `--gres=gpu:8`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,28 +11,33 @@ from pydantic import ValidationError
 from igrpo_nemo.config.keys import nearest_key
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.tracking.scrub import scrub
 
 SHOWN_PROBLEMS = 3
 """A message names no more problems than this and counts the others."""
 
 
-def validated(values: Mapping[str, Any], groups: Iterable[str] = ()) -> Config:
+def validated(
+    values: Mapping[str, Any],
+    groups: Iterable[str] = (),
+    default: Callable[[str], Any] = lambda path: None,
+) -> Config:
     """The typed config of plain nested values; nothing is derived yet.
 
     Raises `UserError` naming every unknown key (with the nearest known one), missing key and wrong
     value by its dotted path, in one line. `groups` are names of config groups, which an unknown key
-    at the root may have meant.
+    at the root may have meant; `default` knows what a key holds where nobody overrides it.
     """
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        problems = [_describe(problem, groups) for problem in error.errors()]
+        problems = [_describe(problem, groups, default) for problem in error.errors()]
     shown = "; ".join(problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
     raise UserError(f"{shown}; and {more} more" if more > 0 else shown)
 
 
-def _describe(problem: Any, groups: Iterable[str]) -> str:
+def _describe(problem: Any, groups: Iterable[str], default: Callable[[str], Any]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = nearest_key(path, groups)
@@ -42,7 +47,18 @@ def _describe(problem: Any, groups: Iterable[str]) -> str:
         return f"{path} is missing"
     # pydantic writes "Input should be ..." or "String should have ...": the key stands there.
     message = re.sub(r"^(Value error, |\w+ (?=should ))", "", problem["msg"])
-    return f"{path}={_shown(problem['input'])} {message}"
+    # Scrubbed: what is refused may be a secret that stands in the wrong place.
+    value = scrub({path: problem["input"]})
+    wrong = _shown(value[path] if isinstance(value, dict) else None)
+    return f"{path}={wrong} {message}{_remedy(path, problem['input'], default(path))}"
+
+
+def _remedy(path: str, wrong: Any, works: Any) -> str:
+    """`: set key=value`, where a plain value is known to work."""
+    if works is None or works == wrong or not isinstance(works, bool | int | float | str):
+        return ""
+    text = str(works).lower() if isinstance(works, bool) else str(works)
+    return f": set {path}={text}" if text and not set(text) & set("\n {}'$") else ""
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,7 @@
-"""Signals as a request: the trainer finishes its micro-batch, saves, and exits with its own code.
+"""Requests to stop: the trainer finishes its micro-batch, saves, and exits with its own code.
 
     SIGINT | SIGTERM | SIGUSR1 -> flag; the trainer looks at it between micro-batches
+    the stop file appears      -> likewise
     a second SIGINT            -> KeyboardInterrupt, at once
 
 Slurm announces the end of a job with SIGUSR1 (`--signal`) and then SIGTERM: both are one request.
@@ -13,6 +14,8 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+
+from igrpo_nemo.run.stop_file import StopFile
 
 EXIT_INTERRUPTED = 75
 """Exit code of a run that stopped on request with its state saved (EX_TEMPFAIL: run it again)."""
@@ -31,13 +34,18 @@ def _announce_on_stderr(line: str) -> None:
 class InterruptFlag:
     """Context manager that turns signals into `requested`; handlers are restored on leaving.
 
-    Outside the main thread it does nothing, since Python delivers signals there only. `announce`
-    gets one line for the first request; it runs inside a signal handler.
+    Outside the main thread there are no signals, since Python delivers them there only. `announce`
+    gets one line for the first request; it may run inside a signal handler.
     """
 
-    def __init__(self, announce: Callable[[str], None] = _announce_on_stderr) -> None:
-        self.requested = False
+    def __init__(
+        self,
+        announce: Callable[[str], None] = _announce_on_stderr,
+        stop_file: StopFile | None = None,
+    ) -> None:
         self.signal_name: str | None = None
+        self._requested = False
+        self._stop_file = StopFile() if stop_file is None else stop_file
         self._announce = announce
         self._interrupts = 0
         self._owner = os.getpid()
@@ -57,6 +65,14 @@ class InterruptFlag:
         trace: TracebackType | None,
     ) -> None:
         self._restore()
+
+    @property
+    def requested(self) -> bool:
+        """Whether to save and stop, by a signal or by the stop file."""
+        if not self._requested and self._stop_file:
+            self._requested = True
+            self._announce(f"{self._stop_file.path}: finishing the micro-batch, then saving")
+        return self._requested
 
     def __bool__(self) -> bool:
         return self.requested
@@ -79,8 +95,8 @@ class InterruptFlag:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
-        if not self.requested:
-            self.requested, self.signal_name = True, name
+        if not self._requested:
+            self._requested, self.signal_name = True, name
             self._announce(
                 f"{name}: finishing the micro-batch, then saving; press again to stop at once"
             )

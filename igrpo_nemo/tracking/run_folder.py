@@ -3,19 +3,17 @@
 config.yaml      the resolved configuration, scrubbed     (atomic)
 metrics.jsonl    {"kind", "step", "time", "metrics"}      (appended a whole line at a time)
 samples.jsonl    {"step", "problem_id", "question", ...}  (likewise)
+plan.json        {"total_steps"}                          (atomic)
 summary.json     the run's result                         (atomic)
-.lock            held while a process writes here
+finished         there when the last step is done: its number
+.lock            held while a process writes here         (run_lock)
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
 import os
-import socket
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,10 +21,12 @@ import yaml
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.tracking.atomic import is_disk_full, write_atomic
+from igrpo_nemo.tracking.run_lock import RunLock
 from igrpo_nemo.tracking.scrub import scrub
 
-# POSIX locks do not exclude a second opening by the same process: this set does.
-_held_here: set[Path] = set()
+FINISHED = "finished"
+"""The marker of a run whose last step is done. A run without it is to be resumed."""
+PLAN = "plan.json"
 
 
 class RunFolder:
@@ -39,7 +39,7 @@ class RunFolder:
         self.path = Path(log_dir)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = self._acquire()
+            self._lock = RunLock(self.path)
         except OSError as error:
             raise UserError(
                 f"cannot write to logger.log_dir {log_dir}: {error.strerror}"
@@ -60,6 +60,18 @@ class RunFolder:
         """Write summary.json; a non-finite number becomes null."""
         text = json.dumps(_json_ready(dict(summary)), indent=2, allow_nan=False)
         self._replace("summary.json", f"{text}\n".encode())
+
+    def write_plan(self, total_steps: int) -> None:
+        """Write plan.json: how long the run is to be, which only the loaded data tells."""
+        self._replace(PLAN, f"{json.dumps({'total_steps': total_steps})}\n".encode())
+
+    def mark_finished(self, steps: int) -> None:
+        """The last step, number `steps`, is done: a job that comes later has nothing to do."""
+        self._replace(FINISHED, f"{steps}\n".encode())
+
+    def unmark_finished(self) -> None:
+        """The run goes on, for more steps than before."""
+        (self.path / FINISHED).unlink(missing_ok=True)
 
     def append_metrics(
         self, kind: str, step: int, time: float, metrics: Mapping[str, float]
@@ -88,48 +100,13 @@ class RunFolder:
         """Close the files and let the next run in. Harmless when repeated."""
         self._metrics.close()
         self._samples.close()
-        if self._lock is not None:
-            os.close(self._lock)  # releases the lock
-            self._lock = None
-            _held_here.discard(self.path.resolve())
+        self._lock.release()
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _acquire(self) -> int | None:
-        """The descriptor that holds the lock.
-
-        A POSIX lock and not flock: it is not inherited by forked reward workers, which may outlive
-        a killed trainer for a moment, and it works on NFS.
-        """
-        here = self.path.resolve()
-        if here in _held_here:
-            raise UserError(self._busy(f"this process ({os.getpid()})"))
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-            os.close(descriptor)
-            if error.errno in {errno.EACCES, errno.EAGAIN}:
-                raise UserError(self._busy(holder or "another process")) from error
-            if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}:
-                raise
-            warnings.warn(f"{here} has no file locks: do not start two runs there", stacklevel=3)
-            return None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        _held_here.add(here)
-        return descriptor
-
-    def _busy(self, holder: str) -> str:
-        return (
-            f"{self.path} is being written by {holder}: wait until that run ends, "
-            "or give this one another logger.log_dir"
-        )
 
     def _replace(self, name: str, data: bytes) -> None:
         try:

@@ -31,6 +31,10 @@ _IN_VALUES = (
     (re.compile(r"\b(hf_|ghp_|github_pat_|sk-|nvapi-|glpat-)[A-Za-z0-9_\-]{16,}"), REDACTED),
     (re.compile(r"\bAKIA[A-Z0-9]{16}\b"), REDACTED),
 )
+_ASSIGNED = re.compile(r"([A-Za-z][\w-]*)(['\"]?\s?[=:]\s?['\"]?)([^\s'\",;]+)")
+_BEARER = re.compile(r"(\bbearer\s+)[^\s'\"]+", re.I)
+_SHORTEST = 8
+"""Values of fewer characters are switches: striking them out would maim a text."""
 
 
 def plain_config(config: object) -> object:
@@ -58,6 +62,28 @@ def scrub(config: object) -> object:
     wherever they stand. None and booleans stay, they give nothing away.
     """
     return _scrub(plain_config(config), suspicion=0)
+
+
+def scrub_text(text: str, environ: Mapping[str, str]) -> str:
+    """A log's text without secrets: the values of the secret variables of `environ`, what is
+    assigned to a telling name (`HF_TOKEN=...`), and well-known token formats."""
+    for name, value in environ.items():
+        if len(value) >= _SHORTEST and _names_secret(name):
+            text = text.replace(value, REDACTED)
+
+    def without_value(match: re.Match[str]) -> str:
+        hide = _names_secret(match[1]) and not match[3].replace(".", "").isdecimal()
+        return f"{match[1]}{match[2]}{REDACTED}" if hide else match[0]
+
+    text = _BEARER.sub(rf"\1{REDACTED}", text)
+    for pattern, replacement in _IN_VALUES:
+        text = pattern.sub(replacement, text)
+    return _ASSIGNED.sub(without_value, text)
+
+
+def _names_secret(name: str) -> bool:
+    """Whether a variable holds a secret: the name of a file that holds one gives nothing away."""
+    return _suspicion(name) > 0 and not name.upper().endswith(("_PATH", "_FILE"))
 
 
 def _scrub(value: object, suspicion: int) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fake_slurm import no_slurm, slurm  # noqa: F401 - fixtures
 
 from igrpo_nemo.prompts import PromptProfile
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Stage, StopReason

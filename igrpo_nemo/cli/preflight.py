@@ -1,0 +1,59 @@
+"""`igrpo preflight`: does a run fit its machines, and what does it cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.cli.command import Command
+
+EXAMPLES = """\
+  igrpo preflight experiment=table1_openmath_nemotron_14b_igrpo
+  igrpo preflight experiment=tableS3_igrpo igrpo.preflight.response_share=0.6 --json
+  igrpo preflight model=openmath_nemotron_14b engine=nemo_rl cluster=a100_1x8
+
+Exit code 1 says that it does not fit, with the reason and the nearest setting that does.
+"""
+
+EXIT_DOES_NOT_FIT = 1
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        metavar="DIR",
+        help="a folder with more config groups, such as DIR/experiment/mine.yaml",
+    )
+
+
+def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from igrpo_nemo.config import load_config
+    from igrpo_nemo.preflight import preflight
+    from igrpo_nemo.site import site_profile
+
+    config = load_config(overrides, flags.config_dir)
+    site = site_profile(config, Path.cwd(), os.environ, overrides)
+    plan = preflight(
+        config.replaced("igrpo", site=site),
+        environ={**os.environ, **({"HF_HOME": site.hf_home} if site.hf_home else {})},
+    )
+    if flags.json:
+        print(json.dumps(plan.to_dict(), indent=2))
+    else:
+        print(plan.text(), end="")
+    return 0 if plan.fits else EXIT_DOES_NOT_FIT
+
+
+COMMAND = Command(
+    name="preflight",
+    help="does a run fit its machines, and what does it cost",
+    usage="[--json] [--config-dir DIR] [--traceback] [key=value ...]",
+    examples=EXAMPLES,
+    add_flags=add_flags,
+    run=run,
+)

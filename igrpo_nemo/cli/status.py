@@ -1,0 +1,119 @@
+"""`igrpo status`: where a run stands, from its folder and from Slurm's queue."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igrpo_nemo.cli.command import Command
+from igrpo_nemo.errors import UserError
+
+if TYPE_CHECKING:
+    from igrpo_nemo.slurm import Job
+    from igrpo_nemo.status.facts import RunStatus
+
+RUNS = Path("runs")
+
+EXAMPLES = """\
+  igrpo status                  a line for each run under runs/
+  igrpo status runs/demo        one run, with the end of its log
+  igrpo status demo --json      for programs; a name is looked for under runs/ too
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--lines",
+        type=_lines,
+        default=15,
+        metavar="N",
+        help="lines of the log to show (default: %(default)s)",
+    )
+
+
+def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
+    from igrpo_nemo.status.facts import run_status
+    from igrpo_nemo.status.text import table
+
+    folders = [_run_folder(word) for word in words] if words else _all_runs()
+    jobs = _jobs()
+    statuses = [run_status(folder, jobs) for folder in folders]
+    if flags.json:
+        values = [_as_json(status, flags.lines) for status in statuses]
+        print(json.dumps(values[0] if len(words) == 1 else values, indent=2))
+    elif words:
+        print("\n\n".join(_block(status, flags.lines) for status in statuses))
+    elif statuses:
+        print(table(statuses, RUNS))
+    else:
+        print(f"there are no runs under {RUNS}/: give a run folder")
+    return 0
+
+
+def _block(status: RunStatus, lines: int) -> str:
+    from igrpo_nemo.status.log_tail import log_tail
+    from igrpo_nemo.status.text import block
+
+    return block(status, log_tail(status.folder, lines))
+
+
+def _as_json(status: RunStatus, lines: int) -> dict:
+    from igrpo_nemo.status.log_tail import log_tail
+
+    log = log_tail(status.folder, lines)
+    told = {"path": str(log.path), "lines": log.lines, "launcher": log.launcher} if log else None
+    return {**status.to_dict(), "log": told}
+
+
+def _jobs() -> list[Job]:
+    """The queue; none, with a word of why, where Slurm is there and does not answer."""
+    from igrpo_nemo.slurm import has_slurm, my_jobs
+
+    if not has_slurm():
+        return []
+    try:
+        return my_jobs()
+    except UserError as error:
+        print(f"warning: the queue is not known: {error}", file=sys.stderr)
+        return []
+
+
+def _run_folder(word: str) -> Path:
+    from igrpo_nemo.status.facts import is_run
+
+    for folder in (Path(word), RUNS / word):
+        if is_run(folder):
+            return folder
+    raise UserError(
+        f"{word} is no run folder, nor is {RUNS / word}: `igrpo status` lists those of {RUNS}/"
+    )
+
+
+def _all_runs() -> list[Path]:
+    """The run folders under runs/, two levels deep."""
+    from igrpo_nemo.status.facts import is_run
+
+    found = [folder for pattern in ("*", "*/*") for folder in RUNS.glob(pattern)]
+    return sorted(folder for folder in found if folder.is_dir() and is_run(folder))
+
+
+def _lines(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+COMMAND = Command(
+    name="status",
+    help="say where a run stands, and show the end of its log",
+    usage="[--json] [--lines N] [--traceback] [RUN ...]",
+    examples=EXAMPLES,
+    add_flags=add_flags,
+    run=run,
+)

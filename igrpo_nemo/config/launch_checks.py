@@ -1,0 +1,222 @@
+"""What engine `nemo_rl` and `nemo_rl_local` cannot run, found before anything is started.
+
+config ─ launch_problems ─> one line each: what contradicts what, and a value that works
+
+NeMo-RL 0.7.0 finds most of this only once Ray runs (`setup()`, its policy and generation workers,
+`async_grpo_train`, `examples/run_grpo.py`); some of it (a batch that leaves rows out) never.
+Pure functions: preflight and launch share them. `cluster_checks` has what needs the machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from igrpo_nemo.config.cluster_checks import cluster_problems
+from igrpo_nemo.config.open_keys import open_key_problems
+from igrpo_nemo.config.overlap_checks import overlap_problems
+from igrpo_nemo.config.schema import Config
+from igrpo_nemo.errors import UserError
+
+NEMO_ADVANTAGE_DELTA = 1e-6
+"""What NeMo-RL adds to the standard deviation of Eq. 4."""
+
+ADVANTAGE_ESTIMATORS = ("grpo", "gdpo", "reinforce_plus_plus")
+TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
+
+
+def check_launch(config: Config) -> None:
+    """Raises `UserError` with the first thing that this engine cannot do, or NeMo-RL rejects."""
+    for message in launch_problems(config):
+        raise UserError(message)
+
+
+def launch_problems(config: Config) -> list[str]:
+    """Everything that stands against a launch; empty for engine `local`.
+
+    A wrong type ends the list: what is computed from it would be noise.
+    """
+    if config.igrpo.engine == "local":
+        return []
+    if wrong := list(open_key_problems(config)):
+        return wrong
+    problems = [*_method(config), *_loss(config), *_overlap(config), *_async_training(config)]
+    problems += _entropy(config)
+    if config.igrpo.engine == "nemo_rl":
+        problems += cluster_problems(config)
+    return problems
+
+
+def is_async_rollout(config: Config) -> bool:
+    """Whether NeMo-RL will roll out through the asynchronous engine."""
+    generation = config.policy.generation
+    backend = generation.backend or ""
+    if backend == "sglang":
+        return bool(generation.use_async_rollouts)
+    section = {"vllm": generation.vllm_cfg, "megatron": generation.mcore_generation_config}
+    return bool((section.get(backend) or {}).get("async_engine", False))
+
+
+def is_async_training(config: Config) -> bool:
+    return bool((config.grpo.async_grpo or {}).get("enabled", False))
+
+
+def _method(config: Config) -> Iterator[str]:
+    igrpo, grpo = config.igrpo, config.grpo
+    if igrpo.advantage_delta != NEMO_ADVANTAGE_DELTA and grpo.normalize_rewards:
+        yield (
+            f"igrpo.advantage_delta={igrpo.advantage_delta:g}: NeMo-RL adds "
+            f"{NEMO_ADVANTAGE_DELTA:g}; set igrpo.advantage_delta={NEMO_ADVANTAGE_DELTA:g}, or use "
+            "engine=local"
+        )
+    estimator = (grpo.adv_estimator or {}).get("name", "grpo")
+    if estimator not in ADVANTAGE_ESTIMATORS:
+        yield (
+            f"grpo.adv_estimator.name={estimator} is none of {', '.join(ADVANTAGE_ESTIMATORS)}: "
+            "set grpo.adv_estimator.name=grpo"
+        )
+    if grpo.max_rollout_turns not in (None, 1):
+        yield (
+            f"grpo.max_rollout_turns={grpo.max_rollout_turns}: each stage is one turn; set "
+            "grpo.max_rollout_turns=1"
+        )
+    if igrpo.feedback == "none" or "draft" not in igrpo.train_stages:
+        return
+    if grpo.use_dynamic_sampling:
+        yield (
+            "igrpo.train_stages=[draft, refine] with grpo.use_dynamic_sampling=true: NeMo-RL "
+            "filters groups by the bare prompt, which would mix both stages; set "
+            "igrpo.train_stages=[refine]"
+        )
+    if igrpo.draft_choice == "none" or igrpo.draft_dropout or igrpo.on_all_zero == "no_draft":
+        yield (
+            "igrpo.train_stages=[draft, refine] where q' may equal q (igrpo.draft_choice=none, "
+            "igrpo.draft_dropout, igrpo.on_all_zero=no_draft): NeMo-RL groups rows by their "
+            "prompt, which would mix both stages; set igrpo.train_stages=[refine]"
+        )
+
+
+def _loss(config: Config) -> Iterator[str]:
+    """What `setup()` and `ClippedPGLossFn` assert of `loss_fn`."""
+    loss = config.loss_fn
+    if loss.force_on_policy_ratio and config.igrpo.updates_per_rollout != 1:
+        yield (
+            f"loss_fn.force_on_policy_ratio=true with {config.igrpo.updates_per_rollout} updates "
+            "per rollout: the ratio is 1 in the first alone; set "
+            "loss_fn.force_on_policy_ratio=false"
+        )
+    if loss.use_cispo:
+        blocked = {
+            "loss_fn.disable_ppo_ratio": (bool(loss.disable_ppo_ratio), "false"),
+            "loss_fn.force_on_policy_ratio": (bool(loss.force_on_policy_ratio), "false"),
+            "loss_fn.sequence_level_importance_ratios": (
+                loss.sequence_level_importance_ratios,
+                "false",
+            ),
+            "loss_fn.ratio_clip_c": (loss.ratio_clip_c is not None, "null"),
+            "loss_fn.token_level_loss": (not loss.token_level_loss, "true"),
+        }
+        for key, (wrong, value) in blocked.items():
+            if wrong:
+                yield f"loss_fn.use_cispo=true excludes this {key}: set {key}={value}"
+    yield from _truncated_importance_sampling(config)
+
+
+def _truncated_importance_sampling(config: Config) -> Iterator[str]:
+    loss = config.loss_fn
+    kind, key = loss.truncated_importance_sampling_type, "loss_fn.truncated_importance_sampling_"
+    if kind is None:
+        return
+    if kind not in TRUNCATIONS:
+        yield f"{key}type={kind} is none of {', '.join(TRUNCATIONS)}: set {key}type=tis"
+        return
+    if not loss.use_importance_sampling_correction:
+        yield (
+            f"{key}type={kind} truncates a correction that is off: set "
+            "loss_fn.use_importance_sampling_correction=true"
+        )
+    if not loss.truncated_importance_sampling_ratio:
+        yield f"{key}type={kind} needs an upper bound above 0: set {key}ratio=2.0"
+    if kind != "tis" and loss.truncated_importance_sampling_ratio_min is None:
+        yield f"{key}type={kind} needs a lower bound: set {key}ratio_min=0.5"
+    if kind == "seq-mask-tis" and loss.sequence_level_importance_ratios:
+        yield f"{key}type={kind} is for token ratios, not for GSPO: set {key}type=tis"
+
+
+def _overlap(config: Config) -> Iterator[str]:
+    igrpo = config.igrpo
+    if igrpo.feedback == "none":
+        return
+    if igrpo.draft_prefetch != "off":
+        if config.data.use_multiple_dataloader:
+            yield (
+                "igrpo.draft_prefetch=fused looks one batch ahead: set "
+                "data.use_multiple_dataloader=false"
+            )
+        if is_async_training(config):
+            yield (
+                "igrpo.draft_prefetch=fused is of no use with grpo.async_grpo: set "
+                "igrpo.draft_prefetch=off"
+            )
+        if (config.data_plane or {}).get("enabled"):
+            yield "igrpo.draft_prefetch=fused holds the batch itself: set data_plane.enabled=false"
+    if igrpo.short_circuit != "off" and not is_async_rollout(config):
+        yield (
+            f"igrpo.short_circuit={igrpo.short_circuit} needs the asynchronous engine: set "
+            "policy.generation.vllm_cfg.async_engine=true"
+        )
+    yield from overlap_problems(config)
+
+
+def _async_training(config: Config) -> Iterator[str]:
+    """What upstream's example script rejects; `setup()` does not."""
+    grpo = config.grpo
+    if not is_async_training(config):
+        return
+    unsupported: dict[str, Any] = {
+        "grpo.use_dynamic_sampling": grpo.use_dynamic_sampling,
+        "grpo.reward_scaling.enabled": grpo.reward_scaling.enabled,
+        "grpo.reward_shaping.enabled": grpo.reward_shaping.enabled,
+        "data.use_multiple_dataloader": config.data.use_multiple_dataloader,
+        "data_plane.enabled": (config.data_plane or {}).get("enabled"),
+    }
+    for key, value in unsupported.items():
+        if value:
+            yield (
+                f"{key}=true does not go with grpo.async_grpo.enabled=true: set "
+                "grpo.async_grpo.enabled=false"
+            )
+    if not is_async_rollout(config):
+        yield (
+            "grpo.async_grpo.enabled=true needs the asynchronous engine: set "
+            "policy.generation.vllm_cfg.async_engine=true"
+        )
+    if not config.loss_fn.use_importance_sampling_correction:
+        yield (
+            "grpo.async_grpo.enabled=true makes rollouts off-policy: set "
+            "loss_fn.use_importance_sampling_correction=true"
+        )
+    if (config.policy.generation.colocated or {}).get("enabled", True):
+        yield (
+            "grpo.async_grpo.enabled=true needs GPUs that generate alone: set "
+            "policy.generation.colocated.enabled=false"
+        )
+
+
+def _entropy(config: Config) -> Iterator[str]:
+    if not config.igrpo.entropy.exact:
+        return
+    generation, megatron = config.policy.generation, config.policy.megatron_cfg or {}
+    dtensor = config.policy.dtensor_cfg or {}
+    contexts = [
+        cfg.get("context_parallel_size", 1) for cfg in (megatron, dtensor) if cfg.get("enabled")
+    ]
+    why = None
+    if generation.top_p != 1.0 or generation.top_k is not None:
+        why = "trains on filtered log-probs with policy.generation.top_p or top_k"
+    elif any(size > 1 for size in contexts):
+        why = "splits a sequence over ranks with context_parallel_size above 1"
+    elif config.policy.sequence_packing.fuse_loss:
+        why = "hides the logits with policy.sequence_packing.fuse_loss=true"
+    if why:
+        yield f"igrpo.entropy.exact=true: NeMo-RL {why}; set igrpo.entropy.exact=false"

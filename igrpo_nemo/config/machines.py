@@ -1,0 +1,99 @@
+"""Which GPUs train and which generate, and how a model is spread over them, from the config.
+
+cluster + policy.generation.colocated.resources --> Machines
+policy.megatron_cfg | policy.dtensor_cfg        --> Parallel
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from igrpo_nemo.config.schema import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """GPUs of a run under engine `nemo_rl`; colocated ones both train and generate."""
+
+    training: int
+    generation: int
+    total: int
+    colocated: bool
+
+
+def machines(config: Config) -> Machines:
+    """NeMo-RL's split of the cluster; a share of 0 or less says that it is impossible."""
+    nodes, gpus = config.cluster.num_nodes, config.cluster.gpus_per_node
+    total = nodes * gpus
+    colocated = config.policy.generation.colocated or {}
+    if colocated.get("enabled", True):
+        return Machines(total, total, total, True)
+    resources = colocated.get("resources") or {}
+    if nodes == 1:
+        generation = int(resources.get("gpus_per_node") or 0)
+    else:
+        generation = int(resources.get("num_nodes") or 0) * gpus
+    return Machines(total - generation, generation, total, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """How one replica of the policy is spread: tensor, pipeline and context parallel sizes.
+
+    `prefix` is the section of the backend that trains.
+    """
+
+    backend: Literal["megatron", "dtensor"]
+    tensor: int
+    pipeline: int
+    context: int
+    sequence: bool
+
+    @property
+    def replica(self) -> int:
+        """GPUs of one replica."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def prefix(self) -> str:
+        return f"policy.{self.backend}_cfg"
+
+    @property
+    def tensor_key(self) -> str:
+        name = "tensor_model_parallel_size" if self.backend == "megatron" else TENSOR
+        return f"{self.prefix}.{name}"
+
+
+TENSOR = "tensor_parallel_size"
+
+
+def parallel(config: Config) -> Parallel:
+    """The training backend's sizes."""
+    megatron, dtensor = config.policy.megatron_cfg or {}, config.policy.dtensor_cfg or {}
+    if megatron.get("enabled"):
+        return Parallel(
+            "megatron",
+            megatron.get("tensor_model_parallel_size", 1),
+            megatron.get("pipeline_model_parallel_size", 1),
+            megatron.get("context_parallel_size", 1),
+            bool(megatron.get("sequence_parallel")),
+        )
+    return Parallel(
+        "dtensor",
+        dtensor.get(TENSOR, 1),
+        1,
+        dtensor.get("context_parallel_size", 1),
+        bool(dtensor.get("sequence_parallel")),
+    )
+
+
+def replicas(config: Config) -> int:
+    """Data parallel size of training."""
+    return machines(config).training // parallel(config).replica
+
+
+def generation_parallel(config: Config) -> int:
+    """GPUs of one inference engine: tensor times pipeline parallel size."""
+    vllm: dict[str, Any] = config.policy.generation.vllm_cfg or {}
+    return vllm.get(TENSOR, 1) * vllm.get("pipeline_parallel_size", 1)

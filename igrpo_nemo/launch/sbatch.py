@@ -1,0 +1,101 @@
+"""The sbatch command line of a job, as a pure function; its options are Slurm 22.05's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.launch.run_jobs import LOGS, job_name
+from igrpo_nemo.site import VARIABLES, time_in_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What is to be submitted: `script` with `words`, for a run in `run_folder` (absolute)."""
+
+    script: Path
+    words: tuple[str, ...]
+    run_folder: Path
+    site: Site
+    shape: tuple[int, int] | None
+    """Nodes, and GPUs of each; None leaves them to the script, and so the job's name: an
+    evaluation is no run, and several may go on at once."""
+
+    @property
+    def name(self) -> str:
+        return self.script.stem if self.shape is None else job_name(self.run_folder)
+
+
+def submission(
+    config: Config,
+    site: Site,
+    script: Path,
+    words: Sequence[str],
+    checkout: Path,
+    *,
+    training: bool = True,
+) -> Submission:
+    """The submission of a composed config. Raises `UserError` for what Slurm cannot carry."""
+    for text in (*words, config.logger.log_dir):
+        if not text.isprintable():
+            raise UserError(f"{text!r} holds a character that a job script cannot be given")
+    if "\\" in config.logger.log_dir:
+        raise UserError(f"logger.log_dir={config.logger.log_dir}: Slurm takes no backslash there")
+    if site.time is not None and time_in_seconds(site.time) <= site.save_margin_s:
+        raise UserError(
+            f"igrpo.site.time={site.time} is not longer than igrpo.site.save_margin_s="
+            f"{site.save_margin_s}: the run would be stopped as it starts"
+        )
+    gpus = 0 if site.gpu == "cpu" else config.cluster.gpus_per_node
+    return Submission(
+        script=script,
+        words=tuple(words),
+        run_folder=absolute(config.logger.log_dir, checkout),
+        site=site,
+        shape=(config.cluster.num_nodes, gpus) if training else None,
+    )
+
+
+def absolute(path: str, checkout: Path) -> Path:
+    """A path of the config as the job sees it. Links stay: compute nodes may resolve others."""
+    return Path(os.path.abspath(checkout / path))
+
+
+def sbatch_command(job: Submission, after: int | str | None = None) -> list[str]:
+    """The command line; `after` is the job that has to succeed first, in a chain."""
+    return ["sbatch", *_options(job, after), str(job.script), *job.words]
+
+
+def _options(job: Submission, after: int | str | None) -> Iterator[str]:
+    site = job.site
+    yield "--parsable"
+    if job.shape is not None:
+        yield f"--job-name={job.name}"
+        yield f"--nodes={job.shape[0]}"
+        yield f"--gpus-per-node={job.shape[1]}"
+    for option in ("account", "partition", "qos", "constraint", "reservation", "time"):
+        if (value := getattr(site, option)) is not None:
+            yield f"--{option}={value}"
+    yield f"--signal=B:USR1@{site.save_margin_s}"
+    yield "--requeue"
+    yield "--open-mode=append"
+    # Slurm replaces %x: what stands in the folder's own name is no pattern.
+    yield f"--output={str(job.run_folder).replace('%', '%%')}/{LOGS}/%j.out"
+    if after is not None:
+        yield f"--dependency=afterok:{after},singleton"
+        yield "--kill-on-invalid-dep=yes"
+    elif job.shape is not None:
+        yield "--dependency=singleton"
+    yield from site.sbatch
+
+
+def sbatch_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of sbatch, and so of the job: the shell's, without the variables that the
+    profile has taken up already. A key set to null on the command line stays unset."""
+    taken = {name for name in VARIABLES.values() if name.startswith("SBATCH_")}
+    return {name: value for name, value in environ.items() if name not in taken}

@@ -1,0 +1,122 @@
+"""Slurm's client commands: what stands in the queue, and submitting a script.
+
+    squeue -> Job, one per line          sbatch -> job id          scontrol -> a job's comment
+
+The only place that starts them. Slurm's own complaints become one-line `UserError`s.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_nemo.errors import UserError
+
+ENDED = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED"
+    " SPECIAL_EXIT TIMEOUT".split()
+)
+"""States of a job that holds no node and will not get one by itself (squeue(1))."""
+
+_SECONDS = 30.0
+_FIELDS = "%A|%T|%r|%M|%L|%S|%N|%j"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A line of squeue; times as Slurm writes them (D-HH:MM:SS), `start` may be N/A."""
+
+    id: int
+    state: str
+    reason: str
+    elapsed: str
+    left: str
+    start: str
+    nodes: str
+    name: str
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs, or waits to."""
+        return self.state not in ENDED
+
+
+def has_slurm() -> bool:
+    """Whether this machine has Slurm's client commands."""
+    return shutil.which("squeue") is not None
+
+
+def my_jobs() -> list[Job]:
+    """This user's jobs, those included that ended so recently that Slurm still lists them.
+
+    Raises `UserError` where squeue is missing or its controller does not answer.
+    """
+    words = ["--noheader", "--states=all", f"--user={os.getuid()}", f"--format={_FIELDS}"]
+    return [_job(line) for line in _run("squeue", words).splitlines() if line.count("|") >= 7]
+
+
+def has_ended(job_id: int) -> bool:
+    """Whether Slurm says that a job has given its nodes back; False where it cannot be asked."""
+    try:
+        text = _run(
+            "squeue", ["--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
+        ).split()
+    except UserError as error:
+        return "Invalid job id" in str(error)  # so long ago that Slurm has forgotten it
+    # A job that waits again was requeued: its nodes of before are not its any more.
+    return all(state in ENDED | {"PENDING"} for state in text)
+
+
+def submit(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> int:
+    """Runs an sbatch command line (with --parsable) in `folder`; the number of the job.
+
+    Raises `UserError` with Slurm's reason.
+    """
+    text = _run(command[0], command[1:], folder, environ)
+    number = text.strip().splitlines()[-1].partition(";")[0] if text.strip() else ""
+    if not number.isdecimal():
+        raise UserError(f"sbatch answered {text.strip()!r} instead of a job id")
+    return int(number)
+
+
+def _run(
+    program: str,
+    words: Sequence[str],
+    folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> str:
+    try:
+        done = subprocess.run(
+            [program, *words],
+            cwd=folder,
+            env=None if environ is None else dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {program} here: submit from a login node of a Slurm cluster"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{program} did not answer within {_SECONDS:.0f} s") from None
+    if done.returncode:
+        raise UserError(f"{program} says: {_reason(done.stderr) or f'exit {done.returncode}'}")
+    return done.stdout
+
+
+def _reason(errors: str) -> str:
+    """Slurm's lines without their prefix, the last ones where there are many."""
+    lines = [line.partition(": error: ")[2] or line.strip() for line in errors.splitlines()]
+    return "; ".join(line for line in lines if line)[-300:]
+
+
+def _job(line: str) -> Job:
+    number, *fields = line.split("|", 7)
+    return Job(int(number), *fields)

@@ -1,0 +1,135 @@
+"""A run's state as data, read from its folder and from the queue; nothing is written or locked."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from igrpo_nemo.launch.run_jobs import jobs_of, log_folders
+from igrpo_nemo.slurm import Job
+from igrpo_nemo.status.metrics_tail import MetricsTail, read_json, read_metrics_tail
+from igrpo_nemo.tracking.run_folder import FINISHED, PLAN
+from igrpo_nemo.tracking.run_lock import writer_of
+
+State = Literal["finished", "running", "queued", "stopped", "not started"]
+
+_CHECKPOINT = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run. Times are seconds, accuracies fractions; None is what nobody has written yet.
+
+    `reward` is by stage; `eta_s` extrapolates the newest steps; `updated` is the time of the newest
+    record; `starts` counts the logs of jobs and restarts; `writer` is a process outside of Slurm.
+    """
+
+    folder: Path
+    state: State
+    step: int
+    total_steps: int | None
+    reward: Mapping[str, float]
+    accuracy: float | None
+    accuracy_step: int | None
+    accuracy_start: float | None
+    tokens_per_s: float | None
+    seconds_per_step: float | None
+    eta_s: float | None
+    checkpoint_step: int | None
+    checkpoint_time: float | None
+    updated: float | None
+    starts: int
+    restarts: int
+    jobs: tuple[Job, ...]
+    writer: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        jobs = [{name: getattr(job, name) for name in job.__slots__} for job in self.jobs]
+        return {
+            **values,
+            "folder": str(self.folder),
+            "reward": dict(self.reward),
+            "jobs": jobs,
+        }
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: started, or submitted."""
+    return any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "slurm"))
+
+
+def run_status(folder: Path, jobs: Sequence[Job] = ()) -> RunStatus:
+    """The state of the run in `folder`; `jobs` are all of the user's in the queue."""
+    mine = tuple(jobs_of(folder, jobs))
+    tail = read_metrics_tail(folder / "metrics.jsonl")
+    total = read_json(folder / PLAN).get("total_steps")
+    total = total if isinstance(total, int) else None
+    writer = writer_of(folder)
+    state = _state(folder, tail, mine, writer)
+    left = None if total is None else max(0, total - tail.step)
+    pace = tail.seconds_per_step
+    checkpoint = _newest_checkpoint(folder)
+    starts = list(log_folders(folder))
+    return RunStatus(
+        folder=folder,
+        state=state,
+        step=tail.step,
+        total_steps=total,
+        reward=tail.reward,
+        accuracy=tail.accuracy,
+        accuracy_step=tail.accuracy_step,
+        accuracy_start=tail.accuracy_start,
+        tokens_per_s=tail.tokens_per_s,
+        seconds_per_step=pace,
+        eta_s=None if left is None or pace is None else left * pace,
+        checkpoint_step=checkpoint[0] if checkpoint else None,
+        checkpoint_time=checkpoint[1] if checkpoint else None,
+        updated=tail.time,
+        starts=len(starts),
+        restarts=sum(restart > 0 for _, restart in starts),
+        jobs=mine,
+        writer=writer,
+    )
+
+
+def _state(folder: Path, tail: MetricsTail, jobs: Sequence[Job], writer: str | None) -> State:
+    active = [job for job in jobs if job.active]
+    if (folder / FINISHED).is_file():
+        return "finished"
+    if writer or any(job.state not in ("PENDING", "REQUEUED") for job in active):
+        return "running"
+    if active:
+        return "queued"
+    return "stopped" if tail.time is not None else "not started"
+
+
+def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
+    """Step and time of the newest complete checkpoint of either engine."""
+    found = []
+    for place in {folder / "checkpoints", _configured_folder(folder)}:
+        for entry in place.iterdir() if place.is_dir() else ():
+            if match := _CHECKPOINT.fullmatch(entry.name):
+                found.append((int(match[1]), entry.stat().st_mtime))
+    return max(found, default=None)
+
+
+def _configured_folder(folder: Path) -> Path:
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+        return Path(values["checkpointing"]["checkpoint_dir"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        return folder / "checkpoints"
+
+
+def seconds_since(moment: float | None) -> float | None:
+    """Seconds from a time of this clock to now."""
+    return None if moment is None else max(0.0, time.time() - moment)

@@ -1,0 +1,142 @@
+"""The stop file and the time limit end a run with its state saved; the marker says it is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_runs
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.interrupt import InterruptFlag
+from igrpo_nemo.local.time_limit import TimeLimit
+from igrpo_nemo.run.stop_file import VARIABLE, StopFile
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_stop_file_is_looked_at_once_a_second_and_remembered(tmp_path):
+    path, clock = tmp_path / "stop", Clock()
+    stop = StopFile(path, clock)
+    assert not stop
+    path.touch()
+    clock.now = 0.9
+    assert not stop
+    clock.now = 1.0
+    assert stop
+    path.unlink()
+    clock.now = 9.0
+    assert stop
+
+
+def test_the_environment_names_the_file(tmp_path):
+    assert not StopFile.of({}) and not StopFile.of({VARIABLE: ""})
+    assert StopFile.of({VARIABLE: str(tmp_path)}).path == tmp_path
+    assert not StopFile(tmp_path / "file" / "in" / "nowhere")
+
+
+def test_the_flag_is_raised_by_the_file_and_says_so_once(tmp_path):
+    lines, path = [], tmp_path / "stop"
+    with InterruptFlag(announce=lines.append, stop_file=StopFile(path)) as flag:
+        path.touch()
+        assert flag.requested and flag and flag.requested
+        assert flag.signal_name is None
+    assert lines == [f"{path}: finishing the micro-batch, then saving"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "times", "expected"),
+    [
+        (None, [1e9, 2e9], [False, False]),
+        ("00:00:00:00", [0.0], [True]),
+        # An average step more would end at 60, 59.9, ...
+        ("00:00:01:00", [30.0], [True]),
+        ("00:00:01:00", [29.0, 39.0, 45.0], [False, False, True]),
+        ("01:02:03:04", [86400.0 + 7384 - 1], [True]),
+        ("01:02:03:04", [40_000.0], [False]),
+    ],
+)
+def test_a_time_limit_leaves_room_for_an_average_step(limit, times, expected):
+    clock = Clock()
+    asked = TimeLimit(limit, clock)
+    answers = []
+    for clock.now in times:
+        answers.append(asked.reached())
+    assert answers == expected
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    return tiny_runs.tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def whole(policy, tmp_path_factory) -> tiny_runs.Seen:
+    folder = tmp_path_factory.mktemp("whole")
+    seen = tiny_runs.run(tiny_runs.tiny_config(policy, folder))
+    assert (seen.code, (folder / "finished").read_text()) == (0, "6\n")
+    assert (folder / "plan.json").read_text() == '{"total_steps": 6}\n'
+    return seen
+
+
+def test_the_stop_file_saves_and_the_run_ends_bit_for_bit_the_same(
+    policy, whole, tmp_path, monkeypatch, capfd
+):
+    run, stop = tmp_path / "run", tmp_path / "stop"
+    config = tiny_runs.tiny_config(policy, run, "checkpointing.save_period=100")
+    monkeypatch.setenv(VARIABLE, str(stop))
+    # The file is looked at once a second; these runs take less.
+    monkeypatch.setattr("igrpo_nemo.run.stop_file._PERIOD_S", 0.0)
+    seen = tiny_runs.run(config, before_update=lambda n: stop.touch() if n == 3 else None)
+    assert seen.code == 75 and not (run / "finished").exists()
+    assert (run / "checkpoints" / "step_00000002").is_dir()
+    assert len(tiny_runs.learned(run)) == 2
+    assert f"{stop}: finishing the micro-batch, then saving" in capfd.readouterr().err
+    # Asked again before anything is done, it saves nothing new and stops.
+    assert tiny_runs.run(config).code == 75
+    stop.unlink()
+    seen = tiny_runs.run(config)
+    assert seen.code == 0 and (run / "finished").read_text() == "6\n"
+    assert tiny_runs.same_weights(seen.final, whole.final)
+    assert len(tiny_runs.learned(run)) == 6
+
+
+def test_the_time_limit_saves_after_a_step(policy, whole, tmp_path):
+    run = tmp_path / "run"
+    limit = "checkpointing.checkpoint_must_save_by=00:00:00:00"
+    config = tiny_runs.tiny_config(policy, run, "checkpointing.save_period=100", limit)
+    for step in range(1, 6):
+        assert tiny_runs.run(config).code == 75
+        assert (run / "checkpoints" / f"step_{step:08d}").is_dir()
+        assert not (run / "finished").exists()
+    seen = tiny_runs.run(config)  # the last step ends the run, not its limit
+    assert seen.code == 0 and (run / "finished").exists()
+    assert tiny_runs.same_weights(seen.final, whole.final)
+
+
+def test_a_finished_run_stays_finished_until_it_is_longer(policy, tmp_path):
+    run = tmp_path / "run"
+    short = tiny_runs.tiny_config(policy, run, "grpo.max_num_steps=2")
+    assert tiny_runs.run(short).code == 0
+    assert tiny_runs.run(short).code == 0
+    assert (run / "finished").read_text() == "2\n"
+
+    def killed(step: int) -> None:
+        assert not (run / "finished").exists(), "a job that comes now must train"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_runs.run(tiny_runs.tiny_config(policy, run), before_update=killed)
+    assert tiny_runs.run(tiny_runs.tiny_config(policy, run)).code == 0
+    assert (run / "finished").read_text() == "6\n"
+
+
+def test_the_time_limit_has_nemo_rls_format(policy, tmp_path):
+    with pytest.raises(UserError, match="checkpoint_must_save_by='03:45:00'"):
+        tiny_runs.tiny_config(policy, tmp_path, "checkpointing.checkpoint_must_save_by='03:45:00'")

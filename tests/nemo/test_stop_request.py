@@ -1,0 +1,93 @@
+"""The stop file reaches NeMo-RL's trainer: a checkpoint, exit 0, no marker; then it goes on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+import nemo_runs  # noqa: E402
+from nemo_rl.utils.timer import TimeoutChecker  # noqa: E402
+
+from igrpo_nemo.nemo import launch  # noqa: E402
+from igrpo_nemo.nemo.stop_request import StopRequest  # noqa: E402
+from igrpo_nemo.run.stop_file import VARIABLE, StopFile  # noqa: E402
+
+SAVING = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
+
+
+def test_a_checker_says_stop_once_the_file_is_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("igrpo_nemo.run.stop_file._PERIOD_S", 0.0)
+    original, path = TimeoutChecker.check_save, tmp_path / "stop"
+    checker = TimeoutChecker(timeout=None, fit_last_save_time=True)
+    with StopRequest(StopFile(path)) as stop:
+        assert not checker.check_save() and not stop.given
+        path.touch()
+        assert checker.check_save() and stop.given
+        assert not checker.check_save(), "NeMo-RL's own answers yes once"
+    assert TimeoutChecker.check_save is original
+    assert capsys.readouterr().out == f"{path}: saving after this step\n"
+
+
+def test_nemo_rls_own_limit_counts_as_given_and_errors_restore_it():
+    original = TimeoutChecker.check_save
+    with pytest.raises(RuntimeError), StopRequest(StopFile()) as stop:
+        assert not TimeoutChecker(timeout=None).check_save() and not stop.given
+        assert TimeoutChecker(timeout="00:00:00:00").check_save() and stop.given
+        raise RuntimeError
+    assert TimeoutChecker.check_save is original
+
+
+@pytest.mark.parametrize(
+    ("steps", "dynamic", "stopped", "finished"),
+    [
+        (10, False, False, True),
+        (10, False, True, True),
+        (9, False, False, False),
+        (9, True, False, True),
+        (9, True, True, False),
+    ],
+)
+def test_when_a_run_is_finished(steps, dynamic, stopped, finished):
+    config = SimpleNamespace(grpo=SimpleNamespace(use_dynamic_sampling=dynamic))
+    opened = SimpleNamespace(total_steps=10, config=config)
+    assert launch.is_finished(opened, steps, stopped) is finished
+
+
+def test_the_stop_file_saves_after_a_step(ray_cluster, policy_folder, tmp_path, monkeypatch):
+    folder, stop = tmp_path / "run", tmp_path / "stop"
+    config = nemo_runs.tiny_config(policy_folder, folder, *SAVING)
+    monkeypatch.setenv(VARIABLE, str(stop))
+    stop.touch()
+    nemo_runs.train(config)
+    assert not (folder / "finished").exists()
+    assert (folder / "checkpoints" / "step_1").is_dir()
+    assert len(nemo_runs.metrics(folder)) == 1
+    stop.unlink()
+    nemo_runs.train(config)
+    assert (folder / "finished").read_text() == "3\n"
+    assert (folder / "plan.json").read_text() == '{"total_steps": 3}\n'
+    assert len(nemo_runs.metrics(folder)) == 3
+
+
+def test_a_trainer_that_gives_up_is_a_failure(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, capsys
+):
+    """NeMo-RL's asynchronous trainer prints its errors and returns: such a run is not resumed."""
+    from igrpo_nemo.nemo.launch import set_up
+
+    def broken(*arguments):
+        parts = set_up(*arguments)
+        parts.run_trainer = lambda: None
+        return parts
+
+    monkeypatch.setattr(launch, "set_up", broken)
+    config = nemo_runs.tiny_config(policy_folder, tmp_path / "run")
+    with nemo_runs.shared_environments():
+        assert launch.train(config) == 1
+    assert not (tmp_path / "run" / "finished").exists()
+    expected = "NeMo-RL's trainer ended after step 0 of 2 without having been asked to"
+    assert expected in capsys.readouterr().err

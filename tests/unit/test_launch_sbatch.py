@@ -1,0 +1,206 @@
+"""The sbatch command line, the settings of a job and the exports: text from config and profile."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.launch.run_jobs import job_name
+from igrpo_nemo.launch.sbatch import sbatch_command, sbatch_environment, submission
+from igrpo_nemo.launch.settings import assignments, exports, job_settings
+
+CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
+SITE = Site(
+    gpu="a100_80gb",
+    account="acc",
+    partition="batch",
+    qos="high",
+    constraint="a&b",
+    reservation="r",
+    time="1-00:00:00",
+    save_margin_s=900,
+)
+
+
+def config(folder: Path, *overrides: str):
+    return load_config([*CLUSTER, f"logger.log_dir={folder}", *overrides])
+
+
+def command(folder: Path, site: Site = SITE, after: int | None = None, *overrides: str):
+    words = ["experiment=x", *overrides]
+    job = submission(config(folder, *overrides), site, Path("slurm/train.sh"), words, folder)
+    return sbatch_command(job, after)
+
+
+def test_every_value_of_the_profile_becomes_an_option(tmp_path):
+    run = tmp_path / "my run"
+    assert command(run) == [
+        "sbatch",
+        "--parsable",
+        f"--job-name={job_name(run)}",
+        "--nodes=2",
+        "--gpus-per-node=8",
+        "--account=acc",
+        "--partition=batch",
+        "--qos=high",
+        "--constraint=a&b",
+        "--reservation=r",
+        "--time=1-00:00:00",
+        "--signal=B:USR1@900",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={run}/slurm/%j.out",
+        "--dependency=singleton",
+        "slurm/train.sh",
+        "experiment=x",
+    ]
+
+
+def test_what_is_not_set_is_left_to_the_script(tmp_path):
+    words = command(tmp_path, Site(gpu="a100_80gb"))
+    assert not [w for w in words if w.startswith(("--account", "--time", "--partition"))]
+
+
+def test_a_job_of_a_chain_awaits_the_one_before(tmp_path):
+    words = command(tmp_path, SITE, 17)
+    assert "--dependency=afterok:17,singleton" in words and "--kill-on-invalid-dep=yes" in words
+
+
+def test_further_options_come_last_and_words_stay_whole(tmp_path):
+    site = SITE.model_copy(update={"sbatch": ["--gpus-per-node=0", "--gres=gpu:8"]})
+    overrides = "data.train.data_path='a b.jsonl'"
+    words = command(tmp_path, site, None, overrides)
+    at = words.index("slurm/train.sh")
+    assert words[at - 2 : at] == ["--gpus-per-node=0", "--gres=gpu:8"]
+    assert words[at + 1 :] == ["experiment=x", overrides]
+
+
+def test_a_run_without_gpus_asks_for_none(tmp_path):
+    assert "--gpus-per-node=0" in command(tmp_path, Site(gpu="cpu"))
+
+
+def test_a_percent_sign_in_the_run_folder_is_no_pattern(tmp_path):
+    run = tmp_path / "50%j"
+    assert f"--output={tmp_path}/50%%j/slurm/%j.out" in command(run)
+
+
+@pytest.mark.parametrize(
+    ("site", "overrides", "expected"),
+    [
+        (Site(time="00:10:00"), [], "igrpo.site.time=00:10:00 is not longer than"),
+        (SITE, ["data.train.data_path='a\nb'"], "holds a character that a job script"),
+        (SITE, ["logger.log_dir='a\\\\b'"], "Slurm takes no backslash there"),
+    ],
+)
+def test_what_slurm_cannot_carry_is_refused(tmp_path, site, overrides, expected):
+    with pytest.raises(UserError, match=expected):
+        command(tmp_path, site, None, *overrides)
+
+
+def test_job_names_are_the_runs_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = tmp_path / "a" / "run 1", tmp_path / "b" / "run 1"
+    assert (
+        job_name(one).startswith("igrpo-run-1-") and len(job_name(one)) == len("igrpo-run-1-") + 8
+    )
+    assert job_name(one) != job_name(other)
+    assert job_name(Path("a/run 1")) == job_name(one)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert job_name(tmp_path / "link" / "run 1") == job_name(one)
+
+
+def test_the_environment_has_no_second_say():
+    environ = {"SBATCH_ACCOUNT": "a", "SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"}
+    assert sbatch_environment(environ) == {"SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"}
+
+
+def in_a_shell(text: str, *names: str) -> list[str]:
+    shown = "; ".join(f'printf "%s\\0" "${{{name}}}"' for name in names)
+    done = subprocess.run(
+        ["bash", "-c", f"set -u\n{text}\n{shown}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split("\0")[:-1]
+
+
+def test_settings_survive_the_shell(tmp_path):
+    site = Site(
+        gpu="a100_80gb",
+        container="nvcr.io#nvidia/nemo-rl:v0.7.0",
+        mounts=["/a:/b", "/c:/d:ro"],
+        env={"ODD": 'it\'s $HOME `x` "y" \\z', "TORCH_CUDA_ARCH_LIST": "8.0;8.6"},
+        venv="env",
+    )
+    settings = job_settings(config(tmp_path / "run"), site, Path("/checkout"), {})
+    assert list(settings)[:16] == [
+        "IGRPO_RUN_DIR", "IGRPO_CHECKPOINT_DIR", "IGRPO_ENGINE", "IGRPO_NUM_NODES",
+        "IGRPO_GPUS_PER_NODE", "IGRPO_SAVE_MARGIN_S", "IGRPO_MAX_RESTARTS", "CONTAINER_IMAGE",
+        "CONTAINER_MOUNTS", "VENV", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE",
+        "WANDB_MODE", "TORCH_CUDA_ARCH_LIST", "CPUS_PER_NODE",
+    ]  # fmt: skip
+    names = [name for name in settings if name != "TORCH_CUDA_ARCH_LIST"]
+    assert in_a_shell(assignments(settings), *names) == [settings[name] for name in names]
+    assert settings["IGRPO_RUN_DIR"] == str(tmp_path / "run")
+    assert settings["IGRPO_CHECKPOINT_DIR"] == str(tmp_path / "run" / "checkpoints")
+    assert (settings["IGRPO_NUM_NODES"], settings["IGRPO_GPUS_PER_NODE"]) == ("2", "8")
+    assert settings["VENV"] == "/checkout/env" and settings["HF_HOME"] == ""
+    assert settings["TORCH_CUDA_ARCH_LIST"] == "8.0;8.6"
+
+
+def test_relative_folders_start_at_the_checkout():
+    settings = job_settings(config(Path("runs/a")), Site(), Path("/checkout"), {})
+    assert settings["IGRPO_RUN_DIR"] == "/checkout/runs/a"
+    assert settings["IGRPO_CHECKPOINT_DIR"] == "/checkout/runs/a/checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "capability"),
+    [("cpu", ""), ("a100_40gb", "8.0"), ("a100_80gb", "8.0"), ("h100_80gb", "9.0")],
+)
+def test_kernels_are_built_for_the_gpus(tmp_path, gpu, capability):
+    environ = {"TORCH_CUDA_ARCH_LIST": "9.0 10.0"}  # an image's own
+    settings = job_settings(config(tmp_path), Site(gpu=gpu), tmp_path, environ)
+    assert settings["TORCH_CUDA_ARCH_LIST"] == capability
+
+
+@pytest.mark.parametrize(
+    ("offline", "environ", "mode"),
+    [(True, {}, "offline"), (False, {}, "online"), (True, {"WANDB_MODE": "disabled"}, "disabled")],
+)
+def test_offline_switches_go_together(tmp_path, offline, environ, mode):
+    settings = job_settings(config(tmp_path), Site(offline=offline), tmp_path, environ)
+    switches = [settings[n] for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE")]
+    assert switches == ["1" if offline else "0"] * 2 + [mode]
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"A": "one\ntwo"}, "A holds a line break"),
+        ({"PROXY": "http://me:pass@host"}, "the value of PROXY holds a credential"),
+        ({"A": "hf_abcdefghijklmnopqrstuv"}, "the value of A holds a credential"),
+    ],
+)
+def test_values_that_must_not_be_printed_are_refused(tmp_path, env, expected):
+    with pytest.raises(UserError, match=expected) as raised:
+        assignments(job_settings(config(tmp_path), Site(env=env), tmp_path, {}))
+    assert "pass@" not in str(raised.value) and "hf_" not in str(raised.value)
+
+
+def test_exports_are_what_sbatch_reads():
+    site = SITE.model_copy(update={"container": "img#1", "mounts": ["/a:/b"], "env": {"A": "b c"}})
+    text = exports(site)
+    assert all(line.startswith("export ") for line in text.splitlines())
+    values = dict(shlex.split(line)[1].split("=", 1) for line in text.splitlines())
+    assert values == {
+        "SBATCH_ACCOUNT": "acc", "SBATCH_PARTITION": "batch", "SBATCH_QOS": "high",
+        "SBATCH_CONSTRAINT": "a&b", "SBATCH_RESERVATION": "r", "SBATCH_TIMELIMIT": "1-00:00:00",
+        "CONTAINER_IMAGE": "img#1", "CONTAINER_MOUNTS": "/a:/b", "HF_HUB_OFFLINE": "1",
+        "SBATCH_SIGNAL": "B:USR1@900", "A": "b c",
+    }  # fmt: skip
