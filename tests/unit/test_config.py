@@ -239,6 +239,15 @@ def test_contradiction_is_one_line(overrides: list[str], expected: str) -> None:
         ("feedbck=none", "unknown key feedbck: did you mean feedback?"),
         ("zzz=1", "unknown key zzz: `igrpo keys` lists the known ones"),
         ("policy.optimizer.kwargs.learning_rate=1", "unknown key policy.optimizer.kwargs.learning"),
+        (
+            "policy.megatron_cfg.tensor_model_paralel_size=4",
+            "did you mean policy.megatron_cfg.tensor_model_parallel_size?",
+        ),
+        ("grpo.async_grpo.enable=true", "did you mean grpo.async_grpo.enabled?"),
+        (
+            "policy.generation.vllm_cfg.qqqq=1",
+            "unknown key policy.generation.vllm_cfg.qqqq: NeMo-RL 0.7.0 does not know it",
+        ),
     ],
 )
 def test_unknown_key_names_the_nearest(override: str, expected: str) -> None:
@@ -273,9 +282,10 @@ def test_wrong_override_is_one_line(overrides: list[str], expected: str) -> None
     assert expected in error_of(*overrides)
 
 
-def test_missing_experiment_lists_the_options() -> None:
-    message = error_of("experiment=nope", base=[])
-    assert "experiment=nope does not exist: use demo, demo_grpo" in message
+def test_missing_experiment_names_the_nearest_ones() -> None:
+    message = error_of("experiment=table1_openmath_14b_igrpo", base=[])
+    assert "does not exist: use table1_openmath_nemotron_14b_igrpo, " in message
+    assert f"({len(GROUPS['experiment'])} in configs/experiment)" in message
 
 
 def test_missing_model_says_what_to_give() -> None:
@@ -305,6 +315,11 @@ def test_nemo_only_keys_are_accepted_and_reported() -> None:
         "policy.make_sequence_length_divisible_by",
         "policy.megatron_cfg",
     ]
+
+
+def test_keys_below_an_open_mapping_of_nemo_rl_are_free() -> None:
+    config = load_config([*DEMO, "policy.generation.vllm_kwargs.compilation_config={level: 3}"])
+    assert config.policy.generation.vllm_kwargs == {"compilation_config": {"level": 3}}
 
 
 def test_keys_that_nobody_set_are_absent_from_the_dump() -> None:
@@ -356,10 +371,18 @@ def test_a_folder_of_further_groups(tmp_path: Path) -> None:
     )
     config = load_config(["experiment=mine"], folder.parent)
     assert config.grpo.max_num_steps == 7 and config.igrpo.model is not None
-    with pytest.raises(UserError, match="use demo, demo_grpo, mine"):
-        load_config(["experiment=ours"], folder.parent)
+    with pytest.raises(UserError, match="use mine, "):
+        load_config(["experiment=min"], folder.parent)
     with pytest.raises(UserError, match="there is no config folder"):
         load_config(DEMO, tmp_path / "nowhere")
+
+
+def test_a_group_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "broken.yaml").write_text("grpo: {seed: 1\ndata: 2\n")
+    with pytest.raises(UserError, match=r"is no YAML: .*broken\.yaml") as caught:
+        load_config(["experiment=broken"], tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_demo_and_its_baseline_differ_in_feedback_alone() -> None:

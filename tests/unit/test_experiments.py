@@ -1,0 +1,482 @@
+"""The paper's experiments as configs: what each is, and that its values are the paper's."""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+import yaml
+
+from igrpo_nemo.config import Config, RolloutBudget, load_config, rollout_steps, with_problems
+from igrpo_nemo.config.compose import builtin_config_dir, config_groups
+from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
+from igrpo_nemo.config.origins import origins_of
+from igrpo_nemo.report.published import published_results
+from igrpo_nemo.run.expected import expected_problems
+
+CONFIGS = builtin_config_dir()
+GROUPS = config_groups([CONFIGS])
+MODELS = {
+    "nemotron_h_8b": "nvidia/Nemotron-H-8B-Base-8K",
+    "deepseek_r1_distill_qwen_7b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+    "deepseek_r1_distill_qwen_14b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",
+    "openmath_nemotron_7b": "nvidia/OpenMath-Nemotron-7B",
+    "openmath_nemotron_14b": "nvidia/OpenMath-Nemotron-14B",
+    "openreasoning_nemotron_7b": "nvidia/OpenReasoning-Nemotron-7B",
+}
+TABLE_1 = [m for m in MODELS if m != "openreasoning_nemotron_7b"]
+PAIRS = [
+    *((f"table1_{model}_igrpo", f"table1_{model}_grpo") for model in TABLE_1),
+    ("figure2_openreasoning_nemotron_7b_igrpo", "figure2_openreasoning_nemotron_7b_grpo"),
+    ("table2_dapo_igrpo", "table2_dapo"),
+    ("table2_gspo_igrpo", "table2_gspo"),
+    ("tableS3_igrpo", "tableS3_grpo"),
+]
+"""iGRPO and what it is compared with."""
+BETAS = {"0": 0.0, "1e-4": 1e-4, "1e-3": 1e-3, "1e-2": 1e-2}
+COMPLETIONS = (4, 8, 16, 32)
+ALONE = [
+    "table3_judge",
+    "tableS1_openmath_nemotron_14b_igrpo",
+    *(f"tableS4_beta_{beta}" for beta in BETAS),
+    *(f"tableS4_completions_{count}" for count in COMPLETIONS),
+    "literal_deepseek_r1_distill_qwen_7b_igrpo",
+]
+EXPERIMENTS = [*(name for pair in PAIRS for name in pair), *ALONE]
+SEVEN = "table1_deepseek_r1_distill_qwen_7b_igrpo"
+FOURTEEN = "table1_openmath_nemotron_14b_igrpo"
+
+
+@cache
+def composed(experiment: str, *overrides: str) -> Config:
+    """An experiment with what follows from the number of its problems."""
+    config = load_config([f"experiment={experiment}", *overrides])
+    problems = expected_problems(config)
+    assert problems is not None
+    return with_problems(config, problems)
+
+
+def at(config: Config, key: str) -> Any:
+    value: Any = config.to_dict()
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def test_every_run_of_the_paper_has_a_file() -> None:
+    assert sorted(EXPERIMENTS) == sorted(set(GROUPS["experiment"]) - {"demo", "demo_grpo"})
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_names_its_run_folder_and_its_machines(experiment: str) -> None:
+    config = composed(experiment)
+    assert config.logger.log_dir == f"runs/{experiment}"
+    assert config.igrpo.engine == "nemo_rl"
+    nodes = 5 if "14b" in experiment else 2
+    assert (config.cluster.num_nodes, config.cluster.gpus_per_node) == (nodes, 8)
+    assert config.igrpo.site.gpu == "a100_80gb"
+    colocated = {"enabled": False, "resources": {"gpus_per_node": 8, "num_nodes": 1}}
+    assert config.policy.generation.colocated == colocated
+
+
+NEEDED_WITHOUT_ANNOTATION = {
+    "policy.offload_optimizer_for_logprob",
+    "policy.megatron_cfg.moe_router_dtype",
+    "policy.megatron_cfg.moe_router_load_balancing_type",
+    "policy.megatron_cfg.moe_router_bias_update_rate",
+    "policy.megatron_cfg.moe_permute_fusion",
+}
+"""NeMo-RL's Megatron setup fails without these, though its types leave them out."""
+HYBRID_ALONE = {"policy.generation.vllm_cfg.enable_prefix_caching"}
+"""Where NeMo-RL's vLLM worker reads it; without it prefix caching is on."""
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_has_no_key_that_nemo_rl_does_not_annotate(experiment: str) -> None:
+    schema = nemo_schema()
+    extra = keys_beyond(composed(experiment).to_dict(), schema.annotated | schema.open)
+    hybrid = HYBRID_ALONE if "nemotron_h" in experiment else set()
+    assert set(extra) == NEEDED_WITHOUT_ANNOTATION | hybrid
+    assert set(extra) <= schema.used
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_dtensor_alternative_differs_in_the_backend_alone(model: str) -> None:
+    base = ["engine=nemo_rl", "cluster=a100_2x8"]
+    megatron = load_config([*base, f"model={model}"])
+    dtensor = load_config([*base, f"model={model}_dtensor"])
+    assert megatron.policy.model_name == dtensor.policy.model_name == MODELS[model]
+    assert megatron.igrpo == dtensor.igrpo
+    backends = [
+        (at(config, "policy.megatron_cfg.enabled"), at(config, "policy.dtensor_cfg.enabled"))
+        for config in (megatron, dtensor)
+    ]
+    assert backends == [(True, False), (False, True)]
+    changed = {
+        key
+        for key, value in dtensor.policy.model_dump().items()
+        if value != megatron.policy.model_dump()[key]
+    }
+    expected = {"megatron_cfg", "dtensor_cfg", "make_sequence_length_divisible_by"}
+    assert changed <= expected | ({"dynamic_batching"} if model == "nemotron_h_8b" else set())
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
+def test_a_comparison_differs_in_the_feedback_alone(pair: tuple[str, str]) -> None:
+    ours, baseline = map(composed, pair)
+    budgets = [RolloutBudget.of(config, expected_problems(config)) for config in (ours, baseline)]
+    assert budgets[0].completions == budgets[1].completions == 1024
+    assert budgets[0].steps == budgets[1].steps
+    assert budgets[0].updates == budgets[1].updates
+    assert (ours.igrpo.feedback, baseline.igrpo.feedback) == ("best_draft", "none")
+    for section in ("loss_fn", "data", "env", "cluster"):
+        assert getattr(ours, section) == getattr(baseline, section)
+    left = {"feedback", "train_stages"}
+    assert ours.igrpo.model_dump(exclude=left) == baseline.igrpo.model_dump(exclude=left)
+    batch = {"train_global_batch_size"}
+    assert ours.policy.model_dump(exclude=batch) == baseline.policy.model_dump(exclude=batch)
+
+
+ROWS: list[tuple[str, str, str, str, Any, int | None]] = [
+    # where, the paper's words, experiment, key, value, decision
+    ("S.2", "bf16: true", SEVEN, "policy.precision", "bfloat16", None),
+    ("S.2", "flash_attention_2", SEVEN, "policy.megatron_cfg.attention_backend", "flash", None),
+    ("S.2", "use_vllm: true", SEVEN, "policy.generation.backend", "vllm", None),
+    ("S.2", "vllm_gpu_memory_utilization: 0.85", SEVEN,
+     "policy.generation.vllm_cfg.gpu_memory_utilization", 0.85, None),
+    ("S.2", "16 rows x 8 accumulation", SEVEN, "grpo.num_prompts_per_step", 128, 1),
+    ("S.2", "16 x 8 x 8 GPUs", "literal_deepseek_r1_distill_qwen_7b_igrpo",
+     "policy.train_global_batch_size", 1024, 2),
+    ("S.2", "gradient_checkpointing: true", SEVEN, "policy.megatron_cfg.activation_checkpointing",
+     True, None),
+    ("S.2", "learning_rate: 1e-06", SEVEN, "policy.optimizer.kwargs.lr", 1e-6, None),
+    ("S.2", "learning_rate: 1e-06", SEVEN, "policy.megatron_cfg.optimizer.lr", 1e-6, None),
+    ("S.2", "cosine_with_min_lr", SEVEN, "igrpo.schedule.decay", "cosine", None),
+    ("S.2", "cosine_with_min_lr", SEVEN, "policy.megatron_cfg.scheduler.lr_decay_style", "cosine",
+     None),
+    ("S.2", "min_lr_rate: 0.1", SEVEN, "policy.megatron_cfg.optimizer.min_lr", 1e-7, None),
+    ("S.2", "warmup_ratio: 0.1", SEVEN, "igrpo.schedule.warmup_ratio", 0.1, None),
+    ("S.2", "warmup_ratio: 0.1", SEVEN, "policy.megatron_cfg.scheduler.lr_warmup_iters", 6, 23),
+    ("S.2", "num_train_epochs: 1", SEVEN, "grpo.max_num_epochs", 1, None),
+    ("S.2", "max_completion_length: 4096", SEVEN, "policy.generation.max_new_tokens", 4096, None),
+    ("S.2", "num_generations: 4", SEVEN, "igrpo.num_refinements", 4, 3),
+    ("S.2", "num_generations: 4", SEVEN, "igrpo.num_drafts", 4, 3),
+    ("S.2", "temperature: 0.7", SEVEN, "policy.generation.temperature", 0.7, 22),
+    ("S.2", "top-p: not stated", SEVEN, "policy.generation.top_p", 1.0, 22),
+    ("S.2", "reward_weights: 1.0", SEVEN, "igrpo.reward.accuracy", 1.0, 15),
+    ("S.2", "reward_weights: 1.0", SEVEN, "igrpo.reward.format", 1.0, 15),
+    ("S.2", "weight decay: not stated", SEVEN, "policy.megatron_cfg.optimizer.weight_decay", 0.0,
+     21),
+    ("S.2", "gradient clip: not stated", SEVEN, "policy.megatron_cfg.optimizer.clip_grad", 1.0, 21),
+    ("C", "2 nodes of 8 for 7B", SEVEN, "cluster.num_nodes", 2, None),
+    ("C", "5 nodes of 8 for 14B", FOURTEEN, "cluster.num_nodes", 5, None),
+    ("C", "one node reserved for vLLM", SEVEN, "policy.generation.colocated.resources.num_nodes",
+     1, None),
+    ("C", "one node reserved for vLLM", FOURTEEN, "policy.generation.colocated.enabled", False,
+     None),
+    ("C", "global batch 128", FOURTEEN, "grpo.num_prompts_per_step", 128, 1),
+    ("C", "trained rows per step", SEVEN, "policy.train_global_batch_size", 512, 1),
+    ("C", "8 rollouts", SEVEN, "igrpo.budget", 8, 3),
+    ("Eq. 2", "arg max", SEVEN, "igrpo.draft_choice", "best", None),
+    ("Eq. 2", "ties: not stated", SEVEN, "igrpo.tie_break", "first", 11),
+    ("Eq. 2", "all rewards 0: not stated", SEVEN, "igrpo.on_all_zero", "condition", 10),
+    ("Eq. 2", "truncated drafts: not stated", SEVEN, "igrpo.rank_truncated_last", True, 9),
+    ("Eq. 3", "the best draft is appended", SEVEN, "igrpo.draft_content", "full", 12),
+    ("Eq. 3", "a q' that is too long: not stated", SEVEN, "igrpo.draft_truncation", "tail", 6),
+    ("Eq. 5", "refinements alone are trained", SEVEN, "igrpo.train_stages", ["refine"], None),
+    ("3.2.1", "no draft at inference", SEVEN, "igrpo.val_draft_conditioned", False, 27),
+    ("3.1", "equal rewards", SEVEN, "grpo.use_dynamic_sampling", False, 26),
+    ("4.1", "MATH, 7,500 problems", SEVEN, "data.train.dataset_name", "math", 18),
+    ("4.1", "AceReason-Math, 9,400", "figure2_openreasoning_nemotron_7b_igrpo",
+     "data.train.num_problems", 9400, 24),
+    ("B", "OpenR1-Math, 94,000", "tableS1_openmath_nemotron_14b_igrpo",
+     "data.train.num_problems", 94000, 24),
+    ("4.1", "KL coefficient 0", SEVEN, "loss_fn.reference_policy_kl_penalty", 0.0, 20),
+    ("4.1", "KL coefficient 0", SEVEN, "grpo.skip_reference_policy_logprobs_calculation", True, 20),
+    ("Eq. 5", "clip: not stated", SEVEN, "loss_fn.ratio_clip_max", 0.2, 20),
+    ("Eq. 5", "1/|o| inside 1/G", SEVEN, "loss_fn.token_level_loss", False, 19),
+    ("Eq. 4", "standard deviation", SEVEN, "grpo.normalize_rewards", True, 30),
+    ("4.1", "prompt of 1,024 tokens", SEVEN, "data.max_input_seq_length", 1024, 5),
+    ("4.1", "context of q'", SEVEN, "policy.max_total_sequence_length", 9728, 8),
+    ("4.1", "8K model", "table1_nemotron_h_8b_igrpo", "policy.max_total_sequence_length", 8192, 7),
+    ("4.1", "64 runs on AIME", SEVEN, "igrpo.evaluation.benchmarks.aime25", 64, 28),
+    ("4.1", "8 runs elsewhere", SEVEN, "igrpo.evaluation.benchmarks.minerva_math", 8, 28),
+    ("4.1", "temperature 0.6", SEVEN, "igrpo.evaluation.temperature", 0.6, 28),
+    ("4.1", "top-p 0.95", SEVEN, "igrpo.evaluation.top_p", 0.95, 28),
+    ("4.1", "65,000 tokens", SEVEN, "igrpo.evaluation.max_tokens", 65000, 28),
+    ("Alg. 1", "updates: not stated", SEVEN, "igrpo.updates_per_rollout", 1, 4),
+    ("Table 2", "updates: not stated", "table2_gspo_igrpo", "igrpo.updates_per_rollout", 4, 4),
+    ("Table 2", "updates: not stated", "table2_dapo", "igrpo.updates_per_rollout", 4, 4),
+    ("Table 2", "base model: not stated", "table2_dapo", "policy.model_name",
+     MODELS["deepseek_r1_distill_qwen_7b"], 29),
+    ("Table 2", "DAPO", "table2_dapo", "loss_fn.ratio_clip_max", 0.28, None),
+    ("Table 2", "GSPO", "table2_gspo", "loss_fn.sequence_level_importance_ratios", True, None),
+    ("Table 3", "GPT-5", "table3_judge", "igrpo.judge.model", "gpt-5", None),
+    ("Table 3", "in place of Eq. 6", "table3_judge", "igrpo.reward.accuracy", 0.0, 15),
+    ("Table 3", "a score in [0, 1]", "table3_judge", "igrpo.reward.judge", 1.0, 15),
+    ("D", "completions of 2048", "tableS3_igrpo", "policy.generation.max_new_tokens", 2048, None),
+    ("D", "completions of 2048", "tableS3_grpo", "policy.max_total_sequence_length", 5632, 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[3]}-{row[4]}")
+def test_a_value_of_the_paper(row: tuple[str, str, str, str, Any, int | None]) -> None:
+    _, _, experiment, key, value, decision = row
+    found = at(composed(experiment), key)
+    assert found == (pytest.approx(value) if isinstance(value, float) else value)
+    assert type(found) is type(value)
+    if decision is not None:
+        assert decision in decisions()
+
+
+@cache
+def decisions() -> dict[int, str]:
+    """The numbered rows of docs/method.md."""
+    text = (CONFIGS.parent / "docs" / "method.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", text, flags=re.MULTILINE)
+    return {int(number): question for number, question in rows}
+
+
+def test_the_decisions_are_numbered_without_gaps() -> None:
+    assert list(decisions()) == list(range(1, len(decisions()) + 1))
+
+
+def test_a_step_samples_the_batch_of_section_4_1() -> None:
+    for experiment in (SEVEN, FOURTEEN, "table1_nemotron_h_8b_grpo"):
+        assert RolloutBudget.of(composed(experiment)).completions == 1024
+
+
+def test_the_system_prompt_is_the_papers() -> None:
+    prompt = composed(SEVEN).igrpo.prompt.system
+    assert prompt.startswith("You are a helpful AI Assistant that provides well-reasoned and")
+    assert "then give the answer: <think>...</think><answer>...</answer>. If the" in prompt
+    assert prompt.endswith("If the feedback is wrong or incomplete, correct it and proceed.")
+    assert len(prompt) == 520 and prompt.count("draft") == 2
+    assert composed("table1_nemotron_h_8b_grpo").igrpo.prompt.system == prompt
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_table_s4_kl_coefficients(beta: str) -> None:
+    config = composed(f"tableS4_beta_{beta}")
+    assert config.loss_fn.reference_policy_kl_penalty == BETAS[beta]
+    assert config.grpo.skip_reference_policy_logprobs_calculation is (beta == "0")
+    assert config.loss_fn.kl_input_clamp_value is config.loss_fn.kl_output_clamp_value is None
+
+
+@pytest.mark.parametrize("count", COMPLETIONS)
+def test_table_s4_completions(count: int) -> None:
+    igrpo = composed(f"tableS4_completions_{count}").igrpo
+    assert (igrpo.num_drafts, igrpo.num_refinements, igrpo.budget) == (count / 2, count / 2, count)
+
+
+def same_training(left: str, right: str) -> bool:
+    values = [composed(name).to_dict() for name in (left, right)]
+    sections = ("igrpo", "grpo", "loss_fn", "policy", "data", "cluster")
+    return all(values[0][section] == values[1][section] for section in sections)
+
+
+def test_rows_of_table_s4_that_are_table_1s() -> None:
+    assert same_training("tableS4_beta_0", SEVEN)
+    assert same_training("tableS4_completions_8", SEVEN)
+    assert not same_training("tableS4_beta_1e-4", SEVEN)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "problems", "steps", "warmup"),
+    [
+        (SEVEN, 7_493, 58, 6),
+        ("literal_deepseek_r1_distill_qwen_7b_igrpo", 7_493, 29, 3),
+        ("figure2_openreasoning_nemotron_7b_igrpo", 9_400, 73, 8),
+        ("tableS1_openmath_nemotron_14b_igrpo", 94_000, 734, 74),
+        ("table2_dapo_igrpo", 7_493, 19, 2),
+        ("table2_gspo", 7_493, 58, 6),
+    ],
+)
+def test_the_schedule_follows_from_data_batch_and_epochs(
+    experiment: str, problems: int, steps: int, warmup: int
+) -> None:
+    written = load_config([f"experiment={experiment}"])
+    assert at(written, "policy.megatron_cfg.scheduler.lr_decay_iters") is None
+    config = composed(experiment)
+    assert expected_problems(config) == problems
+    assert rollout_steps(config, problems) == steps
+    scheduler = at(config, "policy.megatron_cfg.scheduler")
+    assert (scheduler["lr_decay_iters"], scheduler["lr_warmup_iters"]) == (steps, warmup)
+    ramp, decay, _ = config.policy.scheduler or []
+    assert ramp["kwargs"]["total_iters"] + decay["kwargs"]["T_max"] == steps
+    twice = composed(experiment, "grpo.max_num_epochs=2")
+    assert at(twice, "policy.megatron_cfg.scheduler.lr_decay_iters") == 2 * steps
+
+
+def test_a_given_megatron_schedule_is_kept() -> None:
+    config = composed(SEVEN, "policy.megatron_cfg.scheduler.lr_warmup_iters=1")
+    scheduler = at(config, "policy.megatron_cfg.scheduler")
+    assert (scheduler["lr_decay_iters"], scheduler["lr_warmup_iters"]) == (58, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problems"),
+    [
+        ([], 7_493),
+        (["data=gsm8k"], 7_473),
+        (["data=gsm8k", "data.train.split=test"], None),
+        (["data.train.num_problems=1000"], 1_000),
+        (["data.train.drop_overlap=true"], None),
+        (["data.train.data_path=mine.jsonl"], None),
+        (["data=jsonl", "data.train.data_path=a", "data.validation.data_path=b"], None),
+        (["data.validation=null", "data.train.split_validation_size=0.1"], 7_493 - 749),
+    ],
+)
+def test_expected_problems(overrides: list[str], problems: int | None) -> None:
+    assert expected_problems(load_config(["policy.model_name=x", *overrides])) == problems
+
+
+def published() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((CONFIGS / "paper_results.yaml").read_text(encoding="utf-8"))
+
+
+def test_published_averages_are_recomputed() -> None:
+    for name, row in published().items():
+        columns = [v for k, v in row.items() if isinstance(v, float) and "average" not in k]
+        if len(columns) != 6:
+            assert row["recomputed_average"] is None
+            continue
+        mean = sum(columns) / 6
+        assert row["recomputed_average"] == pytest.approx(mean, abs=0.005001), name
+        differs = abs(row["published_average"] - mean) > 0.02
+        assert differs == (name == "table1_deepseek_r1_distill_qwen_7b_base")
+    base = published_results("table1_deepseek_r1_distill_qwen_7b_base")
+    assert (base.average, base.recomputed) == (0.6193, pytest.approx(0.6782))
+
+
+UNPUBLISHED = {
+    "figure2_openreasoning_nemotron_7b_grpo",
+    "literal_deepseek_r1_distill_qwen_7b_igrpo",
+}
+"""Controls of this project's own."""
+
+
+@pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - UNPUBLISHED))
+def test_the_file_of_an_experiment_says_what_was_published(experiment: str) -> None:
+    lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+    row = published()[experiment]
+    figures = [v for k, v in row.items() if isinstance(v, float) and k != "recomputed_average"]
+    for value in figures:
+        assert f"{value:.2f}" in comment
+    for value in row.get("cost", {}).values():
+        assert f"{value:g}" in comment
+    assert figures or "cost" in row
+
+
+def test_published_rows_are_experiments_or_untrained_models() -> None:
+    for name in published():
+        assert name in EXPERIMENTS or name.endswith("_base")
+
+
+def test_benchmarks_of_an_evaluation_and_of_the_paper_share_their_names() -> None:
+    row = published_results(SEVEN)
+    assert set(row.benchmarks) == set(composed(SEVEN).igrpo.evaluation.benchmarks)
+    gain = published()["figure2_openreasoning_nemotron_7b_igrpo"]["gain"]
+    names = composed("figure2_openreasoning_nemotron_7b_igrpo").igrpo.evaluation.benchmarks
+    assert set(gain) - {"average"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("option", "samples", "profile"),
+    [
+        ("paper", {"aime24": 64, "gsm8k": 8}, "answer_tags"),
+        ("paper_boxed", {"aime24": 64, "gsm8k": 8}, "boxed"),
+        ("all_64", {"aime24": 64, "gsm8k": 64, "math-500": 64}, "answer_tags"),
+        ("general", {"gpqa": 8, "mmlu-pro": 8}, "answer_tags"),
+        ("pass_at_256", {"aime24": 256, "aime25": 256}, "answer_tags"),
+        ("figure2", {"aime24": 64, "math-500": 8, "gpqa": 8}, "answer_tags"),
+    ],
+)
+def test_evaluations(option: str, samples: dict[str, int], profile: str) -> None:
+    evaluation = load_config(["policy.model_name=x", f"eval={option}"]).igrpo.evaluation
+    assert samples.items() <= evaluation.benchmarks.items()
+    assert evaluation.profile == profile
+    sizes = {"paper": 6, "paper_boxed": 6, "all_64": 6, "general": 2, "pass_at_256": 2}
+    assert len(evaluation.benchmarks) == sizes.get(option, 8)
+
+
+SHAPES = {
+    # hidden, layers, heads, key-value heads, feed-forward, vocabulary, context
+    "nemotron_h_8b": (4096, 52, 32, 8, 21504, 131072, 8192),
+    "deepseek_r1_distill_qwen_7b": (3584, 28, 28, 4, 18944, 152064, 131072),
+    "deepseek_r1_distill_qwen_14b": (5120, 48, 40, 8, 13824, 152064, 131072),
+    "openmath_nemotron_7b": (3584, 28, 28, 4, 18944, 152064, 131072),
+    "openmath_nemotron_14b": (5120, 48, 40, 8, 13824, 152064, 131072),
+    "openreasoning_nemotron_7b": (3584, 28, 28, 4, 18944, 152064, 131072),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_models_shape_and_the_parallel_sizes_fit(model: str) -> None:
+    config = load_config(["engine=nemo_rl", "cluster=a100_5x8", f"model={model}"])
+    shape = config.igrpo.architecture
+    assert shape is not None
+    assert (
+        shape.hidden_size,
+        shape.num_hidden_layers,
+        shape.num_attention_heads,
+        shape.num_key_value_heads,
+        shape.intermediate_size,
+        shape.vocab_size,
+        shape.max_position_embeddings,
+    ) == SHAPES[model]
+    assert config.policy.max_total_sequence_length <= shape.max_position_embeddings
+    tensor = at(config, "policy.megatron_cfg.tensor_model_parallel_size")
+    for size in (shape.num_attention_heads, shape.num_key_value_heads, shape.vocab_size):
+        assert size % tensor == 0
+    assert config.policy.make_sequence_length_divisible_by is not None
+    assert config.policy.make_sequence_length_divisible_by % tensor == 0
+    pattern = shape.hybrid_override_pattern
+    if pattern is not None:
+        assert len(pattern) == shape.num_hidden_layers
+        assert [pattern.count(letter) for letter in "M-*"] == [24, 24, 4]
+
+
+def test_the_hybrid_model_has_what_its_layers_need() -> None:
+    config = composed("table1_nemotron_h_8b_igrpo")
+    assert not config.policy.sequence_packing.enabled
+    assert not at(config, "policy.megatron_cfg.sequence_parallel")
+    assert not at(config, "policy.megatron_cfg.apply_rope_fusion")
+    assert not at(config, "policy.generation.vllm_cfg.enable_prefix_caching")
+    assert at(config, "policy.generation.vllm_kwargs.mamba_ssm_cache_dtype") == "float32"
+    assert config.policy.make_sequence_length_divisible_by == 8
+    sequences = RolloutBudget.of(composed("table1_nemotron_h_8b_grpo")).completions / 8
+    assert at(config, "policy.generation.vllm_kwargs.max_num_seqs") >= sequences
+
+
+def test_a_base_models_template_shows_the_whole_conversation(tokenizer: Any) -> None:
+    from igrpo_nemo.run.core import prompt_builder
+    from igrpo_nemo.types import Problem
+
+    config = composed("table1_nemotron_h_8b_igrpo")
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = config.policy.tokenizer.chat_template
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "{{ q }}"}]
+    rendered = plain.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == "S\n\nUser: {{ q }}\n\nAssistant:"
+    again = plain.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    assert again == "S\n\nUser: {{ q }}\n\n"
+    builder = prompt_builder(config, plain)
+    refined = builder.refinement(Problem("p", "1+2=", "3"), "it is 3")
+    system, _, rest = refined.text.partition("\n\nUser: ")
+    assert system == config.igrpo.prompt.system
+    assert rest == "1+2=\n\nA prior draft:\n<draft>\nit is 3\n</draft>\n\nAssistant:"
+    assert not refined.thinking_open
+
+
+@pytest.mark.parametrize("experiment", [SEVEN, FOURTEEN, "table1_nemotron_h_8b_igrpo"])
+def test_every_value_of_an_experiment_has_an_origin(experiment: str) -> None:
+    config = composed(experiment)
+    origins = origins_of(config, [f"experiment={experiment}"])
+    files = {origin.where for origin in origins.values() if origin.where.startswith("configs/")}
+    assert all((CONFIGS.parent / file).is_file() for file in files)
+    assert f"configs/experiment/{experiment}.yaml" in files
