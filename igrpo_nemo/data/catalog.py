@@ -22,7 +22,8 @@ class Source:
 
     `splits` maps a split to its local file names (any of them); `hub` is the id, with `subset` and
     `hub_splits` where the hub's names differ. `evaluation` sets keep every row: a benchmark is
-    scored whole.
+    scored whole. `usable` counts the problems of a split that are left once references are checked,
+    where that was measured.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Source:
     question_key: str = "problem"
     answer_key: str = "answer"
     evaluation: bool = False
+    usable: dict[str, int] = field(default_factory=dict)
     about: str = ""
 
 
@@ -42,6 +44,7 @@ _SOURCES = (
         {"train": ("math_train_7500.jsonl",)},
         hub="DigitalLearningGmbH/MATH-lighteval",
         answer_key="solution",
+        usable={"train": 7_493},
         about="MATH train, 7,500 problems (arXiv 2103.03874); answer: the solution's last box",
     ),
     Source(
@@ -50,6 +53,7 @@ _SOURCES = (
         hub="openai/gsm8k",
         subset="main",
         question_key="question",
+        usable={"train": 7_473},
         about="GSM8K, 7,473 + 1,319 problems (arXiv 2110.14168); answer: behind `####`",
     ),
     Source(
