@@ -90,6 +90,7 @@ def _run(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="igrpo",
+        usage="igrpo [-h] [--version] COMMAND ...",
         description="iGRPO: two-stage, self-feedback GRPO for LLM reasoning.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"igrpo-nemo {__version__}")
     parser.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(command=None)
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    # argparse counts a command's indent too low: a name longer than the heading would be wrapped.
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND ...", parser_class=_Parser
+    )
     for command in COMMANDS:
         subparser = _subparser(subparsers, command)
         subparser.set_defaults(command=command.name)
