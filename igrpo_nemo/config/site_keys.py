@@ -49,7 +49,7 @@ class Site(Section):
     """Slurm reservation."""
     time: TimeLimit | None = None
     """Time limit of a job, HH:MM:SS or D-HH:MM:SS; null is the script's own."""
-    save_margin_s: Positive = 600
+    save_margin_s: Positive = 900
     """Seconds before the time limit at which a run saves and stops."""
     cpus_per_node: Positive | None = None
     """CPU cores of a node; null detects them."""

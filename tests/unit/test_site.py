@@ -146,3 +146,12 @@ def test_an_unreadable_file_is_a_clear_error(tmp_path):
 
 def test_every_variable_names_a_key_of_the_profile():
     assert VARIABLES.keys() <= Site.model_fields.keys()
+
+
+def test_the_example_profile_can_be_used(tmp_path):
+    example = Path(__file__).parents[2] / "slurm" / "cluster.local.example.yaml"
+    site = profile(tmp_path, example.read_text())
+    assert (site.account, site.time, site.mounts) == (
+        "my_account", "04:00:00", ["/lustre:/lustre"],
+    )  # fmt: skip
+    assert site.env == {"NCCL_SOCKET_IFNAME": "ib0"}
