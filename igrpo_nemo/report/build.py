@@ -1,6 +1,7 @@
 """Assembling the page: run folders in, one HTML file without external requests out.
 
-    load_runs -> draw_figures, time_figure, reason_figure, tables -> page.html.j2 -> report.html
+    load_runs    -> draw_figures, time_figure, reason_figure, tables -> page.html.j2 -> report.html
+    load_systems -> compared -> evaluation tables, pass@k figure     ->
 
 All text from runs is data: the template escapes everything but the SVG made here, and the page's
 content policy allows no script but its own (by hash) and no network at all.
@@ -15,9 +16,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from igrpo_nemo.report.evaluation_figures import SECTION, pass_figure
+from igrpo_nemo.report.evaluation_tables import common_setting, findings
+from igrpo_nemo.report.evaluation_tables import tables as evaluation_tables
 from igrpo_nemo.report.figures import Figure, draw_figures, group_colors
 from igrpo_nemo.report.runs import Run, load_runs
 from igrpo_nemo.report.shares import reason_figure, time_figure
+from igrpo_nemo.report.systems import Comparison, compared, is_evaluation, load_systems
 from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows
 
 SECTIONS = ("Outcome", "Two stages", "Policy", "Optimisation", "Cost")
@@ -32,18 +37,28 @@ def build_report(
     title: str | None = None,
     introduction: str = "",
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+    anyway: bool = False,
 ) -> Path:
     """Write the report of one run, or of several overlaid, and return the path of the HTML file.
 
-    `labels` group runs (an equal label: seeds of one arm, drawn as mean and range); by default each
-    run stands for itself. `introduction` and `tables` (caption, header, rows) go to the top.
-    `out` defaults to `report.html` in the run folder, or in the parent of the first of several.
+    Folders that hold an evaluation's output are compared with each other on the same page, with the
+    first as reference, and with `anyway` also where their settings differ. `labels` group runs (an
+    equal label: seeds of one arm, drawn as mean and range); by default each run stands for itself.
+    `introduction` and `tables` (caption, header, rows) go to the top. `out` defaults to
+    `report.html` in the folder, or in the parent of the first of several.
     Raises `UserError` naming a folder without usable metrics, or an output that cannot be written.
     """
-    runs = load_runs(run_dirs, labels)
-    path = Path(out) if out is not None else _default_path(runs)
-    html = render(runs, title=title or _title(runs), introduction=introduction, tables=tables)
-    return _write(path, html)
+    folders = [Path(folder) for folder in run_dirs]
+    evaluated = [folder for folder in folders if is_evaluation(folder)]
+    trained = [folder for folder in folders if folder not in evaluated]
+    runs = load_runs(trained, labels) if trained or not evaluated else []
+    evaluation = compared(load_systems(evaluated), anyway=anyway) if evaluated else None
+    path = Path(out) if out is not None else _default_path([run.path for run in runs] or evaluated)
+    title = title or _title(runs, evaluation)
+    html = render(
+        runs, title=title, introduction=introduction, tables=tables, evaluation=evaluation
+    )
+    return write_page(path, html)
 
 
 def render(
@@ -52,8 +67,9 @@ def render(
     title: str,
     introduction: str = "",
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+    evaluation: Comparison | None = None,
 ) -> str:
-    """The page as text."""
+    """The page as text, of runs, of evaluations, or of both."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -63,7 +79,11 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures = [*draw_figures(runs), reason_figure(runs), time_figure(runs)]
+    figures = [*draw_figures(runs), reason_figure(runs), time_figure(runs)] if runs else []
+    sections = SECTIONS if runs else ()
+    if evaluation is not None:
+        figures.append(pass_figure(evaluation))
+        sections = (SECTION, *sections)
     samples, total_samples = sample_rows(runs)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -76,7 +96,11 @@ def render(
         facts=headline_facts(runs[0]) if len(runs) == 1 else (),
         run_table=run_rows(runs) if len(runs) > 1 else None,
         colors=group_colors(runs),
-        sections=[(name, _split(figures, name)) for name in SECTIONS],
+        sections=[(name, _split(figures, name)) for name in sections],
+        evaluation_section=SECTION,
+        evaluation_setting=common_setting(evaluation) if evaluation else "",
+        findings=findings(evaluation) if evaluation else (),
+        evaluation_tables=evaluation_tables(evaluation) if evaluation else (),
         budgets=[(run.label, rows) for run in _one_a_label(runs) if (rows := budget_rows(run))],
         samples=samples,
         total_samples=total_samples,
@@ -97,19 +121,22 @@ def _split(figures: Sequence[Figure], section: str) -> tuple[list[Figure], list[
     return [f for f in own if not f.missing], [f for f in own if f.missing]
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[Run], evaluation: Comparison | None) -> str:
+    if not runs and evaluation is not None:
+        return f"Evaluation of {', '.join(system.label for system in evaluation.systems)}"
     if len(runs) == 1:
         return f"Run {runs[0].name}"
     labels = list(dict.fromkeys(run.label for run in runs))
     return f"Comparison of {len(runs)} runs" if len(labels) > 4 else " · ".join(labels)
 
 
-def _default_path(runs: Sequence[Run]) -> Path:
-    folder = runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent
+def _default_path(folders: Sequence[Path]) -> Path:
+    folder = folders[0] if len(folders) == 1 else folders[0].resolve().parent
     return folder / "report.html"
 
 
-def _write(path: Path, html: str) -> Path:
+def write_page(path: Path, html: str) -> Path:
+    """Write a page whole or not at all. Raises `UserError` where it cannot be written."""
     from igrpo_nemo.errors import UserError
 
     try:

@@ -65,7 +65,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Data to pixels, linear or base-10 logarithmic."""
+    """Data to pixels, linear or logarithmic."""
 
     low: float
     high: float
@@ -81,18 +81,26 @@ class Scale:
 
 
 def line_chart(
-    lines: Sequence[Line], axis: Axis, *, title: str, x_label: str = "training step"
+    lines: Sequence[Line],
+    axis: Axis,
+    *,
+    title: str,
+    x_label: str = "training step",
+    x_name: str = "step",
+    x_log: bool = False,
 ) -> Markup:
     """An SVG of the lines over a common x axis. `title` is its accessible name.
 
-    Raises `ValueError` when there is nothing to draw: the caller says in words what is missing.
+    `x_log` spaces positive x by their logarithm, with ticks at powers of two; `x_name` stands
+    before x in the readout. Raises `ValueError` when there is nothing to draw: the caller says in
+    words what is missing.
     """
     lines = [thin_out(line) for line in lines if line.x]
     if axis.log:
         lines = [positive for line in lines if (positive := _positive(line)).x]
     if not lines:
         raise ValueError(f"nothing to draw in {title!r}")
-    x = _x_scale([value for line in lines for value in line.x])
+    x = _x_scale([value for line in lines for value in line.x], x_log)
     y = _y_scale(lines, axis)
     body = [_grid(x, y, axis, x_label)]
     for line in lines:
@@ -101,6 +109,8 @@ def line_chart(
         body.append(_curve(line, x, y))
     points = {
         "x": [x.low, x.high],
+        "log": x_log,
+        "name": x_name,
         "box": PLOT_BOX,
         "percent": axis.percent,
         "lines": [
@@ -239,11 +249,11 @@ def _positive(line: Line) -> Line:
     )
 
 
-def _x_scale(values: Sequence[float]) -> Scale:
+def _x_scale(values: Sequence[float], log: bool = False) -> Scale:
     low, high = min(values), max(values)
     if low == high:
-        low, high = low - 1, high + 1
-    return Scale(low, high, LEFT, WIDTH - RIGHT)
+        low, high = (low / 2, high * 2) if log else (low - 1, high + 1)
+    return Scale(low, high, LEFT, WIDTH - RIGHT, log)
 
 
 def _y_scale(lines: Sequence[Line], axis: Axis) -> Scale:
@@ -278,6 +288,11 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
+def _powers_of_two(low: float, high: float) -> list[float]:
+    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
+    return [2.0**power for power in range(max(first, 0), last + 1)]
+
+
 def _grid(x: Scale, y: Scale, axis: Axis, x_label: str) -> str:
     parts = [f'<text class="ylabel" x="0" y="12">{escape(axis.label)}</text>']
     if y.log:
@@ -294,7 +309,7 @@ def _grid(x: Scale, y: Scale, axis: Axis, x_label: str) -> str:
             f"{format_value(tick, axis.percent)}</text>"
         )
     bottom = HEIGHT - BOTTOM
-    for tick in _ticks(x.low, x.high):
+    for tick in _powers_of_two(x.low, x.high) if x.log else _ticks(x.low, x.high):
         if x.low <= tick <= x.high and tick == int(tick):
             parts.append(_vertical(x(tick), bottom, bottom + 4, format_value(tick)))
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')

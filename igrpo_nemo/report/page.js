@@ -11,7 +11,8 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();
     const at = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-    const x = low + ((Math.min(Math.max(at, left), right) - left) / (right - left)) * (high - low);
+    const part = (Math.min(Math.max(at, left), right) - left) / (right - left);
+    const x = chart.log ? low * (high / low) ** part : low + part * (high - low);
     readout.replaceChildren();
     let step = null;
     for (const line of chart.lines) {
@@ -23,8 +24,9 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
       value.textContent = ` ${write(line.y[best], chart.percent)}`;
       readout.append(readout.childNodes.length ? " · " : "", line.label, value);
     }
-    readout.prepend(`step ${Math.round(step)}: `);
-    const px = left + ((step - low) / (high - low)) * (right - left);
+    readout.prepend(`${chart.name ?? "step"} ${Math.round(step)}: `);
+    const where = chart.log ? Math.log(step / low) / Math.log(high / low) : (step - low) / (high - low);
+    const px = left + where * (right - left);
     cursor.setAttribute("d", `M${px} ${top}V${bottom}`);
   });
   svg.addEventListener("pointerleave", () => { readout.replaceChildren(); cursor.removeAttribute("d"); });

@@ -16,7 +16,9 @@ from igrpo_nemo.metrics import (
     best_draft_prediction,
     mean_and_stderr,
     pass_at_k,
+    prefetch_metrics,
     rollout_metrics,
+    short_circuit_metrics,
 )
 from igrpo_nemo.types import (
     Completion,
@@ -305,6 +307,34 @@ def test_mean_and_standard_error() -> None:
     assert mean_and_stderr([0.3]) == (0.3, 0.0)
     with pytest.raises(ValueError, match="at least one value"):
         mean_and_stderr([])
+
+
+def drafted(*scores: Score) -> Rollout:
+    drafts = group("p", Stage.DRAFT, ["a"] * len(scores), scores)
+    return Rollout(drafts.problem, drafts, Selection(0, "best"))
+
+
+def test_prefetched_drafts_are_told_apart_by_age() -> None:
+    rollouts = [drafted(WRONG, RIGHT), drafted(NOTHING, WRONG), drafted(NOTHING, RIGHT)]
+    assert prefetch_metrics(rollouts, [1, None, 0], dropped=3) == {
+        "igrpo/draft_staleness": 1 / 3,
+        "igrpo/drafts_prefetched": 2 / 3,
+        "igrpo/drafts_dropped": 3.0,
+        "igrpo/best_draft_reward_stale_0": 1.5,
+        "igrpo/best_draft_reward_stale_1": 2.0,
+    }
+    unselected = Rollout(rollouts[0].problem, rollouts[0].drafts)
+    assert set(prefetch_metrics([unselected], [0], 0)) == {
+        "igrpo/draft_staleness",
+        "igrpo/drafts_prefetched",
+        "igrpo/drafts_dropped",
+    }
+
+
+def test_drafts_that_were_not_finished_are_counted() -> None:
+    rollouts = [drafted(RIGHT), drafted(NOTHING, WRONG, NOTHING, WRONG)]
+    assert short_circuit_metrics(rollouts, 4) == {"igrpo/drafts_given_up": 1.5}
+    assert short_circuit_metrics([], 4) == {}
 
 
 def test_metrics_import_no_torch() -> None:

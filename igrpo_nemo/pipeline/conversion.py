@@ -1,0 +1,218 @@
+"""A checkpoint as a Hugging Face folder, which evaluation and vLLM load.
+
+    Hugging Face already       --> RUN/hf/NAME, a link: nothing is converted
+    Megatron-Core, DTensor     --> NeMo-RL's converter in its own environment --> RUN/hf/NAME
+
+The folder appears under its name once it is whole. Its stamp lies in RUN/stages.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
+from igrpo_nemo.pipeline.stamp import Stamp, read_stamp, reusable, write_stamp
+from igrpo_nemo.tracking.run_folder import FINISHED
+
+IMAGE_ROOT = Path("/opt/nemo-rl")
+"""Where NVIDIA's image has NeMo-RL's source."""
+WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
+"""The environment with Megatron-Core that NeMo-RL makes for its workers, and its image carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """How NeMo-RL's converters are run: `root` is its source tree; `python` the command of an
+    interpreter that has its packages, Megatron-Core's included where they are needed."""
+
+    root: Path
+    python: tuple[str, ...]
+
+
+def model_folder(run: Path, which: str) -> Path:
+    """Where the Hugging Face folder of a run's checkpoint stands."""
+    return run / "hf" / which
+
+
+def stamp_path(run: Path, which: str) -> Path:
+    return run / "stages" / f"convert-{which}.json"
+
+
+def convert(
+    run: Path,
+    which: str,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    gpus: int | None = None,
+    python: str | None = None,
+) -> Stamp:
+    """Makes `model_folder(run, which)` unless it is there already; the stamp says of which step.
+
+    `inputs` is what the run was trained with (a changed one is an error, not a silent reuse);
+    `gpus` shards the model over so many GPUs while it is converted. Raises `UserError` for a run
+    that is not finished (but for a step that is named), and for a conversion that fails.
+    """
+    if not which.isdecimal() and not (run / FINISHED).exists():
+        raise UserError(
+            f"{run} is not finished: train on, or convert a step as it is with --checkpoint N"
+        )
+    checkpoint, target = find_checkpoint(run, which), model_folder(run, which)
+    wanted = {**(inputs or {}), "checkpoint": which, "checkpoint.step": checkpoint.step}
+    stamp = stamp_path(run, which)
+    if found := reusable(stamp, wanted, target):
+        return found
+    made = Stamp("convert", wanted, {"step": checkpoint.step, "form": checkpoint.form.value})
+    if target.is_symlink() or target.exists():
+        raise UserError(f"{target} is there without a stamp: remove it to convert again")
+    if checkpoint.form is Form.HUGGING_FACE:
+        _link(checkpoint.weights, target)
+    else:
+        _converted(checkpoint, target, find_converter(checkpoint.form, python), gpus)
+    write_stamp(stamp, made)
+    return made
+
+
+def is_converted(run: Path, which: str, inputs: Mapping[str, Any]) -> bool:
+    """Whether `model_folder` is there, made from these settings, whatever step that was.
+
+    Raises `UserError` where it was made from others.
+    """
+    stamp = read_stamp(stamp_path(run, which))
+    step = stamp.inputs.get("checkpoint.step") if stamp else None
+    wanted = {**inputs, "checkpoint": which, "checkpoint.step": step}
+    return reusable(stamp_path(run, which), wanted, model_folder(run, which)) is not None
+
+
+def find_converter(form: Form, python: str | None = None) -> Converter:
+    """NeMo-RL's source and an interpreter for it. Raises `UserError` saying what is missing."""
+    root = _nemo_rl_root()
+    if root is None:
+        raise UserError(
+            "NeMo-RL's examples/converters are not found: run this where NeMo-RL is installed "
+            "(its container), or set NEMO_RL_SRC to its source tree"
+        )
+    if python is not None:
+        return Converter(root, tuple(shlex.split(python)))
+    needed = "megatron.bridge" if form is Form.MEGATRON else "nemo_rl"
+    if _importable(needed):
+        return Converter(root, (sys.executable,))
+    worker = Path(os.environ.get("NEMO_RL_VENV_DIR", root / "venvs")) / WORKER / "bin" / "python"
+    if worker.is_file():
+        return Converter(root, (str(worker),))
+    if shutil.which("uv"):
+        extra = ("--extra", "mcore") if form is Form.MEGATRON else ()
+        return Converter(root, ("uv", "run", *extra, "python"))
+    raise UserError(
+        f"no Python with {needed} is found to convert with: give its command with --python"
+    )
+
+
+def conversion_command(
+    checkpoint: Checkpoint, target: Path, converter: Converter, gpus: int | None = None
+) -> list[str]:
+    """The command line of NeMo-RL's converter (examples/converters, v0.7.0), run in its root."""
+    scripts = converter.root / "examples" / "converters"
+    common = ["--config", str(checkpoint.folder.resolve() / "config.yaml")]
+    weights, out = str(checkpoint.weights.resolve()), ["--hf-ckpt-path", str(target.absolute())]
+    if checkpoint.form is Form.DCP:
+        script = [str(scripts / "convert_dcp_to_hf.py")]
+        return [*converter.python, *script, *common, "--dcp-ckpt-path", weights, *out]
+    paths = [*common, "--megatron-ckpt-path", weights, *out]
+    if gpus is None:
+        return [*converter.python, str(scripts / "convert_megatron_to_hf.py"), *paths]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+    script = str(scripts / "convert_megatron_to_hf_gpu.py")
+    return [*converter.python, *torchrun, script, *paths, "--tp", str(gpus)]
+
+
+def check_convertible(config: Any) -> None:
+    """Refuses, before anything is trained, checkpoints that nothing can convert afterwards.
+
+    NeMo-RL's DTensor v2 policy writes safetensors shards by default, without the .metadata file
+    that its converter reads.
+    """
+    dtensor = config.policy.dtensor_cfg or {}
+    if config.igrpo.engine != "nemo_rl" or not (dtensor.get("enabled") and dtensor.get("_v2")):
+        return
+    saved = config.checkpointing
+    if (saved.model_save_format or "safetensors") == "safetensors" and not saved.save_consolidated:
+        raise UserError(
+            "checkpointing.save_consolidated is false: DTensor's safetensors shards cannot be "
+            "converted for evaluation, set checkpointing.save_consolidated=true"
+        )
+
+
+def _importable(name: str) -> bool:
+    package = name.partition(".")[0]
+    found = importlib.util.find_spec(package) is not None
+    return found and importlib.util.find_spec(name) is not None
+
+
+def _nemo_rl_root() -> Path | None:
+    named = os.environ.get("NEMO_RL_SRC")
+    found = importlib.util.find_spec("nemo_rl")
+    installed = Path(found.origin).parents[1] if found and found.origin else None
+    for root in (Path(named).expanduser() if named else None, installed, IMAGE_ROOT):
+        if root is not None and (root / "examples" / "converters").is_dir():
+            return root.resolve()
+    return None
+
+
+def _link(weights: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(os.path.relpath(weights.resolve(), target.parent.resolve()))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _converted(
+    checkpoint: Checkpoint, target: Path, converter: Converter, gpus: int | None
+) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = conversion_command(checkpoint, partial, converter, gpus)
+        print(f"convert: {shlex.join(command)}", flush=True)
+        paths = [str(converter.root), os.environ.get("PYTHONPATH")]
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        code = subprocess.run(
+            command, cwd=converter.root, env=environ, stdin=subprocess.DEVNULL
+        ).returncode
+        if code:
+            raise UserError(f"NeMo-RL's converter ended with exit code {code}: see its lines above")
+        _add_tokenizer(checkpoint, partial)
+        if missing := missing_files(partial):
+            raise UserError(f"the converter left {partial} without {', '.join(missing)}")
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot convert to {target}: {error.strerror or error}") from error
+
+
+def _add_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """The tokenizer as it was trained with, its chat template included, over the base model's."""
+    saved = checkpoint.folder / "policy" / "tokenizer"
+    if saved.is_dir():
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
+
+
+def missing_files(folder: Path) -> Sequence[str]:
+    """What a Hugging Face folder lacks to be loaded: config, weights, or shards of its index."""
+    if not is_hugging_face(folder):
+        return ["config.json or weights"]
+    named: set[str] = set()
+    for index in folder.glob("*.index.json"):
+        named |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(name for name in named if not (folder / name).is_file())

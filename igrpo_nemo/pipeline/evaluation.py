@@ -1,0 +1,203 @@
+"""The evaluation stage of a chain: NeMo-Skills here or on Slurm, or `igrpo evaluate` without it.
+
+    Chain --skills_evaluation--> Evaluation --evaluate_here--> results
+                                            --submit_evaluation--> job ids, results later
+          --evaluate_embedded--> results of the embedded engine's own evaluation
+
+Its folder is one of the weights and of the setting: nothing made from others is ever found in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.chain import Chain
+from igrpo_nemo.pipeline.script import DONE, NO
+from igrpo_nemo.pipeline.training import IGRPO
+from igrpo_nemo.skills.command import Server, tensor_parallel
+from igrpo_nemo.skills.data import read_benchmark
+from igrpo_nemo.skills.demo import BENCHMARK, PROBLEMS, SAMPLES, write_arithmetic
+from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment
+from igrpo_nemo.skills.evaluate import Evaluation, complete_here, lacking_of, missing_text
+from igrpo_nemo.skills.results import RESULTS_FOLDER, read_results
+from igrpo_nemo.skills.selection import with_benchmarks
+from igrpo_nemo.skills.setting import Model, default_folder, setting_of
+
+SERVER_TYPE = "vllm"
+"""NeMo-Skills' name for any server of this kind; its "openai" changes the sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the command line says about the evaluation. `address`: an OpenAI-compatible server
+    that serves the model; without one a small model is served here, a large one by the jobs."""
+
+    evaluator: str = "auto"
+    benchmarks: str | None = None
+    """NAME[:K],... in the place of those of the config."""
+    data_dir: Path | None = None
+    address: str | None = None
+    server_args: str = ""
+    samples: int = SAMPLES
+    """Samples a problem where the benchmark is the run's own held-out problems."""
+
+
+def uses_skills(chain: Chain, choices: Choices, environ: Mapping[str, str]) -> bool:
+    """Whether NeMo-Skills evaluates. `auto` takes it where it is found, and for the embedded engine
+    `igrpo evaluate` elsewhere; which one it is, is said here and stands in the results."""
+    if choices.evaluator != "auto":
+        return choices.evaluator == "nemo_skills"
+    try:
+        find_environment(environ)
+    except UserError as error:
+        if chain.config.igrpo.engine != "local":
+            raise
+        print(f"evaluate: with igrpo evaluate, not NeMo-Skills ({error})")
+        return False
+    return True
+
+
+def on_own_problems(config: Config) -> bool:
+    """Whether the benchmark is the run's held-out problems: the built-in model knows no other."""
+    return config.igrpo.model is not None
+
+
+def evaluated_config(chain: Chain, choices: Choices) -> Config:
+    """The config with the benchmarks that are evaluated: the run's own problems, or its keys'."""
+    config = chain.config
+    if choices.benchmarks is not None or not on_own_problems(config):
+        return with_benchmarks(config, choices.benchmarks)
+    keys = config.igrpo.evaluation.model_copy(update={"benchmarks": {BENCHMARK: choices.samples}})
+    return config.replaced("igrpo", evaluation=keys)
+
+
+def skills_evaluation(chain: Chain, choices: Choices, environment: SkillsEnvironment) -> Evaluation:
+    """The evaluation of a chain's model, which need not exist yet.
+
+    Raises `UserError` for data that is not prepared.
+    """
+    config = evaluated_config(chain, choices)
+    names = config.igrpo.evaluation.benchmarks
+    folder = _data_folder(chain, choices)
+    data = tuple(read_benchmark(folder, name) for name in names)
+    architecture = config.igrpo.architecture
+    heads = architecture.num_attention_heads if architecture else None
+    model = Model(str(chain.model.absolute()), chain.weights(), _context(chain))
+    setting = setting_of(
+        config, model, data, server_type=SERVER_TYPE, nemo_skills=environment.version
+    )
+    server = Server(
+        model=model.name,
+        server_type=SERVER_TYPE,
+        address=choices.address,
+        gpus=tensor_parallel(config.igrpo.evaluation.server_gpus, heads),
+        arguments=choices.server_args,
+    )
+    out = default_folder(chain.evaluations, setting)
+    return Evaluation(config, setting, data, server, out, environment)
+
+
+def evaluate_here(chain: Chain, choices: Choices, environ: Mapping[str, str]) -> tuple[int, Path]:
+    """Evaluates on this machine what is missing; the exit code and the folder of the results."""
+    environment = find_environment(environ)
+    evaluation = skills_evaluation(chain, choices, environment)
+    print(f"evaluate: NeMo-Skills {environment.version}, into {evaluation.out}", flush=True)
+    if not lacking_of(evaluation):
+        return DONE, evaluation.out
+    with ExitStack() as stack:
+        if _serves(chain, choices):
+            evaluation = replace(evaluation, server=_served(stack, chain, evaluation))
+        elif choices.address is None:
+            raise UserError(
+                f"nothing serves {chain.model} here: give the --address of a server "
+                f"(vllm serve {chain.model}), or --cluster slurm"
+            )
+        lacking = complete_here(evaluation, environ)
+    if lacking:
+        print(missing_text(evaluation.out, lacking), file=sys.stderr)
+    return (NO if lacking else DONE), evaluation.out
+
+
+def evaluate_embedded(chain: Chain, choices: Choices) -> tuple[int, Path]:
+    """`igrpo evaluate` on the run's held-out problems; the exit code and the folder."""
+    command, out = embedded_command(chain, choices)
+    if _is_complete(out, choices.samples):
+        print(f"evaluate: {out} is complete")
+        return DONE, out
+    print(f"evaluate: {shlex.join(command)}", flush=True)
+    return subprocess.run([*IGRPO, *command[1:]], stdin=subprocess.DEVNULL).returncode, out
+
+
+def embedded_command(chain: Chain, choices: Choices) -> tuple[list[str], Path]:
+    """The command of `evaluate_embedded` and where its results will be."""
+    keys, limit = chain.config.igrpo.evaluation, _limit(chain.config)
+    setting = f"t{keys.temperature:g}-p{keys.top_p:g}-n{limit}"
+    out = chain.evaluations / f"igrpo-{chain.weights()[-8:]}-{setting}"
+    flags = {
+        "--model": chain.model,
+        "--samples": choices.samples,
+        "--temperature": keys.temperature,
+        "--top-p": keys.top_p,
+        "--limit": limit,
+        "--out": out,
+    }
+    words = [word for name, value in flags.items() for word in (name, str(value))]
+    return ["igrpo", "evaluate", *words], out
+
+
+def _is_complete(out: Path, samples: int) -> bool:
+    if not (out / RESULTS_FOLDER).is_dir():
+        return False
+    try:
+        found = read_results(out).benchmarks.values()
+    except UserError:
+        return False  # `igrpo evaluate` completes it, or says why it cannot
+    return all(one.num_samples == samples for one in found)
+
+
+def _serves(chain: Chain, choices: Choices) -> bool:
+    return choices.address is None and chain.config.igrpo.engine == "local"
+
+
+def _served(stack: ExitStack, chain: Chain, evaluation: Evaluation) -> Server:
+    from igrpo_nemo.cli.threads import set_threads
+    from igrpo_nemo.skills.serve import serving
+
+    set_threads(chain.config.igrpo.threads)
+    folder = chain.model.resolve()
+    address = stack.enter_context(serving(folder, precision=chain.config.policy.precision))
+    return replace(evaluation.server, model=str(folder), address=address)
+
+
+def _data_folder(chain: Chain, choices: Choices) -> Path:
+    own = choices.benchmarks is None and on_own_problems(chain.config)
+    if choices.data_dir is None and own:
+        folder = chain.run / "evaluation" / "data"
+        write_arithmetic(chain.config, folder, _limit(chain.config))
+        return folder
+    return choices.data_dir or Path(os.environ.get("NEMO_SKILLS_DATA_DIR") or "data/eval")
+
+
+def _limit(config: Config) -> int:
+    return min(PROBLEMS, config.grpo.max_val_samples or PROBLEMS)
+
+
+def _context(chain: Chain) -> int | None:
+    """The model's context, the same before and after it is trained: of its architecture, else of
+    the model that training starts from."""
+    if architecture := chain.config.igrpo.architecture:
+        return architecture.max_position_embeddings
+    for folder in (Path(chain.config.policy.model_name), chain.model):
+        if (file := folder / "config.json").is_file():
+            return json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return None

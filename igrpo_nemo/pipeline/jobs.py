@@ -1,0 +1,134 @@
+"""The batch scripts of the short stages (convert, compare) on Slurm: one node, one command.
+
+    StageJob + profile --script_text--> RUN/stages/NAME.sh --submit_stage--> job id
+
+Every option stands in the file, so that it can be read, and submitted again by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.launch.sbatch import LOGS, job_name, sbatch_environment
+from igrpo_nemo.slurm import submit
+
+_PLAIN = re.compile(r"[\w./+:=,@%$-]+")
+_NOT_FOR_THE_JOB = {"CONTAINER_IMAGE", "CONTAINER_MOUNTS", "VENV"}
+
+
+@dataclass(frozen=True, slots=True)
+class StageJob:
+    """A stage as a job: `command` is run in the checkout; `after` are the jobs that must succeed.
+
+    `after` may name jobs that have no number yet, in a plan that is only printed.
+    """
+
+    stage: str
+    command: tuple[str, ...]
+    gpus: int
+    time: str
+    after: tuple[int | str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Where stage jobs run: profile, checkout, run folder (absolute), and the job's variables."""
+
+    site: Site
+    checkout: Path
+    run: Path
+    settings: Mapping[str, str]
+
+
+def script_path(job: StageJob, where: Surroundings) -> Path:
+    return where.run / "stages" / f"{job.stage}.sh"
+
+
+def script_text(job: StageJob, where: Surroundings) -> str:
+    """The batch script. Raises `UserError` for a value that an #SBATCH line cannot hold."""
+    lines = ["#!/usr/bin/env bash", f"# Stage {job.stage} of {where.run.name}."]
+    lines += [f"#SBATCH {_plain(option)}" for option in _options(job, where)]
+    lines += ["set -euo pipefail", f"cd {shlex.quote(str(where.checkout))}"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in _variables(where)]
+    if where.site.container:
+        lines.append('export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"')
+    else:
+        venv = where.settings.get("VENV") or str(where.checkout / ".venv")
+        lines.append(f'export PATH={shlex.quote(f"{venv}/bin")}:"$PATH"')
+    lines.append(shlex.join([*_srun(where), *job.command]))
+    return "\n".join(lines) + "\n"
+
+
+def submit_stage(job: StageJob, where: Surroundings, environ: Mapping[str, str]) -> int:
+    """Writes the script and submits it; the job id."""
+    path, text = script_path(job, where), script_text(job, where)
+    try:
+        (where.run / LOGS).mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return submit(["sbatch", "--parsable", str(path)], where.checkout, sbatch_environment(environ))
+
+
+def _options(job: StageJob, where: Surroundings) -> Iterator[str]:
+    site = where.site
+    yield f"--job-name={job_name(where.run)}-{job.stage}"
+    yield "--nodes=1"
+    yield "--ntasks-per-node=1"
+    if site.gpu != "cpu" and job.gpus:
+        yield f"--gpus-per-node={job.gpus}"
+    yield f"--time={job.time}"
+    for option in ("account", "partition", "qos", "constraint", "reservation"):
+        if (value := getattr(site, option)) is not None:
+            yield f"--{option}={value}"
+    yield f"--output={where.run}/{LOGS}/{job.stage}-%j.out"
+    if job.after:
+        yield f"--dependency=afterok:{':'.join(str(number) for number in job.after)}"
+        yield "--kill-on-invalid-dep=yes"
+    yield from site.sbatch
+
+
+def _variables(where: Surroundings) -> Iterator[tuple[str, str]]:
+    for name, value in where.settings.items():
+        if value and name not in _NOT_FOR_THE_JOB:
+            yield name, value
+
+
+def _srun(where: Surroundings) -> Sequence[str]:
+    """The step: in the profile's container, or on the node itself."""
+    site = where.site
+    step = ["srun", "--ntasks=1"]
+    if not site.container:
+        return step
+    names = sorted(name for name, _ in _variables(where))
+    own = (str(where.checkout), str(where.run), site.hf_home)
+    mounts = [
+        *site.mounts,
+        *(f"{path}:{path}" for path in own if path and not _mounted(path, site)),
+    ]
+    return [
+        *step,
+        f"--container-image={site.container}",
+        f"--container-mounts={','.join(mounts)}",
+        f"--container-workdir={where.checkout}",
+        "--no-container-mount-home",
+        f"--container-env={','.join([*names, 'PYTHONPATH'])}",
+    ]
+
+
+def _mounted(path: str, site: Site) -> bool:
+    return any(path in mount.split(":")[:2] for mount in site.mounts)
+
+
+def _plain(option: str) -> str:
+    """Slurm ends an #SBATCH line at `#`, and splits it at blanks."""
+    if not _PLAIN.fullmatch(option):
+        raise UserError(f"{option!r} cannot stand in a job script: use no blanks and no #")
+    return option

@@ -1,0 +1,277 @@
+"""A chain on Slurm: every stage is submitted at once, each behind the success of the one before.
+
+    igrpo launch (afterok and singleton among continuation jobs)
+      --afterok--> RUN/stages/convert.sh --afterok--> NeMo-Skills' jobs
+      --afterok--> RUN/stages/compare.sh
+
+Stages that are done are left out. Everything that can be checked is checked before the first job
+is submitted. The plan prints exactly what would be.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.launch.settings import job_settings
+from igrpo_nemo.pipeline.chain import Chain
+from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
+from igrpo_nemo.pipeline.conversion import check_convertible, is_converted
+from igrpo_nemo.pipeline.evaluation import Choices, evaluated_config, skills_evaluation
+from igrpo_nemo.pipeline.jobs import StageJob, Surroundings, script_path, script_text, submit_stage
+from igrpo_nemo.pipeline.local_chain import with_chain
+from igrpo_nemo.pipeline.skills_profile import chain_profile, default_profile, read_values
+from igrpo_nemo.pipeline.training import is_trained, launch_plan, submit_training, training_inputs
+from igrpo_nemo.site import site_profile
+from igrpo_nemo.skills import sbatch_text
+from igrpo_nemo.skills.cluster_yaml import sbatch_options
+from igrpo_nemo.skills.command import Place, eval_commands
+from igrpo_nemo.skills.environment import child_environ, find_environment, without_secrets
+from igrpo_nemo.skills.evaluate import Evaluation, lacking_of, prepare
+from igrpo_nemo.skills.submit import (
+    SUBMITTED_FILE,
+    ClusterProfile,
+    check_not_running,
+    submit,
+)
+
+CONVERT_TIME = "04:00:00"
+COMPARE_TIME = "01:00:00"
+RENDER_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmChoices:
+    """What the command line says about Slurm. `continuations`: jobs of the training; a single one
+    requeues itself. `jobs`: among how many the samples of an evaluation are shared."""
+
+    checkout: Path
+    continuations: int = 1
+    skills_profile: str | None = None
+    config_dir: Path | None = None
+    jobs: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known before anything is submitted: nothing of it can fail any more."""
+
+    where: Surroundings
+    profile: ClusterProfile
+    evaluation: Evaluation
+    place: Place
+
+
+def submit_all(
+    chain: Chain,
+    choices: Choices,
+    request: Request,
+    slurm: SlurmChoices,
+    environ: Mapping[str, str],
+) -> int:
+    """Submits what is not done yet; 0. Raises `UserError` naming what was submitted before that."""
+    prepared = _prepared(chain, choices, slurm, environ, chain.run / "stages")
+    evaluation, place = prepared.evaluation, prepared.place
+    if _is_evaluated(chain, evaluation):
+        comparison = compare(with_chain(request, chain, str(evaluation.out)), chain.comparison)
+        print(summary_text(comparison, chain.comparison))
+        return 0
+    check_not_running(evaluation.out)
+    prepared.profile.check_account()
+    # NeMo-Skills checks every argument while nothing is submitted yet.
+    submit(evaluation, place, environ, dry_run=True)
+    sent: list[int] = []
+    try:
+        sent += submit_training(chain.config, chain.words, slurm.continuations)
+        if not _is_converted(chain):
+            sent.append(submit_stage(convert_job(chain, sent), prepared.where, environ))
+            print(f"convert: job {sent[-1]}", flush=True)
+        place = replace(place, after=tuple(sent[-1:]))
+        evaluating = _submit_evaluation(evaluation, place, environ)
+        sent += evaluating
+        print(f"evaluate: jobs {' '.join(map(str, evaluating))}, into {evaluation.out}", flush=True)
+        job = compare_job(chain, request, evaluation.out, evaluating)
+        comparing = submit_stage(job, prepared.where, environ)
+    except UserError as error:
+        ids = " ".join(map(str, sent))
+        told = f"; submitted before that: {ids} (scancel {ids} takes them back)" if sent else ""
+        raise UserError(f"{error}{told}") from error
+    print(f"compare: job {comparing}; its tables will be in {chain.comparison}")
+    print("the same command later checks what is done and submits what is missing")
+    return 0
+
+
+def slurm_plan(
+    chain: Chain,
+    choices: Choices,
+    request: Request,
+    slurm: SlurmChoices,
+    environ: Mapping[str, str],
+) -> str:
+    """Every job that `submit_all` would submit, with its batch file; TRAIN and the like stand for
+    numbers that Slurm gives. Where NeMo-Skills or its data is missing, its part says so."""
+    where = _surroundings(chain, slurm, environ)
+    after: tuple[int | str, ...] = ()
+    parts = []
+    if is_trained(chain.config):
+        parts.append(_titled("train", f"# {chain.run} is finished"))
+    else:
+        text = launch_plan(chain.words, slurm.continuations)
+        parts.append(_titled("train", f"# TRAIN is the last of these jobs\n{text}"))
+        after = ("TRAIN",)
+    if _is_converted(chain):
+        parts.append(_titled("convert", f"# {chain.model} is there"))
+    else:
+        parts.append(_stage_text(convert_job(chain, after), where))
+        after = ("CONVERT",)
+    folder, text = _evaluation_plan(chain, choices, slurm, after, environ)
+    parts.append(_titled("evaluate", text))
+    parts.append(_stage_text(compare_job(chain, request, folder, ("EVALUATE",)), where))
+    return "\n".join(parts)
+
+
+def _evaluation_plan(
+    chain: Chain,
+    choices: Choices,
+    slurm: SlurmChoices,
+    after: tuple[int | str, ...],
+    environ: Mapping[str, str],
+) -> tuple[Path, str]:
+    """The folder of the results, and the evaluation's part of the plan."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            # NeMo-Run writes the jobs' files into job_dir before it shows them.
+            prepared = _prepared(chain, choices, slurm, environ, Path(scratch), job_dir=scratch)
+        except UserError as error:
+            keys = evaluated_config(chain, choices).igrpo.evaluation.model_dump()
+            setting = "\n".join(f"# {name}: {value}" for name, value in keys.items())
+            return chain.run, f"# not composed: {error}\n{setting}"
+        evaluation = prepared.evaluation
+        if _is_evaluated(chain, evaluation):
+            return evaluation.out, f"# {evaluation.out} is complete"
+        place = replace(prepared.place, after=after)
+        text = evaluation_text(evaluation, place, environ)
+        name, folder = _profile_of(slurm, prepared.where.site)
+        real = {scratch: read_values(name, folder)["job_dir"]}
+        real[f"--config_dir={scratch}"] = f"--config_dir={chain.run / 'stages'}"
+    for before in sorted(real, key=len, reverse=True):
+        text = text.replace(before, real[before])
+    return evaluation.out, text
+
+
+def convert_job(chain: Chain, after: Sequence[int | str]) -> StageJob:
+    """The conversion, behind the last of the training's jobs."""
+    command = ("python", "pipelines/convert.py", "--checkpoint", chain.which, *chain.words)
+    return StageJob("convert", command, gpus=1, time=CONVERT_TIME, after=tuple(after[-1:]))
+
+
+def compare_job(
+    chain: Chain, request: Request, evaluation: Path, after: Sequence[int | str]
+) -> StageJob:
+    """The comparison, behind all of the evaluation's jobs."""
+    whole = with_chain(request, chain, str(evaluation))
+    flags = [word for name in whole.experiments for word in ("--experiment", name)]
+    flags += ["--anyway"] if whole.anyway else []
+    command = ("python", "pipelines/compare.py", "--out", str(chain.comparison), *flags)
+    return StageJob("compare", (*command, *map(str, whole.systems)), 0, COMPARE_TIME, tuple(after))
+
+
+def evaluation_text(evaluation: Evaluation, place: Place, environ: Mapping[str, str]) -> str:
+    """The `ns` commands, and every batch file and script that they would submit.
+
+    Raises `UserError` with NeMo-Skills' last line where it refuses.
+    """
+    parts = [evaluation.setting.to_json().rstrip()]
+    child = without_secrets(child_environ(evaluation.environment.bin, environ))
+    prepared = prepare(evaluation)
+    # In a git checkout NeMo-Skills would look at that one.
+    with tempfile.TemporaryDirectory() as outside:
+        for arguments in eval_commands(prepared.setting, prepared.names, prepared.server, place):
+            parts.append(f"# {shlex.join(['ns', *arguments])}")
+            done = subprocess.run(
+                [str(evaluation.environment.python), sbatch_text.__file__, *arguments],
+                cwd=outside,
+                env=child,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=RENDER_S,
+            )
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if line.strip()]
+                raise UserError(f"ns eval refused: {lines[-1].strip() if lines else 'no reason'}")
+            parts.append(done.stdout.rstrip())
+    return "\n".join(parts)
+
+
+def _prepared(
+    chain: Chain,
+    choices: Choices,
+    slurm: SlurmChoices,
+    environ: Mapping[str, str],
+    folder: Path,
+    **values: str,
+) -> Prepared:
+    """Everything that may be wrong, before anything is submitted; the chain's NeMo-Skills profile,
+    with `values` in it, is written into `folder`."""
+    check_convertible(chain.config)
+    is_trained(chain.config)
+    where = _surroundings(chain, slurm, environ)
+    evaluation = skills_evaluation(chain, choices, find_environment(environ))
+    name, config_dir = _profile_of(slurm, where.site)
+    profile = chain_profile(name, config_dir, where.site, [chain.run], folder, **values)
+    options = sbatch_options(where.site)
+    place = profile.place(evaluation.out, jobs=slurm.jobs, sbatch=options)
+    server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
+    return Prepared(where, profile, replace(evaluation, server=server), place)
+
+
+def _profile_of(slurm: SlurmChoices, site: Site) -> tuple[str, Path]:
+    folder = slurm.config_dir or slurm.checkout / "configs" / "cluster_configs"
+    return slurm.skills_profile or default_profile(site.gpu), folder
+
+
+def _surroundings(chain: Chain, slurm: SlurmChoices, environ: Mapping[str, str]) -> Surroundings:
+    site = site_profile(chain.config, slurm.checkout, environ, chain.words)
+    config = chain.config.replaced("igrpo", site=site)
+    return Surroundings(
+        site, slurm.checkout, chain.run, job_settings(config, site, slurm.checkout, environ)
+    )
+
+
+def _is_converted(chain: Chain) -> bool:
+    return is_converted(chain.run, chain.which, training_inputs(chain.config))
+
+
+def _is_evaluated(chain: Chain, evaluation: Evaluation) -> bool:
+    """Whether the evaluation is complete, and of weights that are there."""
+    return _is_converted(chain) and not lacking_of(evaluation)
+
+
+def _submit_evaluation(
+    evaluation: Evaluation, place: Place, environ: Mapping[str, str]
+) -> list[int]:
+    submit(evaluation, place, environ)
+    note = json.loads((evaluation.out / SUBMITTED_FILE).read_text(encoding="utf-8"))
+    if not note["jobs"]:
+        raise UserError(
+            f"NeMo-Skills named no job that it submitted: see the newest log in {evaluation.out}"
+        )
+    return note["jobs"]
+
+
+def _stage_text(job: StageJob, where: Surroundings) -> str:
+    path = script_path(job, where)
+    path = path.relative_to(where.checkout) if path.is_relative_to(where.checkout) else path
+    return _titled(job.stage, f"# sbatch --parsable {path}\n{script_text(job, where)}")
+
+
+def _titled(stage: str, text: str) -> str:
+    return f"##### {stage}\n{text.rstrip()}\n"

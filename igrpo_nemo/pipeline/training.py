@@ -1,0 +1,148 @@
+"""The training stage: `igrpo train` on this machine, or `igrpo launch` on Slurm.
+
+RUN/stages/train.json holds what the run is trained with; RUN/finished says that it is done.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.launch.finished import is_finished
+from igrpo_nemo.pipeline.script import STOPPED
+from igrpo_nemo.pipeline.stamp import Stamp, first_change, flat, read_stamp, write_stamp
+from igrpo_nemo.run.same_run import FREE_KEYS
+from igrpo_nemo.tracking.run_folder import FINISHED
+from igrpo_nemo.tracking.scrub import scrub
+
+LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
+"""A run may be made longer; everything else that shapes it stays."""
+
+IGRPO = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())")
+"""The command `igrpo` of this interpreter, wherever it is installed."""
+
+_SUBMITTED = re.compile(r"^submitted jobs? ([\d ]+) \(", re.MULTILINE)
+
+
+def training_inputs(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of everything in the config that shapes the trained weights."""
+    scrubbed = scrub(config.to_dict())
+    assert isinstance(scrubbed, dict)
+    return _shaping(scrubbed)
+
+
+def stamp_path(run: Path) -> Path:
+    return run / "stages" / "train.json"
+
+
+def is_trained(config: Config) -> bool:
+    """Whether the run is finished with these settings.
+
+    Raises `UserError` naming the first setting that is another one than the run's: for a shorter
+    run too, whose weights this folder no longer has.
+    """
+    run = Path(config.logger.log_dir)
+    if not (run / "config.yaml").is_file():
+        return False
+    before, now = _trained_with(run, config), training_inputs(config)
+    change = first_change(_but_length(before), _but_length(now))
+    change = change or next(filter(None, (_shorter(key, before, now) for key in LENGTH)), None)
+    if change:
+        name, old, new = change
+        raise UserError(
+            f"{run} was trained with {name}={old!r}, now it is {new!r}: choose another "
+            "logger.log_dir, or remove that folder"
+        )
+    return is_finished(run, config)
+
+
+def train_here(config: Config, words: Sequence[str]) -> int:
+    """Trains as `igrpo train` does, unless that is done already. 75: stopped, to be resumed."""
+    run = Path(config.logger.log_dir)
+    if is_trained(config):
+        print(f"train: {run} is finished")
+        return 0
+    write_stamp(stamp_path(run), Stamp("train", training_inputs(config)))
+    command = ["igrpo", "train", *words]
+    print(f"train: {shlex.join(command)}", flush=True)
+    code = subprocess.run([*IGRPO, *command[1:]], stdin=subprocess.DEVNULL).returncode
+    if code == 0 and not (run / FINISHED).is_file():
+        code = STOPPED
+    if code == STOPPED:
+        print(f"train: {run} stopped with its state saved; the same command goes on")
+    return code
+
+
+def submit_training(config: Config, words: Sequence[str], chain: int) -> list[int]:
+    """Submits the run with `igrpo launch`; the job ids, none where it is finished already.
+
+    Raises `UserError` where the launch is refused (its own lines say why).
+    """
+    if is_trained(config):
+        print(f"train: {config.logger.log_dir} is finished")
+        return []
+    write_stamp(stamp_path(Path(config.logger.log_dir)), Stamp("train", training_inputs(config)))
+    text = _launched([*launch_words(chain), *words])
+    print(text, end="", flush=True)
+    found = _SUBMITTED.search(text)
+    return [int(number) for number in found[1].split()] if found else []
+
+
+def launch_plan(words: Sequence[str], chain: int) -> str:
+    """What `igrpo launch` would check and submit."""
+    return _launched([*launch_words(chain), "--dry-run", *words])
+
+
+def launch_words(chain: int) -> list[str]:
+    """The `igrpo` command of a chain of continuation jobs; a single job continues itself."""
+    return ["launch", *(["--chain", str(chain)] if chain > 1 else [])]
+
+
+def _launched(words: Sequence[str]) -> str:
+    done = subprocess.run(
+        [*IGRPO, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise UserError(f"igrpo launch ended with exit code {done.returncode}: see its line above")
+    return done.stdout
+
+
+def _trained_with(run: Path, config: Config) -> Mapping[str, Any]:
+    """The inputs of the run's stamp, or of its config.yaml where it was trained without one."""
+    if stamp := read_stamp(stamp_path(run)):
+        return stamp.inputs
+    values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
+    inputs = _shaping(values)
+    if config.igrpo.model is not None:
+        # NeMo-RL's engines store the folder that the built-in model was made in.
+        now = training_inputs(config)
+        inputs |= {key: now[key] for key in ("policy.model_name", "policy.tokenizer.name")}
+    return inputs
+
+
+def _shaping(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in flat(values) if key in LENGTH or not key.startswith(FREE_KEYS)
+    }
+
+
+def _but_length(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in inputs.items() if key not in LENGTH}
+
+
+def _shorter(
+    key: str, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    old, new = before.get(key), now.get(key)
+    if isinstance(old, int) and isinstance(new, int) and new < old:
+        return key, old, new
+    return None

@@ -1,0 +1,61 @@
+"""Figures of a comparison of evaluations: pass@k curves, a panel a benchmark."""
+
+from __future__ import annotations
+
+from igrpo_nemo.report.charts import Axis, Line, line_chart
+from igrpo_nemo.report.figures import GROUP_COLORS, Figure, Panel
+from igrpo_nemo.report.systems import Comparison, Summary
+
+SECTION = "Evaluation"
+
+
+def system_colors(comparison: Comparison) -> dict[str, str]:
+    """Label -> colour name, repeating after eight."""
+    return {
+        system.label: GROUP_COLORS[i % len(GROUP_COLORS)]
+        for i, system in enumerate(comparison.systems)
+    }
+
+
+def pass_figure(comparison: Comparison) -> Figure:
+    """Unbiased pass@k over k, with a band of one standard error over problems."""
+    caption = (
+        "Share of problems with a right answer among k samples: the unbiased estimate from all "
+        "samples (arXiv 2107.03374). Bands are one standard error over problems. Curves that meet "
+        "at large k mean that training made likely what the other model could already find."
+    )
+    key, title = "pass-at-k", "pass@k"
+    colors = system_colors(comparison)
+    panels = []
+    for name in comparison.benchmarks:
+        lines = [
+            _curve(system.label, colors[system.label], system.benchmarks[name])
+            for system in comparison.systems
+            if system.benchmarks[name].samples > 1
+        ]
+        if lines:
+            axis = Axis("problems solved", percent=True)
+            chart = line_chart(
+                lines, axis, title=f"pass@k, {name}", x_label="k, samples", x_name="k =", x_log=True
+            )
+            panels.append(Panel(name, chart))
+    if not panels:
+        missing = "Every benchmark has one sample a problem: give several for pass@k."
+        return Figure(key, SECTION, title, caption, missing=missing)
+    legend = tuple((label, color, False) for label, color in colors.items())
+    return Figure(key, SECTION, title, caption, tuple(panels), legend)
+
+
+def _curve(label: str, color: str, summary: Summary) -> Line:
+    ks = tuple(summary.passes)
+    means = tuple(summary.passes[k].mean for k in ks)
+    errors = [summary.passes[k].problems or 0.0 for k in ks]
+    return Line(
+        label,
+        color,
+        tuple(float(k) for k in ks),
+        means,
+        markers=True,
+        low=tuple(max(0.0, m - e) for m, e in zip(means, errors, strict=True)),
+        high=tuple(min(1.0, m + e) for m, e in zip(means, errors, strict=True)),
+    )

@@ -1,0 +1,326 @@
+"""Evaluated systems side by side: their numbers, and whether they were measured the same way.
+
+    [LABEL=]FOLDER --load_systems--> System per folder --compared--> Comparison
+                                     refused while settings or problems differ, unless told to go on
+
+A folder is an evaluation's output, or a run folder with one evaluation in it. Dimensions: P
+problems, K samples a problem. All rates are fractions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.report.published import Published
+from igrpo_nemo.skills.results import RESULTS_FOLDER, BenchmarkResults, Results, read_results
+from igrpo_nemo.statistics import (
+    Difference,
+    Estimate,
+    estimate,
+    macro_average,
+    over_problems,
+    paired_bootstrap,
+    pass_at_k_curve,
+)
+
+AVERAGE = "average"
+"""Name of the macro average, beside the benchmarks'."""
+
+SETTINGS = ("evaluator", "profile", "system_prompt", "temperature", "top_p", "max_tokens")
+"""What two evaluations must share, beside their data."""
+
+SHOWN = 40
+"""Characters of a setting that a message or a table shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One benchmark of one system.
+
+    `means_P` are the problems' accuracies, in the order of `problems`; `majority` is the vote of
+    all K samples, None for K = 1; `tokens` is None where the server did not count them.
+    """
+
+    benchmark: str
+    problems: tuple[str, ...]
+    samples: int
+    means_P: np.ndarray
+    accuracy: Estimate
+    passes: Mapping[int, Estimate]
+    majority: Estimate | None
+    no_answer: Estimate
+    truncated: Estimate
+    tokens: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """An evaluated model under a name. `setting` holds those of `SETTINGS` that are known, `data`
+    a digest of each benchmark's problems and answers where there is one."""
+
+    label: str
+    folder: Path
+    setting: Mapping[str, Any]
+    benchmarks: Mapping[str, Summary]
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    def average(self, names: Sequence[str]) -> Estimate:
+        """Macro average of the accuracies over these benchmarks."""
+        return macro_average([self.benchmarks[name].accuracy for name in names])
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """Something that was not the same in all evaluations: its value by label, as text."""
+
+    name: str
+    values: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(f'{k}: {v}' for k, v in self.values.items())})"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Systems over the benchmarks that all of them have, the first one being the reference.
+
+    `differences`: label -> benchmark or `AVERAGE` -> that system minus the reference.
+    """
+
+    systems: Sequence[System]
+    benchmarks: tuple[str, ...]
+    differing: Sequence[Differing] = ()
+    differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
+    confidence: float = 0.95
+
+    @property
+    def reference(self) -> System:
+        return self.systems[0]
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether a folder is an evaluation's output."""
+    return (folder / RESULTS_FOLDER).is_dir()
+
+
+def load_systems(names: Sequence[str | Path]) -> list[System]:
+    """Systems from `FOLDER` or `LABEL=FOLDER`.
+
+    Raises `UserError` for a folder without a complete evaluation, and for equal labels.
+    """
+    labelled = [_label_and_folder(str(name)) for name in names]
+    if not labelled:
+        raise UserError("nothing to compare: give folders of evaluations, such as runs/demo")
+    folders = [evaluation_folder(folder) for _, folder in labelled]
+    labels = _labels([label for label, _ in labelled], folders)
+    return [
+        system_of(label, read_results(folder))
+        for label, folder in zip(labels, folders, strict=True)
+    ]
+
+
+def evaluation_folder(folder: Path) -> Path:
+    """The evaluation meant by a folder: itself, or the only one inside a run folder."""
+    if is_evaluation(folder):
+        return folder
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give an evaluation's output or a run folder")
+    inside = folder / "evaluation"
+    found = sorted(path.parent for path in inside.rglob(RESULTS_FOLDER) if path.is_dir())
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(f"{folder} holds no evaluation ({RESULTS_FOLDER}/): evaluate it first")
+    names = ", ".join(str(path) for path in found)
+    raise UserError(f"{folder} holds {len(found)} evaluations, name one of them: {names}")
+
+
+def system_of(label: str, results: Results) -> System:
+    """The numbers of one evaluation."""
+    benchmarks = {name: summarize(found) for name, found in results.benchmarks.items()}
+    setting = _setting(results)
+    problems = results.setting.get("problems", {})
+    data = {name: about["sha256"] for name, about in problems.items() if "sha256" in about}
+    known = {name: setting[name] for name in SETTINGS if name in setting}
+    return System(label, results.folder, known, benchmarks, data)
+
+
+def summarize(found: BenchmarkResults) -> Summary:
+    """Every estimate of a benchmark's samples."""
+    correct_P_K = found.correct_P_K
+    K = correct_P_K.shape[1]
+    return Summary(
+        benchmark=found.benchmark,
+        problems=found.problems,
+        samples=K,
+        means_P=correct_P_K.mean(axis=1),
+        accuracy=estimate(correct_P_K),
+        passes=pass_at_k_curve(correct_P_K.sum(axis=1), K),
+        majority=over_problems(majority_scores(found)) if K > 1 else None,
+        no_answer=estimate(found.no_answer_P_K),
+        truncated=estimate(found.truncated_P_K),
+        tokens=estimate(found.tokens_P_K) if found.tokens_P_K.any() else None,
+    )
+
+
+def majority_scores(found: BenchmarkResults) -> list[float]:
+    """The majority vote's score of each problem, over all its samples, as NeMo-Skills counts it."""
+    from igrpo_nemo.evaluation import SampleResult, majority_score
+
+    return [
+        majority_score(
+            [
+                SampleResult(bool(right), answer, 0)
+                for right, answer in zip(correct_K, answers_K, strict=True)
+            ]
+        )
+        for correct_K, answers_K in zip(found.correct_P_K, found.answers_P_K, strict=True)
+    ]
+
+
+def compared(
+    systems: Sequence[System],
+    *,
+    anyway: bool = False,
+    published: Mapping[str, Published] | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Systems against the first of them, on the benchmarks that all have.
+
+    Raises `UserError` naming what differs between the evaluations unless `anyway`, and where they
+    share no benchmark or no problem.
+    """
+    shared = [
+        name
+        for name in systems[0].benchmarks
+        if all(name in system.benchmarks for system in systems)
+    ]
+    if not shared:
+        raise UserError(
+            f"{' and '.join(system.label for system in systems)} share no benchmark: evaluate them "
+            "on the same ones"
+        )
+    differing = [*_differing_settings(systems), *_differing_problems(systems, shared)]
+    if differing and not anyway:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise UserError(
+            f"the evaluations differ in {differing[0]}{more}: evaluate alike, or compare --anyway"
+        )
+    reference, *others = systems
+    differences = {
+        system.label: _differences(system, reference, shared, confidence, seed) for system in others
+    }
+    return Comparison(
+        systems, tuple(shared), tuple(differing), differences, published or {}, confidence
+    )
+
+
+def _differences(
+    ours: System, theirs: System, benchmarks: Sequence[str], confidence: float, seed: int
+) -> dict[str, Difference]:
+    pairs = {name: _paired(ours.benchmarks[name], theirs.benchmarks[name]) for name in benchmarks}
+    options: dict[str, Any] = {"confidence": confidence, "seed": seed}
+    single = {
+        name: paired_bootstrap({name: a}, {name: b}, **options) for name, (a, b) in pairs.items()
+    }
+    if len(pairs) < 2:
+        return single
+    left, right = ({n: pair[side] for n, pair in pairs.items()} for side in (0, 1))
+    return {**single, AVERAGE: paired_bootstrap(left, right, **options)}
+
+
+def _paired(ours: Summary, theirs: Summary) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracies of the problems that both have, in one order."""
+    first = dict(zip(ours.problems, ours.means_P, strict=True))
+    second = dict(zip(theirs.problems, theirs.means_P, strict=True))
+    common = [problem for problem in ours.problems if problem in second]
+    if not common:
+        raise UserError(f"{ours.benchmark}: the evaluations share no problem, nothing to compare")
+    return np.array([first[p] for p in common]), np.array([second[p] for p in common])
+
+
+def _differing_settings(systems: Sequence[System]) -> list[Differing]:
+    """A setting that one evaluation did not record differs from every recorded one."""
+    differing = []
+    for name in SETTINGS:
+        known = [name in system.setting for system in systems]
+        if len({str(system.setting.get(name)) for system in systems}) > 1 or (
+            len(systems) > 1 and not all(known)
+        ):
+            values = {system.label: _shown(system.setting, name) for system in systems}
+            differing.append(Differing(name, values))
+    return differing
+
+
+def _shown(setting: Mapping[str, Any], name: str) -> str:
+    text = " ".join(str(setting[name]).split()) if name in setting else "unknown"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _differing_problems(systems: Sequence[System], shared: Sequence[str]) -> list[Differing]:
+    names = {system.label: tuple(sorted(system.benchmarks)) for system in systems}
+    differing = []
+    if len(set(names.values())) > 1:
+        text = {label: " ".join(found) for label, found in names.items()}
+        differing.append(Differing("benchmarks", text))
+    for name in shared:
+        sets = {system.label: frozenset(system.benchmarks[name].problems) for system in systems}
+        if len(set(sets.values())) > 1:
+            common = frozenset.intersection(*sets.values())
+            text = {
+                label: f"{len(found)}, {len(found - common)} of its own"
+                for label, found in sets.items()
+            }
+            differing.append(Differing(f"problems of {name}", text))
+            continue
+        digests = {system.label: system.data.get(name, "")[:8] for system in systems}
+        if all(digests.values()) and len(set(digests.values())) > 1:
+            differing.append(Differing(f"data of {name}", digests))
+    return differing
+
+
+def _setting(results: Results) -> dict[str, Any]:
+    """setting.json, or what `igrpo evaluate` left beside each benchmark's samples."""
+    if results.setting:
+        return {"evaluator": "NeMo-Skills", **results.setting}
+    found: dict[str, Any] = {}
+    for name in results.benchmarks:
+        path = results.folder / RESULTS_FOLDER / name / "evaluation.json"
+        if path.is_file():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values["max_tokens"] = values.get("max_new_tokens")
+            own = {"evaluator": "igrpo evaluate", "profile": "its run's", "system_prompt": None}
+            found.update({**values, **own})
+    return found
+
+
+def _label_and_folder(name: str) -> tuple[str | None, Path]:
+    label, equals, folder = name.partition("=")
+    if not equals or Path(name).exists():
+        return None, Path(name)
+    return label, Path(folder)
+
+
+def _labels(given: Sequence[str | None], folders: Sequence[Path]) -> list[str]:
+    labels = [label or _run_name(folder) for label, folder in zip(given, folders, strict=True)]
+    if len(set(labels)) < len(labels):
+        labels = [label or str(folder) for label, folder in zip(given, folders, strict=True)]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise UserError(f"{twice} stands for two evaluations: name them apart with LABEL=FOLDER")
+    return labels
+
+
+def _run_name(folder: Path) -> str:
+    """The run that an evaluation belongs to: RUN/evaluation/..., else the folder's own name."""
+    parts = folder.resolve().parts
+    return parts[parts.index("evaluation") - 1] if "evaluation" in parts[1:] else parts[-1]

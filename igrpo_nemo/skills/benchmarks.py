@@ -1,0 +1,40 @@
+"""The benchmarks of the paper, under NeMo-Skills' names, and what is known of their data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["math", "multichoice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark. `rows` is None where its size is not known; the row count is checked else."""
+
+    name: str
+    about: str
+    kind: Kind = "math"
+    rows: int | None = None
+    integer_answers: bool = False
+    """Gold answers are written as plain integers: NeMo-Skills finds "073" different from "73"."""
+    split: str = "test"
+    """Name of the file that NeMo-Skills prepares for it."""
+
+
+_KNOWN = (
+    Benchmark("aime24", "AIME 2024 I and II", rows=30, integer_answers=True),
+    Benchmark("aime25", "AIME 2025 I and II", rows=30, integer_answers=True),
+    Benchmark("math-500", "500 held-out problems of MATH (arXiv 2305.20050)", rows=500),
+    Benchmark("amc23", "AMC 12 2023", rows=40, integer_answers=True),
+    Benchmark("gsm8k", "GSM8K test (arXiv 2110.14168)", rows=1319),
+    Benchmark("minerva_math", "Minerva's OpenCourseWare problems (arXiv 2206.14858)", rows=272),
+    Benchmark("gpqa", "GPQA diamond (arXiv 2311.12022)", "multichoice", 198, split="diamond"),
+    Benchmark("mmlu-pro", "MMLU-Pro test (arXiv 2406.01574)", "multichoice", 12032),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _KNOWN}
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """A known benchmark, or one of math problems whose data is the user's own."""
+    return BENCHMARKS.get(name) or Benchmark(name, "problems of your own")

@@ -1,0 +1,136 @@
+"""The `ns eval` commands of an evaluation: pure functions from a setting to argument lists.
+
+    Setting + Place + Server --eval_commands--> [["eval", "--output_dir=...", ...], ...]
+
+A call has one generation config and one number of tokens, so benchmarks that differ in either get
+calls of their own; all of them write into the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.skills.benchmarks import benchmark_named
+from igrpo_nemo.skills.profiles import profile_arguments
+from igrpo_nemo.skills.setting import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What answers: a server that runs at `address`, or one that the jobs start on `gpus` GPUs."""
+
+    model: str
+    """The model's name at the server, or the path that the jobs' server loads."""
+    server_type: str = "vllm"
+    address: str | None = None
+    gpus: int | None = None
+    arguments: str = ""
+    """Further arguments of a server that the jobs start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it runs: this machine, or a NeMo-Skills cluster profile by name.
+
+    `out` is the evaluation's folder as the jobs see it: inside a container a mount may have another
+    name there.
+    """
+
+    out: str
+    cluster: str | None = None
+    config_dir: Path | None = None
+    jobs: int = 8
+    """Jobs that a cluster runs the samples in; each one starts a server."""
+    expname: str = "eval"
+    run_after: tuple[str, ...] = ()
+    """Experiments of NeMo-Skills that come first; how they must end, the profile says."""
+    after: tuple[int | str, ...] = ()
+    """Slurm jobs that must succeed first."""
+    sbatch: Mapping[str, str] = field(default_factory=dict)
+    """Options of sbatch that a cluster profile has no key for: qos, constraint, reservation."""
+
+
+def eval_commands(
+    setting: Setting, benchmarks: Sequence[str], server: Server, place: Place
+) -> list[list[str]]:
+    """The arguments of `ns` for some of the setting's benchmarks."""
+    calls: dict[tuple[str, int | None], list[str]] = {}
+    for name in benchmarks:
+        tokens = setting.problems[name]["tokens"]
+        calls.setdefault((benchmark_named(name).kind, tokens), []).append(name)
+    return [_eval_command(setting, names, server, place) for names in calls.values()]
+
+
+def _eval_command(
+    setting: Setting, names: Sequence[str], server: Server, place: Place
+) -> list[str]:
+    kind = benchmark_named(names[0]).kind
+    tokens = setting.problems[names[0]]["tokens"]
+    samples = ",".join(f"{name}:{setting.benchmarks[name]}" for name in names)
+    return [
+        "eval",
+        f"--output_dir={place.out}",
+        f"--data_dir={place.out}/data",
+        f"--benchmarks={samples}",
+        f"--expname={place.expname}",
+        *_server_arguments(server),
+        *_place_arguments(place),
+        *profile_arguments(setting.profile, kind, f"{place.out}/profile"),
+        f"++inference.temperature={setting.temperature}",
+        f"++inference.top_p={setting.top_p}",
+        f"++inference.tokens_to_generate={'null' if tokens is None else tokens}",
+    ]
+
+
+def _server_arguments(server: Server) -> list[str]:
+    arguments = [f"--model={server.model}", f"--server_type={server.server_type}"]
+    if server.address is not None:
+        return [*arguments, f"--server_address={server.address}"]
+    arguments.append(f"--server_gpus={server.gpus}")
+    return [*arguments, f"--server_args={server.arguments}"] if server.arguments else arguments
+
+
+def _place_arguments(place: Place) -> list[str]:
+    if place.cluster is None:
+        # Otherwise all samples start at once, a process of 300 MB each.
+        return ["--single_node_mode=sequential"]
+    arguments = [f"--cluster={place.cluster}", f"--num_jobs={place.jobs}"]
+    if place.config_dir is not None:
+        arguments.append(f"--config_dir={place.config_dir}")
+    options = dict(place.sbatch)
+    if place.after:
+        numbers = ":".join(str(number) for number in place.after)
+        options |= {"dependency": f"afterok:{numbers}", "kill_on_invalid_dep": "yes"}
+    if options:
+        arguments.append(f"--sbatch_kwargs={json.dumps(options)}")
+    return [*arguments, *(f"--run_after={name}" for name in place.run_after)]
+
+
+def tensor_parallel(gpus: int, attention_heads: int | None) -> int:
+    """The GPUs that a server can split a model over: a power of two that divides its heads.
+
+    Qwen2.5-7B has 28 heads: of eight GPUs it can use four.
+    """
+    if attention_heads is None:
+        return gpus
+    size = 1
+    while size * 2 <= gpus and attention_heads % (size * 2) == 0:
+        size *= 2
+    return size
+
+
+def mounted_path(path: Path, mounts: Sequence[str]) -> str:
+    """A path of this machine as the containers see it. Raises `UserError` where no mount has it."""
+    for mount in mounts:
+        source, destination, *_ = mount.split(":")
+        if path == Path(source) or Path(source) in path.parents:
+            return str(Path(destination) / path.relative_to(source))
+    known = ", ".join(mounts) or "it has none"
+    raise UserError(
+        f"{path} is in none of the cluster profile's mounts ({known}): "
+        "use a folder that the containers see"
+    )

@@ -1,0 +1,167 @@
+"""Evaluation data: checked rows, in the layout that NeMo-Skills reads.
+
+    JSONL of any known shape, or what `ns prepare_data` made --checked_rows--> rows
+        --write_benchmark--> DIR/<bench>/{__init__.py,test.jsonl}
+        --freeze--> OUT/data/<bench>/, the copy that an evaluation reads
+
+NeMo-Skills exits with 0 after a failed download: only rows that were counted are believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.skills.benchmarks import Benchmark, benchmark_named
+from igrpo_nemo.tracking.atomic import write_atomic
+
+Row = dict[str, Any]
+DATA_FILE = "test.jsonl"
+
+_MODULES = {
+    "math": ("math", "++prompt_config=generic/math ++eval_type=math"),
+    "multichoice": (
+        "multichoice",
+        "++prompt_config=eval/aai/mcq-{choices}choices ++eval_type=multichoice",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkData:
+    """A prepared benchmark: its rows, and a hash of the file that tells two versions apart."""
+
+    name: str
+    path: Path
+    rows: tuple[Row, ...]
+    sha256: str
+
+
+def default_data_folder(environ: Mapping[str, str]) -> Path:
+    """Where prepared data lies unless a command says otherwise."""
+    return Path(environ.get("NEMO_SKILLS_DATA_DIR") or "data/eval")
+
+
+def rows_of_file(path: Path) -> list[Row]:
+    """Rows with `problem` and `expected_answer` from a file of problems.
+
+    A file that has those columns keeps all its others; of any other shape (a `question`, an
+    `answer` behind `####`, a solution with a box), question and answer are taken.
+    """
+    from igrpo_nemo.data.problems import DataSpec, load_problems
+    from igrpo_nemo.data.rows import read_file
+
+    rows = read_file(path)
+    if all("problem" in row and "expected_answer" in row for row in rows):
+        return rows
+    spec = DataSpec(dataset_name="jsonl", data_path=str(path), drop_unusable=False)
+    return [
+        {"id": problem.id, "problem": problem.question, "expected_answer": problem.answer}
+        for problem in load_problems(spec)
+    ]
+
+
+def checked_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], where: str) -> list[Row]:
+    """The rows, validated, with answers as text.
+
+    Raises `UserError` naming `where` for a wrong number of rows, a row without a problem or an
+    answer, an answer of the wrong kind, and, in data of your own, a problem that occurs twice.
+    """
+    if not rows:
+        raise UserError(f"{where} has no rows")
+    if benchmark.rows is not None and len(rows) != benchmark.rows:
+        raise UserError(
+            f"{where} has {len(rows)} rows, but {benchmark.name} has {benchmark.rows}: "
+            "get it again, or prepare the data under another name"
+        )
+    checked: list[Row] = []
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        here = f"{where}, row {number}"
+        problem = row.get("problem")
+        if not isinstance(problem, str) or not problem.strip():
+            raise UserError(f"{here} has no problem: a row needs `problem` and `expected_answer`")
+        if problem in seen and benchmark.rows is None:
+            raise UserError(f"{here} repeats the problem of row {seen[problem]}")
+        seen[problem] = number
+        checked.append({**row, "expected_answer": _answer(benchmark, row, here)})
+    return checked
+
+
+def write_benchmark(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """`folder/<name>/`, as NeMo-Skills reads it. The rows are those of `checked_rows`."""
+    where = folder / name
+    where.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(where / DATA_FILE, lines.encode("ascii"))
+    write_atomic(where / "__init__.py", _module_text(benchmark_named(name)).encode("ascii"))
+    return where / DATA_FILE
+
+
+def read_benchmark(folder: Path, name: str) -> BenchmarkData:
+    """A prepared benchmark, validated again. Raises `UserError` saying how to prepare it."""
+    where = folder / name
+    path = where / DATA_FILE
+    if not path.is_file() or not (where / "__init__.py").is_file():
+        raise UserError(
+            f"{where} holds no data: prepare it with "
+            f"`python pipelines/prepare_data.py --out {folder} {name}`"
+        )
+    try:
+        content = path.read_bytes()
+        rows = [json.loads(line) for line in content.splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): prepare it again") from error
+    checked = checked_rows(benchmark_named(name), rows, str(path))
+    return BenchmarkData(name, path, tuple(checked), hashlib.sha256(content).hexdigest()[:16])
+
+
+def freeze(data: Sequence[BenchmarkData], out: Path) -> Path:
+    """Copies the benchmarks into an evaluation's folder: it reads this copy and nothing else.
+
+    Without a container NeMo-Skills looks for a data folder in the working directory, by its name.
+    """
+    folder = out / "data"
+    for benchmark in data:
+        target = folder / benchmark.name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (DATA_FILE, "__init__.py"):
+            shutil.copyfile(benchmark.path.parent / file, target / file)
+    return folder
+
+
+def _answer(benchmark: Benchmark, row: Mapping[str, Any], here: str) -> str:
+    answer = row.get("expected_answer")
+    text = str(answer).strip() if isinstance(answer, str | int | float) else ""
+    if not text or isinstance(answer, bool):
+        raise UserError(f"{here} has no expected_answer")
+    if benchmark.kind == "multichoice":
+        if text not in row:
+            raise UserError(f"{here}: the answer {text} is none of its options")
+        return text
+    if benchmark.integer_answers:
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.5
+        if not number.is_integer():
+            raise UserError(f"{here}: the answer {text} is no integer, as {benchmark.name}'s are")
+        return str(int(number))
+    return text
+
+
+def _module_text(benchmark: Benchmark) -> str:
+    """NeMo-Skills' description of a data set."""
+    kind, arguments = _MODULES[benchmark.kind]
+    choices = 4 if benchmark.name == "gpqa" else 10
+    return (
+        f'DATASET_GROUP = "{kind}"\n'
+        f'METRICS_TYPE = "{kind}"\n'
+        f'GENERATION_ARGS = "{arguments.format(choices=choices)}"\n'
+    )

@@ -1,0 +1,196 @@
+"""An evaluation from its parts to checked results: prepared, completed, never believed unread.
+
+Evaluation --prepare--> OUT/{setting.json,data/,profile/} --repair--> sample files to continue
+    --ns eval, for what is missing--> OUT/eval-results/ --inspect--> what is missing still
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation import format_table
+from igrpo_nemo.skills.command import Place, Server, eval_commands
+from igrpo_nemo.skills.data import BenchmarkData, freeze
+from igrpo_nemo.skills.environment import SkillsEnvironment, child_environ
+from igrpo_nemo.skills.processes import ServerDied, processes_with, run_logged, server_answers
+from igrpo_nemo.skills.profiles import write_profile
+from igrpo_nemo.skills.repair import repair
+from igrpo_nemo.skills.results import RESULTS_FOLDER, Inspection, Results, inspect, sample_path
+from igrpo_nemo.skills.setting import Setting, claim_folder
+from igrpo_nemo.tracking.run_lock import RunLock
+
+LOG_FOLDER = "eval-logs"
+SUBMITTED_FILE = "submitted.json"
+PROGRESS_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What to evaluate, and with what. `setting` holds the benchmarks of this call alone."""
+
+    config: Config
+    setting: Setting
+    data: tuple[BenchmarkData, ...]
+    server: Server
+    out: Path
+    environment: SkillsEnvironment
+
+    @property
+    def names(self) -> list[str]:
+        return [one.name for one in self.data]
+
+
+class FolderLock(RunLock):
+    """One evaluation at a time in a folder."""
+
+    def __init__(self, out: Path) -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            super().__init__(out)
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+        except UserError as error:
+            who = str(error).partition(":")[0]
+            raise UserError(f"{who}: wait until it ends, or give another --out") from error
+
+    def close(self) -> None:
+        self.release()
+
+
+def complete_here(evaluation: Evaluation, environ: Mapping[str, str]) -> list[Inspection]:
+    """Runs on this machine what is missing, against a server that runs; what is missing still.
+
+    Raises `UserError` where the folder holds another evaluation or the server does not answer.
+    """
+    with closing(FolderLock(evaluation.out)):
+        check_alone(evaluation.out)
+        evaluation = prepare(evaluation)
+        lacking = mend_and_inspect(evaluation)
+        if not lacking:
+            return []
+        address = evaluation.server.address
+        assert address is not None
+        if not server_answers(address):
+            raise UserError(f"no server answers at {address}: start it, or give another --address")
+        place = Place(out=str(evaluation.out.absolute()))
+        child = child_environ(evaluation.environment.bin, environ)
+        child["NEMORUN_HOME"] = str(evaluation.out.absolute() / LOG_FOLDER / "nemo_run")
+        log = new_log(evaluation.out)
+        names = [one.benchmark for one in lacking]
+        progress = Progress(evaluation, names)
+        for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
+            command = [str(evaluation.environment.ns), *arguments]
+            try:
+                run_logged(
+                    command,
+                    log,
+                    cwd=evaluation.out,
+                    environ=child,
+                    alive=lambda: server_answers(address),
+                    on_poll=progress,
+                )
+            except ServerDied:
+                print(f"the server at {address} stopped answering", file=sys.stderr)
+                break
+        return lacking_of(evaluation)
+
+
+def check_alone(out: Path) -> None:
+    """Raises `UserError` while a process of a call that was killed samples into the folder."""
+    where = out.absolute() / RESULTS_FOLDER
+    if running := processes_with(f"++output_file={where}/"):
+        raise UserError(
+            f"process {running[0]} of an earlier call still samples into {out}: wait until it "
+            "ends, or end it"
+        )
+
+
+def prepare(evaluation: Evaluation) -> Evaluation:
+    """Claims the folder and fills it with what the jobs read; the setting is then the folder's."""
+    setting = claim_folder(evaluation.out, evaluation.setting)
+    try:  # boundary: the file system
+        freeze(evaluation.data, evaluation.out)
+        write_profile(evaluation.config, evaluation.out)
+    except OSError as error:
+        raise UserError(f"cannot write to {evaluation.out}: {error.strerror or error}") from error
+    return replace(evaluation, setting=setting)
+
+
+def mend_and_inspect(evaluation: Evaluation) -> list[Inspection]:
+    """Mends half-written sample files, and returns the benchmarks that lack something."""
+    for one in evaluation.data:
+        repair(evaluation.out, one.name, evaluation.setting.benchmarks[one.name], one.rows)
+    return lacking_of(evaluation)
+
+
+def lacking_of(evaluation: Evaluation) -> list[Inspection]:
+    """The benchmarks of this call that lack something."""
+    setting = json.loads(evaluation.setting.to_json())
+    found = [inspect(evaluation.out, name, setting) for name in evaluation.names]
+    return [one for one in found if one.missing]
+
+
+class Progress:
+    """Prints how many replies there are, every `PROGRESS_S` seconds."""
+
+    def __init__(self, evaluation: Evaluation, names: Sequence[str]) -> None:
+        self._files = [
+            (sample_path(evaluation.out / RESULTS_FOLDER / name, seed), rows)
+            for name in names
+            for rows in [evaluation.setting.problems[name]["rows"]]
+            for seed in range(evaluation.setting.benchmarks[name])
+        ]
+        self._next = time.monotonic() + PROGRESS_S
+
+    def __call__(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PROGRESS_S
+        done = sum(rows if path.is_file() else _lines(path) for path, rows in self._files)
+        total = sum(rows for _, rows in self._files)
+        print(f"{done:,} of {total:,} replies", flush=True)
+
+
+def _lines(path: Path) -> int:
+    try:
+        with path.with_name(f"{path.name}-async").open("rb") as file:
+            return sum(1 for _ in file)
+    except FileNotFoundError:
+        return 0
+
+
+def new_log(out: Path) -> Path:
+    """The log of one call of this evaluation, beside those of earlier ones."""
+    folder = out / LOG_FOLDER
+    number = len(list(folder.glob("ns-*.log"))) + 1
+    return folder / f"ns-{number}.log"
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+def missing_text(out: Path, lacking: Sequence[Inspection]) -> str:
+    """What is missing, a line a benchmark."""
+    lines = [f"{one.benchmark}: {'; '.join(one.missing)}" for one in lacking]
+    return "\n".join([f"{out} is incomplete:", *(f"  {line}" for line in lines)])
+
+
+def results_text(results: Results) -> str:
+    """The tables that NeMo-Skills prints, with standard errors, and what cut replies cost."""
+    parts = []
+    for name, one in results.benchmarks.items():
+        parts.append(format_table(name, one.metrics))
+        if truncated := float(one.truncated_P_K.mean()):
+            parts.append(f"{100 * truncated:.2f} % of the replies were cut at their token limit")
+    return "\n".join([*parts, str(results.folder / RESULTS_FOLDER)])

@@ -1,0 +1,66 @@
+r"""How the answer is asked for and found: `answer_tags` and `boxed`.
+
+`boxed` is NeMo-Skills' own way: its prompt for the benchmark, the last `\boxed{}`. `answer_tags` is
+the training's: its system prompt, the bare problem as the user's message, the last
+`<answer>...</answer>` outside the thinking. NeMo-Skills takes such a rule from a config file alone:
+the benchmark's own arguments win over the file's prompt, and a shell would spoil the pattern.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.compose import builtin_config_dir
+from igrpo_nemo.skills.benchmarks import Kind
+
+CONFIG_NAMES: dict[Kind, str] = {"math": "answer_tags", "multichoice": "answer_tags_multichoice"}
+PROMPT_FILE = "prompt.yaml"
+
+
+def generation_config_dir() -> Path:
+    """The folder of the shipped generation configs, for `ns eval --config-path`."""
+    return builtin_config_dir() / "skills"
+
+
+def answer_pattern() -> re.Pattern[str]:
+    """The pattern that finds an answer in a reply, as NeMo-Skills applies it."""
+    path = generation_config_dir() / f"{CONFIG_NAMES['math']}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return re.compile(values["eval_config"]["extract_regex"])
+
+
+def prompt_text(system: str) -> str:
+    """A NeMo-Skills prompt: the system prompt, then the bare problem.
+
+    NeMo-Skills formats both texts, so braces are doubled.
+    """
+    prompt = {"user": "{problem}"}
+    if system:
+        prompt["system"] = system.replace("{", "{{").replace("}", "}}")
+    return yaml.safe_dump(prompt, allow_unicode=True, width=100)
+
+
+def write_profile(config: Config, out: Path) -> Path:
+    """What `answer_tags` needs, in the evaluation's folder, where every node can read it."""
+    folder = out / "profile"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CONFIG_NAMES.values():
+        shutil.copyfile(generation_config_dir() / f"{name}.yaml", folder / f"{name}.yaml")
+    (folder / PROMPT_FILE).write_text(prompt_text(config.igrpo.prompt.system), encoding="utf-8")
+    return folder
+
+
+def profile_arguments(profile: str, kind: Kind, folder: str) -> list[str]:
+    """The profile's part of `ns eval`. `folder` is `write_profile`'s, as the job sees it."""
+    if profile == "boxed":
+        return []
+    return [
+        f"--config-path={folder}",
+        f"--config-name={CONFIG_NAMES[kind]}",
+        f"++prompt_config={folder}/{PROMPT_FILE}",
+    ]

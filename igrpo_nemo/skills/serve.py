@@ -1,0 +1,245 @@
+"""A small model on loopback, behind the chat API that NeMo-Skills and others speak.
+
+    POST /v1/chat/completions -> chat template -> queue -> one batch of all that wait -> Sampler
+    GET  /v1/models           -> the model's name and its context
+
+Requests that come while a batch is being sampled form the next one. A reply depends on its request
+alone (`seed` and prompt), not on the batch that it was sampled in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.policy import Policy, open_policy
+from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
+from igrpo_nemo.types import Completion
+
+GATHER_S = 0.005
+"""How long a batch waits for more requests after its first one."""
+MAX_BATCH = 512
+MAX_BODY_BYTES = 16 << 20
+
+
+@dataclass(slots=True)
+class _Waiting:
+    request: SampleRequest
+    params: SamplingParams
+    reply: Future[list[Completion]] = field(default_factory=Future)
+
+
+class Engine:
+    """Samples what waits in its queue, in batches of equal sampling parameters.
+
+    One thread uses the model. `close()` lets the batch that is being sampled finish.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.tokenizer = policy.tokenizer
+        self.sampler = Sampler(policy.model, policy.tokenizer)
+        self._autocast = policy.autocast
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
+        self._thread.start()
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of prompt and reply together."""
+        return self.sampler.max_model_len
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """The messages as the chat template renders them. Raises `UserError` where it cannot."""
+        if not self.tokenizer.chat_template:
+            raise UserError("the model's tokenizer has no chat template")
+        conversation: Any = list(messages)
+        try:  # boundary: a template, and messages from the network
+            text = self.tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:
+            raise UserError(f"the chat template cannot render these messages: {error}") from error
+        assert isinstance(text, str)
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def submit(self, request: SampleRequest, params: SamplingParams) -> list[Completion]:
+        """The completions of one request; waits for them."""
+        waiting = _Waiting(request, params)
+        self._queue.put(waiting)
+        return waiting.reply.result()
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(timeout=60)
+
+    def _work(self) -> None:
+        open_ = True
+        while open_:
+            batch = [self._queue.get()]
+            time.sleep(GATHER_S)
+            while len(batch) < MAX_BATCH and not self._queue.empty():
+                batch.append(self._queue.get())
+            open_ = None not in batch
+            groups: dict[SamplingParams, list[_Waiting]] = {}
+            for waiting in batch:
+                if waiting is not None:
+                    groups.setdefault(waiting.params, []).append(waiting)
+            for params, group in groups.items():
+                self._sample(params, group)
+
+    def _sample(self, params: SamplingParams, group: Sequence[_Waiting]) -> None:
+        try:  # whatever goes wrong belongs to those who asked, not to this thread
+            with self._autocast():
+                replies = self.sampler.sample([waiting.request for waiting in group], params)
+        except Exception as error:
+            for waiting in group:
+                waiting.reply.set_exception(error)
+            return
+        for waiting, completions in zip(group, replies, strict=True):
+            waiting.reply.set_result(completions)
+
+
+@contextmanager
+def serving(model: Path, *, port: int = 0, precision: str = "float32") -> Iterator[str]:
+    """Serves a model folder on loopback; yields the address, ending in /v1."""
+    engine = Engine(open_policy(model, precision=precision))
+    server = _Server(engine, str(model.absolute()), port)
+    thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        engine.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024  # NeMo-Skills opens hundreds of connections at once
+
+    def __init__(self, engine: Engine, name: str, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.engine = engine
+        self.name = name
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_PUT(self) -> None:  # how NeMo-Skills asks whether a server is there
+        self.close_connection = True
+        self._send(404, {"error": {"message": f"there is no {self.path}"}})
+
+    def do_GET(self) -> None:
+        if self.path.rstrip("/") != "/v1/models":
+            return self._send(404, {"error": {"message": f"there is no {self.path}"}})
+        model = {
+            "id": self.server.name,
+            "object": "model",
+            "owned_by": "igrpo-nemo",
+            "max_model_len": self.server.engine.context,
+        }
+        self._send(200, {"object": "list", "data": [model]})
+
+    def do_POST(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        if self.path.rstrip("/") != "/v1/chat/completions" or not 0 < size <= MAX_BODY_BYTES:
+            self.close_connection = True
+            return self._send(404, {"error": {"message": f"there is no {self.path}"}})
+        body = self.rfile.read(size)
+        try:  # boundary: a request from the network
+            reply = chat_completion(self.server.engine, self.server.name, json.loads(body))
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            return self._send(400, {"error": {"message": message, "type": "BadRequestError"}})
+        except Exception as error:
+            return self._send(500, {"error": {"message": f"{type(error).__name__}: {error}"}})
+        self._send(200, reply)
+
+    def _send(self, code: int, values: Mapping[str, Any]) -> None:
+        content = json.dumps(values).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def chat_completion(engine: Engine, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The reply to a chat completion request: `temperature`, `top_p`, `top_k`, `max_tokens`, `n`,
+    `stop` and `seed` count. Raises `UserError` for one that cannot be answered."""
+    if body.get("stream"):
+        raise UserError("stream is not supported: leave it out")
+    prompt_ids = engine.prompt_ids(body["messages"])
+    params = _sampling_params(engine, body, len(prompt_ids))
+    request = SampleRequest(prompt_ids, int(body.get("n") or 1), _seed_key(body, prompt_ids))
+    completions = engine.submit(request, params)
+    tokens = sum(len(completion.token_ids) for completion in completions)
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": name,
+        "choices": [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": completion.text},
+                "finish_reason": "length" if completion.truncated else "stop",
+            }
+            for i, completion in enumerate(completions)
+        ],
+        "usage": {
+            "prompt_tokens": len(prompt_ids),
+            "completion_tokens": tokens,
+            "total_tokens": len(prompt_ids) + tokens,
+        },
+    }
+
+
+def _sampling_params(engine: Engine, body: Mapping[str, Any], prompt: int) -> SamplingParams:
+    """OpenAI's names and defaults; without a limit a reply may fill the context."""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    room = None if engine.context is None else engine.context - prompt
+    if limit is not None and room is not None and int(limit) > room:
+        raise UserError(
+            f"This model's maximum context length is {engine.context} tokens. However, your "
+            f"request has {prompt} input tokens, and max_tokens is {limit}"
+        )
+    stop = body.get("stop") or ()
+    top_k = body.get("top_k")
+    return SamplingParams(
+        max_new_tokens=int(limit) if limit is not None else max(room or 1, 1),
+        temperature=_number(body, "temperature"),
+        top_p=_number(body, "top_p"),
+        top_k=int(top_k) if top_k is not None and int(top_k) > 0 else None,
+        stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
+
+
+def _number(body: Mapping[str, Any], name: str) -> float:
+    value = body.get(name)
+    return 1.0 if value is None else float(value)
+
+
+def _seed_key(body: Mapping[str, Any], prompt_ids: Sequence[int]) -> str:
+    seed = body.get("seed")
+    if seed is None:
+        return uuid.uuid4().hex
+    return f"{seed}/{hashlib.sha256(json.dumps(list(prompt_ids)).encode()).hexdigest()}"

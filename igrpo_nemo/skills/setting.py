@@ -1,0 +1,215 @@
+"""What decides an evaluation's samples, written into its folder: two settings never share one.
+
+    config + model + data --setting_of--> Setting --claim_folder--> OUT/setting.json
+        or a `UserError` with the one line that names the difference
+
+NeMo-Skills skips what has a `.done` file, whatever it was sampled with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation_files import weights_fingerprint
+from igrpo_nemo.skills.data import BenchmarkData
+from igrpo_nemo.skills.results import RESULTS_FOLDER, SETTING_FILE, read_setting
+from igrpo_nemo.tracking.atomic import write_atomic
+
+TEMPLATE_TOKENS = 64
+"""Room for the chat template around system prompt and problem."""
+
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An evaluation, as setting.json holds it."""
+
+    model: str
+    weights: str
+    """Tells two sets of weights at one path apart; of a served model, its name."""
+    profile: str
+    system_prompt: str | None
+    temperature: float
+    top_p: float
+    max_tokens: int
+    context: int | None
+    """Tokens of the model's context, where it is known."""
+    server_type: str
+    nemo_skills: str
+    """NeMo-Skills' version."""
+    benchmarks: Mapping[str, int]
+    """Samples per problem."""
+    problems: Mapping[str, Mapping[str, Any]]
+    """Of each benchmark: `rows`, `sha256` of its data, and the `tokens` that a request asks for."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is evaluated: a name or path, what identifies its weights, and its context in tokens."""
+
+    name: str
+    weights: str
+    context: int | None
+
+
+def local_model(path: Path, config: Config) -> Model:
+    """The model of a Hugging Face folder, or of a checkpoint that holds one in `model/`."""
+    folder = path / "model" if not (path / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} is no model folder: it has no config.json (nor model/config.json)")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    context = values.get("max_position_embeddings") or _configured_context(config)
+    folder = folder.absolute()
+    return Model(plain_path(folder), weights_fingerprint(folder), context)
+
+
+def named_model(name: str, config: Config, context: int | None = None) -> Model:
+    """A model that a server has or loads under a name; `context` is what the server says."""
+    return Model(name, name, context or _configured_context(config))
+
+
+def setting_of(
+    config: Config,
+    model: Model,
+    data: Sequence[BenchmarkData],
+    *,
+    server_type: str,
+    nemo_skills: str,
+) -> Setting:
+    """The setting of `igrpo.evaluation` for a model and its benchmarks' data."""
+    keys = config.igrpo.evaluation
+    system = config.igrpo.prompt.system if keys.profile == "answer_tags" else None
+    return Setting(
+        model=model.name,
+        weights=model.weights,
+        profile=keys.profile,
+        system_prompt=system,
+        temperature=keys.temperature,
+        top_p=keys.top_p,
+        max_tokens=keys.max_tokens,
+        context=model.context,
+        server_type=server_type,
+        nemo_skills=nemo_skills,
+        benchmarks={name: keys.benchmarks[name] for name in (one.name for one in data)},
+        problems={
+            one.name: {
+                "rows": len(one.rows),
+                "sha256": one.sha256,
+                "tokens": reply_tokens(
+                    keys.max_tokens, model.context, longest_prompt(one, system or "")
+                ),
+            }
+            for one in data
+        },
+    )
+
+
+def reply_tokens(max_tokens: int, context: int | None, longest_prompt: int) -> int | None:
+    """The tokens that a request asks for, so that a reply has min(max_tokens, context - prompt).
+
+    None leaves it to the server, whose default is context - prompt: right wherever the context is
+    the smaller one. A server refuses a request for more than fits, and NeMo-Skills' remedy
+    (enable_soft_fail) would count every other failure as an empty reply too; so where only the
+    longest prompts do not fit, all replies get what the longest one leaves.
+    """
+    if context is None or context >= max_tokens + longest_prompt:
+        return max_tokens
+    if context <= max_tokens:
+        return None
+    return context - longest_prompt
+
+
+def longest_prompt(data: BenchmarkData, system: str) -> int:
+    """No prompt of the benchmark has more tokens than this: a token is at least a byte."""
+    longest = max(len(row["problem"].encode()) for row in data.rows)
+    return longest + len(system.encode()) + TEMPLATE_TOKENS
+
+
+def default_folder(base: Path, setting: Setting) -> Path:
+    """A folder of the setting's own below `base`; benchmarks and samples may be added to it."""
+    values = {**asdict(setting), "benchmarks": None, "problems": None}
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
+    name = f"{setting.profile}-t{setting.temperature:g}-p{setting.top_p:g}-{digest}"
+    return base / name
+
+
+def claim_folder(out: Path, setting: Setting) -> Setting:
+    """Writes setting.json, or raises `UserError` with what differs from the one that is there.
+
+    A folder may grow: more benchmarks and more samples join what it has, and the setting that is
+    returned holds them all. Without samples, any setting may take the folder.
+    """
+    plain_path(out.absolute())
+    found = read_setting(out)
+    has_samples = any((out / RESULTS_FOLDER).glob("*/output*"))
+    if has_samples and not found:
+        raise UserError(
+            f"{out} holds samples without a {SETTING_FILE}: evaluate into another folder (--out)"
+        )
+    if has_samples:
+        setting = _joined(out, found, setting)
+    try:  # boundary: the file system
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / SETTING_FILE, setting.to_json().encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    return setting
+
+
+def plain_path(path: Path) -> str:
+    """The path as text. Raises `UserError` for one that NeMo-Skills' unquoted commands break at."""
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        raise UserError(
+            f"{path}: NeMo-Skills does not quote paths, use one of letters, digits and . _ / + -"
+        )
+    return str(path)
+
+
+def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
+    wanted = json.loads(setting.to_json())
+    for name, value in wanted.items():
+        if name not in ("benchmarks", "problems") and found.get(name) != value:
+            raise _another(out, name, found.get(name), value)
+    for name, samples in wanted["benchmarks"].items():
+        before = found.get("benchmarks", {}).get(name, 0)
+        if samples < before:
+            raise _another(out, f"samples of {name}", before, samples)
+        if before and found.get("problems", {}).get(name) != wanted["problems"][name]:
+            old, new = found.get("problems", {}).get(name), wanted["problems"][name]
+            raise _another(out, f"data of {name}", old, new)
+    return Setting(
+        **{
+            **asdict(setting),
+            "benchmarks": {**found.get("benchmarks", {}), **wanted["benchmarks"]},
+            "problems": {**found.get("problems", {}), **wanted["problems"]},
+        }
+    )
+
+
+def _another(out: Path, name: str, old: object, new: object) -> UserError:
+    return UserError(
+        f"{out} holds another evaluation ({name} was {_short(old)}, is {_short(new)}): "
+        "use another output folder (--out)"
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _configured_context(config: Config) -> int | None:
+    architecture = getattr(config.igrpo, "architecture", None)
+    return architecture.max_position_embeddings if architecture else None

@@ -1,0 +1,51 @@
+"""Prints a cluster profile of NeMo-Skills, made from the project's own cluster profile.
+
+    python pipelines/cluster_config.py cluster=a100_2x8 > configs/cluster_configs/slurm_a100.yaml
+    python pipelines/cluster_config.py --workspace /lustre/me --name mine cluster=h100_2x8
+
+Account, partition, time limit, container, mounts and environment are `igrpo.site`: from
+cluster.local.yaml, from environment variables such as SBATCH_ACCOUNT, or igrpo.site.account=...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.compose import composed_values, config_folders, config_groups
+from igrpo_nemo.config.validate import validated
+from igrpo_nemo.pipeline.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.site import site_profile
+from igrpo_nemo.skills.cluster_yaml import WORKSPACE, cluster_text, cluster_values
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def main(words: Sequence[str]) -> int:
+    parser = Parser(__doc__, "cluster_config.py [flags] [key=value ...]")
+    parser.add_argument("--name", default="slurm_a100", help="the profile's name (slurm_a100)")
+    parser.add_argument(
+        "--workspace", default=WORKSPACE, metavar="DIR", help=f"shared folder ({WORKSPACE})"
+    )
+    parser.add_argument("--images", metavar="DIR", help="container images (WORKSPACE/images)")
+    flags, rest = parser.parse_known_args(list(words))
+    overrides = overrides_of(rest)
+    site = site_profile(_config(overrides), CHECKOUT, os.environ, overrides)
+    values = cluster_values(site, workspace=flags.workspace, images=flags.images)
+    print(cluster_text(flags.name, words, values), end="")
+    return DONE
+
+
+def _config(overrides: Sequence[str]) -> Config:
+    """The composed config. Only its profile is used: no engine's checks apply."""
+    folders = config_folders()
+    groups = config_groups(folders)
+    values = composed_values(["policy.model_name=none", *overrides], folders, groups)
+    return validated(values, groups)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

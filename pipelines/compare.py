@@ -1,0 +1,46 @@
+"""Compares evaluations: accuracy beside published figures, paired differences, pass@k curves.
+
+    python pipelines/compare.py runs/grpo runs/igrpo
+    python pipelines/compare.py GRPO=EVAL_1 iGRPO=EVAL_2 --experiment iGRPO=table1_..._igrpo
+
+A folder is an evaluation's output, or a run folder with one evaluation. The first system is the
+reference of all differences. Evaluations of different settings or problems are refused; --anyway
+compares them all the same, with what differs in a table. docs/pipeline.md says how to read it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
+from igrpo_nemo.pipeline.script import DONE, Parser, exit_code
+
+
+def main(words: Sequence[str]) -> int:
+    parser = Parser(__doc__, "compare.py [flags] [LABEL=]FOLDER ...")
+    add = parser.add_argument
+    add("systems", nargs="+", metavar="[LABEL=]FOLDER", help="evaluations or run folders")
+    add("--out", type=Path, default=Path("comparison"), help="output folder (comparison)")
+    add(
+        "--experiment",
+        action="append",
+        default=[],
+        metavar="[LABEL=]NAME",
+        help="published figures to show, by default beside the last system",
+    )
+    add("--anyway", action="store_true", help="compare different settings too")
+    add("--confidence", type=float, default=0.95, help="of the intervals (0.95)")
+    add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    flags = parser.parse_args(list(words))
+    if not 0.5 <= flags.confidence < 1:
+        raise UserError(f"--confidence {flags.confidence} is not in [0.5, 1)")
+    request = Request(flags.systems, flags.experiment, flags.anyway, flags.confidence, flags.seed)
+    print(summary_text(compare(request, flags.out), flags.out))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,52 @@
+"""Makes a trained checkpoint a Hugging Face folder: RUN/hf/last.
+
+    python pipelines/convert.py experiment=demo
+    python pipelines/convert.py experiment=table1_openmath_nemotron_14b_igrpo --checkpoint best
+
+The words are those that the run was trained with. The embedded engine's checkpoints are such
+folders already and are linked; NeMo-RL's go through its own converter, where NeMo-RL is installed
+(its container). What is converted already is left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.pipeline.checkpoints import find_checkpoint
+from igrpo_nemo.pipeline.conversion import convert, model_folder
+from igrpo_nemo.pipeline.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.pipeline.training import training_inputs
+
+
+def main(words: Sequence[str]) -> int:
+    parser = Parser(__doc__, "convert.py [flags] key=value ...")
+    add = parser.add_argument
+    add("--checkpoint", default="last", metavar="last|best|N", help="which checkpoint (last)")
+    add("--gpus", type=int, metavar="N", help="shard the model over N GPUs while converting")
+    add("--python", metavar="COMMAND", help="NeMo-RL's Python: 'uv run --extra mcore python'")
+    add("--dry-run", action="store_true", help="say what would be converted")
+    flags, rest = parser.parse_known_args(list(words))
+    config = load_config(overrides_of(rest))
+    run = Path(config.logger.log_dir)
+    if flags.dry_run:
+        checkpoint = find_checkpoint(run, flags.checkpoint)
+        target = model_folder(run, flags.checkpoint)
+        print(f"{checkpoint.weights} ({checkpoint.form.value}) -> {target}")
+        return DONE
+    stamp = convert(
+        run,
+        flags.checkpoint,
+        inputs=training_inputs(config),
+        gpus=flags.gpus,
+        python=flags.python,
+    )
+    step, form = stamp.outputs["step"], stamp.outputs["form"]
+    print(f"convert: step {step} ({form}) is {model_folder(run, flags.checkpoint)}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

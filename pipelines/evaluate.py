@@ -1,0 +1,182 @@
+"""Evaluates a model on the paper's benchmarks through NeMo-Skills' `ns eval`.
+
+    evaluate.py --model NAME --address http://127.0.0.1:8000/v1      a server that runs
+    evaluate.py --model PATH --cluster slurm_a100                    jobs that start their own
+    evaluate.py --model runs/demo/checkpoints/step_00000100 --serve  a small model, served here
+    evaluate.py --check DIR                                          only read what is there
+
+Settings are `igrpo.evaluation` of the config: eval=all_64, igrpo.evaluation.profile=boxed, ...
+Results are believed by their files alone. What is missing is said, and the same command completes
+it; a folder that holds another setting is refused. docs/evaluation.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.script import DONE, NO, Parser, exit_code, overrides_of
+from igrpo_nemo.site import site_profile
+from igrpo_nemo.skills import selection
+from igrpo_nemo.skills.cluster_yaml import sbatch_options
+from igrpo_nemo.skills.command import Place, Server, eval_commands, tensor_parallel
+from igrpo_nemo.skills.data import default_data_folder, read_benchmark
+from igrpo_nemo.skills.environment import find_environment, version_warning
+from igrpo_nemo.skills.evaluate import Evaluation, complete_here, missing_text, results_text
+from igrpo_nemo.skills.results import read_results
+from igrpo_nemo.skills.setting import default_folder, local_model, setting_of
+from igrpo_nemo.skills.submit import check_not_running, cluster_profile, submit
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def main(words: Sequence[str]) -> int:
+    # As Ctrl-C does: what was started is ended before this process is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    flags, rest = _parser().parse_known_args(list(words))
+    overrides = overrides_of(rest)
+    if flags.check is not None:
+        return _print_results(flags.check)
+    environment = find_environment(os.environ)
+    if warning := version_warning(environment):
+        print(f"warning: {warning}", file=sys.stderr)
+    if flags.demo:
+        _choose_demo(flags)
+    if flags.model is None and flags.address is None:
+        raise UserError("name a model with --model, or a server with --address")
+    if flags.address is None and not (flags.serve or flags.cluster or flags.dry_run):
+        raise UserError(
+            "nothing answers for the model: give the --address of a running server "
+            "(vllm serve PATH), --serve for a small model, or --cluster"
+        )
+    config = selection.config_of_model(flags.model, overrides)
+    config = selection.with_benchmarks(config, flags.benchmarks)
+    with ExitStack() as stack:
+        if flags.serve and not flags.dry_run:
+            flags.address = _served(stack, flags, config)
+        evaluation = _evaluation(flags, config, environment)
+        if flags.cluster:
+            return _on_cluster(flags, evaluation)
+        if flags.dry_run:
+            return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
+        return _here(evaluation)
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__, "evaluate.py [flags] [key=value ...]")
+    add = parser.add_argument
+    add("--model", metavar="PATH", help="model folder, checkpoint, or a name that the server knows")
+    add("--demo", action="store_true", help="the demo's model on its held-out problems")
+    add("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples a problem")
+    add("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
+    add("--out", type=Path, metavar="DIR", help="output folder (one of the setting's own)")
+    add("--check", type=Path, metavar="DIR", help="read and print what DIR holds, run nothing")
+    add("--dry-run", action="store_true", help="print setting and commands, evaluate nothing")
+    where = parser.add_argument_group("what answers, and where")
+    where.add_argument("--address", metavar="URL", help="an OpenAI-compatible server, up to /v1")
+    where.add_argument("--serve", action="store_true", help="serve the model here: small ones")
+    where.add_argument("--cluster", metavar="NAME", help="a cluster profile of NeMo-Skills")
+    where.add_argument(
+        "--config-dir", type=Path, metavar="DIR", help="its folder (configs/cluster_configs)"
+    )
+    where.add_argument("--jobs", type=int, default=8, help="jobs that share the samples (8)")
+    where.add_argument("--server-type", default="vllm", help="NeMo-Skills' name for it (vllm)")
+    where.add_argument("--server-args", default="", help="further arguments of a job's server")
+    where.add_argument("--again", action="store_true", help="send jobs though others may run")
+    return parser
+
+
+def _choose_demo(flags: argparse.Namespace) -> None:
+    from igrpo_nemo.skills.demo import BENCHMARK, SAMPLES, prepare_demo
+
+    demo = prepare_demo(CHECKOUT / "runs")
+    flags.model, flags.data_dir, flags.serve = str(demo.checkpoint), demo.data, True
+    flags.benchmarks = flags.benchmarks or f"{BENCHMARK}:{SAMPLES}"
+
+
+def _served(stack: ExitStack, flags: argparse.Namespace, config: Config) -> str:
+    """The address of the project's own small server, for as long as the evaluation takes."""
+    from igrpo_nemo.cli.threads import set_threads
+    from igrpo_nemo.skills.serve import serving
+
+    if flags.address or flags.cluster or flags.model is None:
+        raise UserError("--serve serves --model here: leave out --address and --cluster")
+    set_threads(config.igrpo.threads)
+    folder = Path(local_model(Path(flags.model), config).name)
+    return stack.enter_context(serving(folder, precision=config.policy.precision))
+
+
+def _evaluation(flags: argparse.Namespace, config: Config, environment) -> Evaluation:
+    """Model, data, setting and output folder, everything checked that can be before it starts."""
+    model = selection.chosen_model(flags.model, flags.address, config)
+    data_dir = flags.data_dir or default_data_folder(os.environ)
+    names = config.igrpo.evaluation.benchmarks
+    data = tuple(read_benchmark(data_dir, name) for name in names)
+    setting = setting_of(
+        config, model, data, server_type=flags.server_type, nemo_skills=environment.version
+    )
+    out = flags.out or default_folder(selection.default_base(flags.model), setting)
+    heads = selection.attention_heads(model.name, config)
+    server = Server(
+        model=model.name,
+        server_type=flags.server_type,
+        address=flags.address,
+        gpus=tensor_parallel(config.igrpo.evaluation.server_gpus, heads),
+        arguments=flags.server_args,
+    )
+    return Evaluation(config, setting, data, server, out, environment)
+
+
+def _here(evaluation: Evaluation) -> int:
+    if lacking := complete_here(evaluation, os.environ):
+        print(missing_text(evaluation.out, lacking), file=sys.stderr)
+        return NO
+    return _print_results(evaluation.out)
+
+
+def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation) -> int:
+    config_dir = flags.config_dir or CHECKOUT / "configs" / "cluster_configs"
+    profile = cluster_profile(flags.cluster, config_dir)
+    site = site_profile(evaluation.config, CHECKOUT, os.environ)
+    place = profile.place(evaluation.out, jobs=flags.jobs, sbatch=sbatch_options(site))
+    if not flags.dry_run:
+        profile.check_account()
+    if not (flags.again or flags.dry_run):
+        check_not_running(evaluation.out)
+    if flags.address is None:
+        server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
+        evaluation = replace(evaluation, server=server)
+    sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run)
+    if sent is None:
+        return _print_results(evaluation.out)
+    if flags.dry_run:
+        return _print_commands(evaluation, place)
+    print(f"sent as {place.expname}; once the jobs have ended, the same command checks the results")
+    print(f"of {evaluation.out} and sends what is missing")
+    return DONE
+
+
+def _print_commands(evaluation: Evaluation, place: Place) -> int:
+    import shlex
+
+    print(evaluation.setting.to_json(), end="")
+    for arguments in eval_commands(evaluation.setting, evaluation.names, evaluation.server, place):
+        print(f"\n{shlex.join([str(evaluation.environment.ns), *arguments])}")
+    return DONE
+
+
+def _print_results(out: Path) -> int:
+    print(results_text(read_results(out)))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

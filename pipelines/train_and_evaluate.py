@@ -1,0 +1,93 @@
+"""From a config to the comparison: train -> convert -> evaluate -> compare, here or on Slurm.
+
+    python pipelines/train_and_evaluate.py experiment=demo
+    python pipelines/train_and_evaluate.py experiment=table1_openmath_nemotron_14b_igrpo \\
+        --against runs/table1_openmath_nemotron_14b_grpo --cluster slurm --dry-run
+
+The words are Hydra overrides, as of `igrpo train`. A stage that is done is not repeated; a changed
+setting is named and never silently reused. The results are RUN/comparison/. docs/pipeline.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.pipeline.chain import chain_of
+from igrpo_nemo.pipeline.comparison import Request
+from igrpo_nemo.pipeline.evaluation import SAMPLES, Choices
+from igrpo_nemo.pipeline.local_chain import plan_here, run_here
+from igrpo_nemo.pipeline.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.pipeline.slurm_chain import SlurmChoices, slurm_plan, submit_all
+from igrpo_nemo.report.published import find_published
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def main(words: Sequence[str]) -> int:
+    flags, rest = _parser().parse_known_args(list(words))
+    overrides = overrides_of(rest)
+    base = Path()
+    if flags.cluster is not None:
+        # Relative paths mean the same here and in the jobs, which run in the checkout.
+        os.chdir(CHECKOUT)
+        base = CHECKOUT
+    chain = chain_of(overrides, load_config(overrides), base, flags.checkpoint)
+    choices = Choices(
+        evaluator=flags.evaluator,
+        benchmarks=flags.benchmarks,
+        data_dir=flags.data_dir,
+        address=flags.address,
+        server_args=flags.server_args,
+        samples=flags.samples,
+    )
+    published = chain.experiment if find_published(chain.experiment) else None
+    experiments = [f"{chain.label}={published}"] if published else []
+    request = Request(flags.against, experiments, flags.anyway)
+    if flags.cluster is None:
+        if flags.dry_run:
+            print(plan_here(chain, choices, request, os.environ))
+            return DONE
+        return run_here(chain, choices, request, os.environ)
+    slurm = SlurmChoices(CHECKOUT, flags.chain, flags.skills_profile, flags.config_dir, flags.jobs)
+    if flags.dry_run:
+        print(slurm_plan(chain, choices, request, slurm, os.environ))
+        return DONE
+    return submit_all(chain, choices, request, slurm, os.environ)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__, "train_and_evaluate.py [flags] key=value ...")
+    add = parser.add_argument
+    add("--checkpoint", default="last", metavar="last|best|N", help="which one to evaluate (last)")
+    add(
+        "--against",
+        action="append",
+        default=[],
+        metavar="[LABEL=]FOLDER",
+        help="another system to compare with, the reference first; may be repeated",
+    )
+    add("--anyway", action="store_true", help="compare evaluations of other settings too")
+    add("--dry-run", action="store_true", help="print the whole plan, start nothing")
+    what = parser.add_argument_group("the evaluation")
+    what.add_argument("--evaluator", choices=["auto", "nemo_skills", "igrpo"], default="auto")
+    what.add_argument("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples each")
+    what.add_argument("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
+    what.add_argument("--samples", type=int, default=SAMPLES, help="on a run's own problems (4)")
+    what.add_argument("--address", metavar="URL", help="a server of the model, up to /v1")
+    what.add_argument("--server-args", default="", help="further arguments of a job's server")
+    where = parser.add_argument_group("Slurm")
+    where.add_argument("--cluster", choices=["slurm"], help="submit everything to Slurm")
+    where.add_argument("--chain", type=int, default=1, metavar="K", help="continuation jobs (1)")
+    where.add_argument("--skills-profile", metavar="NAME", help="NeMo-Skills' cluster profile")
+    where.add_argument("--config-dir", type=Path, metavar="DIR", help="its folder")
+    where.add_argument("--jobs", type=int, default=8, help="jobs that share the samples (8)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,200 @@
+"""A whole chain on this machine with the embedded engine, and the batch scripts of its stages."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.chain import chain_of
+from igrpo_nemo.pipeline.jobs import StageJob, Surroundings, script_text
+from igrpo_nemo.pipeline.skills_profile import chain_profile
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "experiment=demo",
+    "igrpo.warmup.steps=10",
+    "igrpo.warmup.batch_size=8",
+    "igrpo.threads=1",
+    "grpo.num_prompts_per_step=2",
+    "grpo.max_val_samples=8",
+    "grpo.max_num_steps=2",
+    "grpo.val_at_start=false",
+    "grpo.val_period=0",
+    "checkpointing.save_period=2",
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A working folder with a finished chain in runs/demo."""
+    folder = tmp_path_factory.mktemp("chain")
+    done = chain(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def chain(folder: Path, *words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    environ = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
+    return subprocess.run(
+        [sys.executable, script, *SMALL, "--evaluator", "igrpo", "--samples", "2", *flags, *words],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def states(folder: Path) -> dict[str, int]:
+    """When each file of the run was last written, but those of the comparison."""
+    files = (path for path in (folder / "runs" / "demo").rglob("*") if path.is_file())
+    return {str(path): path.stat().st_mtime_ns for path in files if "comparison" not in path.parts}
+
+
+def test_chain_trains_evaluates_and_compares(work):
+    run = work / "runs" / "demo"
+    assert (run / "finished").is_file() and (run / "hf" / "last").is_symlink()
+    (where,) = (run / "evaluation" / "last").glob("igrpo-*/eval-results/arithmetic")
+    assert len((where / "output-rs1.jsonl").read_text().splitlines()) == 8
+    assert "| demo |" in (run / "comparison" / "comparison.md").read_text()
+    rows = list(csv.DictReader((run / "comparison" / "comparison.csv").open()))
+    quantities = {(row["quantity"], row["k"]) for row in rows}
+    assert {("accuracy", ""), ("pass", "2"), ("majority", "2"), ("no_answer", "")} <= quantities
+    assert "<svg" in (run / "comparison" / "report.html").read_text()
+
+
+def test_a_second_call_repeats_nothing(work):
+    before = states(work)
+    done = chain(work)
+    assert done.returncode == 0, done.stderr
+    assert "train: runs/demo is finished" in done.stdout
+    assert "-n8 is complete" in done.stdout
+    assert states(work) == before
+
+
+def test_a_changed_setting_is_named_and_nothing_is_made(work):
+    before = states(work)
+    done = chain(work, "igrpo.num_drafts=3", "igrpo.num_refinements=5")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "trained with grpo.num_generations_per_prompt=4, now it is 5" in done.stderr
+    shorter = chain(work, "grpo.max_num_steps=1")
+    assert "trained with grpo.max_num_steps=2, now it is 1" in shorter.stderr
+    assert states(work) == before
+
+
+def test_another_temperature_gets_a_folder_of_its_own_and_is_not_compared_silently(work):
+    hot = ("igrpo.evaluation.temperature=1.0",)
+    (first,) = (work / "runs/demo/evaluation/last").glob("igrpo-*-t0.6-*")
+    done = chain(work, *hot, flags=("--against", f"cold={first}"))
+    assert done.returncode == 2
+    assert "differ in temperature (cold: 0.6, demo: 1.0)" in done.stderr
+    done = chain(work, *hot, flags=("--against", f"cold={first}", "--anyway"))
+    assert done.returncode == 0, done.stderr
+    assert "minus cold" in done.stdout and "temperature" in done.stdout
+
+
+def test_dry_run_prints_the_stages_and_starts_nothing(work, tmp_path):
+    done = chain(tmp_path, flags=("--dry-run",))
+    assert done.returncode == 0, done.stderr
+    stages = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert stages == ["train", "convert", "evaluate", "compare"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_are_told_apart_before_they_exist(tmp_path):
+    def weights(*words, which="last"):
+        words = ("experiment=demo", *words)
+        return chain_of(words, load_config(words), tmp_path, which).weights()
+
+    same = weights("logger.log_dir=elsewhere", "igrpo.evaluation.temperature=1.0")
+    assert weights() == same
+    others = {weights("grpo.max_num_steps=3"), weights("grpo.seed=3"), weights(which="best")}
+    assert len(others | {same}) == 4
+
+
+SITE = Site(
+    gpu="a100_80gb",
+    account="acme",
+    partition="gpu",
+    qos="high",
+    container="nvcr.io#nvidia/nemo-rl:v0.7.0",
+    mounts=["/lustre/data:/data:ro"],
+    hf_home="/lustre/hf",
+    sbatch=["--comment=ours"],
+)
+JOB = StageJob("convert", ("python", "pipelines/convert.py", "a=b c"), 1, "01:00:00", (7, 8))
+
+
+def surroundings(site: Site) -> Surroundings:
+    settings = {"HF_HOME": "/lustre/hf", "HF_HUB_OFFLINE": "1", "CONTAINER_IMAGE": "x", "VENV": ""}
+    return Surroundings(site, Path("/home/me/igrpo"), Path("/lustre/runs/demo"), settings)
+
+
+def test_stage_script_in_a_container():
+    lines = script_text(JOB, surroundings(SITE)).splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    assert options[0].startswith("--job-name=igrpo-demo-") and options[0].endswith("-convert")
+    assert options[1:] == [
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=1",
+        "--time=01:00:00",
+        "--account=acme",
+        "--partition=gpu",
+        "--qos=high",
+        "--output=/lustre/runs/demo/slurm/convert-%j.out",
+        "--dependency=afterok:7:8",
+        "--kill-on-invalid-dep=yes",
+        "--comment=ours",
+    ]
+    assert "export HF_HOME=/lustre/hf" in lines
+    assert lines[-1] == (
+        "srun --ntasks=1 '--container-image=nvcr.io#nvidia/nemo-rl:v0.7.0' "
+        "--container-mounts=/lustre/data:/data:ro,/home/me/igrpo:/home/me/igrpo,"
+        "/lustre/runs/demo:/lustre/runs/demo,/lustre/hf:/lustre/hf "
+        "--container-workdir=/home/me/igrpo --no-container-mount-home "
+        "--container-env=HF_HOME,HF_HUB_OFFLINE,PYTHONPATH "
+        "python pipelines/convert.py 'a=b c'"
+    )
+    assert not [line for line in lines if "CONTAINER_IMAGE" in line]
+
+
+def test_stage_script_on_bare_metal():
+    text = script_text(JOB, surroundings(Site(gpu="cpu")))
+    assert "--gpus-per-node" not in text and "container" not in text.replace("CONTAINER", "")
+    assert 'export PATH=/home/me/igrpo/.venv/bin:"$PATH"' in text
+    assert text.endswith("srun --ntasks=1 python pipelines/convert.py 'a=b c'\n")
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_stage_script_refuses_what_slurm_would_cut():
+    where = surroundings(SITE)
+    odd = Surroundings(where.site, where.checkout, Path("/lustre/my runs/#1"), where.settings)
+    with pytest.raises(UserError, match="cannot stand in a job script"):
+        script_text(JOB, odd)
+
+
+def test_the_chains_skills_profile_takes_the_sites_account_and_mounts_the_run(tmp_path):
+    shipped = CHECKOUT / "configs" / "cluster_configs"
+    run = tmp_path / "runs" / "demo"
+    profile = chain_profile("slurm_a100", shipped, SITE, [run], run / "stages")
+    values = yaml.safe_load((run / "stages" / "slurm_a100.yaml").read_text())
+    before = yaml.safe_load((shipped / "slurm_a100.yaml").read_text())
+    assert (values["account"], values["partition"]) == ("acme", "gpu")
+    assert values["dependency_type"] == "afterok"
+    assert values["containers"] == before["containers"]
+    assert values["mounts"] == [*before["mounts"], f"{run}:{run}"]
+    assert profile.seen(str(run / "hf" / "last")) == str(run / "hf" / "last")
+    again = chain_profile("slurm_a100", shipped, Site(), [Path("/workspace/runs/x")], tmp_path)
+    assert again.mounts == tuple(before["mounts"])
+    with pytest.raises(UserError, match="no cluster profile .*slurm_none.yaml: there are local"):
+        chain_profile("slurm_none", shipped, SITE, [], tmp_path)
