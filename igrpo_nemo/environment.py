@@ -59,12 +59,13 @@ class TwoStageEnvironment:
         groups = self._score(Stage(stage or Stage.DRAFT), attempts)
         if stage != Stage.DRAFT:
             return [StepReturn(group, None, (), True) for group in groups]
-        returns = []
-        for group in groups:
-            selection = self.feedback.select(group, step)
-            observations = self.feedback.next_prompts(group, selection, self.prompts)
-            returns.append(StepReturn(group, selection, observations, not observations))
-        return returns
+        return [self.after_drafts(group, step) for group in groups]
+
+    def after_drafts(self, drafts: Group, step: int) -> StepReturn:
+        """The draft stage of a group whose scores are known: the selection and the next prompts."""
+        selection = self.feedback.select(drafts, step)
+        observations = self.feedback.next_prompts(drafts, selection, self.prompts)
+        return StepReturn(drafts, selection, observations, not observations)
 
     def _score(self, stage: Stage, attempts: Sequence[Attempt]) -> list[Group]:
         scores = iter(

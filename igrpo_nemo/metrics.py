@@ -33,6 +33,37 @@ def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) ->
     return {name: value for name, value in metrics.items() if value is not None}
 
 
+def prefetch_metrics(
+    rollouts: Sequence[Rollout], ages: Sequence[int | None], dropped: int
+) -> dict[str, float]:
+    """Where the drafts of a step came from, with `igrpo.draft_prefetch`.
+
+    `ages` are the updates between each problem's drafts and its refinements, None where the drafts
+    were not sampled ahead. `draft_staleness` is their mean (None is 0), `drafts_prefetched` the
+    fraction that was sampled ahead, `drafts_dropped` the problems whose drafts fitted no batch.
+    `best_draft_reward_stale_<age>` is the mean of the best draft's reward over those of that age.
+    """
+    staleness = [age or 0 for age in ages]
+    metrics = {
+        "igrpo/draft_staleness": _mean(staleness),
+        "igrpo/drafts_prefetched": _mean(age is not None for age in ages),
+        "igrpo/drafts_dropped": float(dropped),
+    }
+    for value in sorted(set(staleness)):
+        metrics[f"igrpo/best_draft_reward_stale_{value}"] = _mean(
+            max(rollout.drafts.rewards)
+            for rollout, age in zip(rollouts, staleness, strict=True)
+            if age == value and rollout.selection is not None
+        )
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def short_circuit_metrics(rollouts: Sequence[Rollout], num_drafts: int) -> dict[str, float]:
+    """`drafts_given_up`: the mean number, of a problem's `num_drafts`, that was not finished."""
+    given_up = _mean(num_drafts - len(rollout.drafts.completions) for rollout in rollouts)
+    return {} if given_up is None else {"igrpo/drafts_given_up": given_up}
+
+
 def _draft_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     """Stage 1. `best_draft_*` are means over problems of the maximum over the problem's drafts.
 

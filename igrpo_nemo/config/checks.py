@@ -257,11 +257,6 @@ def _local_overlap(config: Config) -> Iterator[str]:
     if igrpo.engine != "local" or igrpo.feedback == "none":
         return
     yield from overlap_problems(config)
-    if igrpo.draft_prefetch != "off" and "draft" in igrpo.train_stages:
-        yield (
-            "igrpo.draft_prefetch=fused samples drafts one step early, too old to be trained on: "
-            "igrpo.train_stages must be [refine]"
-        )
     if igrpo.short_circuit != "off" and igrpo.reward.judge > 0:
         yield (
             f"igrpo.short_circuit={igrpo.short_circuit} scores drafts while others are sampled, "

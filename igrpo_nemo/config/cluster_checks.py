@@ -276,6 +276,12 @@ def _generation(config: Config) -> Iterator[str]:
             f"{VLLM}.pipeline_parallel_size={pipeline} needs the asynchronous engine: set "
             f"{VLLM}.async_engine=true"
         )
+    expert, tensor = vllm.get("expert_parallel_size", 1), vllm.get(TENSOR, 1)
+    if expert > 1 and expert % tensor:
+        yield (
+            f"{VLLM}.expert_parallel_size={expert} is no multiple of {VLLM}.{TENSOR}={tensor}: set "
+            f"{VLLM}.expert_parallel_size=1"
+        )
     total, length = config.policy.max_total_sequence_length, vllm.get("max_model_len")
     if length is not None and length < total:
         yield (

@@ -10,7 +10,14 @@ from igrpo_nemo.config.schema import Config
 def overlap_problems(config: Config) -> Iterator[str]:
     """One line for each contradiction. With feedback `none` both options are without effect."""
     igrpo = config.igrpo
-    if igrpo.feedback == "none" or igrpo.short_circuit == "off":
+    if igrpo.feedback == "none":
+        return
+    if igrpo.draft_prefetch != "off" and "draft" in igrpo.train_stages:
+        yield (
+            "igrpo.draft_prefetch=fused samples drafts one step early, too old to be trained on: "
+            "igrpo.train_stages must be [refine]"
+        )
+    if igrpo.short_circuit == "off":
         return
     if igrpo.draft_prefetch != "off":
         yield "igrpo.short_circuit and igrpo.draft_prefetch exclude each other: set one to off"

@@ -46,10 +46,17 @@ class EpochOrder:
 
     def take(self, position: Position) -> tuple[list[int], Position]:
         """The batch at a position, and the position behind it."""
-        if position.index + self.batch_size > self.num_problems:
+        if self._is_over(position):
             position = Position(position.epoch + 1, 0)
         end = position.index + self.batch_size
         return self.order(position.epoch)[position.index : end], Position(position.epoch, end)
+
+    def upcoming(self, position: Position) -> list[int]:
+        """The batch at a position; empty where it would be the next epoch's."""
+        return [] if self._is_over(position) else self.take(position)[0]
+
+    def _is_over(self, position: Position) -> bool:
+        return position.index + self.batch_size > self.num_problems
 
 
 def shard(batch: list[int], rank: int, num_shards: int) -> list[int]:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import math
 import os
-import random
 import re
 import shutil
 import warnings
@@ -23,17 +21,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.atomic import fsync_file, fsync_folder, is_disk_full
+from igrpo_nemo.local.checkpoint_manifest import find_damage, seal, structural_damage
+from igrpo_nemo.tracking.atomic import fsync_folder, is_disk_full
 
 MODEL = "model"
 TENSORS = "optimizer.pt"
 STATE = "state.json"
 METRICS = "metrics.json"
-MANIFEST = "manifest.json"
 
 _FORMAT = 1
 _STEP = re.compile(r"step_(\d+)")
@@ -57,7 +54,6 @@ class TrainerState:
     epoch: int = 0
     index: int = 0
     consumed_problems: int = 0
-    best_metric: float | None = None
     extra: dict = field(default_factory=dict)
 
 
@@ -130,7 +126,9 @@ class CheckpointStore:
             _write_tensors(temporary / TENSORS, tensors)
             _write_json(temporary / STATE, {"format": _FORMAT, **dataclasses.asdict(state)})
             _write_json(temporary / METRICS, _finite(metrics))
-            _seal(temporary)
+            if not any(path.is_file() for path in (temporary / MODEL).rglob("*")):
+                raise ValueError("write_model wrote nothing")
+            seal(temporary)
             final = self._publish(temporary, name)
         except BaseException as error:
             reason = self._save_failure(error, step, temporary, tensors)
@@ -172,6 +170,7 @@ class CheckpointStore:
         state = json.loads((path / STATE).read_bytes())
         if (version := state.pop("format")) != _FORMAT:
             raise UserError(f"checkpoint {path} has format {version}; this version reads {_FORMAT}")
+        state.pop("best_metric", None)  # Format 1 may hold it, always null.
         return LoadedCheckpoint(
             path=path,
             state=TrainerState(**state),
@@ -184,7 +183,7 @@ class CheckpointStore:
         """Remove all but the `keep_top_k` best and the newest (or `keep`, when given)."""
         if self.keep_top_k is None:
             return
-        whole = [path for path in self._candidates() if not _structural_damage(path)]
+        whole = [path for path in self._candidates() if not structural_damage(path)]
         newest = keep or (whole[0] if whole else None)
         top = [path for path in self._ranked() if path in whole][: self.keep_top_k]
         for path in self._candidates():
@@ -317,108 +316,9 @@ class CheckpointStore:
         )
 
 
-def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, naming the file, or None if it is intact.
-
-    Reads every file once and compares size and SHA-256 with the manifest.
-    """
-    if damage := _structural_damage(path):
-        return damage
-    for name, entry in _read_manifest(path).items():
-        try:
-            if _sha256(path / name) != entry["sha256"]:
-                return f"{name} does not match its checksum"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    return None
-
-
-def capture_rng() -> dict[str, object]:
-    """States of the global generators (Python, numpy, torch, every CUDA device).
-
-    Plain numbers and tensors only, so that they load with `weights_only=True`.
-    """
-    name, words, *rest = np.random.get_state()
-    states: dict[str, object] = {
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(words).tolist(), *rest),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def restore_rng(states: Mapping[str, object]) -> None:
-    """Undo `capture_rng`. CUDA states are restored only where as many devices are present."""
-    version, words, gauss = states["python"]  # type: ignore[misc]
-    random.setstate((version, tuple(words), gauss))
-    np.random.set_state(states["numpy"])  # type: ignore[arg-type]
-    torch.set_rng_state(states["torch"])  # type: ignore[arg-type]
-    cuda = states.get("cuda")
-    if isinstance(cuda, list) and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
-
-
 def _step_of(path: Path) -> int:
     match = _STEP.fullmatch(path.name.removeprefix(_REPLACED))
     return int(match[1]) if match else -1
-
-
-def _structural_damage(path: Path) -> str | None:
-    """Damage that shows without reading the large files: the manifest itself, names and sizes."""
-    try:
-        files = _read_manifest(path)
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except OSError as error:
-        return f"{MANIFEST} cannot be read ({error.strerror})"
-    except ValueError:
-        return f"{MANIFEST} does not match its checksum"
-    for name, entry in files.items():
-        try:
-            size = (path / name).stat().st_size
-        except OSError:
-            return f"{name} is missing"
-        if size != entry["bytes"]:
-            return f"{name} has {size} bytes instead of {entry['bytes']}"
-    return None
-
-
-def _render_manifest(files: dict[str, dict]) -> bytes:
-    listing = json.dumps(files, sort_keys=True)
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-    return json.dumps({"files": files, "sha256": digest}, sort_keys=True, indent=1).encode()
-
-
-def _read_manifest(path: Path) -> dict[str, dict]:
-    """Raises ValueError unless the manifest is byte for byte what its own content renders to."""
-    data = (path / MANIFEST).read_bytes()
-    parsed = json.loads(data)
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("files"), dict):
-        raise ValueError("no file list")
-    if _render_manifest(parsed["files"]) != data:
-        raise ValueError("checksum")
-    return parsed["files"]
-
-
-def _seal(folder: Path) -> None:
-    """Sync every file and folder, then write the manifest over them and sync it too."""
-    files: dict[str, dict] = {}
-    folders = [folder]
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            folders.append(path)
-            continue
-        fsync_file(path)
-        name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    if not any(name.startswith(f"{MODEL}/") for name in files):
-        raise ValueError("write_model wrote nothing")
-    (folder / MANIFEST).write_bytes(_render_manifest(files))
-    fsync_file(folder / MANIFEST)
-    for path in folders:
-        fsync_folder(path)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, object]) -> None:
@@ -434,11 +334,6 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.objectives.reward_shaping import nonzero_groups
-from igrpo_nemo.types import Problem, Rollout, TrainingRow
+from igrpo_nemo.types import Rollout, TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +34,20 @@ def collect_groups(
     *,
     wanted: int,
     max_draws: int,
-    next_problems: Callable[[], list[Problem]],
-    roll_out: Callable[[list[Problem], int], list[Rollout]],
+    roll_out: Callable[[int], list[Rollout]],
     training_rows: Callable[[Rollout], list[TrainingRow]],
 ) -> Batch:
     """Draws batches until `wanted` problems have an advantage, and keeps the first of them.
 
-    `training_rows` returns a rollout's rows with their unshaped rewards: like NeMo-RL, the filter
-    looks at the task and not at length penalties. Raises `UserError` after
-    `max_draws` batches (`grpo.dynamic_sampling_max_gen_batches`).
+    `roll_out(draw)` rolls the next batch out. `training_rows` returns a rollout's rows with their
+    unshaped rewards: like NeMo-RL, the filter looks at the task and not at length penalties. Raises
+    `UserError` after `max_draws` batches (`grpo.dynamic_sampling_max_gen_batches`).
     """
     kept: list[Rollout] = []
     rows: list[TrainingRow] = []
     sampled: list[Rollout] = []
     for draw in range(max_draws):
-        for rollout in roll_out(next_problems(), draw):
+        for rollout in roll_out(draw):
             sampled.append(rollout)
             candidate = training_rows(rollout)
             if len(kept) < wanted and has_advantage(candidate):

@@ -22,14 +22,20 @@ from igrpo_nemo.local.checkpoint import (
     CheckpointWarning,
     LoadedCheckpoint,
     TrainerState,
-    restore_rng,
 )
+from igrpo_nemo.local.generators import restore_rng
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.policy import Policy, load_weights, open_policy, reference_of
+from igrpo_nemo.local.prefetch import DraftsAhead
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler
-from igrpo_nemo.local.settings import checkpoint_store, learner_settings, sampling_params
+from igrpo_nemo.local.settings import (
+    checkpoint_store,
+    learner_settings,
+    sampling_params,
+    short_circuit,
+)
 from igrpo_nemo.local.small_policy import small_policy_folder
 from igrpo_nemo.run.core import feedback_of, prompt_builder, scorer_of
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
@@ -58,6 +64,7 @@ class Parts:
     store: CheckpointStore | None
     total_steps: int
     state: TrainerState = field(default_factory=lambda: TrainerState(step=0))
+    ahead: DraftsAhead | None = None
     resumed: bool = False
 
 
@@ -97,6 +104,7 @@ def open_parts(config: Config) -> Iterator[Parts]:
         tracker = open_tracker(folder, config.logger, config.to_dict(), resume_step)
         stack.callback(tracker.close)
         total_steps = rollout_steps(config, len(problems))
+        folder.write_plan(total_steps)
         console = open_console(total_steps)
         stack.callback(console.close)
         parts = Parts(
@@ -116,7 +124,11 @@ def open_parts(config: Config) -> Iterator[Parts]:
             environment=environment,
             sampler=sampler,
             rollout=TwoStageRollout(
-                environment, sampler, sampling_params(config), config.grpo.seed
+                environment,
+                sampler,
+                sampling_params(config),
+                config.grpo.seed,
+                short_circuit=short_circuit(config),
             ),
             learner=learner,
             store=store,
@@ -202,6 +214,8 @@ def _restore(parts: Parts, checkpoint: LoadedCheckpoint) -> None:
     parts.learner.load_state_dict(checkpoint.tensors, with_schedule=same_schedule)
     extra = {**checkpoint.state.extra, "scheduler": stages}
     parts.state, parts.resumed = replace(checkpoint.state, extra=extra), True
+    ahead = cast(dict[str, object] | None, checkpoint.tensors.get("ahead"))
+    parts.ahead = None if ahead is None else DraftsAhead.from_state(ahead)
     assert parts.store is not None
     parts.store.discard_after(checkpoint.state.step)
     parts.console.note(f"resuming after step {checkpoint.state.step} from {checkpoint.path}")

@@ -2,7 +2,7 @@
 
     requests -> batches of rows -> decoder (fused, or the model's own) -> logits -> draw
              -> a row ends at EOS, a stop string or its length, and leaves the batch
-             -> Completion (token ids, log-probs, text, stop reason)
+             -> Completion (token ids, log-probs, text, stop reason) -> a watch may end others
 
 What a row says depends on its seed key and its number in the request, not on the other rows: up to
 the rounding of matrix products, whose kernels may differ with the size of the batch.
@@ -12,7 +12,7 @@ Shape legend: R live rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from igrpo_nemo.local.stopping import StopStrings
 from igrpo_nemo.run.tokenizer import token_id
 from igrpo_nemo.types import Completion, StopReason
 
-__all__ = ["SampleRequest", "Sampler", "SamplingParams"]
+__all__ = ["Ended", "SampleRequest", "Sampler", "SamplingParams", "Watch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,20 @@ class SampleRequest:
     prompt_ids: tuple[int, ...]
     num_samples: int
     seed_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A completion that has just ended: row `number` of the request at position `request`."""
+
+    request: int
+    number: int
+    completion: Completion
+
+
+Watch = Callable[[Sequence[Ended]], Collection[tuple[int, int]]]
+"""Called after every decoding step with the rows that ended in it; answers with the rows, as
+(request, number), that are given up: they leave the batch, or never enter one."""
 
 
 class DecodingBatch(Protocol):
@@ -65,7 +79,23 @@ class _Row:
     max_tokens: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    stop_reason: StopReason | None = None
+    completion: Completion | None = None
+
+    @property
+    def name(self) -> tuple[int, int]:
+        return self.request, self.number
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of the sampler: what is asked for, what ends a completion, what is given up."""
+
+    requests: Sequence[SampleRequest]
+    params: SamplingParams
+    end_ids: frozenset[int]
+    stops: StopStrings
+    watch: Watch
+    given_up: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Sampler:
@@ -102,8 +132,9 @@ class Sampler:
         params: SamplingParams,
         *,
         on_progress: Callable[[int, int], None] | None = None,
+        watch: Watch = lambda ended: (),
     ) -> list[list[Completion]]:
-        """The completions of each request, in order.
+        """The completions of each request, in order, without the rows that `watch` gave up.
 
         `on_progress(rows_done, rows_total)` is called whenever rows have finished; it may raise to
         abandon the call. Completions that reach the context's end count as truncated.
@@ -112,8 +143,8 @@ class Sampler:
             UserError: a prompt that is empty, or that leaves no room for a token in the context.
         """
         self._check(requests)
-        end_ids = self._end_ids(params)
         stops = StopStrings(params.stop_strings, self.tokenizer)
+        call = _Call(requests, params, self._end_ids(params), stops, watch)
         results: list[list[Completion]] = [[] for _ in requests]
         total, done = sum(request.num_samples for request in requests), 0
         was_training = self.model.training
@@ -121,13 +152,16 @@ class Sampler:
         # For this call only: the weights change in between, and their memory is needed elsewhere.
         decoder: Decoder = FusedDecoder(self.model) if self._fused else CachedDecoder(self.model)
         try:
-            for batch in self._batches(requests):
-                for finished in self._run(decoder, batch, requests, params, end_ids, stops):
-                    done += finished
+            for batch in self._batches(requests, params.max_new_tokens):
+                rows = [row for row in batch if row.name not in call.given_up]
+                done += len(batch) - len(rows)
+                for left in self._run(decoder, rows, call):
+                    done += left
                     if on_progress is not None:
                         on_progress(done, total)
-                for row in batch:
-                    results[row.request].append(self._completion(row, end_ids))
+                for row in rows:
+                    if row.completion is not None:
+                        results[row.request].append(row.completion)
         finally:
             self.model.train(was_training)
         return results
@@ -153,7 +187,9 @@ class Sampler:
         ids = {*of_model, *params.stop_token_ids}
         return frozenset(ids if of_tokenizer is None else ids | {of_tokenizer})
 
-    def _batches(self, requests: Sequence[SampleRequest]) -> Iterator[list[_Row]]:
+    def _batches(
+        self, requests: Sequence[SampleRequest], max_new_tokens: int
+    ) -> Iterator[list[_Row]]:
         """Rows decoded together: whole requests where they fit."""
         limit = self.max_batch_rows
         order = range(len(requests))
@@ -162,9 +198,9 @@ class Sampler:
         batch: list[_Row] = []
         for i in order:
             request = requests[i]
-            room = (
-                None if self.max_model_len is None else self.max_model_len - len(request.prompt_ids)
-            )
+            max_tokens = max_new_tokens
+            if self.max_model_len is not None:
+                max_tokens = min(max_tokens, self.max_model_len - len(request.prompt_ids))
             new_length = (
                 self._one_length
                 and batch
@@ -178,52 +214,30 @@ class Sampler:
                 if limit is not None and len(batch) == limit:
                     yield batch
                     batch = []
-                batch.append(_Row(i, number, room if room is not None else 1 << 62))
+                batch.append(_Row(i, number, max_tokens))
         if batch:
             yield batch
 
-    def _run(
-        self,
-        decoder: Decoder,
-        rows: Sequence[_Row],
-        requests: Sequence[SampleRequest],
-        params: SamplingParams,
-        end_ids: frozenset[int],
-        stops: StopStrings,
-    ) -> Iterator[int]:
-        """Decodes the rows to their ends; yields how many finished, whenever some did."""
-        prompts, counts = [], []
-        for position, row in enumerate(rows):
-            if position and rows[position - 1].request == row.request:
-                counts[-1] += 1
-            else:
-                prompts.append(requests[row.request].prompt_ids)
-                counts.append(1)
-        batch = decoder.start(prompts, counts)
+    def _run(self, decoder: Decoder, rows: Sequence[_Row], call: _Call) -> Iterator[int]:
+        """Decodes the rows to their ends; yields how many left the batch, whenever some did."""
+        if not rows:
+            return
+        batch = _start(decoder, rows, call.requests)
         logits_RV = batch.first_logits
         uniforms = None
-        if params.temperature > 0:
-            names = [(requests[row.request].seed_key, row.number) for row in rows]
+        if call.params.temperature > 0:
+            names = [(call.requests[row.request].seed_key, row.number) for row in rows]
             uniforms = UniformTable(names, logits_RV.device)
         live = list(rows)
         step = 0
         while True:
             draws_R = None if uniforms is None else uniforms.at(step)
-            tokens_R, logprobs_R = draw(logits_RV, draws_R, params)
+            tokens_R, logprobs_R = draw(logits_RV, draws_R, call.params)
             step += 1
-            kept = []
-            tokens, logprobs = tokens_R.tolist(), logprobs_R.tolist()
-            for i, (row, token, logprob) in enumerate(zip(live, tokens, logprobs, strict=True)):
-                row.token_ids.append(token)
-                row.logprobs.append(logprob)
-                if token in end_ids:
-                    row.stop_reason = StopReason.EOS
-                elif stops.reached(row.token_ids):
-                    row.stop_reason = StopReason.STOP_STRING
-                elif step >= params.max_new_tokens or step >= row.max_tokens:
-                    row.stop_reason = StopReason.LENGTH
-                else:
-                    kept.append(i)
+            kept, ended = self._extend(live, tokens_R.tolist(), logprobs_R.tolist(), call)
+            if given_up := call.watch(ended):
+                call.given_up.update(given_up)
+                kept = [i for i in kept if live[i].name not in call.given_up]
             if len(kept) < len(live):
                 yield len(live) - len(kept)
                 if not kept:
@@ -235,11 +249,46 @@ class Sampler:
                     uniforms.keep(kept)
             logits_RV = batch.step(tokens_R)
 
-    def _completion(self, row: _Row, end_ids: frozenset[int]) -> Completion:
-        assert row.stop_reason is not None
-        ids = row.token_ids[:-1] if row.stop_reason is StopReason.EOS else row.token_ids
+    def _extend(
+        self, live: Sequence[_Row], tokens: Sequence[int], logprobs: Sequence[float], call: _Call
+    ) -> tuple[list[int], list[Ended]]:
+        """Appends a token to every row; the places of those that go on, and what ended."""
+        kept, ended = [], []
+        end_ids, stops = call.end_ids, call.stops
+        for i, (row, token, logprob) in enumerate(zip(live, tokens, logprobs, strict=True)):
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+            if token in end_ids:
+                reason = StopReason.EOS
+            elif stops.reached(row.token_ids):
+                reason = StopReason.STOP_STRING
+            elif len(row.token_ids) >= row.max_tokens:
+                reason = StopReason.LENGTH
+            else:
+                kept.append(i)
+                continue
+            row.completion = self._completion(row, reason)
+            ended.append(Ended(row.request, row.number, row.completion))
+        return kept, ended
+
+    def _completion(self, row: _Row, reason: StopReason) -> Completion:
+        ids = row.token_ids[:-1] if reason is StopReason.EOS else row.token_ids
         text = self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         assert isinstance(text, str)
-        return Completion(text, tuple(row.token_ids), tuple(row.logprobs), row.stop_reason)
+        return Completion(text, tuple(row.token_ids), tuple(row.logprobs), reason)
+
+
+def _start(
+    decoder: Decoder, rows: Sequence[_Row], requests: Sequence[SampleRequest]
+) -> DecodingBatch:
+    """The batch of these rows, each prompt prefilled once."""
+    prompts, counts = [], []
+    for position, row in enumerate(rows):
+        if position and rows[position - 1].request == row.request:
+            counts[-1] += 1
+        else:
+            prompts.append(requests[row.request].prompt_ids)
+            counts.append(1)
+    return decoder.start(prompts, counts)

@@ -9,6 +9,7 @@ from igrpo_nemo.local.checkpoint import CheckpointStore
 from igrpo_nemo.local.learner import LearnerSettings
 from igrpo_nemo.local.sampler import SamplingParams
 from igrpo_nemo.objectives.surrogate import SurrogateConfig
+from igrpo_nemo.short_circuit import ShortCircuit
 
 
 def sampling_params(config: Config) -> SamplingParams:
@@ -22,6 +23,19 @@ def sampling_params(config: Config) -> SamplingParams:
         stop_strings=tuple(generation.stop_strings or ()),
         stop_token_ids=tuple(generation.stop_token_ids or ()),
     )
+
+
+def short_circuit(config: Config) -> ShortCircuit:
+    """`igrpo.short_circuit`; off where there is no Stage 2 to go on with."""
+    igrpo = config.igrpo
+    if igrpo.feedback == "none":
+        return ShortCircuit()
+    return ShortCircuit(igrpo.short_circuit, igrpo.reward.best, igrpo.rank_truncated_last)
+
+
+def prefetches_drafts(config: Config) -> bool:
+    """`igrpo.draft_prefetch`; off where there is no Stage 2 to sample drafts beside."""
+    return config.igrpo.draft_prefetch == "fused" and config.igrpo.feedback != "none"
 
 
 def surrogate_config(config: Config) -> SurrogateConfig:

@@ -4,41 +4,46 @@
                              -> training rows -> policy update -> metrics, validation, checkpoint
 
 The snapshot costs nothing: both stages are sampled before the first update of the step. A step is
-a pure function of (weights, optimizer, data position, seed), so a resumed run repeats it exactly.
+a pure function of (weights, optimizer, data position, seed) and, with prefetch, of the drafts that
+the step before made for it; all of it is in a checkpoint, so a resumed run repeats it exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.data.order import Position
-from igrpo_nemo.local.checkpoint import capture_rng
 from igrpo_nemo.local.dynamic_sampling import Batch, collect_groups
+from igrpo_nemo.local.generators import capture_rng
 from igrpo_nemo.local.interrupt import EXIT_INTERRUPTED, InterruptFlag
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.parts import Parts, open_parts
+from igrpo_nemo.local.settings import prefetches_drafts
 from igrpo_nemo.local.shaping import shape_rows
+from igrpo_nemo.local.step_batches import StepBatches
 from igrpo_nemo.local.stopwatch import Stopwatch, peak_memory_gb
 from igrpo_nemo.local.summary import process_seconds, summarize
+from igrpo_nemo.local.time_limit import TimeLimit
 from igrpo_nemo.local.validation import validate
-from igrpo_nemo.metrics import rollout_metrics
-from igrpo_nemo.tracking.sample_rows import sample_rows
-from igrpo_nemo.types import Problem, Rollout, Stage
+from igrpo_nemo.metrics import rollout_metrics, short_circuit_metrics
+from igrpo_nemo.run.stop_file import StopFile
+from igrpo_nemo.tracking.sample_rows import response_rows, sample_rows
+from igrpo_nemo.types import Stage
 
 
 class StopRequested(Exception):
-    """A signal asked to stop, at a point where nothing of the current step needs keeping."""
+    """Something asked to stop, at a point where nothing of the current step needs keeping."""
 
 
 def train(config: Config) -> int:
     """Trains as configured, resuming the run folder's newest intact checkpoint.
 
-    Returns 0 when the last step is done and 75 when a signal stopped the run with its state saved.
-    Raises `UserError` for input that cannot be used.
+    Returns 0 when the last step is done and 75 when a signal, the stop file or the time limit
+    stopped the run with its state saved. Raises `UserError` for input that cannot be used.
     """
-    with InterruptFlag() as interrupt, open_parts(config) as parts:
+    stop_file = StopFile.of()
+    with InterruptFlag(stop_file=stop_file) as interrupt, open_parts(config) as parts:
         trainer = Trainer(parts, interrupt)
         try:
             trainer.run()
@@ -58,8 +63,11 @@ class Trainer:
         self.parts = parts
         self.interrupt = interrupt
         self.state = parts.state
+        self.ahead = parts.ahead
+        self.dropped = 0
         self.earlier_seconds = self.state.extra.get("earlier_seconds", 0.0)
         self.watch = Stopwatch()
+        self.limit = TimeLimit(self.config.checkpointing.checkpoint_must_save_by)
         self.metrics: dict[str, float] = {}
         self.saved_step = parts.state.step if parts.resumed else -1
         self.rollout = replace(parts.rollout, timer=self.watch, on_stage=self._on_stage)
@@ -67,6 +75,8 @@ class Trainer:
 
     def run(self) -> None:
         """Algorithm 1, from the current state to the last step."""
+        if self.state.step < self.parts.total_steps:
+            self.parts.folder.unmark_finished()
         if self.state.step == 0 and self.config.grpo.val_at_start and not self.parts.resumed:
             self._validate()
         self.watch.lap()
@@ -74,7 +84,7 @@ class Trainer:
             self._stop_if_asked()
             step = self.state.step + 1
             with self.parts.policy.autocast():
-                batch, position = self._collect(step)
+                batch, batches = self._collect(step)
             rows = shape_rows(
                 batch.rows, self.config.grpo.reward_scaling, self.config.grpo.reward_shaping
             )
@@ -83,41 +93,50 @@ class Trainer:
             self.state = replace(
                 self.state,
                 step=step,
-                epoch=position.epoch,
-                index=position.index,
+                epoch=batches.position.epoch,
+                index=batches.position.index,
                 consumed_problems=self.state.consumed_problems + len(batch.sampled),
             )
-            self._after_step(batch, learned)
+            self.ahead = batches.ahead
+            self.dropped += batches.dropped
+            self._after_step(batch, learned | self._overlap(batch, batches))
+            if self.limit.reached() and step < self.parts.total_steps:
+                raise StopRequested
 
-    def _collect(self, step: int) -> tuple[Batch, Position]:
-        """Rolls out the step's problems; with dynamic sampling, as many batches as it takes.
-
-        Returns also the position in the data behind them.
-        """
+    def _collect(self, step: int) -> tuple[Batch, StepBatches]:
+        """Rolls out the step's problems; with dynamic sampling, as many batches as it takes."""
         grpo, feedback = self.config.grpo, self.parts.environment.feedback
-        position = Position(self.state.epoch, self.state.index)
-
-        def next_problems() -> list[Problem]:
-            nonlocal position
-            numbers, position = self.parts.order.take(position)
-            return [self.parts.problems[number] for number in numbers]
-
-        def roll_out(problems: Sequence[Problem], draw: int) -> list[Rollout]:
-            return self.rollout(problems, step=step, draw=draw)
-
+        last = step == self.parts.total_steps
+        batches = StepBatches(
+            self.parts.order,
+            self.parts.problems,
+            self.rollout,
+            step=step,
+            position=Position(self.state.epoch, self.state.index),
+            ahead=self.ahead,
+            prefetch=prefetches_drafts(self.config) and not last,
+            redraws=grpo.use_dynamic_sampling,
+        )
         if grpo.use_dynamic_sampling:
             batch = collect_groups(
                 wanted=grpo.num_prompts_per_step,
                 max_draws=grpo.dynamic_sampling_max_gen_batches,
-                next_problems=next_problems,
-                roll_out=roll_out,
+                roll_out=batches.roll_out,
                 training_rows=feedback.training_rows,
             )
         else:
-            rollouts = roll_out(next_problems(), 0)
+            rollouts = batches.roll_out()
             rows = [row for rollout in rollouts for row in feedback.training_rows(rollout)]
             batch = Batch(rollouts, rows, rollouts)
-        return batch, position
+        return batch, batches
+
+    def _overlap(self, batch: Batch, batches: StepBatches) -> dict[str, float]:
+        """Metrics of `igrpo.draft_prefetch` and `igrpo.short_circuit` where they are on."""
+        if prefetches_drafts(self.config):
+            return batches.prefetch_metrics(self.dropped)
+        if self.rollout.short_circuit.enabled:
+            return short_circuit_metrics(batch.rollouts, self.config.igrpo.num_drafts)
+        return {}
 
     def _after_step(self, batch: Batch, learned: dict[str, float]) -> None:
         """Metrics, then what is due: samples, validation, checkpoint."""
@@ -168,13 +187,15 @@ class Trainer:
 
     def _validate(self) -> None:
         with self.watch("val"), self.parts.policy.autocast():
-            metrics = validate(self.config, self.parts, self._stop_if_asked)
+            metrics, answers = validate(self.config, self.parts, self._stop_if_asked)
         step = self.state.step
         self.parts.tracker.log("val", step, metrics)
         self.parts.console.note(
             f"step {step}: held-out accuracy {100 * metrics['val/accuracy']:.1f} % "
             f"± {100 * metrics['val/accuracy_stderr']:.1f} (bare prompt, single shot)"
         )
+        if limit := self.config.logger.num_val_samples_to_print:
+            self.parts.console.samples(step, response_rows(answers, limit), limit)
         self.metrics = {**self.metrics, **metrics}
         extra = {**self.state.extra, "val_accuracy_end": metrics["val/accuracy"]}
         extra.setdefault("val_accuracy_start", metrics["val/accuracy"])
@@ -187,13 +208,16 @@ class Trainer:
             return
         earlier = self.earlier_seconds + process_seconds()
         state = replace(self.state, extra={**self.state.extra, "earlier_seconds": earlier})
+        tensors: dict[str, object] = {**parts.learner.state_dict(), "rng": capture_rng()}
+        if self.ahead is not None:
+            tensors["ahead"] = self.ahead.state_dict()
         with self.watch("checkpoint"):
             parts.store.save(
                 step,
                 write_model=lambda folder: save_pretrained_folder(
                     parts.policy.model, parts.policy.tokenizer, folder
                 ),
-                tensors={**parts.learner.state_dict(), "rng": capture_rng()},
+                tensors=tensors,
                 state=state,
                 metrics=self.metrics,
             )
@@ -201,10 +225,11 @@ class Trainer:
         self.saved_step = step
 
     def finish(self) -> None:
-        """The run's result: `summary.json`, and the finished state on disk."""
+        """The run's result: `summary.json`, the finished state on disk, and the marker."""
         self.save()
         summary = summarize(self.state, process_seconds())
         self.parts.folder.write_summary(summary)
+        self.parts.folder.mark_finished(self.state.step)
         start, end = (
             _percent(self.state.extra.get(f"val_accuracy_{moment}")) for moment in ("start", "end")
         )

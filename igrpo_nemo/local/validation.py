@@ -16,8 +16,10 @@ from igrpo_nemo.metrics import mean_and_stderr
 from igrpo_nemo.types import Group, Problem
 
 
-def validate(config: Config, parts: Parts, between_batches: Callable[[], None]) -> dict[str, float]:
-    """`val/*` metrics of the current policy on the held-out problems.
+def validate(
+    config: Config, parts: Parts, between_batches: Callable[[], None]
+) -> tuple[dict[str, float], list[Group]]:
+    """`val/*` metrics of the current policy on the held-out problems, and its answers.
 
     The draws depend on the seed and the problem but not on the step, so that two validations
     differ by the policy alone. `between_batches` is called before every batch and may raise.
@@ -46,7 +48,7 @@ def validate(config: Config, parts: Parts, between_batches: Callable[[], None]) 
         if conditioned is not None:
             metrics["val/draft_conditioned_accuracy"] = conditioned
             metrics["val/transfer_gap"] = conditioned - metrics["val/accuracy"]
-    return metrics
+    return metrics, groups
 
 
 def _bare_metrics(groups: Sequence[Group]) -> dict[str, float]:

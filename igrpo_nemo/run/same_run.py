@@ -27,6 +27,7 @@ FREE_KEYS = (
     "igrpo.site.",
     "igrpo.evaluation.",
     "igrpo.architecture.",
+    "igrpo.preflight.",
 )
 """Keys that may change between the parts of one run: they do not shape what is learned.
 

@@ -14,7 +14,9 @@ from typing import Protocol, TextIO
 
 from igrpo_nemo.tracking.display_text import printable, shorten
 
-_SAMPLES_SHOWN = 3
+SAMPLES_SHOWN = 3
+SAMPLE_PARTS = ("draft", "refinement", "response")
+"""The texts of a sample row; `response` is a validation's answer to the bare prompt."""
 _SILENCE = 30.0
 """Seconds after which a plain console says which stage is running."""
 _SMOOTHING = 0.2
@@ -40,8 +42,10 @@ class Console(Protocol):
         """A step, or a validation (all names start with `val/`), is finished."""
         ...
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
-        """Show a few rows of samples.jsonl."""
+    def samples(
+        self, step: int, rows: Sequence[Mapping[str, object]], limit: int = SAMPLES_SHOWN
+    ) -> None:
+        """Show a few rows of samples.jsonl, or of a validation."""
         ...
 
     def note(self, text: str) -> None:
@@ -80,7 +84,9 @@ class QuietConsole:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+    def samples(
+        self, step: int, rows: Sequence[Mapping[str, object]], limit: int = SAMPLES_SHOWN
+    ) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -118,11 +124,13 @@ class PlainConsole(QuietConsole):
             parts.append(f"ETA {self._eta.after(step)}")
         self._line("  ".join(parts))
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
-        for row in rows[:_SAMPLES_SHOWN]:
+    def samples(
+        self, step: int, rows: Sequence[Mapping[str, object]], limit: int = SAMPLES_SHOWN
+    ) -> None:
+        for row in rows[:limit]:
             question, answer = _text(row, "question", 200), _text(row, "answer", 60)
             self._line(f"sample of step {step}: {question}  [answer {answer}]")
-            for part in ("draft", "refinement"):
+            for part in SAMPLE_PARTS:
                 if row.get(part) is not None:
                     self._line(f"  {part} ({verdict(row, part)}): {_text(row, part, 200)}")
 
@@ -169,7 +177,7 @@ def describe(metrics: Mapping[str, float]) -> list[str]:
 
 
 def verdict(row: Mapping[str, object], part: str) -> str:
-    """`reward 2.00, correct` of a row's draft or refinement."""
+    """`reward 2.00, correct` of one of a row's `SAMPLE_PARTS`."""
     reward, correct = row.get(f"{part}_reward"), row.get(f"{part}_correct")
     told = f"reward {reward:.2f}" if isinstance(reward, (int, float)) else "no reward"
     return told if correct is None else f"{told}, {'correct' if correct else 'wrong'}"

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from igrpo_nemo.tracking.console import (
-    _SAMPLES_SHOWN,
+    SAMPLE_PARTS,
+    SAMPLES_SHOWN,
     Eta,
     QuietConsole,
     describe,
@@ -76,12 +77,14 @@ class RichConsole(QuietConsole):
         self._progress.update(self._stage, visible=False)
         self._draw()
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+    def samples(
+        self, step: int, rows: Sequence[Mapping[str, object]], limit: int = SAMPLES_SHOWN
+    ) -> None:
         table = Table(title=f"samples of step {step}", title_justify="left", show_lines=True)
-        parts = [p for p in ("draft", "refinement") if any(row.get(p) is not None for row in rows)]
+        parts = [p for p in SAMPLE_PARTS if any(row.get(p) is not None for row in rows)]
         for heading in ("question", *parts):
             table.add_column(heading, ratio=1, overflow="fold")
-        for row in rows[:_SAMPLES_SHOWN]:
+        for row in rows[:limit]:
             question = shorten(str(row.get("question", "")), 240)
             answer = shorten(str(row.get("answer", "")), 80)
             cells = [Text(f"{question}\nanswer: {answer}")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from igrpo_nemo.types import Rollout
+from igrpo_nemo.types import Group, Rollout
 
 
 def sample_rows(rollouts: Sequence[Rollout], limit: int = 8) -> list[dict[str, object]]:
@@ -37,3 +37,18 @@ def sample_rows(rollouts: Sequence[Rollout], limit: int = 8) -> list[dict[str, o
             row["refinement_correct"] = refined.scores[0].correct
         rows.append(row)
     return rows
+
+
+def response_rows(answers: Sequence[Group], limit: int) -> list[dict[str, object]]:
+    """The first `limit` problems of a validation, each with its first answer."""
+    return [
+        {
+            "problem_id": group.problem.id,
+            "question": group.problem.question,
+            "answer": group.problem.answer,
+            "response": group.completions[0].text,
+            "response_reward": group.scores[0].reward,
+            "response_correct": group.scores[0].correct,
+        }
+        for group in answers[:limit]
+    ]

@@ -89,7 +89,9 @@ def open_tracker(
     """
     section = plain_config(logger)
     assert isinstance(section, dict)
-    sinks: list[Sink] = [JsonlSink(folder), TensorBoardSink(folder.tensorboard_dir, resume_step)]
+    sinks: list[Sink] = [JsonlSink(folder)]
+    if section.get("tensorboard_enabled", True):
+        sinks.append(TensorBoardSink(folder.tensorboard_dir, resume_step))
     if section.get("wandb_enabled"):
         from igrpo_nemo.tracking.wandb import WandbSink
 

@@ -14,19 +14,15 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local import checkpoint
-from igrpo_nemo.local.checkpoint import (
-    CheckpointStore,
-    CheckpointWarning,
-    TrainerState,
-    capture_rng,
-    find_damage,
-    restore_rng,
-)
+from igrpo_nemo.local import checkpoint_manifest
+from igrpo_nemo.local.checkpoint import CheckpointStore, CheckpointWarning, TrainerState
+from igrpo_nemo.local.checkpoint_manifest import find_damage
+from igrpo_nemo.local.generators import capture_rng, restore_rng
 
 
 def write_model(folder: Path) -> None:
@@ -63,7 +59,7 @@ def test_what_is_saved_is_loaded(tmp_path):
         "scheduler": scheduler.state_dict(),
         "rng": capture_rng(),
     }
-    state = TrainerState(3, 1, 5, 24, 0.5, {"order": [2, 0, 1], "name": "ü", "rate": 0.1})
+    state = TrainerState(3, 1, 5, 24, {"order": [2, 0, 1], "name": "ü", "rate": 0.1})
     path = store.save(
         3,
         write_model=write_model,
@@ -93,7 +89,7 @@ def test_generators_continue_where_they_were(tmp_path):
     )
 
     def draw():
-        return random.random(), torch.rand(3).tolist(), checkpoint.np.random.rand()
+        return random.random(), torch.rand(3).tolist(), np.random.rand()
 
     expected = draw()
     restore_rng(store.load(store.latest()).tensors["rng"])
@@ -130,7 +126,7 @@ def test_a_checkpoint_holding_code_is_never_executed(tmp_path):
 
     torch.save({"bomb": Bomb()}, path / "optimizer.pt")
     (path / "manifest.json").unlink()
-    checkpoint._seal(path)  # an attacker can compute checksums too
+    checkpoint_manifest.seal(path)  # an attacker can compute checksums too
     with pytest.raises(Exception, match="[Ww]eights.only"):
         CheckpointStore(tmp_path).load(path)
     assert not (tmp_path / "executed").exists()
@@ -318,7 +314,9 @@ def test_a_full_disk_without_root(tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "fsync_file", full)  # where delayed allocation reports it
+    monkeypatch.setattr(
+        checkpoint_manifest, "fsync_file", full
+    )  # where delayed allocation reports it
     with pytest.raises(UserError, match="no space left for the checkpoint of step 2"):
         save(store, 2)
     monkeypatch.undo()

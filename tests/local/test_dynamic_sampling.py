@@ -21,8 +21,7 @@ def collect(batches, wanted, max_draws=10):
     return collect_groups(
         wanted=wanted,
         max_draws=max_draws,
-        next_problems=lambda: [Problem("n", "q", "a")],
-        roll_out=lambda problems, draw: next(remaining),
+        roll_out=lambda draw: next(remaining),
         training_rows=NoFeedback(2).training_rows,
     )
 

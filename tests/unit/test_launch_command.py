@@ -60,7 +60,7 @@ def test_it_submits_and_says_what_next(checkout, slurm, capsys, monkeypatch):
     run = checkout / "runs" / "demo"
     (call,) = slurm.calls("sbatch")
     assert call.folder == checkout and call.words[-3:] == ["slurm/train.sh", TRAIN, "grpo.seed=7"]
-    options = {"--account=mine", "--partition=long", "--time=12:00:00", "--signal=B:USR1@600"}
+    options = {"--account=mine", "--partition=long", "--time=12:00:00", "--signal=B:USR1@900"}
     assert options <= set(call.words) and f"--job-name={job_name(run)}" in call.words
     assert f"--output={run}/slurm/%j.out" in call.words and (run / "slurm").is_dir()
     assert "SBATCH_PARTITION" not in call.environ
@@ -307,7 +307,7 @@ def test_env_prints_a_profile(checkout, capsys, monkeypatch):
         "export SBATCH_PARTITION=long",
         "export SBATCH_TIMELIMIT=04:00:00",
         "export HF_HUB_OFFLINE=1",
-        "export SBATCH_SIGNAL=B:USR1@600",
+        "export SBATCH_SIGNAL=B:USR1@900",
     ]
 
 

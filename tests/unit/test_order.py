@@ -24,6 +24,16 @@ def test_a_position_is_enough_to_go_on():
         assert EpochOrder(7, batch_size=2, seed=4).take(position)[0] == batch
 
 
+def test_what_is_upcoming_is_taken_next_and_never_the_next_epoch():
+    order, position = EpochOrder(7, batch_size=2, seed=4), Position()
+    for _ in range(9):
+        upcoming = order.upcoming(position)
+        batch, following = order.take(position)
+        assert upcoming == (batch if following.epoch == position.epoch else [])
+        position = following
+    assert position.epoch == 2
+
+
 def test_epochs_differ_unless_the_order_is_kept():
     order = EpochOrder(50, batch_size=5, seed=0)
     assert order.order(0) != order.order(1)
