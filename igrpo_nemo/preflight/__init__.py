@@ -1,0 +1,10 @@
+"""Whether a run fits its machines and what it costs, before anything is started.
+
+preflight(config) -> Plan     .problems (empty: it fits), .text(), .to_dict()
+
+Nothing here needs a GPU, weights or a network, or imports torch.
+"""
+
+from igrpo_nemo.preflight.plan import Plan, preflight
+
+__all__ = ["Plan", "preflight"]

@@ -1,0 +1,229 @@
+"""The nearest setting that fits: the smallest change after which every check and estimate is fine.
+
+shortage -> candidates, the mildest first, one key, then two -> config -> checked and estimated
+
+A candidate sets also what follows from it through the configs' interpolations, so that it is judged
+as a run with that override would be.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.compose import finished
+from igrpo_nemo.config.machines import parallel
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.preflight.estimate import Kind
+
+Change = dict[str, Any]
+"""Dotted keys and their new values: what a user would type."""
+
+VLLM = "policy.generation.vllm_cfg"
+PACKING = "policy.sequence_packing"
+CONTEXT = "policy.max_total_sequence_length"
+_MULTIPLE = 128
+
+
+def nearest(config: Config, kind: Kind, fits: Callable[[Config], bool]) -> Change | None:
+    """The mildest change of one or two keys for which `fits` holds; None where there is none."""
+    ladders = [ladder for ladder in (list(ladder) for ladder in _ladders(config, kind)) if ladder]
+    for ladder in ladders:
+        for change in ladder:
+            if _holds(config, change, fits):
+                return change
+    for first, second in itertools.combinations(ladders, 2):
+        for a, b in itertools.product(first, second):
+            if _holds(config, {**a, **b}, fits):
+                return {**a, **b}
+    return None
+
+
+def changed(config: Config, change: Mapping[str, Any]) -> Config:
+    """The config as a run with these overrides would have it. Raises `UserError` as that would."""
+    values = config.to_dict()
+    for key, value in {**_follows(config, change), **change}.items():
+        _set(values, key.split("."), value)
+    return finished(values, {})
+
+
+def words(change: Mapping[str, Any]) -> str:
+    """`set A=1 B=2`, as overrides."""
+    return "set " + " ".join(f"{key}={_text(value)}" for key, value in change.items())
+
+
+def _holds(config: Config, change: Change, fits: Callable[[Config], bool]) -> bool:
+    try:
+        candidate = changed(config, change)
+    except UserError:
+        return False
+    return fits(candidate)
+
+
+def _ladders(config: Config, kind: Kind) -> Iterator[Iterator[Change]]:
+    """Families of changes, the mildest first; inside a family from the nearest value on."""
+    if kind == "training":
+        yield _recomputation(config)
+        yield _smaller_packs(config, PACKING)
+        yield _smaller_packs(config, "policy.dynamic_batching")
+        yield _chunks(config)
+        yield _sharded_optimizer(config)
+        yield _tensor(parallel(config).tensor_key, parallel(config).tensor, config)
+        yield _offload(config)
+        yield _shorter(config)
+        yield _more_nodes(config)
+    elif kind == "vllm":
+        yield _utilization(config)
+        tensor = (config.policy.generation.vllm_cfg or {}).get("tensor_parallel_size", 1)
+        yield _tensor(f"{VLLM}.tensor_parallel_size", tensor, config)
+        yield _shorter(config)
+    else:
+        yield _smaller_packs(config, PACKING, floor=1)
+        yield _fewer_at_validation(config)
+        yield _fewer_problems(config)
+        yield _shorter(config)
+
+
+def _recomputation(config: Config) -> Iterator[Change]:
+    prefix = parallel(config).prefix
+    section: dict[str, Any] = getattr(config.policy, prefix.rpartition(".")[2]) or {}
+    if not section.get("activation_checkpointing"):
+        yield {f"{prefix}.activation_checkpointing": True}
+    elif section.get("recompute_granularity", "full") != "full":
+        yield {f"{prefix}.recompute_granularity": "full"}
+
+
+def _smaller_packs(config: Config, section: str, floor: int | None = None) -> Iterator[Change]:
+    """Halves of the micro-batch's tokens, down to the longest row."""
+    values = config.to_dict()["policy"].get(section.rpartition(".")[2]) or {}
+    tokens = values.get("train_mb_tokens")
+    if not values.get("enabled") or not tokens:
+        return
+    least = floor or config.policy.max_total_sequence_length
+    while tokens > least:
+        tokens = max(tokens // 2, least)
+        yield {f"{section}.train_mb_tokens": tokens}
+
+
+def _chunks(config: Config) -> Iterator[Change]:
+    if not config.policy.logprob_chunk_size and parallel(config).backend == "megatron":
+        yield {
+            "policy.logprob_chunk_size": 1024,
+            "policy.megatron_cfg.defer_fp32_logits": True,
+        }
+
+
+def _sharded_optimizer(config: Config) -> Iterator[Change]:
+    if parallel(config).backend != "megatron":
+        return
+    optimizer = (config.policy.megatron_cfg or {}).get("optimizer") or {}
+    prefix = "policy.megatron_cfg.optimizer"
+    if not optimizer.get("use_distributed_optimizer"):
+        yield {f"{prefix}.use_distributed_optimizer": True}
+    if not optimizer.get("use_precision_aware_optimizer"):
+        yield {f"{prefix}.use_precision_aware_optimizer": True}
+
+
+def _tensor(key: str, now: int, config: Config) -> Iterator[Change]:
+    size = 2 * now
+    while size <= config.cluster.gpus_per_node:
+        yield {key: size}
+        size *= 2
+
+
+def _offload(config: Config) -> Iterator[Change]:
+    spread = parallel(config)
+    if spread.backend == "dtensor":
+        yield {"policy.dtensor_cfg.cpu_offload": True}
+    else:
+        prefix = "policy.megatron_cfg.optimizer"
+        yield {
+            f"{prefix}.optimizer_cpu_offload": True,
+            f"{prefix}.optimizer_offload_fraction": 1.0,
+        }
+
+
+def _shorter(config: Config) -> Iterator[Change]:
+    """Contexts that still hold q, a draft token and a refinement, in steps of an eighth."""
+    total = config.policy.max_total_sequence_length
+    least = config.data.max_input_seq_length + config.policy.generation.max_new_tokens + 1
+    for eighths in range(7, 0, -1):
+        tokens = total * eighths // 8 // _MULTIPLE * _MULTIPLE
+        if tokens >= least:
+            yield {CONTEXT: tokens}
+
+
+def _more_nodes(config: Config) -> Iterator[Change]:
+    for nodes in (2, 3, 4, 5, 8, 9, 16, 17):
+        if nodes > config.cluster.num_nodes:
+            yield {"cluster.num_nodes": nodes}
+
+
+def _utilization(config: Config) -> Iterator[Change]:
+    """Five hundredths up and down: colocated engines may have too much."""
+    now = (config.policy.generation.vllm_cfg or {}).get("gpu_memory_utilization", 0.9)
+    for step in range(1, 19):
+        for sign in (1, -1):
+            value = round(now + sign * step * 0.05, 2)
+            if 0.05 <= value <= 0.95:
+                yield {f"{VLLM}.gpu_memory_utilization": value}
+
+
+def _fewer_at_validation(config: Config) -> Iterator[Change]:
+    size = config.grpo.val_batch_size or config.grpo.max_val_samples or 512
+    while size > 8:
+        size //= 2
+        yield {"grpo.val_batch_size": size}
+
+
+def _fewer_problems(config: Config) -> Iterator[Change]:
+    size = config.grpo.num_prompts_per_step
+    while size > 1:
+        size //= 2
+        yield {"grpo.num_prompts_per_step": size}
+
+
+def _follows(config: Config, change: Mapping[str, Any]) -> Change:
+    """What the configs' interpolations and derivations make of other keys."""
+    policy, follows = config.policy, {}
+    if CONTEXT in change:
+        total, tokens = policy.max_total_sequence_length, change[CONTEXT]
+        for section, value in _equal_to(config, total):
+            follows[f"{section}.{value}"] = tokens
+    tensor = next((change[k] for k in change if k == parallel(config).tensor_key), None)
+    if tensor is not None and policy.make_sequence_length_divisible_by == parallel(config).tensor:
+        follows["policy.make_sequence_length_divisible_by"] = tensor
+    key = f"{PACKING}.train_mb_tokens"
+    if key in change and policy.sequence_packing.logprob_mb_tokens is not None:
+        follows[f"{PACKING}.logprob_mb_tokens"] = change[key]
+    if "grpo.num_prompts_per_step" in change:
+        follows["policy.train_global_batch_size"] = None
+        follows["policy.scheduler"] = None
+    return follows
+
+
+def _equal_to(config: Config, total: int) -> Iterator[tuple[str, str]]:
+    """Sections and keys that hold the context's length: packs, and vLLM's."""
+    values = config.to_dict()["policy"]
+    for section in ("sequence_packing", "dynamic_batching"):
+        for name in ("train_mb_tokens", "logprob_mb_tokens"):
+            if (values.get(section) or {}).get(name) == total:
+                yield f"policy.{section}", name
+    if (values["generation"].get("vllm_cfg") or {}).get("max_model_len") == total:
+        yield VLLM, "max_model_len"
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[path[-1]] = value
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,175 @@
+"""How many problems a run trains on, and how many tokens their questions have.
+
+data at hand -> characters, or tokens where the model's tokenizer.json is -> quantiles
+known sets   -> quantiles counted beforehand (`KNOWN`)
+
+Chat template and system prompt come on top (`template_tokens`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.nemo_keys import Dataset
+from igrpo_nemo.data.catalog import QUESTION_KEYS, SOURCES, find_source, locate
+from igrpo_nemo.data.rows import read_file
+from igrpo_nemo.preflight.shape import model_folder
+
+QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+
+CHARACTERS_PER_TOKEN = 2.8
+"""Of MATH's questions under Qwen2.5's vocabulary (2.79); GSM8K's have 3.9, LaTeX has fewer."""
+PROMPT_CHARACTERS_PER_TOKEN = 4.86
+"""Of the paper's system prompt under the same vocabulary: 520 characters, 107 tokens."""
+CHAT_TEMPLATE_TOKENS = 13
+"""ChatML's role tokens around system prompt and question."""
+DRAFT_FRAME_TOKENS = 12
+"""What stands around the draft in q': `igrpo.prompt.draft_intro` and the two tags."""
+
+SAMPLED_ROWS = 1000
+"""Rows that are tokenised, evenly spaced, beside the longest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """`count` problems (None: not known) and the tokens of their questions.
+
+    `tokens` by quantile; `longest` are the longest questions, descending; `source` says how they
+    were counted.
+    """
+
+    count: int | None
+    tokens: Mapping[float, int]
+    mean: float
+    source: str
+    longest: tuple[int, ...] = ()
+
+    def above(self, limit: int) -> int | None:
+        """Questions of more tokens than `limit`; None where their number is not known."""
+        if self.tokens[1.0] <= limit:
+            return 0
+        if self.longest and self.longest[-1] <= limit:
+            return sum(tokens > limit for tokens in self.longest)
+        return None
+
+
+_QWEN = "counted beforehand with Qwen2.5's vocabulary"
+_STAND_IN = "not at hand: MATH's questions stand in"
+
+KNOWN: dict[str, Questions] = {
+    "math": Questions(
+        SOURCES["math"].usable["train"],
+        {0.5: 49, 0.9: 149, 0.99: 464, 0.999: 960, 1.0: 1654},
+        75.3,
+        _QWEN,
+        (1654, 1508, 1292, 1170, 1044, 1035, 1027, 960, 903, 891, 862, 842, 840, 839, 838, 822),
+    ),
+    "gsm8k": Questions(
+        SOURCES["gsm8k"].usable["train"],
+        {0.5: 56, 0.9: 89, 0.99: 128, 0.999: 168, 1.0: 212},
+        59.6,
+        _QWEN,
+        (212, 194, 188, 178),
+    ),
+}
+"""The training splits: tokens of their usable problems' questions, and the longest of them."""
+
+
+def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questions:
+    """The training problems of a config. Reads a file where one is named; downloads nothing.
+
+    Raises `UserError` for a file that cannot be read.
+    """
+    train = config.data.train
+    if train.dataset_name == "arithmetic":
+        found = _arithmetic(train)
+    else:
+        source = find_source(train.dataset_name)
+        name = source.name if source else train.dataset_name
+        if name in KNOWN and not train.data_path and train.split in (None, "train"):
+            found = KNOWN[name]
+        else:
+            found = _from_file(config, environ)
+    if train.num_problems is not None and train.dataset_name != "arithmetic":
+        found = replace(found, count=train.num_problems)
+    if found.count is not None and config.data.validation is None and train.split_validation_size:
+        held_out = max(1, round(train.split_validation_size * found.count))
+        found = replace(found, count=found.count - held_out)
+    return found
+
+
+def template_tokens(config: Config) -> int:
+    """Tokens of system prompt and chat template around a question."""
+    return CHAT_TEMPLATE_TOKENS + round(
+        len(config.igrpo.prompt.system) / PROMPT_CHARACTERS_PER_TOKEN
+    )
+
+
+def _arithmetic(train: Dataset) -> Questions:
+    """`7+5*3...=`: two characters an operation and two more, a token each."""
+    lengths = sorted(2 * operations + 2 for operations in train.lengths or [6])
+    tokens = {q: _at(lengths, q) for q in QUANTILES}
+    mean = sum(lengths) / len(lengths)
+    return Questions(train.num_problems, tokens, mean, "generated", (lengths[-1],))
+
+
+def _from_file(config: Config, environ: Mapping[str, str]) -> Questions:
+    train = config.data.train
+    path = _local_file(train)
+    if path is None:
+        return replace(KNOWN["math"], count=None, source=_STAND_IN)
+    rows = read_file(path)
+    texts = [text for row in rows if isinstance(text := _question(row, train), str)]
+    if not texts:
+        return replace(KNOWN["math"], count=len(rows), source=_STAND_IN)
+    tokenizer = model_folder(config.policy.tokenizer.name, environ)
+    file = tokenizer / "tokenizer.json" if tokenizer else None
+    if file is not None and file.is_file():
+        lengths, how = _token_lengths(texts, file), f"counted in {path.name} with its tokenizer"
+    else:
+        lengths = [round(len(text) / CHARACTERS_PER_TOKEN) for text in texts]
+        how = f"counted in {path.name}, {CHARACTERS_PER_TOKEN:g} characters a token"
+    ordered = sorted(lengths)
+    return Questions(
+        len(texts),
+        {q: _at(ordered, q) for q in QUANTILES},
+        sum(lengths) / len(lengths),
+        how,
+        tuple(reversed(ordered[-16:])),
+    )
+
+
+def _local_file(train: Dataset) -> Path | None:
+    """The file of a data set where there is one on this disk."""
+    if train.data_path:
+        path = Path(train.data_path)
+        return path if path.is_file() or path.suffix else None
+    path = Path(train.dataset_name)
+    if path.is_file():
+        return path
+    source = find_source(train.dataset_name)
+    return None if source is None else locate(source, train.split)
+
+
+def _question(row: Mapping[str, Any], train: Dataset) -> Any:
+    keys = (train.input_key,) if train.input_key else QUESTION_KEYS
+    return next((row[key] for key in keys if key in row), None)
+
+
+def _token_lengths(texts: Sequence[str], tokenizer: Path) -> list[int]:
+    """Tokens of an even sample of the texts and of the longest ones."""
+    from tokenizers import Tokenizer
+
+    longest = sorted(texts, key=len)[-32:]
+    step = max(1, len(texts) // SAMPLED_ROWS)
+    encoded = Tokenizer.from_file(str(tokenizer)).encode_batch([*texts[::step], *longest])
+    return [len(each.ids) for each in encoded]
+
+
+def _at(ordered: Sequence[int], quantile: float) -> int:
+    return ordered[round(quantile * (len(ordered) - 1))]

@@ -1,0 +1,171 @@
+"""The roofline: decoding against closed forms, lengths against their definition, both methods."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.preflight import preflight
+from igrpo_nemo.preflight.cost import Cost, other_method
+from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
+from igrpo_nemo.preflight.lengths import Responses, context, responses
+from igrpo_nemo.preflight.parameters import forward_flops
+from igrpo_nemo.preflight.questions import KNOWN, questions
+
+B7 = ["model=deepseek_r1_distill_qwen_7b", "data=math", "engine=nemo_rl", "cluster=a100_2x8"]
+# A step costs one second, and one more for each running sequence; caches are free.
+PLAIN = Speed(
+    weights=1.0,
+    per_token=0.0,
+    per_sequence=1.0,
+    bandwidth=1.0,
+    flops=0.0,
+    flops_per_s=1.0,
+    overhead=0.0,
+    places=100,
+)
+
+
+def test_a_batch_shrinks_as_sequences_end():
+    """Lengths 1, 2, 4: three steps' worth of running sequences is 1 x 3, 1 x 2, 2 x 1."""
+    group = Group(5, (1, 2, 4), prefill=0.0)
+    assert decode_seconds([group], PLAIN) == 4 * 1 + (3 + 2 + 1 + 1)
+
+
+def test_refinements_wait_for_their_own_drafts_alone():
+    second = Group(5, (3,), prefill=0.0)
+    quick, slow = Group(5, (1, 2), 0.0, second), Group(5, (10,), 0.0)
+    # 2 + 3 steps of the first problem run beside the 10 of the other: 10 steps in all.
+    assert decode_seconds([quick, slow], PLAIN) == 10 + (1 + 2) + 3 + 10
+    assert decode_seconds([quick], PLAIN) == 5 + (1 + 2) + 3
+
+
+def test_a_full_engine_makes_others_wait():
+    one = Speed(1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=1)
+    assert decode_seconds([Group(0, (3, 4), 0.0)], one) == 7
+    two = Speed(1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=2)
+    assert decode_seconds([Group(0, (3, 4), 0.0)], two) == 4
+
+
+def test_caches_prefill_overhead_and_arithmetic_cost_time():
+    cache = Speed(0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=9)
+    # Tokens read: the prompt in each of 4 steps, and half of the own ones (in continuous time).
+    assert decode_seconds([Group(10, (4,), 0.0)], cache) == 4 * (10 + 4 / 2)
+    assert decode_seconds([Group(0, (4,), prefill=2.5)], PLAIN) == 2.5 + 8
+    busy = Speed(1.0, 0.0, 0.0, 1.0, flops=6.0, flops_per_s=2.0, overhead=0.5, places=9)
+    assert decode_seconds([Group(0, (4, 4), 0.0)], busy) == 4 * (0.5 + 6)
+
+
+def test_assumed_lengths_have_the_assumed_mean():
+    lengths = responses(load_config([*B7, "igrpo.preflight.response_share=0.3"]))
+    rng = random.Random(1)
+    drawn = [lengths.draw(rng) for _ in range(20_000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.3 * 4096, rel=0.02)
+    assert max(drawn) == 4096
+    cut = sum(length == 4096 for length in drawn) / len(drawn)
+    assert cut == pytest.approx(lengths.above(4096), abs=0.005)
+
+
+def test_a_constant_length_needs_no_spread():
+    lengths = responses(load_config([*B7, "igrpo.preflight.response_sigma=0"]))
+    assert lengths.draw(random.Random(0)) == round(0.4 * 4096)
+    assert isinstance(lengths, Responses) and lengths.above(100) == 1.0
+
+
+def test_the_draft_gets_what_q_and_the_refinement_leave():
+    config = load_config([*B7, "model=nemotron_h_8b"])
+    budget = context(config, questions(config, {}))
+    assert budget.draft_room[0.5] == 8192 - 4096 - budget.question[0.5] - 12
+    assert 0.05 < budget.clipped < 0.15
+    assert budget.question[1.0] == 1024  # longer questions are left out
+    wide = load_config(B7)
+    assert context(wide, questions(wide, {})).clipped == 0
+    assert context(wide, KNOWN["gsm8k"]).mean_question < budget.mean_question
+
+
+def costs(*overrides: str) -> tuple[Cost, Cost]:
+    """GRPO's and iGRPO's."""
+    plan = preflight(load_config([*B7, *overrides]), environ={})
+    assert plan.cost is not None and plan.other is not None
+    return plan.other, plan.cost
+
+
+def test_both_methods_at_the_same_budget():
+    grpo, igrpo = costs()
+    assert grpo.sampled_tokens == pytest.approx(igrpo.sampled_tokens, rel=0.03)
+    # Two stages, each as long as its longest completion; half the rows, with a draft in front.
+    assert 1.5 < igrpo.generation / grpo.generation < 2.2
+    assert 0.9 < igrpo.trained_tokens / grpo.trained_tokens < 1.1
+    assert igrpo.gpu_hours / grpo.gpu_hours > 1.1
+    assert igrpo.gpus == 16 and igrpo.steps == 58
+
+
+def test_the_other_method_changes_the_method_alone():
+    config = load_config([*B7, "feedback=none"])
+    other = other_method(config)
+    assert (other.igrpo.num_drafts, other.igrpo.num_refinements) == (4, 4)
+    assert other_method(other).igrpo == config.igrpo
+    assert other.policy == config.policy
+
+
+def test_either_method_shows_the_same_two_costs():
+    two = preflight(load_config(B7), environ={})
+    one = preflight(load_config([*B7, "feedback=none"]), environ={})
+    assert one.ratio == pytest.approx(two.ratio)
+    assert one.cost == two.other and two.cost == one.other
+
+
+def test_training_time_is_arithmetic_over_the_stated_share_of_the_peak():
+    """Forward, backward twice, and recomputation: four forward passes on eight A100 at 40 %."""
+    plan = preflight(load_config([*B7, "igrpo.preflight.response_sigma=0"]), environ={})
+    assert plan.cost is not None and plan.shape is not None and plan.estimates is not None
+    row = plan.cost.trained_tokens / 512
+    assert row == round(plan.estimates.context.mean_question) + 12 + 2 * 1638
+    flops = 4 * 512 * forward_flops(plan.shape, row)
+    assert plan.cost.training == pytest.approx(flops / (8 * 312e12 * 0.4))
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "direction"),
+    [
+        (["igrpo.preflight.response_share=0.8"], "generation", 1),
+        (["igrpo.preflight.train_mfu=0.8"], "training", -1),
+        (["igrpo.draft_prefetch=fused"], "generation", -1),
+        (["policy.generation.vllm_cfg.async_engine=false"], "generation", 1),
+        (["cluster=h100_2x8"], "step", -1),
+        (["loss_fn.force_on_policy_ratio=true"], "logprobs", -1),
+        (
+            [
+                "loss_fn.reference_policy_kl_penalty=0.01",
+                "grpo.skip_reference_policy_logprobs_calculation=false",
+            ],
+            "logprobs",
+            1,
+        ),
+        (["policy.megatron_cfg.activation_checkpointing=false"], "training", -1),
+        (["policy.sequence_packing.enabled=false"], "training", 1),
+    ],
+)
+def test_what_changes_the_cost(change, part, direction):
+    before, after = getattr(costs()[1], part), getattr(costs(*change)[1], part)
+    assert (after - before) * direction > 0
+
+
+def test_asynchronous_training_hides_the_shorter_part():
+    config = [
+        *B7,
+        "grpo.async_grpo.enabled=true",
+        "loss_fn.use_importance_sampling_correction=true",
+    ]
+    cost = preflight(load_config(config), environ={}).cost
+    assert cost is not None
+    assert cost.step == cost.refit + max(cost.generation, cost.logprobs + cost.training)
+
+
+def test_a_time_limit_becomes_a_chain():
+    plan = preflight(load_config([*B7, "igrpo.site.time=01:00:00"]), environ={})
+    assert plan.cost is not None
+    jobs = -(-plan.cost.hours * 3600 // 3000)
+    assert f"about {jobs:.0f} jobs of 01:00:00: igrpo launch --chain {jobs:.0f}" in plan.notes

@@ -1,0 +1,181 @@
+"""The plan as a whole: shipped experiments fit, what does not fit has a remedy, and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shared_data import shared_file
+
+from igrpo_nemo.cli import main
+from igrpo_nemo.config import load_config
+from igrpo_nemo.config.compose import builtin_config_dir
+from igrpo_nemo.data.problems import load_problems
+from igrpo_nemo.preflight import paper, preflight
+from igrpo_nemo.preflight.nearest import changed, words
+from igrpo_nemo.preflight.questions import KNOWN, questions
+
+EXPERIMENTS = sorted(path.stem for path in (builtin_config_dir() / "experiment").glob("*.yaml"))
+S3 = "experiment=tableS3_igrpo"
+CPU_SECONDS = 3.0
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_shipped_experiment_fits_its_cluster(experiment):
+    plan = preflight(load_config([f"experiment={experiment}"]), environ={})
+    assert plan.problems == []
+    text = plan.text()
+    assert text.endswith("it fits\n")
+    json.dumps(plan.to_dict())
+    if plan.config.igrpo.engine == "nemo_rl":
+        assert f"{paper.GPU_HOURS['igrpo']} / {paper.GPU_HOURS['grpo']} = 1.13" in text
+        assert f"{plan.ratio:.2f} here" in text
+        assert plan.cost is not None and plan.cost.gpu_hours > 0
+        assert max(map(len, text.splitlines())) < 130
+
+
+def test_the_example_of_the_docs_is_current():
+    page = builtin_config_dir().parent / "docs" / "preflight.md"
+    if not page.is_file():
+        pytest.skip("the docs are not part of an installed package")
+    config = load_config(["experiment=table1_openmath_nemotron_14b_igrpo"])
+    assert preflight(config, environ={}).text() in page.read_text(encoding="utf-8")
+
+
+SHORT = [
+    (["policy.generation.vllm_cfg.gpu_memory_utilization=0.2"], "q' with its refinement"),
+    (
+        ["policy.megatron_cfg.tensor_model_parallel_size=1", "igrpo.site.gpu=a100_40gb"]
+        + ["policy.megatron_cfg.sequence_parallel=false"],
+        "training needs",
+    ),
+    (["policy.sequence_packing.train_mb_tokens=200000"], "training needs"),
+    (["policy.logprob_chunk_size=null", "igrpo.site.gpu=a100_40gb"], "training needs"),
+    (
+        ["cluster=a100_1x8", "policy.generation.vllm_cfg.gpu_memory_utilization=1.0"],
+        "sleeping trainer",
+    ),
+    (
+        ["cluster=a100_1x8", "policy.max_total_sequence_length=131072"]
+        + ["policy.megatron_cfg.activation_checkpointing=false"],
+        "training needs",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "reason"), SHORT, ids=[case[0][0] for case in SHORT])
+def test_the_nearest_setting_fits_when_it_is_composed(overrides, reason):
+    [problem] = preflight(load_config([S3, *overrides]), environ={}).problems
+    assert reason in problem and "\n" not in problem
+    remedy = problem.rpartition(": set ")[2].split()
+    assert 1 <= len(remedy) <= 3
+    keys = {word.partition("=")[0] for word in remedy}
+    kept = [word for word in overrides if word.partition("=")[0] not in keys]
+    assert preflight(load_config([S3, *kept, *remedy]), environ={}).problems == []
+
+
+def test_where_nothing_small_helps_the_message_says_so():
+    config = load_config([S3, "policy.generation.vllm_cfg.gpu_memory_utilization=0.2"])
+    shape = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 96}
+    assert config.igrpo.architecture is not None
+    huge = config.igrpo.architecture.model_copy(update=shape)
+    problems = preflight(config.replaced("igrpo", architecture=huge), environ={}).problems
+    assert problems and all("use a larger cluster" in problem for problem in problems)
+
+
+def test_the_embedded_engine_needs_memory_too():
+    config = load_config(["experiment=demo"])
+    assert preflight(config, environ={}, machine_memory=2**34).fits
+    [problem] = preflight(config, environ={}, machine_memory=700 * 2**20).problems
+    assert problem.startswith("engine local needs 0.9 GiB, and this machine has 0.7 GiB: set ")
+    remedy = problem.rpartition(": set ")[2].split()
+    smaller = load_config(["experiment=demo", *remedy])
+    assert preflight(smaller, environ={}, machine_memory=700 * 2**20).fits
+
+
+def test_a_change_takes_what_follows_from_it_along():
+    config = load_config([S3])
+    change = {"policy.megatron_cfg.tensor_model_parallel_size": 4}
+    assert changed(config, change) == load_config([S3, *words(change).split()[1:]])
+    context = {"policy.max_total_sequence_length": 4096}
+    assert changed(config, context) == load_config([S3, *words(context).split()[1:]])
+
+
+def test_a_model_that_nobody_describes_is_checked_but_not_estimated():
+    overrides = ["policy.model_name=owner/unknown", "engine=nemo_rl", "cluster=a100_2x8"]
+    plan = preflight(load_config(overrides), environ={"HF_HOME": "/nowhere"})
+    assert plan.fits and plan.cost is None and plan.parameters is None
+    assert any("igrpo.architecture is null" in note for note in plan.notes)
+
+
+def test_questions_of_a_file_are_counted(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"problem": "x" * 28 * n, "answer": "1"} for n in range(1, 501)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["data=jsonl", f"data.train.data_path={path}", f"data.validation.data_path={path}"]
+    config = load_config([S3, *data, "igrpo.drop_overlong_prompts=false"])
+    asked = questions(config, {})
+    assert asked.count == 500 and asked.tokens[1.0] == 5000 and asked.tokens[0.5] == 2510
+    [problem] = preflight(config, environ={}).problems
+    assert "set igrpo.drop_overlong_prompts=true" in problem
+    few = load_config([S3, *data, "igrpo.drop_overlong_prompts=true", "data.train.num_problems=64"])
+    [problem] = preflight(few, environ={}).problems
+    assert "grpo.num_prompts_per_step=128 draws batches of 128" in problem
+
+
+def test_a_tokenizer_at_hand_counts_exactly(tmp_path):
+    from igrpo_nemo.run.tokenizer import build_small_tokenizer
+
+    build_small_tokenizer(["a b c"] * 4, 300).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"problem": "1" * n, "answer": "1"}) + "\n" for n in (3, 7)))
+    data = ["data=jsonl", f"data.train.data_path={path}", f"data.validation.data_path={path}"]
+    asked = questions(load_config([f"policy.model_name={tmp_path}", *data]), {})
+    assert asked.tokens[1.0] == 7 and asked.source.endswith("with its tokenizer")
+
+
+def test_the_known_number_of_problems_is_the_loaders():
+    shared_file("math_train_7500.jsonl")
+    assert KNOWN["math"].count == len(load_problems("math"))
+
+
+def test_json_on_the_command_line(capsys):
+    assert main(["preflight", S3, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["fits"] is True and values["steps"] == 58
+    assert values["parameters"] == 7_615_616_512
+    assert values["training_memory"]["total"] < values["training_memory"]["capacity"]
+    assert values["published_gpu_hours_igrpo_over_grpo"] == pytest.approx(94.1 / 83.3)
+
+
+def test_the_clusters_own_profile_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("cluster.local.yaml").write_text("gpu: a100_40gb\n")
+    assert main(["preflight", S3]) == 0
+    assert "A100-40GB" in capsys.readouterr().out
+
+
+def test_it_is_quick_and_imports_no_torch():
+    """CPU time: a busy machine makes the rest wait."""
+    code = (
+        "import sys; from igrpo_nemo.cli import main; code = main(); "
+        "heavy = {'torch', 'transformers', 'nemo_rl', 'datasets'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    experiment = "experiment=table1_openmath_nemotron_14b_igrpo"
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "preflight", experiment],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    used = after.children_user + after.children_system
+    assert used - before.children_user - before.children_system < CPU_SECONDS
