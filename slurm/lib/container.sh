@@ -1,0 +1,51 @@
+# shellcheck shell=bash
+# srun's arguments for a container by pyxis; none where CONTAINER_IMAGE is not set.
+
+# Fills CONTAINER_ARGS.
+prepare_container() {
+  local help names
+  CONTAINER_ARGS=()
+  [[ -n ${CONTAINER_IMAGE:-} ]] || return 0
+  help=$(srun --help 2>&1) || true
+  if [[ $help != *--container-image* ]]; then
+    die 2 "CONTAINER_IMAGE is set, but this Slurm has no pyxis (srun knows no --container-image):" \
+      "unset it and set VENV to run on bare metal"
+  fi
+  CONTAINER_ARGS=(
+    "--container-image=$CONTAINER_IMAGE"
+    "--container-mounts=$(container_mounts)"
+    "--container-workdir=$IGRPO_HOME"
+    --no-container-mount-home
+  )
+  # An image's own value of a variable wins over the job's, unless the variable is named here.
+  if [[ $help == *--container-env* ]]; then
+    names=$(container_variables)
+    CONTAINER_ARGS+=("--container-env=$names")
+  fi
+}
+
+# The profile's mounts, and what every job needs at the same place as outside.
+container_mounts() {
+  local mounts=${CONTAINER_MOUNTS:-} folder
+  for folder in "$IGRPO_HOME" "$IGRPO_RUN_DIR" "${HF_HOME:-}"; do
+    [[ -n $folder ]] || continue
+    [[ "$mounts," =~ :"$folder"[,:] ]] || mounts+=${mounts:+,}$folder:$folder
+  done
+  printf '%s\n' "$mounts"
+}
+
+# Names, never values: this becomes an argument.
+container_variables() {
+  local name
+  {
+    printf '%s\n' "${SETTING_NAMES[@]}"
+    while IFS= read -r name; do
+      case $name in
+      IGRPO_* | NCCL_* | UCX_* | GLOO_* | FI_* | HF_* | WANDB_* | OMP_NUM_THREADS | CPUS_PER_NODE | \
+        RAY_AUTH_* | TRANSFORMERS_OFFLINE | TORCH_CUDA_ARCH_LIST)
+        printf '%s\n' "$name"
+        ;;
+      esac
+    done < <(compgen -e)
+  } | grep -vE '^(CONTAINER_IMAGE|CONTAINER_MOUNTS|VENV)$' | sort -u | paste -sd, -
+}

@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# The driver: started, watched, its output logged without secrets.
+
+# The project is found in the checkout inside a container, and in VENV on bare metal.
+set_paths() {
+  if [[ -n ${CONTAINER_IMAGE:-} ]]; then
+    export PYTHONPATH=$IGRPO_HOME${PYTHONPATH:+:$PYTHONPATH}
+  else
+    PATH=${VENV:-$IGRPO_HOME/.venv}/bin:$PATH
+  fi
+}
+
+start_driver() {
+  local command=("$@") limit
+  limit=$(must_save_by)
+  if [[ ${IGRPO_ENGINE:-} == nemo_rl* && -n $limit ]]; then
+    command+=("checkpointing.checkpoint_must_save_by='$limit'")
+  fi
+  { printf '%q ' "${command[@]}" && echo; } >"$IGRPO_LOG_DIR/driver.sh" 2>/dev/null || true
+  # Not the file itself: a driver that prints to a full disk would die of it.
+  exec {PUMP_IN}> >(log_pump "$IGRPO_LOG_DIR/driver.log")
+  PUMP=$!
+  "${command[@]}" >&"$PUMP_IN" 2>&1 {PUMP_IN}>&- &
+  DRIVER=$!
+  exec {PUMP_IN}>&-
+}
+
+# Returns when the driver has ended; a driver whose Ray died is ended, since it would wait for ever.
+watch_driver() {
+  while is_alive "$DRIVER"; do
+    pause 0.5
+    if ((IGRPO_USE_RAY)) && ! is_alive "$RAY" && [[ -z ${TERMINATED:-} ]] && is_alive "$DRIVER"; then
+      say "Ray's head died: ending the driver"
+      keep_ray_logs
+      end_process "$DRIVER" 10
+      # No exit code of the driver's: it was not its fault.
+      exit 70
+    fi
+  done
+}
+
+# The pump ends with the last process that holds the pipe, which need not be the driver.
+finish_driver_log() {
+  local tries=25
+  while is_alive "$PUMP" && ((tries-- > 0)); do
+    pause 0.2
+  done
+}
+
+# Slurm signals every process of a step: the driver saves by itself.
+on_step_terminated() {
+  TERMINATED=1
+  [[ -e $IGRPO_LOG_DIR/over ]] || { : >"$IGRPO_LOG_DIR/terminated"; } 2>/dev/null || true
+}

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# GRPO on DeepSeek-R1-Distill-Qwen-7B with iGRPO's budget (Table 1): the matched baseline.
+#SBATCH --job-name=grpo-7b
+#SBATCH --nodes=2
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@900
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+EXPERIMENT=table1_deepseek_r1_distill_qwen_7b_grpo
+# Slurm runs a copy of this file: the launcher is in the checkout that the job was submitted from.
+launcher=$(dirname "${BASH_SOURCE[0]}")/ray_cluster.sh
+[[ -f $launcher ]] || launcher=${SLURM_SUBMIT_DIR:-.}/slurm/ray_cluster.sh
+[[ -f $launcher ]] || { echo "error: submit from the checkout's folder"; exit 2; }
+# shellcheck source-path=SCRIPTDIR source=ray_cluster.sh
+source "$launcher" train "experiment=$EXPERIMENT" "$@"
