@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NEMO_RL_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-0.7.0
 NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
 
-.PHONY: help install install-nemo install-bench demo compare test test-hosts test-nemo test-skills test-slurm lint clean
+.PHONY: help install install-nemo install-bench install-skills demo evaluate compare test test-hosts test-nemo test-skills test-slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,9 +27,15 @@ install-nemo: install ## what NeMo-RL's driver imports (NeMo-RL itself: see docs
 install-bench: install ## TRL, for the benchmarks that compare with it
 	$(BIN)/pip install --quiet --editable '.[dev,bench]'
 
+install-skills: install ## an environment for NeMo-Skills, from its source (NEMO_SKILLS_SRC; see docs/evaluation.md)
+	NEMO_SKILLS_SRC="$(NEMO_SKILLS_SRC)" $(BIN)/python tests/skills/skills_environment.py
+
 demo: install ## train a small model with iGRPO on this machine (about 3 minutes)
 	$(BIN)/igrpo train experiment=demo
 	$(BIN)/igrpo report runs/demo
+
+evaluate: install ## the demo's model through NeMo-Skills' ns eval (see docs/evaluation.md)
+	$(BIN)/python pipelines/evaluate.py --demo
 
 compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 	$(BIN)/python benchmarks/compare.py

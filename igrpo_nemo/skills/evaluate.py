@@ -13,17 +13,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation import format_table
+from igrpo_nemo.evaluation import format_table, std_err_across_problems
 from igrpo_nemo.skills.command import Place, Server, eval_commands
 from igrpo_nemo.skills.data import BenchmarkData, freeze
 from igrpo_nemo.skills.environment import SkillsEnvironment, child_environ
 from igrpo_nemo.skills.processes import ServerDied, processes_with, run_logged, server_answers
 from igrpo_nemo.skills.profiles import write_profile
 from igrpo_nemo.skills.repair import repair
-from igrpo_nemo.skills.results import RESULTS_FOLDER, Inspection, Results, inspect, sample_path
+from igrpo_nemo.skills.results import (
+    RESULTS_FOLDER,
+    BenchmarkResults,
+    Inspection,
+    Results,
+    inspect,
+    sample_path,
+)
 from igrpo_nemo.skills.setting import Setting, claim_folder
 from igrpo_nemo.tracking.run_lock import RunLock
 
@@ -85,6 +93,7 @@ def complete_here(evaluation: Evaluation, environ: Mapping[str, str]) -> list[In
         child["NEMORUN_HOME"] = str(evaluation.out.absolute() / LOG_FOLDER / "nemo_run")
         log = new_log(evaluation.out)
         names = [one.benchmark for one in lacking]
+        print(f"evaluating {', '.join(names)}; ns eval says the rest in {log}", flush=True)
         progress = Progress(evaluation, names)
         for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
             command = [str(evaluation.environment.ns), *arguments]
@@ -190,7 +199,17 @@ def results_text(results: Results) -> str:
     """The tables that NeMo-Skills prints, with standard errors, and what cut replies cost."""
     parts = []
     for name, one in results.benchmarks.items():
-        parts.append(format_table(name, one.metrics))
+        parts.append(format_table(name, _with_standard_error(one)))
         if truncated := float(one.truncated_P_K.mean()):
             parts.append(f"{100 * truncated:.2f} % of the replies were cut at their token limit")
     return "\n".join([*parts, str(results.folder / RESULTS_FOLDER)])
+
+
+def _with_standard_error(one: BenchmarkResults) -> dict[str, dict[str, Any]]:
+    """NeMo-Skills' metrics, and the standard error over problems that `igrpo evaluate` gives."""
+    metrics = {mode: dict(fields) for mode, fields in one.metrics.items()}
+    K = one.num_samples
+    row = metrics["pass@1" if K == 1 else f"pass@1[avg-of-{K}]"]
+    error = {"std_err_across_problems": std_err_across_problems(one.correct_P_K.astype(float))}
+    row["symbolic_correct_statistics"] = {**row.get("symbolic_correct_statistics", {}), **error}
+    return metrics

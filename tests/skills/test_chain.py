@@ -1,0 +1,352 @@
+"""Chains on Slurm with the real NeMo-Skills: what is planned, and what a Slurm is really given.
+
+Slurm itself is a stand-in: an `sbatch` that numbers and keeps what it gets, and an empty queue.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from sample_files import write_metrics, write_sample
+from skills_runs import CHECKOUT, write_problems
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.pipeline.chain import chain_of
+from igrpo_nemo.pipeline.conversion import convert
+from igrpo_nemo.pipeline.evaluation import Choices, skills_evaluation
+from igrpo_nemo.pipeline.stamp import Stamp, write_stamp
+from igrpo_nemo.pipeline.training import stamp_path, training_inputs
+from igrpo_nemo.skills.environment import SkillsEnvironment
+from igrpo_nemo.skills.evaluate import prepare
+from igrpo_nemo.skills.results import read_results
+
+# NeMo-Skills composes its jobs for seconds of CPU, several times a test.
+pytestmark = pytest.mark.timeout(600)
+
+EXPERIMENT = "table1_openmath_nemotron_14b_igrpo"
+SAMPLES = {"aime24": 3, "amc23": 2}
+ROWS = {"aime24": 30, "amc23": 40}
+
+SBATCH = """\
+#!/bin/bash
+exec 9>"$FAKE_SLURM/lock" && flock 9  # NeMo-Run sends jobs at the same time
+n=$(( $(cat "$FAKE_SLURM/count" 2>/dev/null || echo 100) + 1 ))
+echo "$n" > "$FAKE_SLURM/count"
+printf '%s\\n' "$*" > "$FAKE_SLURM/$n.args"
+for word in "$@"; do [[ $word == *.sh ]] && cp "$word" "$FAKE_SLURM/$n.sh" && break; done
+echo "$n"
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A user's account on a cluster: run folder, profile, data, and the stand-in for Slurm."""
+
+    folder: Path
+    env: dict[str, str]
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def benchmarks(self) -> str:
+        return ",".join(f"{name}:{samples}" for name, samples in SAMPLES.items())
+
+    def words(self, *more: str) -> list[str]:
+        return [
+            f"experiment={EXPERIMENT}",
+            f"logger.log_dir={self.run}",
+            "igrpo.site.account=acme",
+            "igrpo.site.partition=gpu",
+            "igrpo.site.qos=high",
+            "igrpo.site.time=08:00:00",
+            f"igrpo.site.container={self.folder}/nemo-rl.sqsh",
+            f"igrpo.site.mounts=['{self.folder}/models:/models:ro']",
+            f"igrpo.site.hf_home={self.folder}/hf",
+            *more,
+        ]
+
+    def chain(self, *flags: str, code: int = 0, more: tuple[str, ...] = ()) -> str:
+        script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
+        paths = ["--config-dir", str(self.folder), "--data-dir", str(self.folder / "data")]
+        paths += ["--benchmarks", self.benchmarks]
+        done = subprocess.run(
+            [sys.executable, script, "--cluster", "slurm", *paths, *flags, *self.words(*more)],
+            cwd=CHECKOUT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == code, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout if code == 0 else done.stderr
+
+    def sent(self) -> dict[int, str]:
+        """Job id -> the words of sbatch and the file it was given."""
+        fake = Path(self.env["FAKE_SLURM"])
+        return {
+            int(path.stem): f"{path.read_text()}\n{fake.joinpath(path.stem + '.sh').read_text()}"
+            for path in sorted(fake.glob("*.args"))
+        }
+
+
+@pytest.fixture
+def cluster(tmp_path, skills) -> Cluster:
+    for name in ("bin", "slurm", "models", "hf", "workspace"):
+        (tmp_path / name).mkdir()
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": "#!/bin/bash\n",
+        "sacct": "#!/bin/bash\n",
+    }.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    profile = {
+        "executor": "slurm",
+        "containers": {"nemo-skills": "/images/skills.sqsh", "vllm": "/images/vllm.sqsh"},
+        "account": "ACCOUNT",
+        "partition": "PARTITION",
+        "job_dir": f"{tmp_path}/workspace",
+        "job_name_prefix": "igrpo-",
+        "mounts": [f"{tmp_path}/hf:{tmp_path}/hf"],
+        "env_vars": [f"HF_HOME={tmp_path}/hf"],
+        "dependency_type": "afterany",
+    }
+    (tmp_path / "slurm_a100.yaml").write_text(yaml.safe_dump(profile))
+    for name, rows in ROWS.items():
+        write_problems(tmp_path / "data", name, [str(i) for i in range(rows)])
+    env = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "FAKE_SLURM": str(tmp_path / "slurm"),
+        "NEMO_SKILLS_ENV": str(skills.bin.parent),
+        "HF_TOKEN": "hf_" + "s" * 30,
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "CONTAINER_IMAGE", "HF_HOME", "VENV"):
+        env.pop(name, None)
+    return Cluster(tmp_path, env)
+
+
+def sections(plan: str) -> dict[str, str]:
+    """The plan's parts by their titles."""
+    found = re.split(r"^##### (.*)$", plan, flags=re.MULTILINE)[1:]
+    return dict(zip(found[::2], found[1::2], strict=True))
+
+
+def options(text: str) -> dict[str, str]:
+    """The #SBATCH options of a batch file."""
+    found = re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, flags=re.MULTILINE)
+    return dict(found)
+
+
+def test_the_plan_holds_everything_that_the_profile_says(cluster):
+    plan = cluster.chain("--dry-run", "--chain", "2")
+    parts = sections(plan)
+    jobs = {name: text for name, text in parts.items() if name.startswith("sbatch ")}
+    scripts = {name: text for name, text in parts.items() if name.endswith(".sh")}
+
+    first, second = re.findall(r"^JOB\d=.*$", parts["train"], flags=re.MULTILINE)
+    for line in (first, second):
+        for word in (
+            "--nodes=5", "--gpus-per-node=8", "--account=acme", "--partition=gpu", "--qos=high",
+            "--time=08:00:00", "--requeue", f"experiment={EXPERIMENT}",
+        ):  # fmt: skip
+            assert word in line
+    assert "--dependency=singleton" in first
+    assert "--dependency=afterok:$JOB1,singleton --kill-on-invalid-dep=yes" in second
+
+    convert = parts["convert"]
+    wanted = {
+        "nodes": "1", "gpus-per-node": "1", "account": "acme", "partition": "gpu", "qos": "high",
+        "dependency": "afterok:TRAIN", "kill-on-invalid-dep": "yes",
+    }  # fmt: skip
+    assert wanted.items() <= options(convert).items()
+    assert f"--container-image={cluster.folder}/nemo-rl.sqsh" in convert
+    assert f"{cluster.folder}/models:/models:ro" in convert
+    assert f"{cluster.run}:{cluster.run}" in convert
+    assert f"python pipelines/convert.py --checkpoint last experiment={EXPERIMENT}" in convert
+
+    servers = [text for text in jobs.values() if "/images/vllm.sqsh" in text]
+    summaries = [text for name, text in jobs.items() if "summarize-results" in name]
+    assert servers, parts["evaluate"]
+    assert len(summaries) == 2 and len(servers) + len(summaries) == len(jobs)
+    for text in jobs.values():
+        wanted = {"account": "acme", "partition": "gpu", "qos": "high", "nodes": "1"}
+        wanted |= {"dependency": "afterok:CONVERT", "kill-on-invalid-dep": "yes"}
+        assert wanted.items() <= options(text).items()
+        assert options(text)["time"] == "0-08:00:00"
+        assert f"--container-mounts {cluster.folder}/hf:{cluster.folder}/hf" in text
+        assert f"{cluster.run}:{cluster.run}" in text
+        assert "--container-image /images/skills.sqsh" in text
+        assert f"export HF_HOME={cluster.folder}/hf" in text
+    assert all(options(text)["gpus-per-node"] == "8" for text in servers)
+    assert all(f"{cluster.folder}/workspace/" in text for text in jobs.values())
+
+    generation = "\n".join(scripts.values())
+    model = f"{cluster.run}/hf/last"
+    assert generation.count("serve_vllm") == len(servers)
+    assert f"--model {model}     --num_gpus 8" in generation
+    calls = re.findall(
+        r"nemo_skills\.inference\.generate .*?output_file=(\S+)(.*?)&& touch", generation
+    )
+    assert sorted(Path(file).name for file, _ in calls if "/aime24/" in file) == [
+        f"output-rs{seed}.jsonl" for seed in range(3)
+    ]
+    assert len([file for file, _ in calls if "/amc23/" in file]) == 2
+    for _, arguments in calls:
+        last = dict(re.findall(r"\+\+inference\.(\w+)=(\S+)", arguments))
+        assert (last["temperature"], last["top_p"]) == ("0.6", "0.95")
+        assert last["tokens_to_generate"] == "65000"
+        assert f"++server.model={model}" in arguments
+        assert "/profile/prompt.yaml" in arguments
+
+    compare = parts["compare"]
+    assert options(compare)["dependency"] == "afterok:EVALUATE"
+    assert f"--experiment {EXPERIMENT}={EXPERIMENT}" in compare
+    assert "gpus-per-node" not in options(compare)
+    assert cluster.env["HF_TOKEN"] not in plan
+    assert cluster.sent() == {} and not (cluster.run / "stages").exists()
+
+
+def test_slurm_gets_a_chain_of_successes(cluster):
+    text = cluster.chain("--against", f"base={cluster.folder}/base")
+    sent = cluster.sent()
+    train, convert, *evaluate, compare = sorted(sent)
+    assert f"submitted job {train} (" in text and f"compare: job {compare}" in text
+    assert "slurm/train.sh" in sent[train] and "--dependency=singleton" in sent[train]
+    assert options(sent[convert])["dependency"] == f"afterok:{train}"
+    files = {job: sent[job] for job in evaluate}
+    servers = [job for job, file in files.items() if "serve_vllm" in file or "vllm.sqsh" in file]
+    for job in servers:
+        assert options(files[job])["dependency"] == f"afterok:{convert}"
+        assert options(files[job])["kill-on-invalid-dep"] == "yes"
+    for job in set(evaluate) - set(servers):
+        (after,) = re.findall(r"--dependency=(\S+) ", files[job].splitlines()[0] + " ")
+        kind, *numbers = after.split(":")
+        assert kind == "afterok" and set(map(int, numbers)) <= set(servers) and numbers
+    waits = options(sent[compare])["dependency"].removeprefix("afterok:")
+    assert sorted(map(int, waits.split(":"))) == evaluate
+    assert f"base={cluster.folder}/base" in sent[compare]
+    assert not [job for job, file in sent.items() if cluster.env["HF_TOKEN"] in file]
+
+
+def test_only_what_is_missing_is_submitted_and_at_the_end_compared(cluster, skills):
+    cluster.run.mkdir()
+    finish_training(cluster)
+    finish_evaluation(cluster, skills, without=("amc23", 1))
+    cluster.chain()
+    sent = cluster.sent()
+    *evaluate, compare = sorted(sent)
+    assert not [file for file in sent.values() if "train.sh" in file or "convert.py" in file]
+    first = sent[evaluate[0]]
+    assert "amc23" in first and "aime24" not in options(first)["job-name"]
+    assert "dependency" not in options(first)
+    assert "pipelines/compare.py" in sent[compare]
+
+    finish_evaluation(cluster, skills)
+    text = cluster.chain()
+    assert cluster.sent() == sent
+    assert "measured - published" in text and (cluster.run / "comparison/report.html").is_file()
+    assert "is complete" in sections(cluster.chain("--dry-run"))["evaluate"]
+
+
+def test_what_cannot_work_is_refused_before_anything_is_sent(cluster):
+    cluster.run.mkdir()
+    finish_training(cluster)
+    error = cluster.chain(code=2, more=("policy.max_grad_norm=3.0",))
+    assert "was trained with policy.max_grad_norm=1.0, now it is 3.0" in error
+    error = cluster.chain(code=2, more=("igrpo.site.account=null",))
+    assert "slurm_a100.yaml names no account" in error
+    error = cluster.chain("--data-dir", str(cluster.folder / "none"), code=2)
+    assert "prepare_data.py" in error
+    assert cluster.sent() == {}
+
+
+def test_without_nemo_skills_the_plan_still_shows_the_other_stages(cluster):
+    env = {**cluster.env, "NEMO_SKILLS_ENV": str(cluster.folder)}
+    parts = sections(Cluster(cluster.folder, env).chain("--dry-run"))
+    assert list(parts) == ["train", "convert", "evaluate", "compare"]
+    assert "# not composed: NEMO_SKILLS_ENV" in parts["evaluate"]
+    assert "# temperature: 0.6" in parts["evaluate"]
+
+
+def test_a_chain_on_this_machine_evaluates_with_nemo_skills(tmp_path, skills):
+    words = [
+        "experiment=demo", "igrpo.warmup.steps=10", "igrpo.warmup.batch_size=8", "igrpo.threads=1",
+        "grpo.num_prompts_per_step=2", "grpo.max_num_steps=1", "grpo.max_val_samples=3",
+        "grpo.val_at_start=false", "grpo.val_period=0", "checkpointing.save_period=1",
+    ]  # fmt: skip
+    script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    environ["NEMO_SKILLS_ENV"] = str(skills.bin.parent)
+    done = subprocess.run(
+        [sys.executable, script, "--samples", "1", *words],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    run = tmp_path / "runs" / "demo"
+    (setting,) = (run / "evaluation" / "last").glob("*/setting.json")
+    results = read_results(setting.parent)
+    assert results.setting["nemo_skills"] == skills.version
+    assert results.benchmarks["arithmetic"].correct_P_K.shape == (3, 1)
+    accuracy = 100 * results.benchmarks["arithmetic"].correct_P_K.mean()
+    page = (run / "comparison" / "comparison.md").read_text()
+    assert f"| demo | {accuracy:.1f} ±" in page and "All: evaluator NeMo-Skills" in page
+
+
+def finish_training(cluster: Cluster) -> None:
+    """What the training and the conversion leave behind."""
+    run = cluster.run
+    config = load_config(cluster.words())
+    write_stamp(stamp_path(run), Stamp("train", training_inputs(config)))
+    (run / "config.yaml").write_text(config.to_yaml())
+    (run / "finished").write_text("58\n")
+    weights = run / "checkpoints" / "step_58" / "policy" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "config.json").write_text('{"max_position_embeddings": 131072}')
+    (weights / "model.safetensors").write_text("weights")
+    convert(run, "last", inputs=training_inputs(config))
+
+
+def finish_evaluation(
+    cluster: Cluster, skills: SkillsEnvironment, without: tuple[str, int] | None = None
+) -> None:
+    """What NeMo-Skills' jobs leave behind, but one sample."""
+    words = cluster.words()
+    chain = chain_of(words, load_config(words), Path())
+    choices = Choices(benchmarks=cluster.benchmarks, data_dir=cluster.folder / "data")
+    out = prepare(skills_evaluation(chain, choices, skills)).out
+    for name, samples in SAMPLES.items():
+        where = out / "eval-results" / name
+        data = out / "data" / name / "test.jsonl"
+        problems = [json.loads(line) for line in data.read_text().splitlines()]
+        for seed in range(samples):
+            if (name, seed) != without:
+                rows = [sample_row(one, right=i % 3 != seed) for i, one in enumerate(problems)]
+                write_sample(where, seed, rows)
+        write_metrics(where)
+
+
+def sample_row(problem: dict, *, right: bool) -> dict:
+    return {
+        **problem,
+        "generation": "...",
+        "predicted_answer": problem["expected_answer"] if right else "wrong",
+        "symbolic_correct": right,
+        "num_generated_tokens": 9,
+        "finish_reason": "stop",
+    }

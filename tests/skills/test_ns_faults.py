@@ -1,0 +1,155 @@
+"""What can break while the real `ns eval` runs: it is said, and the same command completes it.
+
+Replies are counted at the server: nothing is evaluated twice, nothing of two settings is mixed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from answer_stub import Reply, Stub, StubServer, stub_server
+from skills_runs import Ended, evaluate, write_problems
+
+from igrpo_nemo.skills.environment import SkillsEnvironment
+from igrpo_nemo.skills.results import read_results
+
+pytestmark = pytest.mark.timeout(1800)
+
+PROBLEMS = 3
+SAMPLES = 2
+RIGHT = Reply("<answer>4</answer>")
+
+
+class Setup:
+    """A benchmark of three problems, and the command that evaluates it."""
+
+    def __init__(self, tmp_path: Path, skills: SkillsEnvironment) -> None:
+        self.data, self.out = tmp_path / "data", tmp_path / "out"
+        self.where = self.out / "eval-results" / "toy"
+        self.texts = write_problems(self.data, "toy", ["4"] * PROBLEMS)
+        self.env = skills.bin.parent
+
+    def command(self, server: StubServer, *words: str) -> Ended:
+        return evaluate(
+            *("--address", server.address, "--data-dir", str(self.data), "--out", str(self.out)),
+            *("--benchmarks", f"toy:{SAMPLES}", *words),
+            env=self.env,
+            timeout=800,
+        )
+
+    def await_rows(self, seed: int, rows: int) -> None:
+        """Until that many replies of a sample are on disk."""
+        path = self.where / f"output-rs{seed}.jsonl-async"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if path.is_file() and path.read_bytes().count(b"\n") >= rows:
+                return
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def setup(tmp_path: Path, skills: SkillsEnvironment) -> Setup:
+    return Setup(tmp_path, skills)
+
+
+def last_of_second_sample(then: Callable[[], None], setup: Setup) -> Callable[[int], None]:
+    """A fault at the sixth request, the last of sample 1, once the two others are on disk."""
+
+    def fault(number: int) -> None:
+        if number == 2 * PROBLEMS:
+            setup.await_rows(seed=1, rows=PROBLEMS - 1)
+            then()
+
+    return fault
+
+
+def all_once(stub: Stub) -> bool:
+    return len(stub.answered) == PROBLEMS * SAMPLES and set(stub.answered.values()) == {1}
+
+
+def test_the_server_dies(setup: Setup) -> None:
+    stub = Stub(lambda problem, seed: RIGHT)
+    with stub_server(stub) as server:
+
+        def die() -> None:
+            server.die()
+            raise ConnectionResetError
+
+        stub.fault = last_of_second_sample(die, setup)
+        ended = setup.command(server)
+        assert ended.code == 1, ended.out
+        assert "toy: 1 of 2 samples are missing (rs1)" in ended.err
+        ended = setup.command(server)
+        assert ended.code == 2 and f"no server answers at {server.address}" in ended.err
+
+        stub.fault = lambda number: None
+        server.start()
+        ended = setup.command(server)
+    assert ended.code == 0, ended.err
+    assert read_results(setup.out).benchmarks["toy"].correct_P_K.all()
+    assert all_once(stub)
+
+
+def kill_process_of_sample(out: Path, seed: int) -> None:
+    """kill -9 of the process that samples it."""
+    listing = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True
+    )
+    mark = f"++output_file={out}/eval-results/toy/output-rs{seed}.jsonl"
+    found = []
+    for line in listing.stdout.splitlines():
+        pid, *args = line.split()
+        if args and args[0].endswith("python") and mark in args:
+            found.append(int(pid))
+    assert len(found) == 1, found
+    os.kill(found[0], signal.SIGKILL)
+
+
+def test_a_process_is_killed_and_files_are_cut_off(setup: Setup) -> None:
+    stub = Stub(lambda problem, seed: RIGHT)
+    hold = threading.Event()
+
+    def killed() -> None:
+        kill_process_of_sample(setup.out, 1)
+        hold.wait(10)
+        raise ConnectionResetError
+
+    stub.fault = last_of_second_sample(killed, setup)
+    with stub_server(stub) as server:
+        ended = setup.command(server)
+        hold.set()
+        assert ended.code == 1 and "1 of 2 samples are missing (rs1)" in ended.err
+        assert not (setup.where / "output-rs1.jsonl.done").exists()
+        with (setup.where / "output-rs1.jsonl-async").open("a") as file:
+            file.write('{"problem": "toy problem 2?", "generation": "<ans')
+
+        stub.fault = lambda number: None
+        ended = setup.command(server)
+        assert ended.code == 0, ended.err
+        assert all_once(stub)
+
+        # A finished file loses its end: the row that was cut off is sampled again, no other.
+        path = setup.where / "output-rs0.jsonl"
+        path.write_bytes(path.read_bytes()[:-40])
+        ended = evaluate("--check", str(setup.out), env=setup.env)
+        assert ended.code == 2 and "toy: a row is broken in rs0" in ended.err
+        ended = setup.command(server)
+        assert ended.code == 0, ended.err
+        again = {key: count for key, count in stub.answered.items() if count > 1}
+        assert again == {(setup.texts[-1], 0): 2}
+
+        before = stub.answered.total()
+        ended = setup.command(server)
+        assert ended.code == 0 and "100.00%" in ended.out
+        ended = setup.command(server, "igrpo.evaluation.temperature=0.7")
+        assert ended.code == 2 and "temperature was 0.6, is 0.7" in ended.err
+        assert stub.answered.total() == before
+    assert {body["temperature"] for body in stub.bodies} == {0.6}
+    assert read_results(setup.out).benchmarks["toy"].correct_P_K.all()

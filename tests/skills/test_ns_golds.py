@@ -1,0 +1,66 @@
+"""NeMo-Skills' own evaluator finds every gold answer right, in both profiles."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from igrpo_nemo.skills.benchmarks import benchmark_named
+from igrpo_nemo.skills.data import checked_rows, rows_of_file
+from igrpo_nemo.skills.environment import SkillsEnvironment
+from igrpo_nemo.skills.profiles import generation_config_dir
+
+pytestmark = pytest.mark.timeout(1800)
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[2] / "shared" / "data"
+FILES = {"aime24": "aime24_skills.jsonl", "math-500": "math500.jsonl"}
+
+
+def golds() -> list[str]:
+    """The answers of both benchmarks, as the pipeline would write them."""
+    folder = Path(os.environ.get("IGRPO_SHARED_DATA", SHARED))
+    found = []
+    for name, file in FILES.items():
+        if not (folder / file).is_file():
+            pytest.skip(f"{file} is not at hand: put it in {folder} or set IGRPO_SHARED_DATA")
+        rows = checked_rows(benchmark_named(name), rows_of_file(folder / file), file)
+        found += [row["expected_answer"] for row in rows]
+    return found
+
+
+def judged(skills: SkillsEnvironment, config: dict, replies: list[list[str]]) -> list[bool]:
+    done = subprocess.run(
+        [skills.python, HERE / "judge_golds.py"],
+        input=json.dumps({"eval_config": config, "replies": replies}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("profile", ["answer_tags", "boxed"])
+def test_golds_are_right(profile: str, skills: SkillsEnvironment) -> None:
+    answers = golds()
+    assert len(answers) == 530
+    if profile == "boxed":
+        config, form = {}, r"<think>hm</think>So it is $\boxed{%s}$."
+    else:
+        file = generation_config_dir() / "answer_tags.yaml"
+        config, form = (
+            yaml.safe_load(file.read_text())["eval_config"],
+            "hm</think><answer>%s</answer>",
+        )
+    replies = [[gold, form % gold] for gold in answers]
+    replies += [[gold, form % f"{gold}+1"] for gold in answers[:30]]
+    verdicts = judged(skills, config, replies)
+    wrong = [gold for gold, right in zip(answers, verdicts[:530], strict=True) if not right]
+    assert not wrong
+    assert not any(verdicts[530:])

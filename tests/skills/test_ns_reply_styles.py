@@ -1,0 +1,131 @@
+"""The real `ns eval` against a server that knows the answers: every style of reply, both profiles.
+
+Expected numbers are counted by hand in the comments, for 3 benchmarks of 4 samples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from answer_stub import Reply, Stub, stub_server
+from skills_runs import evaluate, write_problems
+
+from igrpo_nemo.skills.environment import SkillsEnvironment
+from igrpo_nemo.skills.results import BenchmarkResults, read_results
+
+pytestmark = pytest.mark.timeout(1800)
+
+GOLD, WRONG = "4", "5"
+STYLES = {  #                                                                  tags       boxed
+    "tags": r"<answer>4</answer>",  #                                          right      none
+    "boxed": r"It is \boxed{4}.",  #                                           none       right
+    "both": r"It is \boxed{4}. <answer>4</answer>",  #                         right      right
+    "thinking": r"<think>\boxed{9} <answer>9</answer></think>\boxed{4} <answer> 4 </answer>",
+    "opened": r"<answer>9</answer></think>\boxed{4} <answer>4</answer>",  #    right      right
+    "truncated": r"It is \boxed{4 and <answer>4",  #                           none       none
+    "unclosed": r"<think>perhaps \boxed{4} or <answer>4</answer>",  #          none       right
+    "inside": r"<think>\boxed{4} <answer>4</answer></think>I cannot say.",  #  none       none
+    "wrong": r"\boxed{5} <answer>5</answer>",  #                               wrong      wrong
+    "empty": "",  #                                                            none       none
+}
+NAMES = list(STYLES)
+TOKENS = {name: 10 + index for index, name in enumerate(NAMES)}
+# "seeds": right, wrong, wrong, empty for the first problem; right, right, wrong, truncated.
+SEEDS = (("both", "wrong", "wrong", "empty"), ("both", "both", "wrong", "truncated"))
+
+
+def style(problem: str, seed: int) -> str:
+    benchmark, index = problem.split()[0], int(problem.split()[-1].rstrip("?"))
+    if benchmark == "fixed":
+        return NAMES[index]
+    if benchmark == "rotating":
+        return NAMES[(index + seed) % len(NAMES)]
+    return SEEDS[index][seed]
+
+
+def answer(problem: str, seed: int) -> Reply:
+    name = style(problem, seed)
+    return Reply(STYLES[name], TOKENS[name], truncated=name in ("truncated", "unclosed"))
+
+
+EXPECTED = {
+    "answer_tags": {
+        # 4 of 10 styles are right, 5 have no answer.
+        "fixed": {"avg": 40, "pass": 40, "majority": 40, "none": 50},
+        # Four styles in a row from the i-th on: none right for i = 5, 6; a tie of right and wrong
+        # for i = 7, 8; a wrong one alone for i = 5, 6.
+        "rotating": {"avg": 40, "pass": 80, "majority": 70, "none": 50},
+        # 1 and 2 of 4 are right; wrong outvotes right in the first problem.
+        "seeds": {"avg": 37.5, "pass": 100, "majority": 50, "none": 25},
+    },
+    "boxed": {
+        "fixed": {"avg": 50, "pass": 50, "majority": 50, "none": 40},
+        # None right for i = 7; ties for i = 5, 6, 8; wrong alone for i = 7.
+        "rotating": {"avg": 50, "pass": 90, "majority": 75, "none": 40},
+        "seeds": {"avg": 37.5, "pass": 100, "majority": 50, "none": 25},
+    },
+}
+RIGHT = {
+    "answer_tags": {"tags", "both", "thinking", "opened"},
+    "boxed": {"boxed", "both", "thinking", "opened", "unclosed"},
+}
+NO_ANSWER = {
+    "answer_tags": {"boxed", "truncated", "unclosed", "inside", "empty"},
+    "boxed": {"tags", "truncated", "inside", "empty"},
+}
+
+
+@pytest.mark.parametrize("profile", ["answer_tags", "boxed"])
+def test_every_reply_style(profile: str, skills: SkillsEnvironment, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_problems(data, "fixed", [GOLD] * len(NAMES))
+    write_problems(data, "rotating", [GOLD] * len(NAMES))
+    write_problems(data, "seeds", [GOLD] * 2)
+    with stub_server(Stub(answer)) as server:
+        ended = evaluate(
+            *("--address", server.address, "--data-dir", str(data), "--out", str(out)),
+            *("--benchmarks", "fixed:4,rotating:4,seeds:4", f"igrpo.evaluation.profile={profile}"),
+            env=skills.bin.parent,
+            timeout=1700,
+        )
+    assert ended.code == 0, ended.err
+    results = read_results(out)
+    assert list(results.benchmarks) == ["fixed", "rotating", "seeds"]
+    for name, one in results.benchmarks.items():
+        check_rows(one, profile)
+        expected = EXPECTED[profile][name]
+        average = one.metrics["pass@1[avg-of-4]"]
+        assert average["num_entries"] == len(one.problems)
+        assert average["symbolic_correct"] == pytest.approx(expected["avg"])
+        assert average["no_answer"] == pytest.approx(expected["none"])
+        assert one.metrics["pass@4"]["symbolic_correct"] == pytest.approx(expected["pass"])
+        assert one.metrics["majority@4"]["symbolic_correct"] == pytest.approx(expected["majority"])
+        assert f"{expected['avg']:.2f}%" in ended.out
+    check_requests(server.stub, profile)
+
+
+def check_rows(one: BenchmarkResults, profile: str) -> None:
+    """Verdict, missing answer, tokens and truncation of every single reply."""
+    for index, key in enumerate(one.problems):
+        for seed in range(4):
+            name = style(f"{one.benchmark} {key.rpartition('-')[2]}?", seed)
+            assert one.correct_P_K[index, seed] == (name in RIGHT[profile]), name
+            assert one.no_answer_P_K[index, seed] == (name in NO_ANSWER[profile]), name
+            assert one.tokens_P_K[index, seed] == TOKENS[name]
+            assert one.truncated_P_K[index, seed] == (name in ("truncated", "unclosed"))
+
+
+def check_requests(stub: Stub, profile: str) -> None:
+    """Each problem was asked once a seed, with the paper's sampling and the profile's prompt."""
+    assert len(stub.asked) == 22 * 4 and set(stub.asked.values()) == {1}
+    for body in stub.bodies:
+        assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.6, 0.95, 65_000)
+        assert body["presence_penalty"] == 0 and "top_k" not in body
+        roles = [message["role"] for message in body["messages"]]
+        text = body["messages"][-1]["content"]
+        if profile == "boxed":
+            assert roles == ["user"] and r"\boxed{}" in text
+        else:
+            assert roles == ["system", "user"] and text.endswith("?") and "\n" not in text
+            assert "<think>...</think><answer>...</answer>" in body["messages"][0]["content"]

@@ -1,0 +1,158 @@
+"""The `ns eval` command line of a setting, and the profiles' way of finding an answer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.skills.command import (
+    Place,
+    Server,
+    eval_commands,
+    mounted_path,
+    tensor_parallel,
+)
+from igrpo_nemo.skills.profiles import (
+    answer_pattern,
+    generation_config_dir,
+    prompt_text,
+    write_profile,
+)
+from igrpo_nemo.skills.setting import Setting
+
+SETTING = Setting(
+    model="m",
+    weights="w",
+    profile="answer_tags",
+    system_prompt="s",
+    temperature=0.6,
+    top_p=0.95,
+    max_tokens=65_000,
+    context=131_072,
+    server_type="vllm",
+    nemo_skills="0.7.0",
+    benchmarks={"aime24": 64, "gsm8k": 8, "gpqa": 8, "long": 8},
+    problems={
+        "aime24": {"tokens": 65_000},
+        "gsm8k": {"tokens": 65_000},
+        "gpqa": {"tokens": 65_000},
+        "long": {"tokens": None},
+    },
+)
+RUNNING = Server("m", address="http://127.0.0.1:1/v1")
+HERE = Place(out="/out")
+
+
+def test_one_call_for_benchmarks_that_share_their_arguments() -> None:
+    calls = eval_commands(SETTING, list(SETTING.benchmarks), RUNNING, HERE)
+    benchmarks = [next(w for w in call if w.startswith("--benchmarks=")) for call in calls]
+    assert benchmarks == [
+        "--benchmarks=aime24:64,gsm8k:8",
+        "--benchmarks=gpqa:8",
+        "--benchmarks=long:8",
+    ]
+    assert all("++inference.temperature=0.6" in call for call in calls)
+    assert all("++inference.top_p=0.95" in call for call in calls)
+    assert "++inference.tokens_to_generate=65000" in calls[0]
+    assert "++inference.tokens_to_generate=null" in calls[2]
+    assert "--config-name=answer_tags" in calls[0]
+    assert "--config-name=answer_tags_multichoice" in calls[1]
+    assert all("++prompt_config=/out/profile/prompt.yaml" in call for call in calls)
+
+
+def test_the_boxed_profile_is_nemo_skills_own() -> None:
+    (call,) = eval_commands(replace(SETTING, profile="boxed"), ["gsm8k"], RUNNING, HERE)
+    assert not [word for word in call if "config" in word]
+
+
+def test_here_samples_follow_each_other_and_on_a_cluster_jobs_share_them() -> None:
+    (here,) = eval_commands(SETTING, ["gsm8k"], RUNNING, HERE)
+    assert "--single_node_mode=sequential" in here
+    assert "--server_address=http://127.0.0.1:1/v1" in here
+    place = Place("/out", "mine", Path("/cfg"), jobs=4, sbatch={"qos": "high"}, after=(7, 8))
+    (there,) = eval_commands(SETTING, ["gsm8k"], Server("/m", gpus=4), place)
+    assert {"--cluster=mine", "--config_dir=/cfg", "--num_jobs=4", "--server_gpus=4"} <= set(there)
+    (options,) = [word for word in there if word.startswith("--sbatch_kwargs=")]
+    assert yaml.safe_load(options.partition("=")[2]) == {
+        "qos": "high",
+        "dependency": "afterok:7:8",
+        "kill_on_invalid_dep": "yes",
+    }
+
+
+@pytest.mark.parametrize(("heads", "size"), [(28, 4), (32, 8), (40, 8), (6, 2), (7, 1), (None, 8)])
+def test_a_model_is_split_over_gpus_that_divide_its_heads(heads: int | None, size: int) -> None:
+    assert tensor_parallel(8, heads) == size
+
+
+def test_paths_as_the_containers_see_them() -> None:
+    mounts = ["/lustre/me:/work", "/data:/data:ro"]
+    assert mounted_path(Path("/lustre/me/out/a"), mounts) == "/work/out/a"
+    assert mounted_path(Path("/data"), mounts) == "/data"
+    with pytest.raises(UserError, match="/lustre/meadow is in none of"):
+        mounted_path(Path("/lustre/meadow"), mounts)
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("<answer>4</answer>", "4"),
+        ("a <answer>3</answer> b <answer> 4\n</answer> c", "4"),
+        ("<think>\n<answer>3</answer></think><answer>4</answer>", "4"),
+        ("template opened it: <answer>3</answer></think>so <answer>4</answer>", "4"),
+        (r"\boxed{3} <answer>\frac{1}{2}</answer>", r"\frac{1}{2}"),
+        ("<answer>4</answer> <answer>cut of", "4"),
+        ("<answer><answer>4</answer>", "4"),
+        ("<answer>4</answer> <think>again <answer>5</answer>", "4"),
+        (r"\boxed{4}", None),
+        ("<answer></answer>", None),
+        ("<answer>  \n </answer>", None),
+        ("<answer>4", None),
+        ("<think>so <answer>4</answer>", None),
+        ("so <answer>4</answer></think> done", None),
+        ("<think>so <answer>4</answer></think> done", None),
+        ("", None),
+    ],
+)
+def test_the_answer_in_tags(reply: str, answer: str | None) -> None:
+    found = answer_pattern().findall(reply)
+    assert (found[-1] if found else None) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>" * 20_000,
+        "<answer>4</answer>" * 10_000 + "</think>",
+        "<think>" * 20_000,
+        "<answer>" + " " * 200_000,
+        "<answer>" + " a" * 100_000,
+        "x" * 200_000,
+    ],
+)
+def test_hostile_replies_cost_no_time(text: str) -> None:
+    pattern = answer_pattern()
+    before = time.process_time()
+    pattern.findall(text)
+    assert time.process_time() - before < 2
+
+
+def test_shipped_prompt_is_the_trainings(tmp_path: Path) -> None:
+    config = load_config(["policy.model_name=x"])
+    shipped = yaml.safe_load((generation_config_dir() / "paper_prompt.yaml").read_text())
+    assert shipped == yaml.safe_load(prompt_text(config.igrpo.prompt.system))
+    folder = write_profile(config, tmp_path)
+    assert yaml.safe_load((folder / "prompt.yaml").read_text()) == shipped
+    assert shipped["user"] == "{problem}"
+
+
+def test_braces_of_a_system_prompt_stay_braces() -> None:
+    prompt = yaml.safe_load(prompt_text(r"put it in \boxed{}"))
+    assert prompt["system"].format() == r"put it in \boxed{}"
+    assert "system" not in yaml.safe_load(prompt_text(""))

@@ -1,0 +1,93 @@
+"""Commands in files of their own, ended with all that they started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.skills import processes
+from igrpo_nemo.skills.environment import child_environ, find_environment, without_secrets
+from igrpo_nemo.skills.evaluate import check_alone
+from igrpo_nemo.skills.processes import ServerDied, processes_with, run_logged
+
+SLEEPER = "import time; time.sleep(120)"
+
+
+def test_output_and_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; print('said'); sys.exit(3)"]
+    log = tmp_path / "logs" / "ns.log"
+    assert run_logged(command, log, cwd=tmp_path, environ=os.environ) == 3
+    assert log.read_text() == "said\n"
+
+
+def test_a_dead_server_ends_all_that_was_started(tmp_path: Path, monkeypatch) -> None:
+    """NeMo-Skills' commands run in sessions of their own: a signal to a group would miss them."""
+    monkeypatch.setattr(processes, "SILENT_S", 1.5)
+    monkeypatch.setattr(processes, "POLL_S", 0.1)
+    mark = f"mark-{os.getpid()}-{time.time_ns()}"
+    script = (
+        "import subprocess, sys; "
+        f"subprocess.run([sys.executable, '-c', '{SLEEPER}', '{mark}'], start_new_session=True)"
+    )
+    seen: list[int] = []
+    with pytest.raises(ServerDied):
+        run_logged(
+            [sys.executable, "-c", script],
+            tmp_path / "ns.log",
+            cwd=tmp_path,
+            environ=os.environ,
+            alive=lambda: False,
+            on_poll=lambda: seen.extend(processes_with(mark)),
+        )
+    assert seen and not processes_with(mark)
+
+
+def test_a_process_of_an_earlier_call_keeps_the_folder(tmp_path: Path) -> None:
+    check_alone(tmp_path)
+    word = f"++output_file={tmp_path}/eval-results/toy/output-rs0.jsonl"
+    left = subprocess.Popen([sys.executable, "-c", SLEEPER, word])
+    try:
+        with pytest.raises(UserError, match=f"process {left.pid} of an earlier call still"):
+            check_alone(tmp_path)
+        check_alone(tmp_path / "other")
+    finally:
+        left.kill()
+        left.wait()
+    check_alone(tmp_path)
+
+
+def test_where_nemo_skills_is_looked_for(tmp_path: Path, monkeypatch) -> None:
+    from igrpo_nemo.skills import environment
+
+    monkeypatch.setattr(environment, "CACHE", tmp_path / "cache")
+    with pytest.raises(UserError, match="set NEMO_SKILLS_ENV"):
+        find_environment({"PATH": "/nowhere"})
+    with pytest.raises(UserError, match=r"NEMO_SKILLS_ENV=\S+ has no bin/ns"):
+        find_environment({"NEMO_SKILLS_ENV": str(tmp_path), "PATH": os.environ["PATH"]})
+    folder = tmp_path / "env" / "bin"
+    folder.mkdir(parents=True)
+    for name, text in (("ns", "exit 0"), ("python", "echo 0.7.1")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    for environ in ({"NEMO_SKILLS_ENV": str(folder.parent)}, {"VENV": str(folder.parent)}):
+        found = find_environment({**environ, "PATH": os.environ["PATH"]})
+        assert found.bin == folder and found.version == "0.7.1"
+        assert environment.version_warning(found) is None
+    (folder / "python").write_text("#!/bin/sh\necho 'ModuleNotFoundError: no' >&2; exit 1\n")
+    with pytest.raises(UserError, match="does not run: ModuleNotFoundError: no"):
+        find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": os.environ["PATH"]})
+
+
+def test_what_a_command_inherits() -> None:
+    environ = {"PATH": "/bin", "HF_TOKEN": "secret", "http_proxy": "http://proxy", "A": "b"}
+    child = child_environ(Path("/env/bin"), environ)
+    assert child["PATH"] == "/env/bin:/bin" and child["A"] == "b"
+    assert "127.0.0.1" in child["NO_PROXY"] and "127.0.0.1" in child["no_proxy"]
+    assert child["HF_TOKEN"] == "secret"
+    assert "secret" not in without_secrets(child).values()

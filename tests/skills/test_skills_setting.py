@@ -1,0 +1,143 @@
+"""A folder holds one setting: another one is refused with the one thing that differs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_files import whole_benchmark
+from skills_runs import write_problems
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.skills.data import read_benchmark
+from igrpo_nemo.skills.selection import config_of_model, default_base, with_benchmarks
+from igrpo_nemo.skills.setting import (
+    Model,
+    Setting,
+    claim_folder,
+    default_folder,
+    local_model,
+    reply_tokens,
+    setting_of,
+)
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    write_problems(tmp_path / "data", "toy", ["4", "5", "6"])
+    config = with_benchmarks(load_config(["policy.model_name=x"]), "toy:2")
+    data = [read_benchmark(tmp_path / "data", "toy")]
+    model = Model("m", "w", 131_072)
+    return setting_of(config, model, data, server_type="vllm", nemo_skills="0.7.0")
+
+
+def test_the_papers_setting(setting: Setting) -> None:
+    assert (setting.temperature, setting.top_p, setting.max_tokens) == (0.6, 0.95, 65_000)
+    assert setting.profile == "answer_tags" and "<answer>" in (setting.system_prompt or "")
+    assert setting.benchmarks == {"toy": 2}
+    assert setting.problems["toy"]["rows"] == 3 and setting.problems["toy"]["tokens"] == 65_000
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "expected"),
+    [
+        (131_072, 500, 65_000),
+        (65_500, 500, 65_000),
+        (65_499, 500, 64_999),
+        (65_000, 500, None),
+        (8_192, 500, None),
+        (None, 500, 65_000),
+    ],
+)
+def test_tokens_of_a_reply(context: int | None, prompt: int, expected: int | None) -> None:
+    assert reply_tokens(65_000, context, prompt) == expected
+
+
+def test_another_setting_is_refused(tmp_path: Path, setting: Setting) -> None:
+    out = tmp_path / "out"
+    claim_folder(out, setting)
+    # Nothing was sampled yet: any setting may take the folder.
+    claim_folder(out, replace(setting, temperature=0.7))
+    claim_folder(out, setting)
+    whole_benchmark(out)
+    claim_folder(out, setting)
+    for changed, message in (
+        (replace(setting, temperature=0.7), r"\(temperature was 0.6, is 0.7\)"),
+        (replace(setting, weights="v"), r'\(weights was "w", is "v"\)'),
+        (replace(setting, profile="boxed"), "profile was"),
+        (replace(setting, benchmarks={"toy": 1}), r"\(samples of toy was 2, is 1\)"),
+        (replace(setting, problems={"toy": {"rows": 4}}), "data of toy was"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            claim_folder(out, changed)
+        assert "\n" not in str(caught.value)
+    assert json.loads((out / "setting.json").read_text())["temperature"] == 0.6
+
+
+def test_a_folder_may_grow(tmp_path: Path, setting: Setting) -> None:
+    out = tmp_path / "out"
+    claim_folder(out, setting)
+    whole_benchmark(out)
+    more = replace(setting, benchmarks={"toy": 8})
+    assert claim_folder(out, more).benchmarks == {"toy": 8}
+    other = replace(setting, benchmarks={"new": 1}, problems={"new": {"rows": 1}})
+    joined = claim_folder(out, other)
+    assert joined.benchmarks == {"toy": 8, "new": 1} and set(joined.problems) == {"toy", "new"}
+
+
+def test_samples_of_unknown_origin_are_not_joined(tmp_path: Path, setting: Setting) -> None:
+    whole_benchmark(tmp_path / "out")
+    with pytest.raises(UserError, match="samples without a setting.json"):
+        claim_folder(tmp_path / "out", setting)
+
+
+def test_paths_that_a_shell_would_break_are_refused(tmp_path: Path, setting: Setting) -> None:
+    with pytest.raises(UserError, match="does not quote paths"):
+        claim_folder(tmp_path / "my results", setting)
+
+
+def test_each_setting_has_a_folder_of_its_own(setting: Setting) -> None:
+    folder = default_folder(Path("base"), setting)
+    assert folder.name.startswith("answer_tags-t0.6-p0.95-")
+    assert default_folder(Path("base"), replace(setting, benchmarks={"toy": 9})) == folder
+    assert default_folder(Path("base"), replace(setting, max_tokens=100)) != folder
+    step = "runs/demo/checkpoints/step_00000100"
+    assert default_base(f"{step}/model") == Path("runs/demo/evaluation/step_00000100").absolute()
+    assert default_base("org/name") == Path("evaluation/name")
+
+
+def test_a_model_is_known_by_its_weights(tmp_path: Path) -> None:
+    config = load_config(["policy.model_name=x"])
+    folder = tmp_path / "checkpoint" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
+    (folder / "model.safetensors").write_bytes(b"0" * 100)
+    model = local_model(tmp_path / "checkpoint", config)
+    assert model.name == str(folder) and model.context == 4096
+    (folder / "model.safetensors").write_bytes(b"1" * 100)
+    assert local_model(tmp_path / "checkpoint", config).weights != model.weights
+    with pytest.raises(UserError, match="no config.json"):
+        local_model(tmp_path, config)
+
+
+def test_benchmarks_of_the_command_line() -> None:
+    config = load_config(["policy.model_name=x"])
+    chosen = with_benchmarks(config, "aime24,gsm8k:3,mine").igrpo.evaluation.benchmarks
+    assert chosen == {"aime24": 64, "gsm8k": 3, "mine": 8}
+    for wrong in ("aime24:0", "aime24:x", "../up:1"):
+        with pytest.raises(UserError, match="--benchmarks"):
+            with_benchmarks(config, wrong)
+
+
+def test_a_runs_config_takes_another_evaluation(tmp_path: Path) -> None:
+    config = load_config(["experiment=demo"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    model = tmp_path / "checkpoints" / "step_5"
+    model.mkdir(parents=True)
+    found = config_of_model(str(model), ["eval=all_64", "igrpo.evaluation.profile=boxed"])
+    assert found.igrpo.prompt.system == config.igrpo.prompt.system
+    assert found.igrpo.evaluation.benchmarks["math-500"] == 64
+    assert found.igrpo.evaluation.profile == "boxed"
