@@ -52,6 +52,9 @@ class AsyncEngine:
         self._router = Router(shard_count(generation))
         self.worker_tokens: dict[int, int] = {}
 
+    def load(self) -> int:
+        return self._router.least_load()
+
     async def sample(self, prompt: Prompt, route: str) -> Completion:
         rows, inputs, lengths = _generation_batch([prompt], self._tokenizer, self._stop_strings)
         shard = self._router.enter(route)
@@ -92,6 +95,10 @@ class Router:
             self._shard_of[route] = shard
         self._running[shard] += 1
         return shard
+
+    def least_load(self) -> int:
+        """Requests on the shard where a new group would go."""
+        return min(self._running)
 
     def leave(self, shard: int) -> None:
         self._running[shard] -= 1

@@ -93,15 +93,8 @@ class TwoStageWorker(EnvironmentInterface):
         step = info.get("step", 0)
         if scores is None:
             return self.environment.step(stage, [attempt], step=step)[0]
-        return self._continue(attempt, scores, step)
-
-    def _continue(self, attempt: Attempt, scores: tuple[Score, ...], step: int) -> StepReturn:
-        """A draft stage whose scores are known."""
-        feedback = self.environment.feedback
-        group = Group(attempt.problem, Stage.DRAFT, attempt.prompt, attempt.completions, scores)
-        selection = feedback.select(group, step)
-        following = feedback.next_prompts(group, selection, self.environment.prompts)
-        return StepReturn(group, selection, following, not following)
+        drafts = Group(problem, Stage.DRAFT, prompt, completions, scores)
+        return self.environment.after_drafts(drafts, step)
 
     def _rewards(
         self, scores: Sequence[Score], metadata: Sequence[Mapping[str, Any]]

@@ -20,36 +20,42 @@ from typing import Any
 
 import igrpo_nemo
 from igrpo_nemo.config import Config, with_problems
+from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.stop_file import StopFile
 from igrpo_nemo.tracking import RunFolder, Tracker
 from igrpo_nemo.tracking.jsonl import JsonlSink
 
-FINISHED = "finished"
-"""File in the run folder that says: the last step is done. A run without it is to be resumed."""
-
-LOCAL_RAY_CPUS = 2
+LOCAL_RAY_CPUS = 4
+"""Places for actors, not cores: TransferQueue keeps three, and the others need one to start in."""
 
 
 def train(config: Config) -> int:
-    """Trains as configured, resuming NeMo-RL's newest checkpoint. Returns 0.
+    """Trains as configured, resuming NeMo-RL's newest checkpoint.
 
-    Raises `UserError` for what cannot work, before anything is started.
+    Returns 0 when the last step is done, and when the time limit or the stop file ended training
+    before; 1 when the trainer returned for neither reason. Raises `UserError` for what cannot
+    work, before anything is started.
     """
     _prepare_environment(config)
     from igrpo_nemo.nemo.requirements import check_nemo_rl
 
     check_nemo_rl()
     from igrpo_nemo.nemo.seam import installed
+    from igrpo_nemo.nemo.stop_request import StopRequest
 
     with RunFolder(config.logger.log_dir) as folder, ExitStack() as stack:
         opened = open_run(config, folder)
+        folder.write_plan(opened.total_steps)
         stack.enter_context(_ray(opened.config))
         stack.enter_context(installed())
         parts = set_up(opened, folder, stack)
+        if parts.clock.finished < opened.total_steps:
+            folder.unmark_finished()
         start = time.monotonic()
-        parts.run_trainer()
-        _close_run(opened, parts, folder, time.monotonic() - start)
-    return 0
+        with StopRequest(StopFile.of()) as stop:
+            parts.run_trainer()
+        return _close_run(opened, parts, folder, time.monotonic() - start, stop.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,8 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     from nemo_rl.algorithms.utils import get_tokenizer
 
     from igrpo_nemo.nemo.data import write_problems
-    from igrpo_nemo.nemo.master_config import check_launch, master_config, total_steps
+    from igrpo_nemo.nemo.master_config import master_config, total_steps
+    from igrpo_nemo.nemo.trainers import check_trainer
     from igrpo_nemo.run.core import prompt_builder
     from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
     from igrpo_nemo.run.same_run import check_same_run
@@ -82,7 +89,8 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
     validation = fitting_problems(validation, prompts, drop_overlong=drop)
     config = with_problems(config, len(problems))
-    check_launch(config, len(problems))
+    check_launch(config)
+    check_trainer(config)
     check_same_run(folder.path, config.to_dict())
     train_path = folder.path / "problems" / "train.jsonl"
     validation_path = folder.path / "problems" / "validation.jsonl" if validation else None
@@ -121,7 +129,8 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock
     from igrpo_nemo.nemo.run_log import RunLog
     from igrpo_nemo.nemo.short_circuit import ShortCircuit
-    from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec
+    from igrpo_nemo.nemo.spec import SingleStageMap, TwoStageMap, TwoStageSpec
+    from igrpo_nemo.nemo.trainers import finished_steps, trainer
     from igrpo_nemo.run.core import feedback_of
 
     config, master = opened.config, opened.master
@@ -154,29 +163,30 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         aliases,
     ) = setup(master, tokenizer, dataset, val_dataset, policy_factory=policy_factory)
 
-    clock = StepClock(state["total_steps"])
+    clock = StepClock(finished_steps(config, state))
     folder.truncate_after(clock.finished if clock.finished else -1)
-    feedback = feedback_of(config)
-    prefetcher = None
-    if config.igrpo.feedback != "none":
+    reward = config.igrpo.reward
+    spec = TwoStageSpec(
+        feedback=feedback_of(config),
+        weights={name: w for name, w in reward.model_dump().items() if w},
+        short_circuit=ShortCircuit(
+            config.igrpo.short_circuit, reward.best, config.igrpo.rank_truncated_last
+        ),
+    )
+    if config.igrpo.feedback == "none":
+        task_to_env = SingleStageMap(task_to_env, spec, clock)
+    else:
+        prefetcher = None
         if config.igrpo.draft_prefetch == "fused":
             loader = LookaheadLoader(loader)
             prefetcher = Prefetcher(loader, clock, opened.total_steps)
-        reward = config.igrpo.reward
-        spec = TwoStageSpec(
-            feedback=feedback,
-            weights={name: w for name, w in reward.model_dump().items() if w},
-            short_circuit=ShortCircuit(
-                config.igrpo.short_circuit, reward.best, config.igrpo.rank_truncated_last
-            ),
-        )
         task_to_env = TwoStageMap(task_to_env, spec, clock, prefetcher)
     log = RunLog(
         logger,
         config,
         Tracker([JsonlSink(folder)]),
         clock,
-        lambda: getattr(task_to_env, "rollouts", []),
+        lambda: task_to_env.rollouts,
     )
     arguments: dict[str, Any] = {
         "policy": policy,
@@ -191,39 +201,15 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         "grpo_save_state": state,
         "master_config": master,
     }
-    run_trainer = _trainer(config, master, loader, arguments, teachers, aliases)
+    run_trainer = trainer(
+        config,
+        opened.total_steps,
+        loader,
+        arguments,
+        teacher_worker_groups=teachers,
+        alias_to_group_alias=aliases,
+    )
     return Parts(run_trainer, log, clock, task_to_env)
-
-
-def _trainer(
-    config: Config,
-    master: Any,
-    loader: Any,
-    arguments: dict[str, Any],
-    teachers: Any,
-    aliases: Any,
-) -> Callable[[], None]:
-    """Which of NeMo-RL's three trainers the config asks for, ready to be called."""
-    from igrpo_nemo.nemo.master_config import is_async_training
-
-    if is_async_training(config):
-        from nemo_rl.algorithms.grpo import async_grpo_train
-
-        age = (config.grpo.async_grpo or {}).get("max_trajectory_age_steps", 1)
-        return lambda: async_grpo_train(
-            **arguments,
-            dataloader=loader,
-            max_trajectory_age_steps=age,
-            teacher_worker_groups=teachers,
-            alias_to_group_alias=aliases,
-        )
-    if (master.data_plane or {}).get("enabled"):
-        from nemo_rl.algorithms.grpo_sync import grpo_train_sync
-
-        return lambda: grpo_train_sync(**arguments, wrapped_dataloader=loader)
-    from nemo_rl.algorithms.grpo import grpo_train
-
-    return lambda: grpo_train(**arguments, wrapped_dataloader=loader)
 
 
 def _prepare_environment(config: Config) -> None:
@@ -253,7 +239,8 @@ def _ray(config: Config) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with _addressed():
+            yield
         return
     if config.igrpo.engine == "nemo_rl":
         from nemo_rl.distributed.virtual_cluster import init_ray
@@ -268,9 +255,27 @@ def _ray(config: Config) -> Iterator[None]:
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         )
     try:
-        yield
+        with _addressed():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _addressed() -> Iterator[None]:
+    """Names this process's Ray in the environment: NeMo-RL looks one up by that, and otherwise
+    fails where a machine runs two."""
+    import ray
+
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def _with_model_folder(config: Config) -> Config:
@@ -300,14 +305,17 @@ def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
         yield None
 
 
-def _close_run(opened: OpenedRun, parts: Parts, folder: RunFolder, seconds: float) -> None:
-    """The summary and, where the last step is done, the marker."""
-    log, finished = parts.log, is_finished(opened, parts.clock.finished)
+def _close_run(
+    opened: OpenedRun, parts: Parts, folder: RunFolder, seconds: float, stopped: bool
+) -> int:
+    """The summary and, where the last step is done, the marker; the exit code."""
+    log, steps = parts.log, parts.clock.finished
+    finished = is_finished(opened, steps, stopped)
     folder.write_summary(
         {
             "val_accuracy_start": log.first_accuracy,
             "val_accuracy_end": log.last_accuracy,
-            "steps": parts.clock.finished,
+            "steps": steps,
             "seconds": seconds,
             "training_seconds": log.seconds,
             "completions": log.completions,
@@ -315,19 +323,26 @@ def _close_run(opened: OpenedRun, parts: Parts, folder: RunFolder, seconds: floa
             "finished": finished,
         }
     )
-    marker = folder.path / FINISHED
     if finished:
-        marker.touch()
+        folder.mark_finished(steps)
+        print(f"done: {steps} steps; results in {folder.path}")
+    elif stopped:
+        folder.unmark_finished()
+        print(f"stopped after step {steps}, to be resumed; results in {folder.path}")
     else:
-        marker.unlink(missing_ok=True)
-    state = "done" if finished else "stopped to be resumed"
-    print(f"{state}: {parts.clock.finished} steps; results in {folder.path}")
+        # NeMo-RL's asynchronous trainer prints what goes wrong in it and returns.
+        print(
+            f"error: NeMo-RL's trainer ended after step {steps} of {opened.total_steps} without "
+            "having been asked to: its own messages above say why",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
-def is_finished(opened: OpenedRun, steps: int) -> bool:
+def is_finished(opened: OpenedRun, steps: int, stopped: bool) -> bool:
     """Whether the last step is done. Under dynamic sampling steps draw several batches, so a run
-    may end with its data instead, which a time limit alone could be mistaken for."""
+    that nobody stopped may also end with its data."""
     if steps >= opened.total_steps:
         return True
-    limited = opened.config.checkpointing.checkpoint_must_save_by is not None
-    return opened.config.grpo.use_dynamic_sampling and not limited
+    return opened.config.grpo.use_dynamic_sampling and not stopped

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,12 +44,22 @@ class LocalGeneration:
         self._drawn: Counter[str] = Counter()
         self._waiting: list[_Waiting] = []
         self._pump: asyncio.Task[None] | None = None
+        # Sampling and a change of weights exclude each other where they come from two threads.
+        self._weights = threading.Lock()
         self.version = 0
 
     def advance(self) -> None:
         """To be called after a policy update."""
         self.version += 1
         self._drawn.clear()
+
+    def change_weights(self, load: Callable[[], None], version: int) -> None:
+        """Calls `load` while nothing is sampled; what follows is drawn under `version`."""
+        with self._weights:
+            load()
+            if version != self.version:
+                self._drawn.clear()
+            self.version = version
 
     def generate(self, data: Any, greedy: bool) -> BatchedDataDict:
         """NeMo-RL's `generate`: `input_ids` right-padded, `input_lengths`; one row each."""
@@ -102,6 +113,12 @@ class LocalGeneration:
         self, prompts: Sequence[tuple[int, ...]], greedy: bool, *, together: bool = False
     ) -> list[Completion]:
         """A completion per prompt. `together`: equal prompts share one prefill, and a name."""
+        with self._weights:
+            return self._sample_now(prompts, greedy, together)
+
+    def _sample_now(
+        self, prompts: Sequence[tuple[int, ...]], greedy: bool, together: bool
+    ) -> list[Completion]:
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, prompt in enumerate(prompts):
             rows_of.setdefault(prompt, []).append(row)
@@ -139,3 +156,15 @@ class LocalGeneration:
                 "truncated": torch.tensor([each.truncated for each in completions]),
             }
         )
+
+
+def sampling_params(generation: Mapping[str, Any]) -> SamplingParams:
+    """NeMo-RL's `policy.generation` section as the sampler's parameters."""
+    return SamplingParams(
+        max_new_tokens=generation["max_new_tokens"],
+        temperature=generation["temperature"],
+        top_p=generation["top_p"],
+        top_k=generation["top_k"],
+        stop_strings=tuple(generation["stop_strings"] or ()),
+        stop_token_ids=tuple(generation["stop_token_ids"] or ()),
+    )

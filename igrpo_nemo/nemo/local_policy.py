@@ -3,7 +3,8 @@
     grpo_train ─ get_logprobs, train(data, loss_fn) ─> padded forward passes, NeMo-RL's loss
                ─ generate, generate_async ───────────> local_generation
 
-Policy and generation are one object with one set of weights, so a refit has nothing to move.
+Policy and generation are one object with one set of weights, so a refit has nothing to move; where
+generation runs in a process of its own (`local_remote`), a refit sends the weights there.
 Shape legend: R rows, T tokens (prompt and completion, padded on the right), V vocabulary.
 """
 
@@ -18,6 +19,7 @@ import ray
 import torch
 from nemo_rl.algorithms.loss.interfaces import LossFunction, LossInputType
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+from nemo_rl.distributed.named_sharding import NamedSharding
 from nemo_rl.models.generation.interfaces import GenerationInterface
 from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
 from torch import Tensor
@@ -25,8 +27,9 @@ from torch import Tensor
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.policy import load_weights, open_policy, reference_of
-from igrpo_nemo.local.sampler import Sampler, SamplingParams
-from igrpo_nemo.nemo.local_generation import LocalGeneration
+from igrpo_nemo.local.sampler import Sampler
+from igrpo_nemo.nemo.local_generation import LocalGeneration, sampling_params
+from igrpo_nemo.nemo.local_remote import RemoteGeneration
 
 _STATE_FILE = "state.pt"
 
@@ -44,6 +47,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         *,
         seed: int,
         init_reference_model: bool = False,
+        remote: RemoteGeneration | None = None,
     ) -> None:
         self.config = config
         self.cfg = config["generation"]
@@ -59,16 +63,20 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
             self.model.parameters(), optimizer["name"], optimizer["kwargs"]
         )
         self.scheduler = build_scheduler(self.optimizer, config.get("scheduler") or ())
-        self.generation = LocalGeneration(
+        self._remote = remote
+        self.generation = remote or LocalGeneration(
             Sampler(
                 self.model,
                 self._policy.tokenizer,
                 max_model_len=config["max_total_sequence_length"],
             ),
-            _sampling_params(self.cfg),
+            sampling_params(self.cfg),
             seed=seed,
             pad_token_id=self.cfg["_pad_token_id"],
         )
+
+        # NeMo-RL asks how many replicas share a batch: one.
+        self.sharding_annotations = NamedSharding(layout=[0], names=["data_parallel"])
 
     def restore(self, weights_path: Path | str, optimizer_path: Path | str | None) -> None:
         """Continues from what `save_checkpoint` wrote."""
@@ -196,6 +204,12 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
     def generate(self, data: Any, greedy: bool = False) -> BatchedDataDict:
         return self.generation.generate(data, greedy)
 
+    def _refit(self) -> list[ray.ObjectRef]:
+        """Sends the weights to where they are sampled from, if that is elsewhere."""
+        if self._remote is None:
+            return [ray.put(True)]
+        return self._remote.receive(self.model.state_dict())
+
     async def generate_async(
         self, data: Any, greedy: bool = False
     ) -> AsyncGenerator[tuple[int, BatchedDataDict], None]:
@@ -249,7 +263,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         return None
 
     def stream_weights_via_ipc_zmq(self, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
-        return [ray.put(True)]
+        return self._refit()
 
     def update_weights_via_ipc_zmq(self) -> list[ray.ObjectRef]:
         return [ray.put(True)]
@@ -257,7 +271,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
     def broadcast_weights_for_collective(
         self, kv_scales: dict[str, float] | None = None
     ) -> list[ray.ObjectRef]:
-        return [ray.put(True)]
+        return self._refit()
 
     def update_weights_from_collective(self) -> list[ray.ObjectRef]:
         return [ray.put(True)]
@@ -285,14 +299,3 @@ def next_token_logprobs(logits_RTV: Tensor, input_ids_RT: Tensor) -> Tensor:
     """[R, T - 1]: log-prob of each next token; the operations of NeMo-RL's unsharded path."""
     logprobs_RTV = torch.nn.functional.log_softmax(logits_RTV[:, :-1].float(), dim=-1)
     return logprobs_RTV.gather(-1, input_ids_RT[:, 1:, None])[..., 0]
-
-
-def _sampling_params(generation: Mapping[str, Any]) -> SamplingParams:
-    return SamplingParams(
-        max_new_tokens=generation["max_new_tokens"],
-        temperature=generation["temperature"],
-        top_p=generation["top_p"],
-        top_k=generation["top_k"],
-        stop_strings=tuple(generation["stop_strings"] or ()),
-        stop_token_ids=tuple(generation["stop_token_ids"] or ()),
-    )

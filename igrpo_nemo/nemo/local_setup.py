@@ -1,4 +1,4 @@
-"""The embedded engine's model in NeMo-RL's `setup()`, which builds generation and policy apart."""
+"""The embedded engine's model in NeMo-RL's `setup()`, which builds machines, generation, policy."""
 
 from __future__ import annotations
 
@@ -9,42 +9,124 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.local.small_policy import small_policy_folder
 from igrpo_nemo.nemo.local_policy import LocalPolicy
+from igrpo_nemo.nemo.local_remote import RemoteGeneration
+
+VLLM_ACTORS = (
+    "nemo_rl.algorithms.async_utils.AsyncTrajectoryCollector",
+    "nemo_rl.algorithms.async_utils.ReplayBuffer",
+    "nemo_rl.experience.sync_rollout_actor.SyncRolloutActor",
+)
+"""NeMo-RL's actors that share the environment of its vLLM workers."""
 
 
 @contextmanager
 def local_policy_factory(master: Any) -> Iterator[Callable[..., LocalPolicy]]:
-    """A `policy_factory` for `setup()`. Meanwhile NeMo-RL's name for vLLM means the same object.
+    """A `policy_factory` for `setup()`, whose names for vLLM and for the cluster mean the local
+    engine's meanwhile, and whose actors run in this Python instead of vLLM's."""
+    from nemo_rl.algorithms import grpo
+    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
+    from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
+
+    colocated = master.policy["generation"]["colocated"]["enabled"]
+    data_plane = (master.data_plane or {}).get("enabled", False)
+    make = _Together(master) if colocated and not data_plane else _Apart(master, data_plane)
+    originals = grpo.VllmGeneration, grpo.RayVirtualCluster
+    environments = {name: ACTOR_ENVIRONMENT_REGISTRY[name] for name in VLLM_ACTORS}
+    ACTOR_ENVIRONMENT_REGISTRY.update(dict.fromkeys(VLLM_ACTORS, PY_EXECUTABLES.SYSTEM))
+    grpo.VllmGeneration = make.generation  # type: ignore[assignment, misc]
+    grpo.RayVirtualCluster = _ThisMachine  # type: ignore[assignment, misc]
+    try:
+        yield make.policy
+    finally:
+        grpo.VllmGeneration, grpo.RayVirtualCluster = originals  # type: ignore[misc]
+        ACTOR_ENVIRONMENT_REGISTRY.update(environments)
+        make.close()
+
+
+class _Together:
+    """One object is policy and generation.
 
     NeMo-RL makes the colocated engine before the policy, to have the GPU to itself; here one object
     is both, and must know the checkpoint's paths, which only the policy is given. So it is made at
     the first of the two calls, and loads at the second.
     """
-    from nemo_rl.algorithms import grpo
 
-    made: list[LocalPolicy] = []
+    def __init__(self, master: Any) -> None:
+        self._master = master
+        self._made: list[LocalPolicy] = []
 
-    def generation(cluster: Any, config: Any) -> LocalPolicy:
-        made.append(
-            LocalPolicy(
-                master.policy,
-                seed=master.grpo["seed"],
-                init_reference_model=master.loss_fn.reference_policy_kl_penalty > 0,
-            )
-        )
-        return made[0]
+    def generation(self, cluster: Any, config: Any) -> LocalPolicy:
+        self._made.append(LocalPolicy(self._master.policy, **_options(self._master)))
+        return self._made[0]
 
-    def policy(**arguments: Any) -> LocalPolicy:
-        [instance] = made
-        if arguments["weights_path"] is not None:
-            instance.restore(arguments["weights_path"], arguments["optimizer_path"])
-        return instance
+    def policy(self, **arguments: Any) -> LocalPolicy:
+        [instance] = self._made
+        return _restored(instance, arguments)
 
-    original = grpo.VllmGeneration
-    grpo.VllmGeneration = generation  # type: ignore[assignment, misc]
-    try:
-        yield policy
-    finally:
-        grpo.VllmGeneration = original  # type: ignore[misc]
+    def close(self) -> None:
+        """Nothing outlives the process's own objects."""
+
+
+class _Apart:
+    """Generation in an actor, for the trainers that roll out in actors of their own."""
+
+    def __init__(self, master: Any, data_plane: bool) -> None:
+        self._master = master
+        self._data_plane = data_plane
+        self._policy: LocalPolicy | None = None
+        self._remote = RemoteGeneration(master.policy, seed=master.grpo["seed"])
+
+    def generation(self, cluster: Any, config: Any) -> RemoteGeneration:
+        return self._remote
+
+    def policy(self, **arguments: Any) -> LocalPolicy:
+        options = {**_options(self._master), "remote": self._remote}
+        self._policy = self._make_policy(options)
+        return _restored(self._policy, arguments)
+
+    def _make_policy(self, options: dict[str, Any]) -> LocalPolicy:
+        if not self._data_plane:
+            return LocalPolicy(self._master.policy, **options)
+        from nemo_rl.data_plane.adapters import transfer_queue
+
+        from igrpo_nemo.nemo.local_data_plane import DataPlanePolicy
+
+        # Else NeMo-RL has Ray install TransferQueue for its actors, as its own package requires it.
+        transfer_queue._TQ_RUNTIME_ENV_PATCHED = True
+        return DataPlanePolicy(self._master.policy, **options, dp_cfg=self._master.data_plane)
+
+    def close(self) -> None:
+        """Ends the actors that this process started."""
+        self._remote.shutdown()
+        if self._policy is not None:
+            self._policy.shutdown()
+
+
+def _options(master: Any) -> dict[str, Any]:
+    reference = master.loss_fn.reference_policy_kl_penalty > 0
+    return {"seed": master.grpo["seed"], "init_reference_model": reference}
+
+
+def _restored(policy: LocalPolicy, arguments: Any) -> LocalPolicy:
+    if arguments["weights_path"] is not None:
+        policy.restore(arguments["weights_path"], arguments["optimizer_path"])
+    return policy
+
+
+class _ThisMachine:
+    """In the place of NeMo-RL's cluster of GPUs: this process, which reserves nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes what NeMo-RL's takes."""
+
+    def get_master_address_and_port(self) -> tuple[str, int]:
+        return "127.0.0.1", 0
+
+    def world_size(self) -> int:
+        return 1
+
+    def shutdown(self) -> None:
+        """Nothing was reserved."""
 
 
 def with_small_model(config: Config) -> Config:

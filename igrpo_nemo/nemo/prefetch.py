@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from igrpo_nemo import metrics
 from igrpo_nemo.nemo.batches import SEQUENCE_KEY, items_of
 from igrpo_nemo.nemo.stages import Item
 from igrpo_nemo.types import Completion, Rollout
@@ -131,16 +132,8 @@ def prefetch_metrics(
     """What of this step was prefetched, how old it was, and how good; nothing where it is off."""
     if prefetcher is None:
         return {}
-    staleness = prefetcher.staleness(taken)
-    best = [max(r.drafts.rewards) for r in rollouts if r.selection is not None]
-    metrics = {
-        "igrpo/draft_staleness": float(staleness),
-        "igrpo/drafts_prefetched": float(taken is not None),
-        "igrpo/drafts_dropped": float(prefetcher.dropped),
-    }
-    if best:
-        metrics[f"igrpo/best_draft_reward_stale_{staleness}"] = sum(best) / len(best)
-    return metrics
+    age = None if taken is None else prefetcher.staleness(taken)
+    return metrics.prefetch_metrics(rollouts, [age] * len(rollouts), prefetcher.dropped)
 
 
 def _sequence(batch: Any) -> int | None:

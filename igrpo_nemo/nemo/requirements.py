@@ -76,6 +76,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "nemo_rl.models.generation:configure_generation_config": ("config", "tokenizer"),
     "nemo_rl.models.generation.interfaces:GenerationInterface": (),
     "nemo_rl.models.policy.interfaces:ColocatablePolicyInterface": (),
+    "nemo_rl.utils.timer:TimeoutChecker.check_save": ("self",),
 }  # fmt: skip
 """Every name of NeMo-RL that this package stands on, with the parameters it passes."""
 
@@ -114,7 +115,9 @@ def check_nemo_rl() -> None:
 def _difference(path: str, parameters: tuple[str, ...]) -> str | None:
     module_name, _, name = path.partition(":")
     try:  # boundary: whatever NeMo-RL's modules do when they are imported
-        value = getattr(importlib.import_module(module_name), name, None)
+        value: typing.Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            value = getattr(value, part, None)
     except Exception as error:
         return f"{module_name} cannot be imported ({str(error).partition(chr(10))[0]})"
     if value is None:

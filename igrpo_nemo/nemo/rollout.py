@@ -75,6 +75,10 @@ def two_stage_rollout_async(
         environment = NemoEnvironment(task_to_env, call.task_name, call.step, executor)
         backends = Backends(engine, environment, call.spec.feedback, call.spec.short_circuit)
         rollouts = asyncio.run(roll_out(call.items, backends, call.taken_drafts, call.ahead))
+    if backends.short_circuit.mode == "index_order":
+        starts, problems = backends.early_starts, len(call.items)
+        call.metrics["igrpo/early_refinements_kept"] = starts.kept / problems
+        call.metrics["igrpo/early_refinements_dropped"] = starts.dropped / problems
     if engine.worker_tokens:
         call.metrics["per_worker_token_counts"] = engine.worker_tokens
     return call.result(rollouts)
@@ -115,8 +119,8 @@ class _Call:
         if prefetcher is not None:
             drafts = [self.ahead.drafts[item.position] for item in self.ahead.upcoming]
             prefetcher.keep(self.ahead.upcoming, drafts)
-        self.map.rollouts = [each.rollout for each in problems if each.rollout.selection]
-        return trained, metrics | self.metrics
+        shown = [each.rollout for each in problems if each.rollout.selection]
+        return trained, metrics | self.metrics | self.map.rolled_out(shown)
 
 
 @dataclass(frozen=True, slots=True)

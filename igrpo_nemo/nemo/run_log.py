@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igrpo_nemo.config.schema import Config
-from igrpo_nemo.metrics import mean_and_stderr
+from igrpo_nemo.metrics import best_draft_prediction, mean_and_stderr
 from igrpo_nemo.nemo.prefetch import StepClock
+from igrpo_nemo.nemo.spec import SAMPLES
 from igrpo_nemo.rewards import format_reward
+from igrpo_nemo.run.core import feedback_of
 from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.sample_rows import sample_rows
 from igrpo_nemo.types import Rollout
@@ -46,6 +48,9 @@ TIMINGS = {
     "total_step_time": "timing/step",
 }
 
+SAMPLE_ROWS = 8
+"""Problems in a sample table."""
+
 DUMPS = "nemo_rl"
 """Sub-folder for the rows that NeMo-RL writes out at every step and validation."""
 
@@ -72,6 +77,7 @@ class RunLog:
         self._pending: dict[str, Any] = {}
         self._completions = 0.0
         self._tokens = 0.0
+        self._samples: list[dict[str, object]] = []
         self._answers: Sequence[Mapping[str, Any]] = ()
         self.seconds = elapsed
         self.completions = 0
@@ -90,6 +96,8 @@ class RunLog:
         step_finished: bool = False,
     ) -> None:
         """NeMo-RL's call: rollout metrics, then the step's, then its timings."""
+        metrics = dict(metrics)
+        self._note_samples(metrics.pop(SAMPLES, None))
         self._logger.log_metrics(metrics, step, prefix, step_metric, step_finished)
         if prefix == "validation":
             self._validation(metrics, step)
@@ -103,6 +111,15 @@ class RunLog:
             self._pending |= {f"timing/train/{name}": value for name, value in metrics.items()}
         if step_finished:
             self._finish(step)
+
+    def _note_samples(self, found: Any) -> None:
+        """Rows for the sample table, from a rollout in another process.
+
+        The asynchronous trainer rolls problems out one by one, and lists their rows.
+        """
+        if found is not None:
+            rows = [row for each in found for row in (each if isinstance(each, list) else [each])]
+            self._samples = rows[:SAMPLE_ROWS]
 
     def log_batched_dict_as_jsonl(self, to_log: Any, filename: str) -> None:
         """NeMo-RL's row dumps, kept apart; validation answers are measured on the way."""
@@ -118,9 +135,10 @@ class RunLog:
         self._tracker.log("train", step, metrics)
         period = self._config.igrpo.sample_table_period
         rollouts: Sequence[Rollout] = self._rollouts()
-        if period and step % period == 0 and rollouts:
-            self._tracker.log_samples(step, sample_rows(rollouts))
-        self._pending, self._completions, self._tokens = {}, 0.0, 0.0
+        samples = self._samples or sample_rows(rollouts, SAMPLE_ROWS)
+        if period and step % period == 0 and samples:
+            self._tracker.log_samples(step, samples)
+        self._pending, self._completions, self._tokens, self._samples = {}, 0.0, 0.0, []
         self._clock.finished = step
 
     def _named(self, found: Mapping[str, Any]) -> dict[str, float]:
@@ -141,29 +159,34 @@ class RunLog:
             for old, new in TIMINGS.items()
             if f"timing/train/{old}" in found
         }
-        return named | self._performance(found, named.get("timing/step", 0.0))
+        if not self._completions and "igrpo/completions" in named:
+            named |= self._sums(named)
+        return named | self._performance(named, named.get("timing/step", 0.0))
 
-    def _performance(self, found: Mapping[str, Any], seconds: float) -> dict[str, float]:
-        grpo, cluster = self._config.grpo, self._config.cluster
-        rows = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
-        completions = self._completions or float(rows)
-        tokens = self._tokens or found.get("mean_gen_tokens_per_sample", 0.0) * completions
-        self.seconds += seconds
-        self.completions += int(completions)
-        if not seconds:
-            return {}
-        sampled_per_problem = (
-            self._config.igrpo.budget if self._config.igrpo.feedback != "none" else rows
-        )
-        problems = (
-            completions / sampled_per_problem
-            if self._completions
-            else float(grpo.num_prompts_per_step)
+    def _sums(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What the asynchronous trainer's means over problems, rolled out one by one, stand for."""
+        config = self._config
+        self._completions = means["igrpo/completions"] * config.grpo.num_prompts_per_step
+        self._tokens = means["igrpo/generated_tokens"] * config.grpo.num_prompts_per_step
+        predicted = best_draft_prediction(
+            means["igrpo/draft_accuracy"], feedback_of(config).num_drafts
         )
         return {
-            "perf/samples_per_s": problems / seconds,
-            "perf/completions_per_s": completions / seconds,
-            "perf/tokens_per_s": tokens / seconds,
+            "igrpo/completions": self._completions,
+            "igrpo/generated_tokens": self._tokens,
+            "igrpo/best_draft_predicted_pooled": predicted,
+        }
+
+    def _performance(self, named: Mapping[str, Any], seconds: float) -> dict[str, float]:
+        cluster = self._config.cluster
+        self.seconds += seconds
+        self.completions += int(self._completions)
+        if not seconds:
+            return {}
+        return {
+            "perf/samples_per_s": self._completions / self._config.igrpo.budget / seconds,
+            "perf/completions_per_s": self._completions / seconds,
+            "perf/tokens_per_s": self._tokens / seconds,
             "perf/gpu_hours": self.seconds * cluster.num_nodes * cluster.gpus_per_node / 3600,
         } | peak_memory()
 

@@ -2,8 +2,9 @@
 
 `grpo_train` has no hook for rollouts. While the seam is installed, the names
 `run_multi_turn_rollout` and `run_async_multi_turn_rollout` in the modules that call them dispatch
-on the type of `task_to_env`: a `TwoStageMap` gets the two-stage rollout, anything else, validation
-included, NeMo-RL's own with the arguments as they came.
+on the type of `task_to_env`: a `TwoStageMap` gets the two-stage rollout, a `SingleStageMap`
+NeMo-RL's own and metrics, anything else, validation included, NeMo-RL's own with the arguments as
+they came.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from igrpo_nemo.nemo.requirements import CALLERS, ROLLOUTS
-from igrpo_nemo.nemo.spec import TwoStageMap
+from igrpo_nemo.nemo.spec import RunMap, SingleStageMap
 
 _lock = threading.RLock()
 _originals: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -67,12 +68,17 @@ def _dispatching(original: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def dispatch(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        if not isinstance(given["task_to_env"], TwoStageMap):
+        task_to_env = given["task_to_env"]
+        if not isinstance(task_to_env, RunMap):
             return original(*args, **kwargs)
-        from igrpo_nemo.nemo import rollout
+        from igrpo_nemo.nemo import rollout, single_stage
 
-        if name == ROLLOUTS[0]:
-            return rollout.two_stage_rollout(**given)
-        return rollout.two_stage_rollout_async(**given)
+        with task_to_env.report.watching():
+            if isinstance(task_to_env, SingleStageMap):
+                batch, metrics = original(*args, **kwargs)
+                return single_stage.described(batch, metrics, task_to_env)
+            if name == ROLLOUTS[0]:
+                return rollout.two_stage_rollout(**given)
+            return rollout.two_stage_rollout_async(**given)
 
     return dispatch

@@ -17,7 +17,8 @@ from typing import Protocol
 from igrpo_nemo.environment import Attempt, StepReturn
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.nemo.errors import RolloutError
-from igrpo_nemo.nemo.short_circuit import ShortCircuit, sample_until_best
+from igrpo_nemo.nemo.short_circuit import ScoredDrafts, ShortCircuit, sample_until_best
+from igrpo_nemo.nemo.speculation import BUSY, EarlyRefinement, EarlyStarts
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage
 
 
@@ -37,10 +38,12 @@ class Item:
 class Engine(Protocol):
     """Samples one completion of a prompt. Requests with an equal `route` share a prefix cache.
 
-    A cancelled call frees what it holds where the backend can.
+    A cancelled call frees what it holds where the backend can. `load` is the number of requests in
+    flight where a new route would go.
     """
 
     def sample(self, prompt: Prompt, route: str) -> Awaitable[Completion]: ...
+    def load(self) -> int: ...
 
 
 class Environment(Protocol):
@@ -59,6 +62,7 @@ class Backends:
     environment: Environment
     feedback: Feedback
     short_circuit: ShortCircuit = field(default_factory=ShortCircuit)
+    early_starts: EarlyStarts = field(default_factory=EarlyStarts)
 
 
 async def sample_drafts(item: Item, backends: Backends) -> list[Completion]:
@@ -101,6 +105,29 @@ async def refine_stage(item: Item, drafted: StepReturn, backends: Backends) -> R
     return Rollout(item.problem, drafted.group, drafted.selection, tuple(refinements))
 
 
+async def _both_stages(item: Item, backends: Backends) -> Rollout:
+    """Both stages under `index_order`: Stage 2 may begin while a single draft is left."""
+
+    def refine(drafted: StepReturn) -> Awaitable[Rollout]:
+        return refine_stage(item, drafted, backends)
+
+    def chosen(drafts: ScoredDrafts) -> Awaitable[StepReturn]:
+        return backends.environment.step(Stage.DRAFT, drafts[0], scores=drafts[1])
+
+    def one_left(drafts: ScoredDrafts) -> None:
+        if backends.engine.load() < BUSY:
+            early.begin(chosen(drafts))
+
+    early = EarlyRefinement(refine, backends.early_starts)
+    try:
+        with RolloutError.at(item.problem, Stage.DRAFT):
+            drafted = await chosen(await sample_until_best(item, backends, one_left))
+        with RolloutError.at(item.problem, Stage.REFINE):
+            return await early.rollout(drafted)
+    finally:
+        await early.close()
+
+
 def unscored(item: Item, completion: Completion) -> Rollout:
     """A problem whose prompt NeMo-RL cut: one answer, because it wants a row, worth nothing."""
     group = Group(item.problem, Stage.DRAFT, item.prompt, (completion,), (Score(0.0),))
@@ -124,6 +151,8 @@ async def roll_out_problem(
             beside = [meanwhile()] if meanwhile else []
             completion, *_ = await together([answer, *beside])
             return unscored(item, completion)
+    if drafts is None and backends.short_circuit.mode == "index_order":
+        return await _both_stages(item, backends)
     with RolloutError.at(item.problem, Stage.DRAFT):
         drafted = await draft_stage(item, backends, drafts)
     with RolloutError.at(item.problem, Stage.REFINE):

@@ -23,7 +23,7 @@ if sys.version_info < (3, 12):
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory):
-    """Two CPUs: the environment actor, and what a trainer may start beside it.
+    """Four places: TransferQueue keeps three, and every other actor starts in one.
 
     Ray's processes find this folder's modules and NeMo-RL, and get the same `TypedDict`.
     """
@@ -34,7 +34,7 @@ def ray_cluster(tmp_path_factory):
     paths = [str(site), str(Path(__file__).parent), *filter(None, sys.path)]
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
     if before is None:

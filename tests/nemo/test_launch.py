@@ -12,8 +12,9 @@ nemo_source.require()
 import nemo_runs  # noqa: E402
 
 from igrpo_nemo.config import load_config, with_problems  # noqa: E402
+from igrpo_nemo.config.launch_checks import check_launch  # noqa: E402
 from igrpo_nemo.errors import UserError  # noqa: E402
-from igrpo_nemo.nemo.master_config import check_launch, master_config  # noqa: E402
+from igrpo_nemo.nemo.master_config import master_config  # noqa: E402
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
 TRAINED_DRAFTS = "igrpo.train_stages=[draft,refine]"
@@ -22,14 +23,14 @@ TRAINED_DRAFTS = "igrpo.train_stages=[draft,refine]"
 def _refusal(*overrides: str) -> str:
     config = with_problems(load_config([*CLUSTER, *overrides]), 7_500)
     with pytest.raises(UserError) as raised:
-        check_launch(config, 7_500)
+        check_launch(config)
     return str(raised.value)
 
 
 def test_the_cluster_preset_is_what_nemo_rl_takes(tmp_path):
     """Every value of `engine=nemo_rl` survives NeMo-RL's own schema, and its schedule is set."""
     config = with_problems(load_config(CLUSTER), 7_500)
-    check_launch(config, 7_500)
+    check_launch(config)
     master = master_config(
         config,
         train_path=tmp_path / "train.jsonl",
@@ -53,7 +54,7 @@ def test_the_cluster_preset_is_what_nemo_rl_takes(tmp_path):
 @pytest.mark.parametrize("objective", ["grpo", "dapo", "gspo", "dr_grpo"])
 def test_every_objective_reaches_nemo_rl(tmp_path, objective):
     config = with_problems(load_config([*CLUSTER, f"objective={objective}"]), 7_500)
-    check_launch(config, 7_500)
+    check_launch(config)
     path = tmp_path / "p.jsonl"
     master = master_config(config, train_path=path, validation_path=None, num_validation=0)
     assert master.loss_fn.sequence_level_importance_ratios is (objective == "gspo")

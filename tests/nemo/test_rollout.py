@@ -13,9 +13,10 @@ from nemo_rl.data.collate_fn import rl_collate_fn  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 
 from igrpo_nemo.environment import TwoStageEnvironment  # noqa: E402
-from igrpo_nemo.nemo import core, data, rollout  # noqa: E402
+from igrpo_nemo.nemo import data, rollout  # noqa: E402
 from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
 from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
+from igrpo_nemo.run import core  # noqa: E402
 
 RIGHT, WRONG = "<answer>3</answer>", "<answer>4</answer>"
 

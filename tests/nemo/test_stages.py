@@ -15,17 +15,22 @@ from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Stage, S
 
 
 class Engine:
-    """Answers `texts[position]` in order, after the seconds given with each text."""
+    """Answers `texts[position]` in order, after the seconds given with each text; then at once."""
 
     def __init__(self, answers):
         self.answers = {position: list(rows) for position, rows in answers.items()}
         self.asked: list[str] = []
         self.cancelled: list[str] = []
+        self.busy = 0
+
+    def load(self) -> int:
+        return self.busy
 
     async def sample(self, prompt: Prompt, route: str) -> Completion:
         self.asked.append(route)
         position = int(route.split("/")[0])
-        seconds, text = self.answers[position].pop(0)
+        rest = self.answers[position]
+        seconds, text = rest.pop(0) if rest else (0.0, "0 more")
         if isinstance(text, Exception):
             raise text
         try:
@@ -133,6 +138,51 @@ def test_index_order_equals_the_full_arg_max_on_random_drafts():
         short, _ = rolled_out(1, {0: drafts + rest}, drafts=4, rule=INDEX_ORDER)
         full, _ = rolled_out(1, {0: drafts + rest}, drafts=4)
         assert short[0].refinements[0].prompt == full[0].refinements[0].prompt
+
+
+def _early(drafts, refinements=(), busy=0):
+    """Two drafts, and what became of the second stage that began before both were done."""
+    feedback = BestDraft(2, 2)
+    engine = Engine({0: [*drafts, *refinements]})
+    engine.busy = busy
+    on = Backends(engine, Environment(feedback), feedback, INDEX_ORDER)
+    [rollout] = asyncio.run(roll_out(items(1), on))
+    return rollout, on
+
+
+def test_stage_two_begins_while_a_single_draft_is_left():
+    """The refinements of the second draft are there before the first draft is."""
+    rollout, on = _early([(0.2, "0 a"), (0.0, "1 b")], [(0.1, "1 r"), (0.1, "0 s")])
+    assert (on.early_starts.kept, on.early_starts.dropped) == (1, 0)
+    assert rollout.refinements[0].prompt.text == "after 1 b"
+    assert [c.text for c in rollout.refinements[0].completions] == ["1 r", "0 s"]
+    assert [c.text for c in rollout.drafts.completions] == ["0 a", "1 b"]
+    assert rollout.selection.index == 1
+    scored = [step for step in on.environment.steps if step[0] is not None]
+    assert scored == [(Stage.DRAFT, "p0"), (Stage.REFINE, "p0"), (Stage.DRAFT, "p0")]
+
+
+def test_an_early_stage_two_of_a_beaten_draft_is_dropped():
+    rollout, on = _early([(0.1, "1 a"), (0.0, "1 b")], [(9.0, "1 r"), (9.0, "0 s")])
+    assert (on.early_starts.kept, on.early_starts.dropped) == (0, 1)
+    assert rollout.refinements[0].prompt.text == "after 1 a"
+    assert sorted(on.engine.cancelled) == ["0 s", "1 r"]
+    assert [c.text for c in rollout.refinements[0].completions] == ["0 more"] * 2
+
+
+def test_a_busy_engine_begins_nothing_early():
+    rollout, on = _early([(0.1, "1 a"), (0.0, "1 b")], busy=128)
+    assert (on.early_starts.kept, on.early_starts.dropped) == (0, 0)
+    assert rollout.refinements[0].prompt.text == "after 1 a"
+    assert on.engine.asked.count("0/refine/0") == 2
+
+
+def test_an_early_stage_two_that_fails_matters_only_if_it_is_kept():
+    broken = [(0.0, ValueError("engine on fire")), (0.0, "0 s")]
+    rollout, on = _early([(0.1, "1 a"), (0.0, "1 b")], broken)
+    assert rollout.refinements[0].prompt.text == "after 1 a"
+    with pytest.raises(RolloutError, match="problem p0, stage refine: engine on fire"):
+        _early([(0.1, "0 a"), (0.0, "1 b")], broken)
 
 
 def test_first_ends_stage_one_at_once():

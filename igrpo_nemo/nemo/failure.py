@@ -1,0 +1,102 @@
+"""A rollout that fails where nobody listens ends the run with its own error.
+
+    rollout in NeMo-RL's collector ─ Reporter ─> actor ─> Watchdog, a thread of the driver
+                                                          interrupts the trainer, raises the error
+
+`async_grpo_train` rolls out in the threads of an actor, which print an error and sample something
+else; where every rollout fails, it would wait for ever.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from igrpo_nemo.nemo.errors import RolloutError
+
+
+class Reporter:
+    """Tells a watchdog of an error; without an `actor` an error is its caller's alone."""
+
+    def __init__(self, actor: Any = None) -> None:
+        self._actor = actor
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Reports whatever is raised inside, and lets it through."""
+        try:
+            yield
+        except Exception as error:
+            if self._actor is not None:
+                text = str(error) if isinstance(error, RolloutError) else f"rollout: {error!r}"
+                self._actor.report.remote(" ".join(text.split())[:1_000])
+            raise
+
+
+class _FirstFailure:
+    """Actor: keeps the first report, and lets one caller wait for it."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._reported = asyncio.Event()
+        self._text = ""
+
+    async def report(self, text: str) -> None:
+        if not self._reported.is_set():
+            self._text = text
+            self._reported.set()
+
+    async def wait(self) -> str:
+        await self._reported.wait()
+        return self._text
+
+
+class Watchdog:
+    """While it is entered, a reported failure is raised from the body as `RolloutError`.
+
+    To be entered in the main thread, which is what gets interrupted.
+    """
+
+    def __init__(self) -> None:
+        import ray
+
+        self._actor: Any = ray.remote(num_cpus=0)(_FirstFailure).remote()
+        self._lock = threading.Lock()
+        self._over = False
+        self._failure: str | None = None
+        self.reporter = Reporter(self._actor)
+
+    def _watch(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            text: Any = ray.get(self._actor.wait.remote())
+        except RayError:  # the run is over, and the actor with it
+            return
+        with self._lock:
+            if not self._over:
+                self._failure = text
+                _thread.interrupt_main()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        import ray
+
+        threading.Thread(target=self._watch, name="igrpo-watchdog", daemon=True).start()
+        try:
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._over = True
+        except KeyboardInterrupt:
+            if self._failure is None:
+                raise
+            raise RolloutError(self._failure) from None
+        finally:
+            ray.kill(self._actor)

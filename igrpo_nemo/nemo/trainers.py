@@ -1,0 +1,140 @@
+"""NeMo-RL's three trainers, called with the same parts.
+
+    grpo_train        one process rolls out and trains, step by step
+    grpo_train_sync   data_plane.enabled: an actor rolls out, rows travel through TransferQueue
+    async_grpo_train  grpo.async_grpo.enabled: an actor rolls out while the policy trains
+
+The config says which.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.launch_checks import is_async_training
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo.errors import RolloutError
+from igrpo_nemo.nemo.failure import Watchdog
+
+
+def uses_data_plane(config: Config) -> bool:
+    return bool((config.data_plane or {}).get("enabled"))
+
+
+def check_trainer(config: Config) -> None:
+    """Raises `UserError` where the trainer's packages are missing."""
+    if uses_data_plane(config) and importlib.util.find_spec("transfer_queue") is None:
+        raise UserError(
+            "data_plane.enabled=true needs the package TransferQueue, which NeMo-RL's container "
+            "has: pip install TransferQueue, or set it to false"
+        )
+
+
+def finished_steps(config: Config, state: Any) -> int:
+    """Steps before a resume; the asynchronous trainer counts no epochs."""
+    return state["current_step" if is_async_training(config) else "total_steps"]
+
+
+class EndlessLoader:
+    """A data loader that starts over. The asynchronous trainer reads its loader once and then
+    waits for what never comes; its steps end it, not its data.
+
+    It is read in another process, where the processor of the problems must know `config` too.
+    """
+
+    def __init__(self, inner: Any, config: Config) -> None:
+        self._inner = inner
+        self._config = config
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from self._inner
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._inner.state_dict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self._inner, self._config)
+
+
+def _arrive(inner: Any, config: Config) -> EndlessLoader:
+    from igrpo_nemo.nemo import data
+
+    data.configure(config)
+    return EndlessLoader(inner, config)
+
+
+def trainer(
+    config: Config, total_steps: int, loader: Any, arguments: dict[str, Any], **teachers: Any
+) -> Callable[[], None]:
+    """The trainer that the config asks for, ready to be called.
+
+    A rollout that fails in another process fails the call with its own `RolloutError`.
+    `teachers` are the asynchronous trainer's alone.
+    """
+    if is_async_training(config):
+        # It knows no epochs.
+        arguments["master_config"].grpo["max_num_steps"] = total_steps
+        if config.igrpo.engine == "nemo_rl_local":
+            arguments["checkpointer"] = _WithoutBuffer(arguments["checkpointer"])
+        endless = EndlessLoader(loader, config)
+        return lambda: _train_asynchronously(arguments, endless, **teachers)
+    if uses_data_plane(config):
+        return lambda: _train_through_data_plane(arguments, loader)
+    from nemo_rl.algorithms.grpo import grpo_train
+
+    return lambda: grpo_train(**arguments, wrapped_dataloader=loader)
+
+
+class _WithoutBuffer:
+    """A checkpointer with which the asynchronous trainer begins with an empty replay buffer.
+
+    With a full one it trains a step at once. Where that takes less time than its collector needs to
+    start, as with a small model on one machine, the step after it is never sampled.
+    """
+
+    def __init__(self, checkpointer: Any) -> None:
+        self._checkpointer = checkpointer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._checkpointer, name)
+
+    def get_latest_checkpoint_path(self) -> None:
+        """Where the buffer would be looked for."""
+
+
+def _train_asynchronously(
+    arguments: dict[str, Any], loader: EndlessLoader, **teachers: Any
+) -> None:
+    from nemo_rl.algorithms.grpo import async_grpo_train
+
+    watchdog = Watchdog()
+    arguments["task_to_env"].report = watchdog.reporter
+    with watchdog():
+        async_grpo_train(
+            **arguments,
+            **teachers,
+            dataloader=loader,  # type: ignore[arg-type]
+            max_trajectory_age_steps=arguments["master_config"].grpo["async_grpo"][
+                "max_trajectory_age_steps"
+            ],
+        )
+
+
+def _train_through_data_plane(arguments: dict[str, Any], loader: Any) -> None:
+    from nemo_rl.algorithms.grpo_sync import grpo_train_sync
+    from ray.exceptions import RayTaskError
+
+    try:
+        grpo_train_sync(**arguments, wrapped_dataloader=loader)
+    except RayTaskError as error:
+        # The actor's traceback is Ray's message; the error itself says more in a line.
+        if isinstance(error.cause, RolloutError):
+            raise error.cause from None
+        raise

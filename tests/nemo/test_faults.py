@@ -1,0 +1,145 @@
+"""What goes wrong in the middle of the real `grpo_train`: the step completes with whole groups, or
+fails with one clear error."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+import nemo_runs  # noqa: E402
+import ray  # noqa: E402
+from nemo_rl.experience import rollouts as nemo_rollouts  # noqa: E402
+
+from igrpo_nemo.nemo import launch, local_generation  # noqa: E402
+from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
+
+SYNC = "policy.generation.vllm_cfg.async_engine=false"
+ASYNC = "policy.generation.vllm_cfg.async_engine=true"
+ENGINES = pytest.mark.parametrize("engine", [SYNC, ASYNC], ids=["sync", "async"])
+SHORT = ["grpo.max_num_steps=3", "grpo.num_prompts_per_step=4"]
+
+
+def _kill(environment):
+    """From outside, as an out-of-memory killer would; returns when the process is gone."""
+    pid = ray.get(environment.__ray_call__.remote(lambda worker: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+
+
+def _restart(environment):
+    ray.kill(environment, no_restart=False)
+
+
+def _at_calls(monkeypatch, numbers, act):
+    """Calls `act(environment)` right before these reward calls, beside those in flight."""
+    calls = []
+    calculate = nemo_rollouts.calculate_rewards
+
+    def calculated(batch, task_to_env):
+        calls.append(batch)
+        if len(calls) in numbers:
+            [environment] = task_to_env.values()
+            act(environment)
+        return calculate(batch, task_to_env)
+
+    monkeypatch.setattr(nemo_rollouts, "calculate_rewards", calculated)
+    return calls
+
+
+@pytest.mark.parametrize("act", [_kill, _restart], ids=["killed", "restarted"])
+@ENGINES
+def test_an_environment_that_dies_is_restarted_and_changes_nothing(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, engine, act
+):
+    """It dies in the second step: weights and log equal those of an undisturbed run."""
+    weights, logs = [], []
+    for name in ("calm", "disturbed"):
+        config = nemo_runs.tiny_config(policy_folder, tmp_path / name, *SHORT, engine)
+        with monkeypatch.context() as patch:
+            if name == "disturbed":
+                # Synchronously a step has two calls, asynchronously two a problem.
+                calls = _at_calls(patch, {3} if engine is SYNC else {11}, act)
+            [policy] = nemo_runs.train(config).policies
+        weights.append(policy.model.state_dict())
+        logs.append(nemo_runs.metrics(tmp_path / name))
+    assert len(calls) >= 6
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    for calm, disturbed in zip(*logs, strict=True):
+        names = [n for n in calm if n.startswith(("igrpo/", "reward/")) or n == "loss"]
+        assert {n: calm[n] for n in names} == {n: disturbed[n] for n in names}
+
+
+@ENGINES
+def test_an_environment_that_is_gone_for_good_fails_the_step(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, engine
+):
+    """One line that names problem and stage; the step before is logged, this one is not."""
+    _at_calls(monkeypatch, {4} if engine is SYNC else {11}, ray.kill)
+    config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, engine)
+    with pytest.raises(
+        RolloutError, match=r"^problem \S+, stage (draft|refine)\S*.*actor"
+    ) as raised:
+        launch.train(config)
+    assert "\n" not in str(raised.value)
+    assert len(nemo_runs.metrics(tmp_path / "run")) == 1
+    assert not (tmp_path / "run" / "finished").exists()
+
+
+@ENGINES
+def test_a_generation_error_fails_the_step(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, engine
+):
+    """In the second stage of the second step; the checkpoint of the first one is resumed."""
+    sample = local_generation.LocalGeneration._sample
+
+    def failing(generation, prompts, greedy, **options):
+        if generation.version == 1 and any(len(prompt) > 40 for prompt in prompts):
+            raise RuntimeError("engine on fire")
+        return sample(generation, prompts, greedy, **options)
+
+    saving = ["checkpointing.enabled=true", "checkpointing.save_period=1"]
+    folder = tmp_path / "run"
+    config = nemo_runs.tiny_config(policy_folder, folder, *SHORT, *saving, engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(local_generation.LocalGeneration, "_sample", failing)
+        with pytest.raises(RolloutError, match=r"stage refine.*engine on fire") as raised:
+            nemo_runs.train(config)
+    assert "\n" not in str(raised.value)
+    assert len(nemo_runs.metrics(folder)) == 1
+    nemo_runs.train(config)
+    assert len(nemo_runs.metrics(folder)) == 3
+
+
+def test_a_reward_that_times_out_is_counted_and_the_step_completes(
+    ray_cluster, policy_folder, tmp_path, monkeypatch
+):
+    """One answer of the first step takes for ever to compare: its group is whole, the verifier's
+    fallback is its reward, and the log says so."""
+    hanging = "<answer>9^{9^{9^{9}}}</answer>"
+    complete = local_generation.LocalGeneration._output
+    answered = []
+
+    def output(generation, prompts, completions):
+        from dataclasses import replace
+
+        completions = list(completions)
+        if not answered:
+            answered.append(completions[0])
+            ids = tuple(generation._sampler.tokenizer(hanging, add_special_tokens=False).input_ids)
+            completions[0] = replace(
+                completions[0], text=hanging, token_ids=ids, logprobs=(-1.0,) * len(ids)
+            )
+        return complete(generation, prompts, completions)
+
+    monkeypatch.setattr(local_generation.LocalGeneration, "_output", output)
+    options = ["env.math.num_workers=1", "env.math.item_timeout_s=1"]
+    config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, *options, SYNC)
+    launch.train(config)
+    logged = nemo_runs.metrics(tmp_path / "run")
+    assert len(logged) == 3
+    assert logged[0]["reward/reason/timeout"] == pytest.approx(1 / 32)
+    assert all("reward/reason/timeout" not in each for each in logged[1:])
