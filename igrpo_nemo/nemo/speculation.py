@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from igrpo_nemo.environment import StepReturn
 from igrpo_nemo.types import Rollout
@@ -66,7 +67,8 @@ class EarlyRefinement:
 
     async def close(self) -> None:
         """Gives up what still runs."""
-        running = [each for each in (self._begun, self._refining) if each is not None]
+        begun: tuple[asyncio.Future[Any] | None, ...] = (self._begun, self._refining)
+        running = [each for each in begun if each is not None]
         for each in running:
             each.cancel()
         await asyncio.gather(*running, return_exceptions=True)

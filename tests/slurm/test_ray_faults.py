@@ -1,7 +1,7 @@
 """Two nodes with Ray and the real `igrpo train`: from start to end, and through faults.
 
-One job of four starts, since Ray takes its time to come up: a worker that never joins; a time limit;
-a dead raylet; then to the end.
+One job of four starts, since Ray takes its time to come up: a worker that never joins; a time
+limit; a dead raylet; then to the end.
 """
 
 from __future__ import annotations
