@@ -67,8 +67,8 @@ class EarlyRefinement:
 
     async def close(self) -> None:
         """Gives up what still runs."""
-        begun: tuple[asyncio.Future[Any] | None, ...] = (self._begun, self._refining)
-        running = [each for each in begun if each is not None]
+        running: list[asyncio.Future[Any]] = []
+        running += [each for each in (self._begun, self._refining) if each is not None]
         for each in running:
             each.cancel()
         await asyncio.gather(*running, return_exceptions=True)
