@@ -19,8 +19,8 @@ from igrpo_nemo.nemo.errors import RowError
 from igrpo_nemo.types import Completion, Prompt
 
 
-class BatchEngine:
-    """Samples many prompts in one call of the synchronous engine, which shards contiguous rows."""
+class _NemoEngine:
+    """NeMo-RL's generation interface, and how it is asked."""
 
     def __init__(
         self, generation: Any, tokenizer: Any, *, stop_strings: list[str] | None, greedy: bool
@@ -30,25 +30,42 @@ class BatchEngine:
         self._stop_strings = stop_strings
         self._greedy = greedy
 
+    def _batch(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[BatchedDataDict, BatchedDataDict, torch.Tensor]:
+        """The rows to answer, the engine's right-padded input, and the prompts' lengths."""
+        messages = [user_message(prompt) for prompt in prompts]
+        lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [message["token_ids"] for message in messages],
+            batch_first=True,
+            padding_value=self._tokenizer.pad_token_id,
+        )
+        stops = [self._stop_strings] * len(prompts)
+        rows: BatchedDataDict = BatchedDataDict(
+            {"message_log": [[message] for message in messages], "stop_strings": stops}
+        )
+        inputs: BatchedDataDict = BatchedDataDict({"input_ids": padded, "input_lengths": lengths})
+        return rows, inputs, lengths
+
+
+class BatchEngine(_NemoEngine):
+    """Samples many prompts in one call of the synchronous engine, which shards contiguous rows."""
+
     def sample_all(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion per prompt, in order."""
-        rows, inputs, lengths = _generation_batch(prompts, self._tokenizer, self._stop_strings)
+        rows, inputs, lengths = self._batch(prompts)
         rows, _, metrics = nemo_rollouts.generate_responses(
             self._generation, inputs, rows, self._tokenizer, lengths, greedy=self._greedy
         )
         return _completions(rows, metrics, prompts)
 
 
-class AsyncEngine:
+class AsyncEngine(_NemoEngine):
     """Samples one prompt at a time from the asynchronous engine; all requests run concurrently."""
 
-    def __init__(
-        self, generation: Any, tokenizer: Any, *, stop_strings: list[str] | None, greedy: bool
-    ) -> None:
-        self._generation = generation
-        self._tokenizer = tokenizer
-        self._stop_strings = stop_strings
-        self._greedy = greedy
+    def __init__(self, generation: Any, tokenizer: Any, **options: Any) -> None:
+        super().__init__(generation, tokenizer, **options)
         self._router = Router(shard_count(generation))
         self.worker_tokens: dict[int, int] = {}
 
@@ -56,7 +73,7 @@ class AsyncEngine:
         return self._router.least_load()
 
     async def sample(self, prompt: Prompt, route: str) -> Completion:
-        rows, inputs, lengths = _generation_batch([prompt], self._tokenizer, self._stop_strings)
+        rows, inputs, lengths = self._batch([prompt])
         shard = self._router.enter(route)
         try:
             rows, _, metrics = await nemo_rollouts.generate_responses_async(
@@ -128,25 +145,6 @@ class ShardView:
 def shard_count(generation: Any) -> int:
     """Data-parallel shards of an engine; 1 where it has none to choose from."""
     return int(getattr(getattr(generation, "worker_group", None), "dp_size", 1) or 1)
-
-
-def _generation_batch(
-    prompts: Sequence[Prompt], tokenizer: Any, stop_strings: list[str] | None
-) -> tuple[BatchedDataDict, BatchedDataDict, torch.Tensor]:
-    """The rows to answer, the engine's right-padded input, and the prompts' lengths."""
-    messages = [user_message(prompt) for prompt in prompts]
-    lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
-    padded = torch.nn.utils.rnn.pad_sequence(
-        [message["token_ids"] for message in messages],
-        batch_first=True,
-        padding_value=tokenizer.pad_token_id,
-    )
-    stops = [stop_strings] * len(prompts)
-    rows: BatchedDataDict = BatchedDataDict(
-        {"message_log": [[message] for message in messages], "stop_strings": stops}
-    )
-    inputs: BatchedDataDict = BatchedDataDict({"input_ids": padded, "input_lengths": lengths})
-    return rows, inputs, lengths
 
 
 def _completions(rows: Any, metrics: Any, prompts: Sequence[Prompt]) -> list[Completion]:

@@ -98,18 +98,11 @@ class DataPlanePolicy(LocalPolicy):
         self.write_to_dataplane(meta, {REFERENCE: logprobs})
 
     def train_from_meta(
-        self,
-        meta: KVBatchMeta,
-        loss_fn: LossFunction,
-        eval_mode: bool = False,
-        gbs: int | None = None,
-        mbs: int | None = None,
-        timer: Any = None,
+        self, meta: KVBatchMeta, loss_fn: LossFunction, **options: Any
     ) -> dict[str, Any]:
-        """`train` on the rows of a step."""
+        """`train`, with its options, on the rows of a step."""
         fields = [f for f in DP_TRAIN_FIELDS if f != REFERENCE or self._reference is not None]
-        data = self.read_from_dataplane(meta, select_fields=fields)
-        return self.train(data, loss_fn, eval_mode, gbs=gbs, mbs=mbs)
+        return self.train(self.read_from_dataplane(meta, select_fields=fields), loss_fn, **options)
 
     def shutdown(self) -> bool:
         self._client.close()

@@ -1,10 +1,10 @@
-"""The two-stage rollouts that stand in for NeMo-RL's, with its arguments and its return value.
+"""The two-stage rollout that stands in for NeMo-RL's, with its arguments and its return value.
 
-    two_stage_rollout        synchronous engine: all drafts, then all refinements, one call each
-    two_stage_rollout_async  asynchronous engine: every problem at its own pace
+    synchronous engine   all drafts, then all refinements, one call each
+    asynchronous engine  every problem at its own pace
 
-Both return the batch of trained rows and the rollout's metrics. A failure raises `RolloutError`
-with the problem's id; a group is complete or the step fails.
+Returns the batch of trained rows and the rollout's metrics. A failure raises `RolloutError` with
+the problem's id; a group is complete or the step fails.
 """
 
 from __future__ import annotations
@@ -44,35 +44,28 @@ def two_stage_rollout(
     tokenizer: Any,
     task_to_env: TwoStageMap,
     greedy: bool = False,
+    concurrently: bool,
     **_: Any,
 ) -> tuple[BatchedDataDict, dict[str, Any]]:
-    """Both stages of every problem of the batch, each stage in one call of the engine."""
+    """Both stages of every problem of the batch.
+
+    `concurrently`: every problem at its own pace on the asynchronous engine; else each stage in
+    one call of the synchronous engine.
+    """
     call = _Call(input_batch, task_to_env)
-    engine = BatchEngine(
-        policy_generation, tokenizer, stop_strings=call.stop_strings, greedy=greedy
-    )
+    make = AsyncEngine if concurrently else BatchEngine
+    engine = make(policy_generation, tokenizer, stop_strings=call.stop_strings, greedy=greedy)
+    if isinstance(engine, AsyncEngine):
+        return call.result(_at_their_own_pace(call, engine))
     environment = NemoEnvironment(task_to_env, call.task_name, call.step)
     drafted = draft_batch(call, engine, environment)
     return call.result(refine_batch(call, drafted, engine, environment))
 
 
-def two_stage_rollout_async(
-    *,
-    policy_generation: Any,
-    input_batch: BatchedDataDict,
-    tokenizer: Any,
-    task_to_env: TwoStageMap,
-    greedy: bool = False,
-    **_: Any,
-) -> tuple[BatchedDataDict, dict[str, Any]]:
-    """Both stages of every problem, without a barrier between them."""
-    call = _Call(input_batch, task_to_env)
-    engine = AsyncEngine(
-        policy_generation, tokenizer, stop_strings=call.stop_strings, greedy=greedy
-    )
+def _at_their_own_pace(call: _Call, engine: AsyncEngine) -> list[Rollout]:
     workers = min(WAITING_THREADS, len(call.items))
     with ThreadPoolExecutor(workers, thread_name_prefix="igrpo-environment") as executor:
-        environment = NemoEnvironment(task_to_env, call.task_name, call.step, executor)
+        environment = NemoEnvironment(call.map, call.task_name, call.step, executor)
         backends = Backends(engine, environment, call.spec.feedback, call.spec.short_circuit)
         rollouts = asyncio.run(roll_out(call.items, backends, call.taken_drafts, call.ahead))
     if backends.short_circuit.mode == "index_order":
@@ -81,7 +74,7 @@ def two_stage_rollout_async(
         call.metrics["igrpo/early_refinements_dropped"] = starts.dropped / problems
     if engine.worker_tokens:
         call.metrics["per_worker_token_counts"] = engine.worker_tokens
-    return call.result(rollouts)
+    return rollouts
 
 
 class _Call:

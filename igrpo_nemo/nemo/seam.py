@@ -77,8 +77,6 @@ def _dispatching(original: Callable[..., Any], name: str) -> Callable[..., Any]:
             if isinstance(task_to_env, SingleStageMap):
                 batch, metrics = original(*args, **kwargs)
                 return single_stage.described(batch, metrics, task_to_env)
-            if name == ROLLOUTS[0]:
-                return rollout.two_stage_rollout(**given)
-            return rollout.two_stage_rollout_async(**given)
+            return rollout.two_stage_rollout(**given, concurrently=name == ROLLOUTS[1])
 
     return dispatch

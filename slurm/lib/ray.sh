@@ -46,7 +46,8 @@ units_per_node() {
 
 start_ray_head() {
   local address=$1
-  ray start --head "--port=$IGRPO_RAY_PORT" "--ray-client-server-port=$((IGRPO_RAY_PORT + 1))" \
+  # What `ray status` says is at most that many seconds old; 5 by default.
+  AUTOSCALER_UPDATE_INTERVAL_S=1 ray start --head "--port=$IGRPO_RAY_PORT" "--ray-client-server-port=$((IGRPO_RAY_PORT + 1))" \
     "--include-dashboard=${IGRPO_RAY_DASHBOARD:-false}" "--temp-dir=$RAY_FOLDER" \
     "${RAY_NODE_ARGS[@]}" &
   RAY=$!
@@ -75,7 +76,7 @@ wait_for_nodes() {
       die 69 "after $((SECONDS - start)) s ${missing// /, } did not join Ray (IGRPO_JOIN_TIMEOUT_S;" \
         "see worker-*.log). sbatch --exclude=NODE leaves a node out"
     fi
-    pause 0.5
+    pause 1
   done
   say "Ray is up: $units GPUs on $IGRPO_NUM_NODES nodes after $SECONDS s"
 }

@@ -38,7 +38,7 @@ wait_for_head() {
     die 69 "$(hostname) does not see $IGRPO_LOG_DIR: the run folder must be on a shared disk"
   until [[ -s $IGRPO_LOG_DIR/head.ready ]]; do
     [[ ! -e $IGRPO_LOG_DIR/over ]] || exit 0
-    ((SECONDS < IGRPO_JOIN_TIMEOUT_S)) || die 69 "there is no head after $SECONDS s"
+    ((SECONDS < IGRPO_HEAD_TIMEOUT_S + IGRPO_JOIN_TIMEOUT_S)) || die 69 "there is no head after $SECONDS s"
     pause 0.5
   done
   read -r HEAD_ADDRESS <"$IGRPO_LOG_DIR/head.ready"

@@ -116,10 +116,12 @@ def test_megatron_needs_the_architectures(tmp_path, monkeypatch):
         train(load_config([*CLUSTER, f"logger.log_dir={tmp_path}"]))
 
 
-def test_feedback_none_equals_plain_nemo_rl(ray_cluster, policy_folder, tmp_path):
+@pytest.mark.parametrize("engine", ["false", "true"], ids=["sync", "async"])
+def test_feedback_none_equals_plain_nemo_rl(ray_cluster, policy_folder, tmp_path, engine):
     """The same weights to the last bit as `setup` and `grpo_train` without anything of ours but
     environment and data; exact entropy is on in our run and off in the plain one."""
     changes = ["feedback=none", "igrpo.budget=4", "grpo.max_num_steps=3"]
+    changes.append(f"policy.generation.vllm_cfg.async_engine={engine}")
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "ours", *changes)
     [ours] = nemo_runs.train(config).policies
     theirs = _plain_nemo_rl(nemo_runs.tiny_config(policy_folder, tmp_path / "plain", *changes))
@@ -192,3 +194,37 @@ def test_the_log_has_the_projects_names(ray_cluster, policy_folder, tmp_path):
     assert logged["entropy/exact"] == pytest.approx(logged["entropy/sampled"], rel=0.3)
     assert logged["igrpo/completions"] == 64
     assert (tmp_path / "run" / "samples.jsonl").read_text().count("\n") == 8
+
+
+def test_feedback_none_is_described_as_on_the_embedded_engine(ray_cluster, policy_folder, tmp_path):
+    """The same names but for the verifier's reasons, which NeMo-RL's own rollout does not keep, and
+    figures that agree with the rows that NeMo-RL trained on."""
+    from igrpo_nemo.local.trainer import train as train_locally
+
+    changes = ["feedback=none", "igrpo.budget=4", "grpo.max_num_steps=1"]
+    changes.append("igrpo.sample_table_period=1")
+    nemo_runs.train(nemo_runs.tiny_config(policy_folder, tmp_path / "nemo", *changes))
+    local = nemo_runs.tiny_config(policy_folder, tmp_path / "local", *changes, "engine=local")
+    assert train_locally(local) == 0
+    [logged], [locally] = (nemo_runs.metrics(tmp_path / name) for name in ("nemo", "local"))
+    names = {name for name in locally if name.startswith("igrpo/")}
+    assert names >= {
+        "igrpo/draft_reward", "igrpo/draft_accuracy", "igrpo/draft_format",
+        "igrpo/best_draft_accuracy", "igrpo/nonzero_advantage_groups", "igrpo/trained_reward",
+    }  # fmt: skip
+    ours = {name for name in logged if name.startswith("igrpo/")}
+    assert ours - {"igrpo/completions", "igrpo/generated_tokens"} == names
+    rows = nemo_runs.dump(tmp_path / "nemo", 1)
+    groups = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    assert len(groups) == 8
+    rewards = [row["rewards"] for row in rows]
+    differing = [any(any(row["advantages"]) for row in group) for group in groups]
+    assert logged["igrpo/trained_reward"] == pytest.approx(sum(rewards) / 32)
+    assert logged["igrpo/nonzero_advantage_groups"] == sum(differing) / 8
+    lengths = [sum(row["token_loss_mask"]) for row in rows]
+    assert logged["igrpo/draft_tokens"] == pytest.approx(sum(lengths) / 32)
+    assert logged["igrpo/generated_tokens"] == sum(lengths)
+    assert logged["igrpo/draft_accuracy"] + logged["igrpo/draft_format"] == pytest.approx(
+        logged["igrpo/draft_reward"]
+    )
+    assert (tmp_path / "nemo" / "samples.jsonl").read_text().count("\n") == 8

@@ -104,8 +104,8 @@ def world(policy_folder, tmp_path, monkeypatch):
         scoring.core.feedback = feedback
         spec = TwoStageSpec(feedback, {"accuracy": 1.0, "format": 1.0})
         generation = Generation(tokenizer, texts)
-        function = rollout.two_stage_rollout_async if asynchronous else rollout.two_stage_rollout
-        returned = function(
+        returned = rollout.two_stage_rollout(
+            concurrently=asynchronous,
             policy_generation=generation,
             input_batch=batch(*questions),
             tokenizer=tokenizer,

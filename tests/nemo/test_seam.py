@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
+from pathlib import Path
 
 import nemo_source
 import pytest
@@ -61,11 +63,8 @@ def test_the_type_of_the_map_decides(monkeypatch, name):
     grpo = importlib.import_module("nemo_rl.algorithms.grpo")
     called = []
     monkeypatch.setattr(grpo, name, _recorder(getattr(grpo, name), called))
-    ours = {
-        seam.ROLLOUTS[0]: "two_stage_rollout",
-        seam.ROLLOUTS[1]: "two_stage_rollout_async",
-    }[name]
-    monkeypatch.setattr(rollout, ours, lambda **given: called.append(("ours", given)))
+    ours = lambda **given: called.append(("ours", given))  # noqa: E731
+    monkeypatch.setattr(rollout, "two_stage_rollout", ours)
     plain, marked = {"math": 1}, TwoStageMap({"math": 1}, SPEC)
     with seam.installed():
         getattr(grpo, name)("generation", "batch", "tokenizer", plain, max_seq_len=9, greedy=False)
@@ -83,6 +82,7 @@ def test_the_type_of_the_map_decides(monkeypatch, name):
     assert who == "ours"
     assert given["task_to_env"] is marked
     assert given["input_batch"] == "batch"
+    assert given["concurrently"] is (name == seam.ROLLOUTS[1])
 
 
 def _recorder(original, called):
@@ -141,6 +141,32 @@ def test_an_old_python_is_told_so(monkeypatch):
     monkeypatch.setattr(typing, "TypedDict", Standard)
     with pytest.raises(UserError, match="Python 3.12 or newer, this is 3.11"):
         requirements.check_nemo_rl()
+
+
+def test_the_command_line_says_what_is_missing(tmp_path):
+    """Without NeMo-RL's source, in one line, before there is a run folder: below Python 3.12 that
+    Python is too old, which would remain when the source is there; else how to get the source."""
+    import subprocess
+    import sys
+
+    words = ["engine=nemo_rl_local", "experiment=demo", f"logger.log_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "igrpo_nemo", "train", *words],
+        env={"PATH": os.defpath, "PYTHONPATH": str(Path(requirements.__file__).parents[2])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    if sys.version_info < (3, 12):
+        assert "Python 3.12 or newer" in line
+        assert "engine=local" in line
+    else:
+        assert "NeMo-RL cannot be imported" in line
+        assert "docs/install.md" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):

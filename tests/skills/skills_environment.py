@@ -70,7 +70,7 @@ def make_environment() -> Path:
 def _install(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run([*pip, "--no-compile", *REQUIREMENTS], check=True)
+    subprocess.run([*pip, *REQUIREMENTS], check=True)
     with tempfile.TemporaryDirectory() as scratch:  # a build leaves files in its source
         copy = Path(scratch) / "nemo-skills"
         shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns(".git", "__pycache__"))

@@ -1,14 +1,15 @@
-"""One virtual Slurm for the tests of this folder, and a run that nothing happens to."""
+"""One virtual Slurm for the tests of this folder, and what goes on there beside them."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from side_stories import NEMO_SOURCE, STORIES
 from slurm_jobs import Run
 from virtual_slurm import Unavailable, VirtualSlurm
 
@@ -39,16 +40,39 @@ def run(cluster: VirtualSlurm, tmp_path: Path) -> Iterator[Run]:
         cluster.run("scancel", run.job)
 
 
-@pytest.fixture(scope="session")
-def launched(cluster: VirtualSlurm, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`bash slurm/train.sh ... --chain 2` on the login node; undisturbed, on node2.
+@pytest.fixture(scope="session", autouse=True)
+def stories(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Run]]]:
+    """Starts, before the first test, the side stories that any of the chosen tests looks at."""
+    items = request.session.items
+    names = [n for n in STORIES if any(n in getattr(i, "fixturenames", ()) for i in items)]
+    try:
+        cluster = request.getfixturevalue("cluster") if names else None
+    except pytest.skip.Exception:
+        cluster = None  # tests that need no Slurm run all the same
+    if cluster is None:
+        yield {}
+        return
+    folders = request.getfixturevalue("tmp_path_factory")
+    pool = ThreadPoolExecutor(max_workers=1)
+    yield {name: pool.submit(STORIES[name], cluster, folders.mktemp(name)) for name in names}
+    # Not waited for: without its Slurm a story ends by itself.
+    pool.shutdown(wait=False, cancel_futures=True)
 
-    `jobs` are the chain's; the run's own job is the first of them.
-    """
-    run = Run(cluster, tmp_path_factory.mktemp("launched"))
-    done = run.login("bash", "slurm/train.sh", *run.words(node="node2"), "--chain", "2")
-    assert done.returncode == 0, done.stderr
-    submitted = re.search(r"submitted jobs (\d+) (\d+)", done.stdout)
-    assert submitted, done.stdout
-    run.job, run.successor = submitted[1], submitted[2]
-    return run
+
+@pytest.fixture(scope="session")
+def launched(cluster: VirtualSlurm, stories: dict[str, Future[Run]]) -> Run:
+    return stories["launched"].result(timeout=900)
+
+
+@pytest.fixture(scope="session")
+def full_disk(cluster: VirtualSlurm, stories: dict[str, Future[Run]]) -> Run:
+    return stories["full_disk"].result(timeout=900)
+
+
+@pytest.fixture(scope="session")
+def stopped_nemo(cluster: VirtualSlurm, stories: dict[str, Future[Run]]) -> Run:
+    if "stopped_nemo" not in stories:
+        pytest.skip(
+            f"NEMO-RL IS NOT HERE: set NEMO_RL_SRC to its source, or put it in {NEMO_SOURCE}"
+        )
+    return stories["stopped_nemo"].result(timeout=900)

@@ -26,6 +26,8 @@ PATIENCE = 240.0
 REQUEUE_WAIT = 1.0
 """Seconds until a requeued job is sent on its way: Slurm tells its starts apart by the second."""
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")
+
 TWO_NODES = "igrpo.site.env={IGRPO_NUM_NODES:'2',IGRPO_GPUS_PER_NODE:'2'}"
 """Brings Ray up on two nodes around the embedded engine, whose config knows one node alone."""
 
@@ -65,7 +67,8 @@ BIN = {
 class Run:
     """A run folder, the site it is trained at, and the job that trains it.
 
-    `log_dir` is the run folder as the nodes see it.
+    `log_dir` is the run folder as the nodes see it, `successor` the next job of a chain, and `seen`
+    what Slurm said of the job at the moment that a test is about.
     """
 
     cluster: VirtualSlurm
@@ -73,6 +76,7 @@ class Run:
     log_dir: Path | None = None
     job: str = ""
     successor: str = ""
+    seen: str = ""
 
     @property
     def run_dir(self) -> Path:
@@ -109,10 +113,9 @@ class Run:
         ]
         self.install(igrpo="\n".join(lines))
 
-    def words(self, *words: str, node: str = "") -> list[str]:
-        """The tiny run's settings; `node` is for jobs that `igrpo launch` submits."""
-        place = [f"igrpo.site.sbatch=['--nodelist={node}']"] if node else []
-        return [*TINY, f"logger.log_dir={self.log_dir or self.run_dir}", *place, *words]
+    def words(self, *words: str) -> list[str]:
+        """The tiny run's settings."""
+        return [*TINY, f"logger.log_dir={self.log_dir or self.run_dir}", *words]
 
     def login(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
         """A command of a user on the login node, in the checkout."""
@@ -149,8 +152,8 @@ class Run:
 
     # The job, as Slurm sees it.
 
-    def shown(self) -> dict[str, str]:
-        text = self.cluster.out("scontrol", "show", "job", "-o", self.job)
+    def shown(self, job: str = "") -> dict[str, str]:
+        text = self.cluster.out("scontrol", "show", "job", "-o", job or self.job)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
     def state(self) -> str:
@@ -169,6 +172,8 @@ class Run:
                 return True
             shown = self.shown()
             restart = shown["Restarts"]
+            if shown["JobState"] in ENDED and not condition():
+                raise AssertionError(f"the job has ended before {what}")
             waits = shown["JobState"] == "PENDING" and restart != "0" and restart not in sent
             # A node that still has the job's last start would refuse the next.
             if waits and not self.cluster.processes(f"slurmstepd: [{self.job}."):

@@ -157,10 +157,10 @@ def test_in_a_container_the_images_python_runs_the_driver(run):
     ]
     srun.write_text("\n".join(lines) + "\n")
     srun.chmod(0o755)
-    run.submit("a=1", PATH=f"{srun.parent}:/usr/bin:/bin")
+    run.submit("a=1", PATH=f"{srun.parent}:/usr/bin:/bin", PYTHONPATH="/of/the/image")
     assert ended(run)[0] == "COMPLETED", run.log()
     told = (run.folder / "words").read_text().splitlines()
-    assert told == ["-m", "igrpo_nemo", "train", "a=1", str(CHECKOUT)]
+    assert told == ["-m", "igrpo_nemo", "train", "a=1", f"{CHECKOUT}:/of/the/image"]
     given = (run.folder / "srun").read_text()
     assert "--container-image=/images/nemo-rl.sqsh" in given
     assert not any(value in given for value in FAKE_SECRETS.values())

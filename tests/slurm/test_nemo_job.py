@@ -1,48 +1,26 @@
-"""NeMo-RL's own loop in a job: it returns 0 when it stops, and is resumed all the same."""
+"""NeMo-RL's own loop in a job: it returns 0 when it stops, and is to be resumed all the same."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from slurm_jobs import FAKE_SECRETS
 
-DEFAULT_SOURCE = Path.home() / ".cache" / "igrpo-nemo" / "nemo-rl-0.7.0"
-SOURCE = Path(os.environ.get("NEMO_RL_SRC", DEFAULT_SOURCE))
-
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        not (SOURCE / "nemo_rl").is_dir(),
-        reason=f"NEMO-RL IS NOT HERE: set NEMO_RL_SRC to its source tree, or put it in {SOURCE}",
-    ),
-]
-
-STEPS = 4
-
-SITE = """\
-import sys
-if sys.version_info < (3, 12):
-    import typing
-    import typing_extensions
-    typing.TypedDict = typing_extensions.TypedDict
-"""
-"""pydantic, through which NeMo-RL reads its configs, refuses the standard one before 3.12."""
+pytestmark = pytest.mark.timeout(900)
 
 
-def test_a_run_that_stops_at_its_time_limit_goes_on_and_ends_with_the_marker(run, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(SITE)
-    run.close_gate(2)
-    words = ("engine=nemo_rl_local", f"grpo.max_num_steps={STEPS}")
-    run.train(*words, flags=("--time=8:00:00",), PYTHONPATH=f"{tmp_path}:{SOURCE}")
-    run.wait_at_gate(2)
-    run.signal("USR1")
-    assert run.wait_for_state("COMPLETED", "FAILED")["ExitCode"] == "0:0", run.log()
-    assert run.shown()["Restarts"] == "1" and (run.run_dir / "finished").exists()
+def test_a_run_that_stops_at_its_time_limit_goes_back_to_the_queue(stopped_nemo):
+    run = stopped_nemo
+    assert "JobState=PENDING" in run.seen and "Restarts=1" in run.seen, run.log()
     first = run.run_dir / "slurm" / f"{run.job}-0"
     assert (first / "driver.exit").read_text() == "0\n"
+    assert not (run.run_dir / "finished").exists()
+    # It stops at the end of a step: of the one after the gate.
+    assert run.steps() == [1, 2, 3] and run.newest_checkpoint() == 3
+    assert "saved up to step 3: back to the queue" in run.output()
     assert "checkpointing.checkpoint_must_save_by=" in (first / "driver.sh").read_text()
-    # NeMo-RL stops at the end of a step: the one after the gate.
-    assert run.steps() == list(range(1, STEPS + 1))
-    said = run.driver_log(0)
-    assert "stopped after step 3" in said, said
+
+
+def test_no_secret_is_in_its_files(stopped_nemo):
+    for path in stopped_nemo.folder.rglob("*"):
+        if path.is_file():
+            assert not any(v.encode() in path.read_bytes() for v in FAKE_SECRETS.values()), path

@@ -87,12 +87,13 @@ def test_the_job_completes_and_ends_like_an_undisturbed_one(story, launched):
     run, shown = story.run, story.run.shown()
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("COMPLETED", "0:0", "3")
     assert run.steps() == list(range(1, STEPS + 1)) and (run.run_dir / "finished").exists()
-    launched.wait_for_state("COMPLETED", "FAILED")
     assert run.weights() == launched.weights()
 
 
 def test_nothing_is_left_behind(story, cluster):
-    wait_for(lambda: not cluster.processes("ray"), 30, "end of all processes")
+    wait_for(
+        lambda: not cluster.processes(f"igrpo-ray-{story.run.job}"), 30, "end of all processes"
+    )
     assert not list(cluster.local.glob("igrpo-ray-*"))
     left = {path.name for path in story.run.run_dir.glob("slurm/*-3/*")}
     assert {"driver.log", "head.log", "worker-node2.log", "launcher.log", "settings.txt"} <= left

@@ -1,9 +1,9 @@
-"""A real Slurm on this machine: two nodes that run jobs, and larger ones that only plan them.
+"""A real Slurm on this machine: nodes that run jobs, and larger ones that only plan them.
 
     VirtualSlurm(root) ─ setpriv --pdeathsig ─ unshare ─ virtual_cluster.sh
                                                 ├─ munged, slurmctld          10.77.0.254
-                                                ├─ namespaces of node1, slurmd  10.77.0.1
-                                                └─ namespaces of node2, slurmd  10.77.0.2
+                                                └─ namespaces of node1, slurmd  10.77.0.1
+                                                   and of node2, node3
 
 Network, mounts and processes live in namespaces that end with their first process, which ends with
 this one, however that happens: nothing is left behind, and clusters do not see each other.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2", "shellcheck")
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "shellcheck", "unshare", "setpriv")
+NODES = 3
 CPUS = 16
 GPUS = 8
 
@@ -54,18 +55,19 @@ SlurmdPidFile={root}/nodes/%n.pid
 SlurmdSpoolDir={root}/nodes/%n
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd-%n.log
-KillWait=5
+KillWait=3
 MinJobAge=3600
 SuspendProgram=/bin/true
 ResumeProgram=/bin/true
 SuspendTime=INFINITE
-NodeName=node1 NodeAddr=10.77.0.1 CPUs={cpus} RealMemory=4000 Gres=gpu:a100:{gpus}
-NodeName=node2 NodeAddr=10.77.0.2 CPUs={cpus} RealMemory=4000 Gres=gpu:a100:{gpus}
+NodeName=node[1-3] NodeAddr=10.77.0.[1-3] CPUs={cpus} RealMemory=4000 Gres=gpu:a100:{gpus}
 # Nodes in a cloud that nobody starts: they take part in planning alone.
 NodeName=wide[1-5] CPUs=64 RealMemory=4000 Gres=gpu:a100:{gpus} State=CLOUD
 NodeName=narrow[1-5] CPUs=64 RealMemory=4000 Gres=gpu:a100:4 State=CLOUD
 PartitionName=batch Nodes=node[1-2] Default=YES MaxTime=INFINITE PriorityTier=1
 PartitionName=urgent Nodes=node[1-2] MaxTime=INFINITE PriorityTier=10
+# For what goes on beside the other tests.
+PartitionName=side Nodes=node3 MaxTime=INFINITE
 PartitionName=wide1 Nodes=wide1 MaxTime=INFINITE
 PartitionName=wide2 Nodes=wide[1-2] MaxTime=INFINITE
 PartitionName=wide4 Nodes=wide[1-4] MaxTime=INFINITE
@@ -100,13 +102,14 @@ class VirtualSlurm:
 
     def start(self) -> VirtualSlurm:
         require_commands()
+        require_namespaces()
         self._write_files()
         script = Path(__file__).with_name("virtual_cluster.sh")
         namespaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc"]
         with (self.root / "log" / "cluster.log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces, "--kill-child=KILL"]
-                + ["bash", str(script), str(self.root), "2"],
+                + ["bash", str(script), str(self.root), str(NODES)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -185,20 +188,21 @@ class VirtualSlurm:
         self.root.chmod(0o755)  # munged refuses a socket in a folder that is not
         for folder in ("log", "state", "nodes", "dev", "local", "small"):
             (self.root / folder).mkdir(parents=True)
-        for name in ("node1", "node2"):
-            (self.root / "nodes" / name).mkdir()
+        for number in range(1, NODES + 1):
+            (self.root / "nodes" / f"node{number}").mkdir()
         conf = CONF.format(root=self.root, cpus=CPUS, gpus=GPUS)
         (self.root / "slurm.conf").write_text(conf)
         (self.root / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         for number in range(GPUS):
             os.mknod(self.root / "dev" / f"nvidia{number}", 0o666 | 0o020000, os.makedev(1, 3))
         lines = [
-            f"NodeName=node[1-2] Name=gpu Type=a100 File={self.root}/dev/nvidia[0-{GPUS - 1}]"
+            f"NodeName=node[1-{NODES}] Name=gpu Type=a100 File={self.root}/dev/nvidia[0-{GPUS - 1}]"
             " Flags=nvidia_gpu_env",
         ]
         (self.root / "gres.conf").write_text("\n".join(lines) + "\n")
-        hosts = ["127.0.0.1 localhost", "10.77.0.254 controller", "10.77.0.1 node1"]
-        (self.root / "hosts").write_text("\n".join([*hosts, "10.77.0.2 node2"]) + "\n")
+        hosts = ["127.0.0.1 localhost", "10.77.0.254 controller"]
+        hosts += [f"10.77.0.{number} node{number}" for number in range(1, NODES + 1)]
+        (self.root / "hosts").write_text("\n".join(hosts) + "\n")
         key = self.root / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
@@ -206,17 +210,16 @@ class VirtualSlurm:
     def _wait_until_idle(self) -> None:
         def idle() -> bool:
             assert self._process is not None
-            if self._process.poll() is not None:
-                raise Unavailable(f"the cluster did not start: {self._log()}")
+            assert self._process.poll() is None, f"the cluster has ended: {self._log()}"
             if not (self.root / "started").exists():
                 return False
-            states = self.run("sinfo", "-h", "-p", "batch", "-o", "%T %D").stdout
-            return states.strip() == "idle 2"
+            states = self.run("sinfo", "-h", "-p", "batch,side", "-o", "%T %D").stdout.split()
+            return states == ["idle", str(NODES)]
 
         try:
-            wait_for(idle, seconds=30, what="two idle nodes")
+            wait_for(idle, seconds=60, what="idle nodes")
         except AssertionError as error:
-            raise Unavailable(f"{error}: {self._log()}") from error
+            raise AssertionError(f"{error}: {self._log()}") from None
 
     def _log(self) -> str:
         lines = (self.root / "log" / "cluster.log").read_text().splitlines()
@@ -228,13 +231,26 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"no {what} within {seconds:.0f} s"
-        time.sleep(0.1)
+        time.sleep(0.2)
+
+
+def require_namespaces() -> None:
+    """Raises `Unavailable` where this process may not make what a cluster lives in."""
+    if os.geteuid() != 0:
+        raise Unavailable("namespaces and slurmd need root")
+    make = "ip link add bridge0 type bridge && mount -t tmpfs tmpfs /mnt && mknod /mnt/x c 1 3"
+    done = subprocess.run(
+        ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "sh", "-c", make],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    if done.returncode != 0:
+        raise Unavailable(f"no namespaces: {done.stderr.strip()}")
 
 
 def require_commands() -> None:
     """Installs Slurm from Debian's packages where it is missing. Raises `Unavailable`."""
-    if os.geteuid() != 0:
-        raise Unavailable("namespaces and slurmd need root")
     if all(map(shutil.which, COMMANDS)):
         return
     if shutil.which("apt-get") is None:
