@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NEMO_RL_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-0.7.0
 NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
 
-.PHONY: help install install-nemo install-bench install-skills demo evaluate compare test test-hosts test-nemo test-skills test-slurm lint clean
+.PHONY: help install install-nemo install-bench install-skills install-nemo-where-found demo evaluate compare test test-hosts test-nemo test-skills test-slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,8 +45,10 @@ test: install ## unit, engine and end-to-end tests
 
 test-hosts: test-nemo test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
 
-test-nemo: install ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
+install-nemo-where-found: install
 	@if [ -d "$(NEMO_RL_SRC)/nemo_rl" ]; then $(BIN)/pip install --quiet --editable '.[dev,nemo]'; fi
+
+test-nemo: install-nemo-where-found ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
 	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/nemo
 
 test-skills: install ## tests against NeMo-Skills, for whoever has its source (NEMO_SKILLS_SRC)

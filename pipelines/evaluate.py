@@ -29,9 +29,9 @@ from igrpo_nemo.skills import selection
 from igrpo_nemo.skills.cluster_yaml import sbatch_options
 from igrpo_nemo.skills.command import Place, Server, eval_commands, tensor_parallel
 from igrpo_nemo.skills.data import default_data_folder, read_benchmark
-from igrpo_nemo.skills.environment import find_environment, version_warning
+from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment, version_warning
 from igrpo_nemo.skills.evaluate import Evaluation, complete_here, missing_text, results_text
-from igrpo_nemo.skills.results import read_results
+from igrpo_nemo.skills.results import inspected, results_of
 from igrpo_nemo.skills.setting import default_folder, local_model, setting_of
 from igrpo_nemo.skills.submit import check_not_running, cluster_profile, submit
 
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> int:
     flags, rest = _parser().parse_known_args(list(words))
     overrides = overrides_of(rest)
     if flags.check is not None:
-        return _print_results(flags.check)
+        return _report(flags.check)
     environment = find_environment(os.environ)
     if warning := version_warning(environment):
         print(f"warning: {warning}", file=sys.stderr)
@@ -114,7 +114,9 @@ def _served(stack: ExitStack, flags: argparse.Namespace, config: Config) -> str:
     return stack.enter_context(serving(folder, precision=config.policy.precision))
 
 
-def _evaluation(flags: argparse.Namespace, config: Config, environment) -> Evaluation:
+def _evaluation(
+    flags: argparse.Namespace, config: Config, environment: SkillsEnvironment
+) -> Evaluation:
     """Model, data, setting and output folder, everything checked that can be before it starts."""
     model = selection.chosen_model(flags.model, flags.address, config)
     data_dir = flags.data_dir or default_data_folder(os.environ)
@@ -136,10 +138,8 @@ def _evaluation(flags: argparse.Namespace, config: Config, environment) -> Evalu
 
 
 def _here(evaluation: Evaluation) -> int:
-    if lacking := complete_here(evaluation, os.environ):
-        print(missing_text(evaluation.out, lacking), file=sys.stderr)
-        return NO
-    return _print_results(evaluation.out)
+    complete_here(evaluation, os.environ)
+    return _report(evaluation.out, evaluation.names)
 
 
 def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation) -> int:
@@ -156,7 +156,7 @@ def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation) -> int:
         evaluation = replace(evaluation, server=server)
     sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run)
     if sent is None:
-        return _print_results(evaluation.out)
+        return _report(evaluation.out, evaluation.names)
     if flags.dry_run:
         return _print_commands(evaluation, place)
     print(f"sent as {place.expname}; once the jobs have ended, the same command checks the results")
@@ -173,9 +173,16 @@ def _print_commands(evaluation: Evaluation, place: Place) -> int:
     return DONE
 
 
-def _print_results(out: Path) -> int:
-    print(results_text(read_results(out)))
-    return DONE
+def _report(out: Path, benchmarks: Sequence[str] | None = None) -> int:
+    """Prints the results of what is complete, then what is missing."""
+    inspections = inspected(out, benchmarks)
+    lacking = [one for one in inspections if one.missing]
+    if len(lacking) < len(inspections):
+        print(results_text(results_of(out, inspections)))
+    if not lacking:
+        return DONE
+    print(missing_text(out, lacking), file=sys.stderr)
+    return NO
 
 
 if __name__ == "__main__":

@@ -89,23 +89,37 @@ class Inspection:
     """Sentences; empty where the benchmark is complete."""
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, benchmarks: Sequence[str] | None = None) -> Results:
     """The results in an evaluation's output folder, with every count checked.
 
-    With a setting.json, its benchmarks, samples and problems must all be there; without one (an
-    `igrpo evaluate`, a plain `ns eval`), what is there must be whole. Raises `UserError` naming
-    the first benchmark that lacks something, and what.
+    With a setting.json, its benchmarks (or those named here), their samples and problems must all
+    be there; without one (an `igrpo evaluate`, a plain `ns eval`), what is there must be whole.
+    Raises `UserError` naming the first benchmark that lacks something, and what.
     """
-    setting = read_setting(folder)
-    names = list(setting.get("benchmarks") or _benchmarks_in(folder))
-    if not names:
-        raise UserError(f"{folder / RESULTS_FOLDER} holds no benchmark: evaluate into it first")
-    inspections = [inspect(folder, name, setting) for name in names]
+    inspections = inspected(folder, benchmarks)
     if lacking := [one for one in inspections if one.missing]:
         more = f" (and {len(lacking) - 1} more benchmarks)" if len(lacking) > 1 else ""
         reasons = "; ".join(lacking[0].missing)
         raise UserError(f"{folder} is incomplete: {lacking[0].benchmark}: {reasons}{more}")
-    return Results(folder, setting, {one.benchmark: _arrays(one) for one in inspections})
+    return results_of(folder, inspections)
+
+
+def inspected(folder: Path, benchmarks: Sequence[str] | None = None) -> list[Inspection]:
+    """What each benchmark of the folder (or each named one) has and lacks.
+
+    Raises `UserError` where the folder holds no benchmark at all.
+    """
+    setting = read_setting(folder)
+    names = benchmarks or list(setting.get("benchmarks") or _benchmarks_in(folder))
+    if not names:
+        raise UserError(f"{folder / RESULTS_FOLDER} holds no benchmark: evaluate into it first")
+    return [inspect(folder, name, setting) for name in names]
+
+
+def results_of(folder: Path, inspections: Sequence[Inspection]) -> Results:
+    """The results of benchmarks that lack nothing."""
+    arrays = {one.benchmark: _arrays(one) for one in inspections if not one.missing}
+    return Results(folder, read_setting(folder), arrays)
 
 
 def read_setting(folder: Path) -> dict[str, Any]:
