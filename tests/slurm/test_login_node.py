@@ -35,25 +35,28 @@ def test_status_says_where_a_finished_run_stands(launched):
     assert "COMPLETED" in shown and "nothing to do" in shown
 
 
+def jobs_of(cluster, run):
+    """How many jobs of the queue, past ones too, log in a run's folder."""
+    return cluster.out("scontrol", "show", "job", "-o").count(f"StdOut={run.run_dir}/")
+
+
 def test_a_finished_run_is_not_submitted_again_and_a_dry_run_submits_nothing(
     launched, cluster, run
 ):
-    before = cluster.out("squeue", "-h", "-t", "all", "-o", "%i")
     again = launched.login("bash", "slurm/train.sh", *launched.words())
     assert again.returncode == 0 and "nothing to submit" in again.stdout
+    assert jobs_of(cluster, launched) == 2
     dry = run.login("bash", "slurm/train.sh", *run.words(), "--dry-run", SBATCH_ACCOUNT="physics")
     command = next(line for line in dry.stdout.splitlines() if line.startswith("sbatch "))
     assert {"--account=physics", "--nodes=1", "--requeue"} <= set(shlex.split(command))
-    assert (launched.site / "bin" / "igrpo").exists() and "#SBATCH --signal=B:USR1@" in dry.stdout
-    assert cluster.out("squeue", "-h", "-t", "all", "-o", "%i") == before
+    assert "#SBATCH --signal=B:USR1@" in dry.stdout and jobs_of(cluster, run) == 0
 
 
 def test_what_does_not_fit_is_refused_before_it_is_in_the_queue(cluster, run):
-    before = cluster.out("squeue", "-h", "-t", "all", "-o", "%i")
     words = [w for w in run.words() if not w.startswith("grpo.num_prompts")]
     done = run.login("bash", "slurm/train.sh", *words, "grpo.num_prompts_per_step=99999999")
     assert done.returncode in (1, 2) and "error: " in done.stderr
-    assert cluster.out("squeue", "-h", "-t", "all", "-o", "%i") == before
+    assert jobs_of(cluster, run) == 0
 
 
 def test_a_profile_is_there_for_plain_sbatch_as_exports(cluster, run):
