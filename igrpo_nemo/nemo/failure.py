@@ -5,14 +5,18 @@
 
 `async_grpo_train` rolls out in the threads of an actor, which print an error and sample something
 else; where every rollout fails, it would wait for ever.
+
+The interrupt is a SIGINT of the driver to itself, which also ends a wait for a lock. A driver that
+a script has put in the background ignores SIGINT; it goes on ignoring any other.
 """
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from igrpo_nemo.nemo.errors import RolloutError
@@ -81,7 +85,27 @@ class Watchdog:
         with self._lock:
             if not self._over:
                 self._failure = text
-                _thread.interrupt_main()
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, signal.SIGINT)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """A SIGINT raises `KeyboardInterrupt` in the body where a failure is reported; without one
+        it does what it did before."""
+        before = signal.getsignal(signal.SIGINT)
+
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            if self._failure is not None:
+                raise KeyboardInterrupt
+            if callable(before):
+                before(number, frame)
+
+        signal.signal(signal.SIGINT, interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -89,11 +113,12 @@ class Watchdog:
 
         threading.Thread(target=self._watch, name="igrpo-watchdog", daemon=True).start()
         try:
-            try:
-                yield
-            finally:
-                with self._lock:
-                    self._over = True
+            with self._interruptible():
+                try:
+                    yield
+                finally:
+                    with self._lock:
+                        self._over = True
         except KeyboardInterrupt:
             if self._failure is None:
                 raise

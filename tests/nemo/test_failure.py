@@ -1,0 +1,51 @@
+"""The watchdog of a rollout that fails in another process, without a trainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
+from igrpo_nemo.nemo.failure import Watchdog  # noqa: E402
+
+
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def handler(request):
+    """A process that a script starts with `&` ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield request.param
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_failure_ends_a_wait_for_a_lock(ray_cluster, handler):
+    watchdog = Watchdog()
+
+    def fail():
+        with pytest.raises(RolloutError), watchdog.reporter.watching():
+            raise RolloutError("problem p1, stage draft: no tokens")
+
+    threading.Timer(0.2, fail).start()
+    started = time.monotonic()
+    with pytest.raises(RolloutError, match=r"^problem p1, stage draft: no tokens$"), watchdog():
+        threading.Event().wait(60)
+    assert time.monotonic() - started < 30
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_interrupt_without_a_failure_does_what_it_did(ray_cluster, handler):
+    def interrupted():
+        with Watchdog()():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    if handler is signal.SIG_IGN:
+        interrupted()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
