@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A busy neighbour must not make worker threads spin.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests that run at a time.
+PROCESSES ?= 2
 NEMO_RL_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-0.7.0
 NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
 
@@ -41,7 +43,7 @@ compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 	$(BIN)/python benchmarks/compare.py
 
 test: install ## unit, engine and end-to-end tests
-	$(BIN)/pytest -n 2 tests/unit tests/local tests/e2e
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/unit tests/local tests/e2e
 
 test-hosts: test-nemo test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
 
@@ -52,7 +54,7 @@ test-nemo: install-nemo-where-found ## tests against NeMo-RL, for whoever has it
 	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/nemo
 
 test-skills: install ## tests against NeMo-Skills, for whoever has its source (NEMO_SKILLS_SRC)
-	NEMO_SKILLS_SRC="$(NEMO_SKILLS_SRC)" $(BIN)/pytest tests/skills
+	NEMO_SKILLS_SRC="$(NEMO_SKILLS_SRC)" $(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/skills
 
 test-slurm: install ## tests on a virtual Slurm cluster, where this machine can hold one (Debian, root)
 	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/slurm
