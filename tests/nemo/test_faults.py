@@ -7,6 +7,7 @@ import os
 import signal
 
 import nemo_source
+import psutil
 import pytest
 
 nemo_source.require()
@@ -24,14 +25,25 @@ ENGINES = pytest.mark.parametrize("engine", [SYNC, ASYNC], ids=["sync", "async"]
 SHORT = ["grpo.max_num_steps=3", "grpo.num_prompts_per_step=4"]
 
 
-def _kill(environment):
-    """From outside, as an out-of-memory killer would; returns when the process is gone."""
+def _process(environment):
     pid = ray.get(environment.__ray_call__.remote(lambda worker: os.getpid()))
-    os.kill(pid, signal.SIGKILL)
+    return psutil.Process(pid)
+
+
+def _kill(environment):
+    """From outside, as an out-of-memory killer would."""
+    os.kill(_process(environment).pid, signal.SIGKILL)
 
 
 def _restart(environment):
     ray.kill(environment, no_restart=False)
+
+
+def _end(environment):
+    """For good; returns when the process is gone, which Ray alone does not wait for."""
+    process = _process(environment)
+    ray.kill(environment)
+    process.wait(60)
 
 
 def _at_calls(monkeypatch, numbers, act):
@@ -78,7 +90,7 @@ def test_an_environment_that_is_gone_for_good_fails_the_step(
     ray_cluster, policy_folder, tmp_path, monkeypatch, engine
 ):
     """One line that names problem and stage; the step before is logged, this one is not."""
-    _at_calls(monkeypatch, {4} if engine is SYNC else {11}, ray.kill)
+    _at_calls(monkeypatch, {4} if engine is SYNC else {11}, _end)
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, engine)
     with pytest.raises(
         RolloutError, match=r"^problem \S+, stage (draft|refine)\S*.*actor"
