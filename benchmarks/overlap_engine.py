@@ -30,7 +30,7 @@ MAX_RUNNING = 1_024
 REWARD_S = 0.01
 """A group's rewards."""
 SUCCESS = 0.6
-"""Chance that a completion earns the highest reward."""
+"""Chance that a completion earns the highest reward. One that is cut has no answer: none."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -101,7 +101,7 @@ class EngineModel:
         await self._decode(length)
         cut = self._cut and length == MAX_TOKENS
         reason = StopReason.LENGTH if cut else StopReason.EOS
-        verdict = "right" if right else "wrong"
+        verdict = "right" if right and not cut else "wrong"
         return Completion(f"{verdict} {number}", (0,) * length, (), reason)
 
     async def _decode(self, length: int) -> None:
