@@ -104,6 +104,11 @@ class EngineModel:
         verdict = "right" if right and not cut else "wrong"
         return Completion(f"{verdict} {number}", (0,) * length, (), reason)
 
+    async def drain(self) -> None:
+        """Returns when nothing runs any more, as the product's engine without `aborts` does."""
+        while left := [*self._running.values(), *(done for _, done in self._queue.values())]:
+            await asyncio.wait(left)
+
     async def _decode(self, length: int) -> None:
         loop = asyncio.get_running_loop()
         self._advance(loop.time())

@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_PIPE
         except Exception as error:  # the last boundary: one line instead of a traceback
             what = f"{type(error).__name__}: {_one_line(error)}"
-            return _fail(arguments, error, f"{what} (--traceback shows where)", EXIT_FAILURE)
+            code = getattr(error, "exit_code", EXIT_FAILURE)
+            return _fail(arguments, error, f"{what} (--traceback shows where)", code)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -69,7 +69,8 @@ class ProblemDataset(RawDataset):
 def _rows(path: Path, input_key: str, output_key: str) -> list[dict[str, str]]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # str.splitlines would also cut at separators inside a question.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):

@@ -7,8 +7,12 @@ AsyncEngine.sample(prompt)      ─ generate_responses_async ─> policy_generat
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
@@ -62,30 +66,31 @@ class BatchEngine(_NemoEngine):
 
 
 class AsyncEngine(_NemoEngine):
-    """Samples one prompt at a time from the asynchronous engine; all requests run concurrently."""
+    """Samples one prompt at a time from the asynchronous engine; all requests run concurrently.
+
+    A cancelled request leaves a generation that `stops_when_cancelled`. vLLM behind NeMo-RL decodes
+    it to its end: `drain` waits for that.
+    """
 
     def __init__(self, generation: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(generation, tokenizer, **options)
-        self._router = Router(shard_count(generation))
+        self._router = router_of(generation)
+        self._call = object()
+        self._stops = getattr(generation, "stops_when_cancelled", False)
+        self._running: set[asyncio.Task[Any]] = set()
         self.worker_tokens: dict[int, int] = {}
 
     def load(self) -> int:
         return self._router.least_load()
 
     async def sample(self, prompt: Prompt, route: str) -> Completion:
-        rows, inputs, lengths = self._batch([prompt])
-        shard = self._router.enter(route)
-        try:
-            rows, _, metrics = await nemo_rollouts.generate_responses_async(
-                ShardView(self._generation, shard),  # type: ignore[arg-type]
-                inputs,
-                rows,
-                self._tokenizer,
-                lengths,
-                greedy=self._greedy,
-            )
-        finally:
-            self._router.leave(shard)
+        group = (self._call, route)
+        shard = self._router.enter(group)
+        request = asyncio.ensure_future(self._generate(prompt, shard))
+        self._running.add(request)
+        request.add_done_callback(self._running.discard)
+        request.add_done_callback(lambda _: self._router.leave(group))
+        rows, metrics = await (request if self._stops else asyncio.shield(request))
         [completion] = _completions(rows, metrics, [prompt])
         worker = metrics.get("gen_leader_worker_idx")
         if worker is not None:
@@ -93,32 +98,77 @@ class AsyncEngine(_NemoEngine):
             self.worker_tokens[int(worker)] = tokens
         return completion
 
+    async def drain(self) -> None:
+        """Returns when nothing runs any more. To be awaited before the weights change: vLLM drops
+        its prefix cache only when it is idle, and would go on with the old policy's keys."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _generate(self, prompt: Prompt, shard: int) -> tuple[Any, Any]:
+        rows, inputs, lengths = self._batch([prompt])
+        rows, _, metrics = await nemo_rollouts.generate_responses_async(
+            ShardView(self._generation, shard),  # type: ignore[arg-type]
+            inputs,
+            rows,
+            self._tokenizer,
+            lengths,
+            greedy=self._greedy,
+        )
+        return rows, metrics
+
 
 class Router:
     """Sends a group to one shard, the one with the fewest requests when the group begins.
 
     The refinements of one q' then prefill it once: the engine's own round robin would spread them
-    over shards that do not share a prefix cache.
+    over shards that do not share a prefix cache. Rollouts in several threads share a router.
     """
 
     def __init__(self, shards: int) -> None:
+        self._lock = threading.Lock()
         self._running = [0] * max(shards, 1)
-        self._shard_of: dict[str, int] = {}
+        self._groups: dict[Hashable, _Group] = {}
 
-    def enter(self, route: str) -> int:
-        shard = self._shard_of.get(route)
-        if shard is None:
-            shard = min(range(len(self._running)), key=self._running.__getitem__)
-            self._shard_of[route] = shard
-        self._running[shard] += 1
-        return shard
+    def enter(self, group: Hashable) -> int:
+        """The shard for one more request of a group."""
+        with self._lock:
+            known = self._groups.get(group)
+            if known is None:
+                shard = min(range(len(self._running)), key=self._running.__getitem__)
+                known = self._groups[group] = _Group(shard)
+            known.requests += 1
+            self._running[known.shard] += 1
+            return known.shard
+
+    def leave(self, group: Hashable) -> None:
+        """One request of a group is over; a group without any is forgotten."""
+        with self._lock:
+            known = self._groups[group]
+            known.requests -= 1
+            self._running[known.shard] -= 1
+            if not known.requests:
+                del self._groups[group]
 
     def least_load(self) -> int:
         """Requests on the shard where a new group would go."""
-        return min(self._running)
+        with self._lock:
+            return min(self._running)
 
-    def leave(self, shard: int) -> None:
-        self._running[shard] -= 1
+
+@dataclass(slots=True)
+class _Group:
+    shard: int
+    requests: int = 0
+
+
+_ROUTERS: WeakKeyDictionary[Any, Router] = WeakKeyDictionary()
+_ROUTERS_LOCK = threading.Lock()
+
+
+def router_of(generation: Any) -> Router:
+    """The router of an engine, the same for every rollout of this process: the asynchronous trainer
+    rolls out each problem in a call of its own."""
+    with _ROUTERS_LOCK:
+        return _ROUTERS.setdefault(generation, Router(shard_count(generation)))
 
 
 class ShardView:

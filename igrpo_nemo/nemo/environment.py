@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -24,7 +24,7 @@ from nemo_rl.experience import rollouts as nemo_rollouts
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.validate import validated
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
-from igrpo_nemo.run.core import feedback_of, prompt_builder, scorer_of
+from igrpo_nemo.run.core import evaluation_scorer, feedback_of, prompt_builder, scorer_of
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Stage, StopReason
 
 ENV_NAME = "igrpo"
@@ -48,11 +48,16 @@ class TwoStageWorker(EnvironmentInterface):
 
         config: Config = validated(cfg["config"])
         self.scorer = scorer_of(config)
-        self.environment = TwoStageEnvironment(
-            prompt_builder(config, get_tokenizer(cfg["tokenizer"])),
-            self.scorer,
-            feedback_of(config),
-        )
+        prompts = prompt_builder(config, get_tokenizer(cfg["tokenizer"]))
+        self.environment = TwoStageEnvironment(prompts, self.scorer, feedback_of(config))
+        self.validation = self.environment
+        if "judge" in self.scorer.weights:
+            # Measured in accuracy alone, it asks no judge.
+            self.validation = TwoStageEnvironment(
+                prompts, evaluation_scorer(config), feedback_of(config)
+            )
+        # A call of the synchronous engine has all groups of a step, each with its own deadline.
+        self._threads = ThreadPoolExecutor(CONCURRENT_STEPS, thread_name_prefix="groups")
 
     def step(
         self, message_log_batch: list[Any], metadata: list[dict[str, Any]]
@@ -62,9 +67,13 @@ class TwoStageWorker(EnvironmentInterface):
         rows_of: dict[Any, list[int]] = {}
         for row, info in enumerate(metadata):
             rows_of.setdefault(info.get("attempt", ("row", row)), []).append(row)
+        groups = list(rows_of.values())
+        results = self._threads.map(
+            lambda rows: self._step([texts[row] for row in rows], [metadata[row] for row in rows]),
+            groups,
+        )
         returned: dict[int, dict[str, Any]] = {}
-        for rows in rows_of.values():
-            result = self._step([texts[row] for row in rows], [metadata[row] for row in rows])
+        for rows, result in zip(groups, results, strict=True):
             for place, row in enumerate(rows):
                 returned[row] = _row_return(result, place)
         ordered = [returned[row] for row in range(len(texts))]
@@ -92,7 +101,8 @@ class TwoStageWorker(EnvironmentInterface):
         scores = tuple(row["score"] for row in infos) if "score" in info else None
         step = info.get("step", 0)
         if scores is None:
-            return self.environment.step(stage, [attempt], step=step)[0]
+            environment = self.validation if info.get("validation") else self.environment
+            return environment.step(stage, [attempt], step=step)[0]
         drafts = Group(problem, Stage.DRAFT, prompt, completions, scores)
         return self.environment.after_drafts(drafts, step)
 
@@ -119,6 +129,8 @@ class TwoStageWorker(EnvironmentInterface):
 
     def shutdown(self) -> None:
         self.scorer.close()
+        self.validation.scorer.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 _ACTOR_OPTIONS: dict[str, Any] = {

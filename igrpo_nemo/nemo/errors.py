@@ -24,6 +24,33 @@ class RolloutError(RuntimeError):
             raise cls(f"problem {problem.id}, stage {stage}: {reason[:500]}") from error
 
 
+class LostProcessError(RolloutError):
+    """Ray lost a process of the run: with it a node, or memory; not a fault of what was asked.
+
+    `exit_code` tells a launcher that starting again may help.
+    """
+
+    exit_code = 70
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether an actor, a node or what they held is gone, at the bottom of an error."""
+    from ray.exceptions import (
+        NodeDiedError,
+        ObjectLostError,
+        RayActorError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
+
+    if error is None:
+        return False
+    if isinstance(error, RayActorError | NodeDiedError | ObjectLostError | WorkerCrashedError):
+        return True
+    below = error.cause if isinstance(error, RayTaskError) else None
+    return is_lost_process(below or error.__cause__)
+
+
 class RowError(RuntimeError):
     """A row of an engine's answer is unusable; `row` counts from 0."""
 

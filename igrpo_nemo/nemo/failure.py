@@ -4,7 +4,7 @@
                                                           interrupts the trainer, raises the error
 
 `async_grpo_train` rolls out in the threads of an actor, which print an error and sample something
-else; where every rollout fails, it would wait for ever.
+else; where every rollout fails, or the actor dies, it would wait for ever.
 
 The interrupt is a SIGINT of the driver to itself, which also ends a wait for a lock. A driver that
 a script has put in the background ignores SIGINT; it goes on ignoring any other.
@@ -19,7 +19,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from igrpo_nemo.nemo.errors import RolloutError
+from igrpo_nemo.nemo.errors import LostProcessError, RolloutError, is_lost_process
+
+POLL_S = 5.0
+"""Seconds between two looks at an actor that rolls out."""
+ENDING_S = 20.0
+"""Seconds that a trainer which has ended its actors has to return."""
 
 
 class Reporter:
@@ -36,8 +41,17 @@ class Reporter:
         except Exception as error:
             if self._actor is not None:
                 text = str(error) if isinstance(error, RolloutError) else f"rollout: {error!r}"
-                self._actor.report.remote(" ".join(text.split())[:1_000])
+                self._actor.report.remote(" ".join(text.split())[:1_000], is_lost_process(error))
             raise
+
+    def watch_this_actor(self) -> None:
+        """Has the death of the actor that this is called in reported."""
+        if self._actor is not None:
+            import ray
+
+            context = ray.get_runtime_context()
+            if context.get_actor_id() is not None:
+                self._actor.watch.remote(context.current_actor)
 
 
 class _FirstFailure:
@@ -47,16 +61,32 @@ class _FirstFailure:
         import asyncio
 
         self._reported = asyncio.Event()
-        self._text = ""
+        self._first = ("", False)
 
-    async def report(self, text: str) -> None:
+    async def report(self, text: str, lost: bool) -> None:
+        """`lost`: a process is gone."""
         if not self._reported.is_set():
-            self._text = text
+            self._first = (text, lost)
             self._reported.set()
 
-    async def wait(self) -> str:
+    async def watch(self, actor: Any) -> None:
+        """Reports when an actor is gone: not at once, for a trainer that ends kills it too."""
+        import asyncio
+
+        from ray.exceptions import RayActorError
+
+        try:
+            while True:
+                await actor.__ray_ready__.remote()
+                await asyncio.sleep(POLL_S)
+        except RayActorError as error:
+            await asyncio.sleep(ENDING_S)
+            reason = " ".join(str(error).split())
+            await self.report(f"the process that rolls out is gone: {reason}", True)
+
+    async def wait(self) -> tuple[str, bool]:
         await self._reported.wait()
-        return self._text
+        return self._first
 
 
 class Watchdog:
@@ -71,7 +101,7 @@ class Watchdog:
         self._actor: Any = ray.remote(num_cpus=0)(_FirstFailure).remote()
         self._lock = threading.Lock()
         self._over = False
-        self._failure: str | None = None
+        self._failure: RolloutError | None = None
         self.reporter = Reporter(self._actor)
 
     def _watch(self) -> None:
@@ -79,12 +109,13 @@ class Watchdog:
         from ray.exceptions import RayError
 
         try:
-            text: Any = ray.get(self._actor.wait.remote())
+            first: Any = ray.get(self._actor.wait.remote())
         except RayError:  # the run is over, and the actor with it
             return
         with self._lock:
             if not self._over:
-                self._failure = text
+                text, lost = first
+                self._failure = LostProcessError(text) if lost else RolloutError(text)
                 main = threading.main_thread().ident
                 assert main is not None
                 signal.pthread_kill(main, signal.SIGINT)
@@ -122,6 +153,6 @@ class Watchdog:
         except KeyboardInterrupt:
             if self._failure is None:
                 raise
-            raise RolloutError(self._failure) from None
+            raise self._failure from None
         finally:
             ray.kill(self._actor)

@@ -34,8 +34,9 @@ def train(config: Config) -> int:
     """Trains as configured, resuming NeMo-RL's newest checkpoint.
 
     Returns 0 when the last step is done, and when the time limit or the stop file ended training
-    before; 1 when the trainer returned for neither reason. Raises `UserError` for what cannot
-    work, before anything is started.
+    before; 1 when the trainer returned for neither reason, 70 if Ray has lost a node by then.
+    Raises `UserError` for what cannot work, before anything is started, and `LostProcessError`
+    where Ray lost a process of the run.
     """
     _prepare_environment(config)
     from igrpo_nemo.nemo.requirements import check_nemo_rl
@@ -54,8 +55,19 @@ def train(config: Config) -> int:
             folder.unmark_finished()
         start = time.monotonic()
         with StopRequest(StopFile.of()) as stop:
-            parts.run_trainer()
+            _run(parts.run_trainer)
         return _close_run(opened, parts, folder, time.monotonic() - start, stop.given)
+
+
+def _run(trainer: Callable[[], None]) -> None:
+    from igrpo_nemo.nemo.errors import LostProcessError, is_lost_process
+
+    try:
+        trainer()
+    except Exception as error:
+        if is_lost_process(error):
+            raise LostProcessError(" ".join(str(error).split())[:1_000]) from error
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +321,8 @@ def _close_run(
     opened: OpenedRun, parts: Parts, folder: RunFolder, seconds: float, stopped: bool
 ) -> int:
     """The summary and, where the last step is done, the marker; the exit code."""
+    from igrpo_nemo.nemo.errors import LostProcessError
+
     log, steps = parts.log, parts.clock.finished
     finished = is_finished(opened, steps, stopped)
     folder.write_summary(
@@ -336,8 +350,14 @@ def _close_run(
             "having been asked to: its own messages above say why",
             file=sys.stderr,
         )
-        return 1
+        return LostProcessError.exit_code if _nodes_lost() else 1
     return 0
+
+
+def _nodes_lost() -> bool:
+    import ray
+
+    return any(not node["Alive"] for node in ray.nodes())
 
 
 def is_finished(opened: OpenedRun, steps: int, stopped: bool) -> bool:

@@ -34,6 +34,9 @@ class _Waiting:
 class LocalGeneration:
     """Samples with the policy's current weights. `version` counts its updates."""
 
+    stops_when_cancelled = True
+    """Nothing outlives its caller that a change of weights would have to wait for."""
+
     def __init__(
         self, sampler: Sampler, params: SamplingParams, *, seed: int, pad_token_id: int
     ) -> None:

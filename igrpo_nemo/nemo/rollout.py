@@ -67,13 +67,19 @@ def _at_their_own_pace(call: _Call, engine: AsyncEngine) -> list[Rollout]:
     with ThreadPoolExecutor(workers, thread_name_prefix="igrpo-environment") as executor:
         environment = NemoEnvironment(call.map, call.task_name, call.step, executor)
         backends = Backends(engine, environment, call.spec.feedback, call.spec.short_circuit)
-        rollouts = asyncio.run(roll_out(call.items, backends, call.taken_drafts, call.ahead))
+        rollouts = asyncio.run(_drained(call, backends, engine))
     if backends.short_circuit.mode == "index_order":
         starts, problems = backends.early_starts, len(call.items)
         call.metrics["igrpo/early_refinements_kept"] = starts.kept / problems
         call.metrics["igrpo/early_refinements_dropped"] = starts.dropped / problems
     if engine.worker_tokens:
         call.metrics["per_worker_token_counts"] = engine.worker_tokens
+    return rollouts
+
+
+async def _drained(call: _Call, backends: Backends, engine: AsyncEngine) -> list[Rollout]:
+    rollouts = await roll_out(call.items, backends, call.taken_drafts, call.ahead)
+    await engine.drain()
     return rollouts
 
 

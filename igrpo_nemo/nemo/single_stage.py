@@ -2,7 +2,8 @@
 
     run_multi_turn_rollout (as it is) ─ its batch ─> groups of completions ─> igrpo/* metrics
 
-Nothing that NeMo-RL trains on is touched.
+Nothing that NeMo-RL trains on is touched. Its asynchronous rollout keeps a row whose generation
+failed, without an answer and with reward 0: that fails the step, as it does with two stages.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.nemo.batches import completion_of
+from igrpo_nemo.nemo.errors import RolloutError, RowError
 from igrpo_nemo.nemo.spec import SingleStageMap
-from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage, StopReason
-
-NO_ANSWER = Completion("", (), (), StopReason.LENGTH)
-"""NeMo-RL's asynchronous rollout keeps a row whose generation failed, without an answer."""
+from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage
 
 
 def described(
     batch: BatchedDataDict, metrics: dict[str, Any], task_to_env: SingleStageMap
 ) -> tuple[BatchedDataDict, dict[str, Any]]:
-    """What NeMo-RL's rollout returned, with the project's metrics beside its own."""
+    """What NeMo-RL's rollout returned, with the project's metrics beside its own.
+
+    Raises `RolloutError` naming the problem where a row has no answer.
+    """
     spec = task_to_env.spec
     rows_per_problem = spec.feedback.num_trained
     rollouts = [
@@ -51,7 +53,8 @@ def _rollout(batch: BatchedDataDict, rows: range, weights: Mapping[str, float]) 
         token_ids=tuple(question["token_ids"].tolist()),
         thinking_open=info["thinking_open"],
     )
-    completions = tuple(_completion(batch, row) for row in rows)
+    with RolloutError.at(problem, Stage.DRAFT):
+        completions = tuple(_completion(batch, row) for row in rows)
     scores = tuple(_score(batch, row, weights) for row in rows)
     return Rollout(problem, Group(problem, Stage.DRAFT, prompt, completions, scores))
 
@@ -59,7 +62,7 @@ def _rollout(batch: BatchedDataDict, rows: range, weights: Mapping[str, float]) 
 def _completion(batch: BatchedDataDict, row: int) -> Completion:
     answers = [m for m in batch["message_log"][row] if m["role"] == "assistant"]
     if not answers:
-        return NO_ANSWER
+        raise RowError(row, "the engine returned no answer")
     return completion_of(answers[0], truncated=bool(batch["truncated"][row]))
 
 

@@ -92,6 +92,7 @@ def _arrive(
     from igrpo_nemo.nemo.seam import install
 
     install()
+    report.watch_this_actor()
     arrived = kind(task_to_env, spec, StepClock(finished), report=report)
     arrived._away = True
     return arrived

@@ -17,7 +17,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.config.launch_checks import is_async_training
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.errors import RolloutError
-from igrpo_nemo.nemo.failure import Watchdog
+from igrpo_nemo.nemo.failure import Reporter, Watchdog
 
 
 def uses_data_plane(config: Config) -> bool:
@@ -42,32 +42,35 @@ class EndlessLoader:
     """A data loader that starts over. The asynchronous trainer reads its loader once and then
     waits for what never comes; its steps end it, not its data.
 
-    It is read in another process, where the processor of the problems must know `config` too.
+    It is read in another process, where the processor of the problems must know `config` too, and
+    which would end its reading silently: `report` tells the run of what is raised there.
     """
 
-    def __init__(self, inner: Any, config: Config) -> None:
+    def __init__(self, inner: Any, config: Config, report: Reporter | None = None) -> None:
         self._inner = inner
         self._config = config
+        self._report = report or Reporter()
 
     def __len__(self) -> int:
         return len(self._inner)
 
     def __iter__(self) -> Iterator[Any]:
-        while True:
-            yield from self._inner
+        with self._report.watching():
+            while True:
+                yield from self._inner
 
     def state_dict(self) -> dict[str, Any]:
         return self._inner.state_dict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (self._inner, self._config)
+        return _arrive, (self._inner, self._config, self._report)
 
 
-def _arrive(inner: Any, config: Config) -> EndlessLoader:
+def _arrive(inner: Any, config: Config, report: Reporter) -> EndlessLoader:
     from igrpo_nemo.nemo import data
 
     data.configure(config)
-    return EndlessLoader(inner, config)
+    return EndlessLoader(inner, config, report)
 
 
 def trainer(
@@ -83,8 +86,7 @@ def trainer(
         arguments["master_config"].grpo["max_num_steps"] = total_steps
         if config.igrpo.engine == "nemo_rl_local":
             arguments["checkpointer"] = _WithoutBuffer(arguments["checkpointer"])
-        endless = EndlessLoader(loader, config)
-        return lambda: _train_asynchronously(arguments, endless, **teachers)
+        return lambda: _train_asynchronously(arguments, loader, config, **teachers)
     if uses_data_plane(config):
         return lambda: _train_through_data_plane(arguments, loader)
     from nemo_rl.algorithms.grpo import grpo_train
@@ -110,7 +112,7 @@ class _WithoutBuffer:
 
 
 def _train_asynchronously(
-    arguments: dict[str, Any], loader: EndlessLoader, **teachers: Any
+    arguments: dict[str, Any], loader: Any, config: Config, **teachers: Any
 ) -> None:
     from nemo_rl.algorithms.grpo import async_grpo_train
 
@@ -120,7 +122,7 @@ def _train_asynchronously(
         async_grpo_train(
             **arguments,
             **teachers,
-            dataloader=loader,  # type: ignore[arg-type]
+            dataloader=EndlessLoader(loader, config, watchdog.reporter),  # type: ignore[arg-type]
             max_trajectory_age_steps=arguments["master_config"].grpo["async_grpo"][
                 "max_trajectory_age_steps"
             ],

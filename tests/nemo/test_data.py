@@ -99,7 +99,8 @@ def test_the_data_set_class_is_loaded_by_its_path(tmp_path):
     from nemo_rl.data.datasets import load_response_dataset
 
     path = tmp_path / "train.jsonl"
-    data.write_problems([Problem("a", "1+1=", "2"), Problem("b", 'with "quotes" é', "3")], path)
+    odd = 'with "quotes" é\u2028and lines\x85'
+    data.write_problems([Problem("a", "1+1=", "2"), Problem("b", odd, "3")], path)
     section = {"dataset_name": data.DATASET_PATH, "data_path": str(path), "split": "validation"}
     from nemo_rl.data.processors import PROCESSOR_REGISTRY
 
@@ -107,7 +108,7 @@ def test_the_data_set_class_is_loaded_by_its_path(tmp_path):
     loaded = load_response_dataset({**section, "processor": data.PROCESSOR, "env_name": "igrpo"})
     assert loaded.task_name == data.TASK
     assert loaded.val_dataset is None
-    assert [row["question"] for row in loaded.dataset] == ["1+1=", 'with "quotes" é']
+    assert [row["question"] for row in loaded.dataset] == ["1+1=", odd]
     assert all(row["validation"] for row in loaded.dataset)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+
 import nemo_source
 import pytest
 
@@ -13,6 +16,7 @@ import torch  # noqa: E402
 
 from igrpo_nemo.environment import Attempt  # noqa: E402
 from igrpo_nemo.nemo import environment  # noqa: E402
+from igrpo_nemo.run import core  # noqa: E402
 from igrpo_nemo.types import Completion, Problem, Prompt, Score, Stage, StopReason  # noqa: E402
 
 RIGHT = "<think>3</think><answer>3</answer>"
@@ -172,6 +176,46 @@ def test_a_reward_that_times_out_is_counted_and_the_group_is_whole(policy_folder
     assert [score.reason for score in scores] == ["timeout", "match", "mismatch"]
     assert [score.correct for score in scores] == [False, True, False]
     assert step.metadata[0]["selection"].index == 1
+
+
+def test_validation_asks_no_judge(settings, monkeypatch):
+    """Training rows do: nobody answers there."""
+    asked = []
+
+    def judge(config):
+        def ask(requests, verdicts):
+            asked.extend(request.text for request in requests)
+            return [0.5] * len(requests)
+
+        return ask
+
+    monkeypatch.setattr(core, "_judge_of", judge)
+    config = copy.deepcopy(settings["config"])
+    config["igrpo"]["reward"]["judge"] = 1.0
+    worker = environment.TwoStageWorker(settings | {"config": config})
+    try:
+        validated = worker.step([_log(RIGHT), _log(WRONG)], [_info(validation=True)] * 2)
+        assert validated.rewards.tolist() == [1.0, 0.0]
+        assert asked == []
+        worker.step([_log(RIGHT)], [_info(stage="refine", attempt=0)])
+        assert asked == [RIGHT]
+    finally:
+        worker.shutdown()
+
+
+def test_groups_of_a_call_are_scored_beside_each_other(worker, monkeypatch):
+    """One call of the synchronous engine brings all groups of a step."""
+    both = threading.Barrier(2, timeout=30)
+    score = type(worker.environment)._score
+
+    def waiting(self, stage, attempts):
+        both.wait()
+        return score(self, stage, attempts)
+
+    monkeypatch.setattr(type(worker.environment), "_score", waiting)
+    infos = [_info(stage="refine", attempt=number) for number in (0, 0, 1)]
+    step = worker.step([_log(RIGHT), _log(WRONG), _log(RIGHT)], infos)
+    assert [each["score"].correct for each in step.metadata] == [True, False, True]
 
 
 def test_registering_twice_is_harmless():

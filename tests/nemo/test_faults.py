@@ -17,7 +17,7 @@ import ray  # noqa: E402
 from nemo_rl.experience import rollouts as nemo_rollouts  # noqa: E402
 
 from igrpo_nemo.nemo import launch, local_generation  # noqa: E402
-from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
+from igrpo_nemo.nemo.errors import LostProcessError, RolloutError  # noqa: E402
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"
@@ -93,7 +93,7 @@ def test_an_environment_that_is_gone_for_good_fails_the_step(
     _at_calls(monkeypatch, {4} if engine is SYNC else {11}, _end)
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, engine)
     with pytest.raises(
-        RolloutError, match=r"^problem \S+, stage (draft|refine)\S*.*actor"
+        LostProcessError, match=r"^problem \S+, stage (draft|refine)\S*.*actor"
     ) as raised:
         launch.train(config)
     assert "\n" not in str(raised.value)
@@ -125,6 +125,28 @@ def test_a_generation_error_fails_the_step(
     assert len(nemo_runs.metrics(folder)) == 1
     nemo_runs.train(config)
     assert len(nemo_runs.metrics(folder)) == 3
+
+
+def test_without_feedback_a_lost_answer_fails_the_step_too(
+    ray_cluster, policy_folder, tmp_path, monkeypatch
+):
+    """NeMo-RL's own rollout prints the error and keeps the row with reward 0: a wrong group."""
+    generate = local_generation.LocalGeneration.generate_async
+    asked = []
+
+    async def failing(generation, data, greedy=False):
+        asked.append(data)
+        if len(asked) == 20:
+            raise RuntimeError("engine on fire")
+        async for each in generate(generation, data, greedy):
+            yield each
+
+    monkeypatch.setattr(local_generation.LocalGeneration, "generate_async", failing)
+    options = ["feedback=none", "igrpo.budget=4", ASYNC]
+    config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, *options)
+    with pytest.raises(RolloutError, match=r"^problem \S+, stage draft: .*no answer"):
+        nemo_runs.train(config)
+    assert not (tmp_path / "run" / "finished").exists()
 
 
 def test_a_reward_that_times_out_is_counted_and_the_step_completes(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
 import nemo_source
 import pytest
 
@@ -17,6 +22,7 @@ from igrpo_nemo.nemo import data, rollout  # noqa: E402
 from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
 from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
+from igrpo_nemo.types import Prompt  # noqa: E402
 
 RIGHT, WRONG = "<answer>3</answer>", "<answer>4</answer>"
 
@@ -200,15 +206,13 @@ def test_rows_of_two_problems_are_no_group(world, monkeypatch):
 
 def test_a_group_goes_to_one_shard():
     """The engine's round robin is overruled; a new group goes where least is running."""
-    import asyncio
-
     from igrpo_nemo.nemo.engines import Router, ShardView
 
     router = Router(3)
     assert [router.enter("a"), router.enter("a"), router.enter("b"), router.enter("c")] == [
         0, 0, 1, 2,
     ]  # fmt: skip
-    router.leave(1)
+    router.leave("b")
     assert router.enter("d") == 1
 
     class RoundRobin:
@@ -232,3 +236,90 @@ def test_a_group_goes_to_one_shard():
         return engine.chosen
 
     assert asyncio.run(ask([2, 2, 0, 2])) == [2, 2, 0, 2]
+
+
+class Shards:
+    """vLLM's asynchronous interface: eight shards, a token an answer, no way to stop a request."""
+
+    cfg = {"backend": "vllm", "vllm_cfg": {"async_engine": True}}
+    worker_group = SimpleNamespace(dp_size=8)
+
+    def __init__(self):
+        self.current_generate_dp_shard_idx = 0
+        self.chosen: list[int] = []
+        self.running = 0
+
+    async def generate_async(self, data, greedy=False):
+        self.chosen.append(self.current_generate_dp_shard_idx)
+        prompt = data["input_ids"]
+        task = asyncio.ensure_future(self._decode())
+        await asyncio.shield(task)
+        total = prompt.shape[1] + 1
+        yield (
+            0,
+            BatchedDataDict(
+                {
+                    "output_ids": torch.cat([prompt, torch.tensor([[40]])], dim=1),
+                    "generation_lengths": torch.tensor([1]),
+                    "unpadded_sequence_lengths": torch.tensor([total]),
+                    "logprobs": torch.zeros((1, total)),
+                    "truncated": torch.tensor([False]),
+                }
+            ),
+        )
+
+    async def _decode(self):
+        self.running += 1
+        await asyncio.sleep(0.2)
+        self.running -= 1
+
+
+@pytest.fixture
+def engine_over():
+    from igrpo_nemo.nemo.engines import AsyncEngine
+    from igrpo_nemo.run.tokenizer import build_small_tokenizer
+
+    tokenizer = build_small_tokenizer(["a few words"] * 8, 270)
+    return lambda generation: AsyncEngine(generation, tokenizer, stop_strings=None, greedy=False)
+
+
+def test_rollouts_in_several_threads_share_the_shards_out(engine_over):
+    """The asynchronous trainer rolls out each problem in a call, and a thread, of its own."""
+    generation = Shards()
+    together = threading.Barrier(8)
+
+    def roll_out():
+        engine = engine_over(generation)
+
+        async def group():
+            together.wait()
+            await asyncio.gather(*(engine.sample(Prompt("q", (1, 2)), "0/draft") for _ in range(4)))
+
+        asyncio.run(group())
+
+    threads = [threading.Thread(target=roll_out) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(generation.chosen) == dict.fromkeys(range(8), 4)
+    assert engine_over(generation).load() == 0
+
+
+def test_what_cannot_be_stopped_counts_and_is_waited_for(engine_over):
+    """Weights that change while vLLM runs leave it with the old policy's prefix cache."""
+    generation = Shards()
+
+    async def given_up():
+        engine = engine_over(generation)
+        request = asyncio.ensure_future(engine.sample(Prompt("q", (1, 2)), "0/draft"))
+        await asyncio.sleep(0.02)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        assert generation.running == 1
+        assert sum(engine._router._running) == 1
+        await engine.drain()
+        assert generation.running == 0
+        assert sum(engine._router._running) == 0
+
+    asyncio.run(given_up())

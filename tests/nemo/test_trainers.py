@@ -4,6 +4,8 @@ plane, TransferQueue) and `async_grpo_train` (replay buffer)."""
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections import Counter
 
 import nemo_source
@@ -14,8 +16,8 @@ nemo_source.require()
 import nemo_runs  # noqa: E402
 
 from igrpo_nemo.errors import UserError  # noqa: E402
-from igrpo_nemo.nemo import launch, run_log  # noqa: E402
-from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
+from igrpo_nemo.nemo import failure, launch, run_log, trainers  # noqa: E402
+from igrpo_nemo.nemo.errors import LostProcessError, RolloutError  # noqa: E402
 from igrpo_nemo.rewards import ScoreRequest  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
 from igrpo_nemo.types import Problem  # noqa: E402
@@ -67,6 +69,28 @@ def _rows(config, step):
         assert row["rewards"] == pytest.approx(score.reward)
         found.append((problem.id, context, answer, row))
     return found
+
+
+class _TornInner:
+    """A data loader whose second batch cannot be read."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __iter__(self):
+        yield next(iter(self.inner))
+        raise OSError("torn page")
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+
+class _Torn(trainers.EndlessLoader):
+    def __init__(self, inner, config, report):
+        super().__init__(_TornInner(inner), config, report)
 
 
 @TRAINERS
@@ -175,6 +199,48 @@ def test_a_rollout_that_fails_in_an_actor_ends_the_run_with_its_error(
     with pytest.raises(RolloutError, match=r"^problem \S+, stage (draft|refine).*: .*actor.*died"):
         launch.train(config)
     assert 1 <= len(nemo_runs.metrics(tmp_path / "run")) <= 2
+    assert not (tmp_path / "run" / "finished").exists()
+
+
+def test_a_collector_that_dies_ends_the_run(ray_cluster, policy_folder, tmp_path, monkeypatch):
+    """As by the out-of-memory killer, before it has brought anything: the trainer waits for it."""
+    import psutil
+
+    ended = []
+
+    def end_collector():
+        deadline = time.monotonic() + 120
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.1)
+            for process in psutil.process_iter(["cmdline"]):
+                name = " ".join(process.info["cmdline"] or ())
+                if "AsyncTrajectoryCollector" in name and "__init__" not in name:
+                    process.kill()
+                    ended.append(name)
+
+    monkeypatch.setattr(failure, "ENDING_S", 2.0)
+    config = nemo_runs.tiny_config(
+        policy_folder, tmp_path / "run", *ASYNCHRONOUS, "grpo.max_num_steps=9"
+    )
+    killer = threading.Thread(target=end_collector)
+    killer.start()
+    with pytest.raises(LostProcessError, match=r"^the process that rolls out is gone"):
+        launch.train(config)
+    killer.join()
+    assert ended
+    assert not (tmp_path / "run" / "finished").exists()
+
+
+def test_data_that_cannot_be_read_end_the_asynchronous_run(
+    ray_cluster, policy_folder, tmp_path, monkeypatch
+):
+    """NeMo-RL's collector prints the error and stops collecting."""
+    monkeypatch.setattr(trainers, "EndlessLoader", _Torn)
+    config = nemo_runs.tiny_config(
+        policy_folder, tmp_path / "run", *ASYNCHRONOUS, "grpo.max_num_steps=9"
+    )
+    with pytest.raises(RolloutError, match=r"torn page"):
+        launch.train(config)
     assert not (tmp_path / "run" / "finished").exists()
 
 
