@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,14 +32,12 @@ from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment, v
 from igrpo_nemo.skills.evaluate import Evaluation, complete_here, missing_text, results_text
 from igrpo_nemo.skills.results import inspected, results_of
 from igrpo_nemo.skills.setting import default_folder, local_model, setting_of
-from igrpo_nemo.skills.submit import check_not_running, cluster_profile, submit
+from igrpo_nemo.skills.submit import cluster_profile, submit
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def main(words: Sequence[str]) -> int:
-    # As Ctrl-C does: what was started is ended before this process is.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     flags, rest = _parser().parse_known_args(list(words))
     overrides = overrides_of(rest)
     if flags.check is not None:
@@ -49,6 +46,9 @@ def main(words: Sequence[str]) -> int:
     if warning := version_warning(environment):
         print(f"warning: {warning}", file=sys.stderr)
     if flags.demo:
+        if flags.dry_run and not _has_demo(CHECKOUT / "runs"):
+            print("there is no demo yet: a short one would be trained first, then evaluated")
+            return DONE
         _choose_demo(flags)
     if flags.model is None and flags.address is None:
         raise UserError("name a model with --model, or a server with --address")
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
             return _on_cluster(flags, evaluation)
         if flags.dry_run:
             return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
-        return _here(evaluation)
+        return _here(flags, evaluation)
 
 
 def _parser() -> Parser:
@@ -90,8 +90,14 @@ def _parser() -> Parser:
     where.add_argument("--jobs", type=int, default=8, help="jobs that share the samples (8)")
     where.add_argument("--server-type", default="vllm", help="NeMo-Skills' name for it (vllm)")
     where.add_argument("--server-args", default="", help="further arguments of a job's server")
-    where.add_argument("--again", action="store_true", help="send jobs though others may run")
+    where.add_argument("--again", action="store_true", help="though jobs sent before may run")
     return parser
+
+
+def _has_demo(runs: Path) -> bool:
+    """Whether the demo can be evaluated as it is, without a training."""
+    short = (runs / "demo_short" / "finished").is_file()
+    return short or any((runs / "demo" / "checkpoints").glob("step_*"))
 
 
 def _choose_demo(flags: argparse.Namespace) -> None:
@@ -137,8 +143,8 @@ def _evaluation(
     return Evaluation(config, setting, data, server, out, environment)
 
 
-def _here(evaluation: Evaluation) -> int:
-    complete_here(evaluation, os.environ)
+def _here(flags: argparse.Namespace, evaluation: Evaluation) -> int:
+    complete_here(evaluation, os.environ, again=flags.again)
     return _report(evaluation.out, evaluation.names)
 
 
@@ -149,12 +155,10 @@ def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation) -> int:
     place = profile.place(evaluation.out, jobs=flags.jobs, sbatch=sbatch_options(site))
     if not flags.dry_run:
         profile.check_account()
-    if not (flags.again or flags.dry_run):
-        check_not_running(evaluation.out)
     if flags.address is None:
         server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
         evaluation = replace(evaluation, server=server)
-    sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run)
+    sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run, again=flags.again)
     if sent is None:
         return _report(evaluation.out, evaluation.names)
     if flags.dry_run:

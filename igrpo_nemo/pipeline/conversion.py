@@ -13,17 +13,19 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.pipeline.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
+from igrpo_nemo.pipeline.child import run_to_its_end
 from igrpo_nemo.pipeline.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.tracking.run_folder import FINISHED
+from igrpo_nemo.tracking.run_lock import RunLock
 
 IMAGE_ROOT = Path("/opt/nemo-rl")
 """Where NVIDIA's image has NeMo-RL's source."""
@@ -61,7 +63,8 @@ def convert(
 
     `inputs` is what the run was trained with (a changed one is an error, not a silent reuse);
     `gpus` shards the model over so many GPUs while it is converted. Raises `UserError` for a run
-    that is not finished (but for a step that is named), and for a conversion that fails.
+    that is not finished (but for a step that is named), for a conversion that fails, and while
+    another one is at work in the same run.
     """
     if not which.isdecimal() and not (run / FINISHED).exists():
         raise UserError(
@@ -73,13 +76,16 @@ def convert(
     if found := reusable(stamp, wanted, target):
         return found
     made = Stamp("convert", wanted, {"step": checkpoint.step, "form": checkpoint.form.value})
-    if target.is_symlink() or target.exists():
-        raise UserError(f"{target} is there without a stamp: remove it to convert again")
-    if checkpoint.form is Form.HUGGING_FACE:
-        _link(checkpoint.weights, target)
-    else:
-        _converted(checkpoint, target, find_converter(checkpoint.form, python), gpus)
-    write_stamp(stamp, made)
+    with _alone_in(target.parent):
+        if found := reusable(stamp, wanted, target):  # another process was faster
+            return found
+        if target.is_symlink() or target.exists():
+            raise UserError(f"{target} is there without a stamp: remove it to convert again")
+        if checkpoint.form is Form.HUGGING_FACE:
+            _link(checkpoint.weights, target)
+        else:
+            _converted(checkpoint, target, find_converter(checkpoint.form, python), gpus)
+        write_stamp(stamp, made)
     return made
 
 
@@ -169,9 +175,25 @@ def _nemo_rl_root() -> Path | None:
     return None
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One conversion at a time: two of the same checkpoint would write one partial folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    except UserError as error:
+        who = str(error).partition(": ")[0]
+        raise UserError(f"{who}: wait until that conversion ends") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _link(weights: Path, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(os.path.relpath(weights.resolve(), target.parent.resolve()))
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from error
@@ -183,15 +205,11 @@ def _converted(
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
         command = conversion_command(checkpoint, partial, converter, gpus)
         print(f"convert: {shlex.join(command)}", flush=True)
         paths = [str(converter.root), os.environ.get("PYTHONPATH")]
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        code = subprocess.run(
-            command, cwd=converter.root, env=environ, stdin=subprocess.DEVNULL
-        ).returncode
-        if code:
+        if code := run_to_its_end(command, cwd=converter.root, environ=environ):
             raise UserError(f"NeMo-RL's converter ended with exit code {code}: see its lines above")
         _add_tokenizer(checkpoint, partial)
         if missing := missing_files(partial):

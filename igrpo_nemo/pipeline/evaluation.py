@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from pathlib import Path
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.pipeline.chain import Chain
+from igrpo_nemo.pipeline.child import run_to_its_end
 from igrpo_nemo.pipeline.script import DONE, NO
 from igrpo_nemo.pipeline.training import IGRPO
 from igrpo_nemo.skills.command import Server, tensor_parallel
@@ -31,7 +31,8 @@ from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment
 from igrpo_nemo.skills.evaluate import Evaluation, complete_here, lacking_of, missing_text
 from igrpo_nemo.skills.results import RESULTS_FOLDER, read_results
 from igrpo_nemo.skills.selection import with_benchmarks
-from igrpo_nemo.skills.setting import Model, default_folder, setting_of
+from igrpo_nemo.skills.setting import Model, check_same, default_folder, setting_of
+from igrpo_nemo.skills.thinking import opens_thinking
 
 SERVER_TYPE = "vllm"
 """NeMo-Skills' name for any server of this kind; its "openai" changes the sampling."""
@@ -81,8 +82,15 @@ def evaluated_config(chain: Chain, choices: Choices) -> Config:
     return config.replaced("igrpo", evaluation=keys)
 
 
-def skills_evaluation(chain: Chain, choices: Choices, environment: SkillsEnvironment) -> Evaluation:
-    """The evaluation of a chain's model, which need not exist yet.
+def skills_evaluation(
+    chain: Chain,
+    choices: Choices,
+    environment: SkillsEnvironment,
+    *,
+    hf_home: str | None = None,
+) -> Evaluation:
+    """The evaluation of a chain's model, which need not exist yet. `hf_home` has the model that
+    training starts from (default: the config's, or this shell's).
 
     Raises `UserError` for data that is not prepared.
     """
@@ -92,7 +100,8 @@ def skills_evaluation(chain: Chain, choices: Choices, environment: SkillsEnviron
     data = tuple(read_benchmark(folder, name) for name in names)
     architecture = config.igrpo.architecture
     heads = architecture.num_attention_heads if architecture else None
-    model = Model(str(chain.model.absolute()), chain.weights(), _context(chain))
+    opened = _opens_thinking(config, hf_home or config.igrpo.site.hf_home)
+    model = Model(str(chain.model.absolute()), chain.weights(), _context(chain), opened)
     setting = setting_of(
         config, model, data, server_type=SERVER_TYPE, nemo_skills=environment.version
     )
@@ -112,6 +121,7 @@ def evaluate_here(chain: Chain, choices: Choices, environ: Mapping[str, str]) ->
     environment = find_environment(environ)
     evaluation = skills_evaluation(chain, choices, environment)
     print(f"evaluate: NeMo-Skills {environment.version}, into {evaluation.out}", flush=True)
+    check_same(evaluation.out, evaluation.setting)
     if not lacking_of(evaluation):
         return DONE, evaluation.out
     with ExitStack() as stack:
@@ -135,7 +145,7 @@ def evaluate_embedded(chain: Chain, choices: Choices) -> tuple[int, Path]:
         print(f"evaluate: {out} is complete")
         return DONE, out
     print(f"evaluate: {shlex.join(command)}", flush=True)
-    return subprocess.run([*IGRPO, *command[1:]], stdin=subprocess.DEVNULL).returncode, out
+    return run_to_its_end([*IGRPO, *command[1:]]), out
 
 
 def embedded_command(chain: Chain, choices: Choices) -> tuple[list[str], Path]:
@@ -190,6 +200,12 @@ def _data_folder(chain: Chain, choices: Choices) -> Path:
 
 def _limit(config: Config) -> int:
     return min(PROBLEMS, config.grpo.max_val_samples or PROBLEMS)
+
+
+def _opens_thinking(config: Config, hf_home: str | None) -> bool:
+    """As the training's tokenizer does, which the trained model gets: known before it exists."""
+    name, template = config.policy.tokenizer.name, config.policy.tokenizer.chat_template
+    return opens_thinking(name, config.igrpo.prompt.system, template, hf_home=hf_home)
 
 
 def _context(chain: Chain) -> int | None:

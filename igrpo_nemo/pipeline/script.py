@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.child import handling
 
 DONE, NO, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes: done; a check said no; bad input; stopped with its state saved; Ctrl-C."""
@@ -29,16 +32,24 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Runs `main` on the command line and returns its code; a `UserError` becomes one line."""
+    """Runs `main` on the command line and returns its code; a `UserError` becomes one line.
+
+    SIGTERM and SIGUSR1 unwind it as Ctrl-C does: what was started is ended before this process is.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return main(words)
+        with handling({signal.SIGTERM: _exit, signal.SIGUSR1: _exit}):
+            return main(words)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def overrides_of(words: Sequence[str]) -> list[str]:

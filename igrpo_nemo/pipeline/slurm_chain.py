@@ -10,11 +10,11 @@ is submitted. The plan prints exactly what would be.
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,13 +34,10 @@ from igrpo_nemo.skills import sbatch_text
 from igrpo_nemo.skills.cluster_yaml import sbatch_options
 from igrpo_nemo.skills.command import Place, eval_commands
 from igrpo_nemo.skills.environment import child_environ, find_environment, without_secrets
-from igrpo_nemo.skills.evaluate import Evaluation, lacking_of, prepare
-from igrpo_nemo.skills.submit import (
-    SUBMITTED_FILE,
-    ClusterProfile,
-    check_not_running,
-    submit,
-)
+from igrpo_nemo.skills.evaluate import Evaluation, FolderLock, lacking_of, prepare
+from igrpo_nemo.skills.setting import check_same
+from igrpo_nemo.skills.submit import ClusterProfile, submit
+from igrpo_nemo.skills.submitted import check_not_running
 
 CONVERT_TIME = "04:00:00"
 COMPARE_TIME = "01:00:00"
@@ -83,7 +80,6 @@ def submit_all(
         comparison = compare(with_chain(request, chain, str(evaluation.out)), chain.comparison)
         print(summary_text(comparison, chain.comparison))
         return 0
-    check_not_running(evaluation.out)
     prepared.profile.check_account()
     # NeMo-Skills checks every argument while nothing is submitted yet.
     submit(evaluation, place, environ, dry_run=True)
@@ -96,8 +92,7 @@ def submit_all(
         place = replace(place, after=tuple(sent[-1:]))
         evaluating = _submit_evaluation(evaluation, place, environ)
         sent += evaluating
-        print(f"evaluate: jobs {' '.join(map(str, evaluating))}, into {evaluation.out}", flush=True)
-        job = compare_job(chain, request, evaluation.out, evaluating)
+        job = compare_job(chain, request, evaluation.out, evaluating or sent[-1:])
         comparing = submit_stage(job, prepared.where, environ)
     except UserError as error:
         ids = " ".join(map(str, sent))
@@ -186,11 +181,14 @@ def compare_job(
 def evaluation_text(evaluation: Evaluation, place: Place, environ: Mapping[str, str]) -> str:
     """The `ns` commands, and every batch file and script that they would submit.
 
-    Raises `UserError` with NeMo-Skills' last line where it refuses.
+    Raises `UserError` with NeMo-Skills' last line where it refuses, and while jobs that were sent
+    before read what is written here for it.
     """
     parts = [evaluation.setting.to_json().rstrip()]
     child = without_secrets(child_environ(evaluation.environment.bin, environ))
-    prepared = prepare(evaluation)
+    with closing(FolderLock(evaluation.out)):
+        check_not_running(evaluation.out)
+        prepared = prepare(evaluation)
     # In a git checkout NeMo-Skills would look at that one.
     with tempfile.TemporaryDirectory() as outside:
         for arguments in eval_commands(prepared.setting, prepared.names, prepared.server, place):
@@ -224,7 +222,8 @@ def _prepared(
     check_convertible(chain.config)
     is_trained(chain.config)
     where = _surroundings(chain, slurm, environ)
-    evaluation = skills_evaluation(chain, choices, find_environment(environ))
+    environment = find_environment(environ)
+    evaluation = skills_evaluation(chain, choices, environment, hf_home=where.site.hf_home)
     name, config_dir = _profile_of(slurm, where.site)
     profile = chain_profile(name, config_dir, where.site, [chain.run], folder, **values)
     options = sbatch_options(where.site)
@@ -251,20 +250,28 @@ def _is_converted(chain: Chain) -> bool:
 
 
 def _is_evaluated(chain: Chain, evaluation: Evaluation) -> bool:
-    """Whether the evaluation is complete, and of weights that are there."""
+    """Whether the evaluation is complete, and of weights that are there.
+
+    Raises `UserError` where its folder holds samples of other data.
+    """
+    check_same(evaluation.out, evaluation.setting)
     return _is_converted(chain) and not lacking_of(evaluation)
 
 
 def _submit_evaluation(
     evaluation: Evaluation, place: Place, environ: Mapping[str, str]
 ) -> list[int]:
-    submit(evaluation, place, environ)
-    note = json.loads((evaluation.out / SUBMITTED_FILE).read_text(encoding="utf-8"))
-    if not note["jobs"]:
+    """The jobs of what is missing; none where mending the files made it complete."""
+    jobs = submit(evaluation, place, environ)
+    if jobs is None:
+        print(f"evaluate: {evaluation.out} is complete", flush=True)
+        return []
+    if not jobs:
         raise UserError(
             f"NeMo-Skills named no job that it submitted: see the newest log in {evaluation.out}"
         )
-    return note["jobs"]
+    print(f"evaluate: jobs {' '.join(map(str, jobs))}, into {evaluation.out}", flush=True)
+    return jobs
 
 
 def _stage_text(job: StageJob, where: Surroundings) -> str:

@@ -18,6 +18,7 @@ import yaml
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.launch.finished import is_finished
+from igrpo_nemo.pipeline.child import run_to_its_end
 from igrpo_nemo.pipeline.script import STOPPED
 from igrpo_nemo.pipeline.stamp import Stamp, first_change, flat, read_stamp, write_stamp
 from igrpo_nemo.run.same_run import FREE_KEYS
@@ -74,7 +75,7 @@ def train_here(config: Config, words: Sequence[str]) -> int:
     write_stamp(stamp_path(run), Stamp("train", training_inputs(config)))
     command = ["igrpo", "train", *words]
     print(f"train: {shlex.join(command)}", flush=True)
-    code = subprocess.run([*IGRPO, *command[1:]], stdin=subprocess.DEVNULL).returncode
+    code = run_to_its_end([*IGRPO, *command[1:]])
     if code == 0 and not (run / FINISHED).is_file():
         code = STOPPED
     if code == STOPPED:

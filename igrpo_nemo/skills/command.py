@@ -18,6 +18,10 @@ from igrpo_nemo.skills.benchmarks import benchmark_named
 from igrpo_nemo.skills.profiles import profile_arguments
 from igrpo_nemo.skills.setting import Setting
 
+_OWN_ARGUMENTS = {"vllm": ("--generation-config vllm",)}
+"""vLLM would take what a request leaves open (top-k, a limit of tokens) from the model's
+generation_config.json; its end-of-sequence ids it takes from there all the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -91,7 +95,9 @@ def _server_arguments(server: Server) -> list[str]:
     if server.address is not None:
         return [*arguments, f"--server_address={server.address}"]
     arguments.append(f"--server_gpus={server.gpus}")
-    return [*arguments, f"--server_args={server.arguments}"] if server.arguments else arguments
+    own = [*_OWN_ARGUMENTS.get(server.server_type, ()), server.arguments]
+    text = " ".join(argument for argument in own if argument)
+    return [*arguments, f"--server_args={text}"] if text else arguments
 
 
 def _place_arguments(place: Place) -> list[str]:
@@ -104,9 +110,10 @@ def _place_arguments(place: Place) -> list[str]:
     options = dict(place.sbatch)
     if place.after:
         numbers = ":".join(str(number) for number in place.after)
-        options |= {"dependency": f"afterok:{numbers}", "kill_on_invalid_dep": "yes"}
-    if options:
-        arguments.append(f"--sbatch_kwargs={json.dumps(options)}")
+        options["dependency"] = f"afterok:{numbers}"
+    # NeMo-Skills' jobs wait for each other too: behind one that failed they would for ever.
+    options["kill_on_invalid_dep"] = "yes"
+    arguments.append(f"--sbatch_kwargs={json.dumps(options)}")
     return [*arguments, *(f"--run_after={name}" for name in place.run_after)]
 
 

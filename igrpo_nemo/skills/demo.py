@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from igrpo_nemo.cli.evaluate import evaluated_config
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.pipeline.checkpoints import find_checkpoint
+from igrpo_nemo.pipeline.child import run_to_its_end
 from igrpo_nemo.skills.benchmarks import benchmark_named
 from igrpo_nemo.skills.data import checked_rows, write_benchmark
 
@@ -55,6 +55,6 @@ def _train(run: Path) -> None:
     """Trains the short demo; one that is finished already is left as it is."""
     print(f"training a short demo into {run} ({SHORT_STEPS} steps)", flush=True)
     words = ["experiment=demo", f"grpo.max_num_steps={SHORT_STEPS}", f"logger.log_dir={run}"]
-    code = subprocess.run([sys.executable, "-m", "igrpo_nemo", "train", *words]).returncode
+    code = run_to_its_end([sys.executable, "-m", "igrpo_nemo", "train", *words])
     if code:
         raise UserError(f"the short demo ended with exit code {code}: see its messages above")

@@ -33,10 +33,10 @@ from igrpo_nemo.skills.results import (
     sample_path,
 )
 from igrpo_nemo.skills.setting import Setting, claim_folder
+from igrpo_nemo.skills.submitted import check_not_running
 from igrpo_nemo.tracking.run_lock import RunLock
 
 LOG_FOLDER = "eval-logs"
-SUBMITTED_FILE = "submitted.json"
 PROGRESS_S = 30.0
 
 
@@ -73,13 +73,18 @@ class FolderLock(RunLock):
         self.release()
 
 
-def complete_here(evaluation: Evaluation, environ: Mapping[str, str]) -> list[Inspection]:
+def complete_here(
+    evaluation: Evaluation, environ: Mapping[str, str], *, again: bool = False
+) -> list[Inspection]:
     """Runs on this machine what is missing, against a server that runs; what is missing still.
 
-    Raises `UserError` where the folder holds another evaluation or the server does not answer.
+    Raises `UserError` where the folder holds another evaluation, where the server does not answer,
+    and while jobs of a cluster may still write into the folder; `again` says that none does.
     """
     with closing(FolderLock(evaluation.out)):
         check_alone(evaluation.out)
+        if not again:
+            check_not_running(evaluation.out)
         evaluation = prepare(evaluation)
         lacking = mend_and_inspect(evaluation)
         if not lacking:
@@ -127,7 +132,8 @@ def prepare(evaluation: Evaluation) -> Evaluation:
     setting = claim_folder(evaluation.out, evaluation.setting)
     try:  # boundary: the file system
         freeze(evaluation.data, evaluation.out)
-        write_profile(evaluation.config, evaluation.out)
+        thinking_open = evaluation.setting.thinking_open
+        write_profile(evaluation.config, evaluation.out, thinking_open=thinking_open)
     except OSError as error:
         raise UserError(f"cannot write to {evaluation.out}: {error.strerror or error}") from error
     return replace(evaluation, setting=setting)

@@ -19,6 +19,8 @@ from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.skills.benchmarks import Kind
 
 CONFIG_NAMES: dict[Kind, str] = {"math": "answer_tags", "multichoice": "answer_tags_multichoice"}
+OPENED_CONFIG_NAME = "answer_tags_opened"
+"""In the place of `answer_tags` for models whose chat template opens the thinking."""
 PROMPT_FILE = "prompt.yaml"
 
 
@@ -27,9 +29,9 @@ def generation_config_dir() -> Path:
     return builtin_config_dir() / "skills"
 
 
-def answer_pattern() -> re.Pattern[str]:
+def answer_pattern(*, thinking_open: bool = False) -> re.Pattern[str]:
     """The pattern that finds an answer in a reply, as NeMo-Skills applies it."""
-    path = generation_config_dir() / f"{CONFIG_NAMES['math']}.yaml"
+    path = generation_config_dir() / _source("math", thinking_open)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return re.compile(values["eval_config"]["extract_regex"])
 
@@ -45,14 +47,23 @@ def prompt_text(system: str) -> str:
     return yaml.safe_dump(prompt, allow_unicode=True, width=100)
 
 
-def write_profile(config: Config, out: Path) -> Path:
-    """What `answer_tags` needs, in the evaluation's folder, where every node can read it."""
+def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> Path:
+    """What `answer_tags` needs, in the evaluation's folder, where every node can read it.
+
+    The files have the same names for every model; multiple choice builds upon `answer_tags`.
+    """
     folder = out / "profile"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in CONFIG_NAMES.values():
-        shutil.copyfile(generation_config_dir() / f"{name}.yaml", folder / f"{name}.yaml")
+    for kind, name in CONFIG_NAMES.items():
+        source = generation_config_dir() / _source(kind, thinking_open)
+        shutil.copyfile(source, folder / f"{name}.yaml")
     (folder / PROMPT_FILE).write_text(prompt_text(config.igrpo.prompt.system), encoding="utf-8")
     return folder
+
+
+def _source(kind: Kind, thinking_open: bool) -> str:
+    opened = kind == "math" and thinking_open
+    return f"{OPENED_CONFIG_NAME if opened else CONFIG_NAMES[kind]}.yaml"
 
 
 def profile_arguments(profile: str, kind: Kind, folder: str) -> list[str]:

@@ -21,6 +21,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation_files import weights_fingerprint
 from igrpo_nemo.skills.data import BenchmarkData
 from igrpo_nemo.skills.results import RESULTS_FOLDER, SETTING_FILE, read_setting
+from igrpo_nemo.skills.thinking import opens_thinking
 from igrpo_nemo.tracking.atomic import write_atomic
 
 TEMPLATE_TOKENS = 64
@@ -50,18 +51,25 @@ class Setting:
     """Samples per problem."""
     problems: Mapping[str, Mapping[str, Any]]
     """Of each benchmark: `rows`, `sha256` of its data, and the `tokens` that a request asks for."""
+    thinking_open: bool = False
+    """Whether `answer_tags` takes a reply as begun inside a thinking part (`skills.thinking`)."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        values = asdict(self)
+        if not self.thinking_open:
+            del values["thinking_open"]
+        return json.dumps(values, indent=2) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is evaluated: a name or path, what identifies its weights, and its context in tokens."""
+    """What is evaluated: a name or path, what identifies its weights, its context in tokens, and
+    whether its chat template opens the thinking."""
 
     name: str
     weights: str
     context: int | None
+    thinking_open: bool = False
 
 
 def local_model(path: Path, config: Config) -> Model:
@@ -72,12 +80,15 @@ def local_model(path: Path, config: Config) -> Model:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     context = values.get("max_position_embeddings") or _configured_context(config)
     folder = folder.absolute()
-    return Model(plain_path(folder), weights_fingerprint(folder), context)
+    opened = opens_thinking(folder, config.igrpo.prompt.system)
+    return Model(plain_path(folder), weights_fingerprint(folder), context, opened)
 
 
 def named_model(name: str, config: Config, context: int | None = None) -> Model:
     """A model that a server has or loads under a name; `context` is what the server says."""
-    return Model(name, name, context or _configured_context(config))
+    hf_home = config.igrpo.site.hf_home
+    opened = opens_thinking(name, config.igrpo.prompt.system, hf_home=hf_home)
+    return Model(name, name, context or _configured_context(config), opened)
 
 
 def setting_of(
@@ -113,6 +124,7 @@ def setting_of(
             }
             for one in data
         },
+        thinking_open=keys.profile == "answer_tags" and model.thinking_open,
     )
 
 
@@ -139,7 +151,7 @@ def longest_prompt(data: BenchmarkData, system: str) -> int:
 
 def default_folder(base: Path, setting: Setting) -> Path:
     """A folder of the setting's own below `base`; benchmarks and samples may be added to it."""
-    values = {**asdict(setting), "benchmarks": None, "problems": None}
+    values = {**json.loads(setting.to_json()), "benchmarks": None, "problems": None}
     digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
     name = f"{setting.profile}-t{setting.temperature:g}-p{setting.top_p:g}-{digest}"
     return base / name
@@ -152,20 +164,29 @@ def claim_folder(out: Path, setting: Setting) -> Setting:
     returned holds them all. Without samples, any setting may take the folder.
     """
     plain_path(out.absolute())
-    found = read_setting(out)
-    has_samples = any((out / RESULTS_FOLDER).glob("*/output*"))
-    if has_samples and not found:
-        raise UserError(
-            f"{out} holds samples without a {SETTING_FILE}: evaluate into another folder (--out)"
-        )
-    if has_samples:
-        setting = _joined(out, found, setting)
+    setting = check_same(out, setting)
     try:  # boundary: the file system
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / SETTING_FILE, setting.to_json().encode())
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     return setting
+
+
+def check_same(out: Path, setting: Setting) -> Setting:
+    """What `claim_folder` would write, or its `UserError`; writes nothing.
+
+    `inspect` counts samples and rows alone: before samples that are there are taken for this
+    setting's own, this has to be asked.
+    """
+    if not any((out / RESULTS_FOLDER).glob("*/output*")):
+        return setting
+    found = read_setting(out)
+    if not found:
+        raise UserError(
+            f"{out} holds samples without a {SETTING_FILE}: evaluate into another folder (--out)"
+        )
+    return _joined(out, found, setting)
 
 
 def plain_path(path: Path) -> str:
@@ -178,7 +199,8 @@ def plain_path(path: Path) -> str:
 
 
 def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
-    wanted = json.loads(setting.to_json())
+    wanted = json.loads(json.dumps(asdict(setting)))
+    found = {"thinking_open": False, **found}
     for name, value in wanted.items():
         if name not in ("benchmarks", "problems") and found.get(name) != value:
             raise _another(out, name, found.get(name), value)
@@ -201,7 +223,7 @@ def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
 def _another(out: Path, name: str, old: object, new: object) -> UserError:
     return UserError(
         f"{out} holds another evaluation ({name} was {_short(old)}, is {_short(new)}): "
-        "use another output folder (--out)"
+        "move that folder away, or evaluate into another one (--out)"
     )
 
 

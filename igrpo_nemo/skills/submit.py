@@ -7,12 +7,10 @@ ClusterProfile --place--> Place --submit--> jobs (`ns eval --cluster`), OUT/subm
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +24,14 @@ from igrpo_nemo.skills.environment import child_environ, without_secrets
 from igrpo_nemo.skills.evaluate import (
     Evaluation,
     FolderLock,
+    lacking_of,
+    last_line,
     mend_and_inspect,
     new_log,
     prepare,
 )
 from igrpo_nemo.skills.processes import run_logged
-from igrpo_nemo.slurm import has_slurm, my_jobs
-from igrpo_nemo.tracking.atomic import write_atomic
-
-SUBMITTED_FILE = "submitted.json"
+from igrpo_nemo.skills.submitted import check_not_running, write_note
 
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 """What NeMo-Run says of each job that Slurm took."""
@@ -103,60 +100,75 @@ def cluster_profile(name: str, config_dir: Path) -> ClusterProfile:
 
 
 def submit(
-    evaluation: Evaluation, place: Place, environ: Mapping[str, str], *, dry_run: bool = False
-) -> list[str] | None:
-    """Sends what is missing; the benchmarks that were sent, None where nothing is missing.
+    evaluation: Evaluation,
+    place: Place,
+    environ: Mapping[str, str],
+    *,
+    dry_run: bool = False,
+    again: bool = False,
+) -> list[int] | None:
+    """Sends what is missing; the numbers of the jobs, None where nothing is missing.
 
     With `dry_run` NeMo-Skills checks every argument and sends nothing. Raises `UserError` with the
-    last line that NeMo-Skills said where it refuses.
+    last line that NeMo-Skills said where it refuses, and while jobs that were sent before may
+    still write into the folder; `again` says that none does.
     """
     with closing(FolderLock(evaluation.out)):
+        if not again:
+            check_not_running(evaluation.out)
         evaluation = prepare(evaluation)
-        lacking = mend_and_inspect(evaluation)
+        lacking = lacking_of(evaluation) if dry_run else mend_and_inspect(evaluation)
         if not lacking:
             return None
         names = [one.benchmark for one in lacking]
-        child = without_secrets(child_environ(evaluation.environment.bin, environ))
         log = new_log(evaluation.out)
-        # In a git checkout NeMo-Skills would pack that one up and send it along.
-        with tempfile.TemporaryDirectory() as outside:
-            for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
-                command = [str(evaluation.environment.ns), *arguments]
-                command += ["--dry_run"] if dry_run else []
-                code = run_logged(command, log, cwd=Path(outside), environ=child)
-                if code:
-                    raise UserError(f"ns eval refused (exit {code}): {_last_line(log)}; see {log}")
-        if not dry_run:
-            jobs = [int(number) for number in _LAUNCHED.findall(log.read_text(errors="replace"))]
-            note = {
-                "expname": place.expname,
-                "time": time.time(),
-                "benchmarks": names,
-                "jobs": jobs,
-            }
-            write_atomic(evaluation.out / SUBMITTED_FILE, json.dumps(note).encode())
-        return names
+        if dry_run:
+            _run_ns(evaluation, place, environ, names, log, "--dry_run")
+            return []
+        return _send(evaluation, place, environ, names, log)
 
 
-def check_not_running(out: Path) -> None:
-    """Raises `UserError` while jobs that were sent for this folder may still write into it."""
+def _send(
+    evaluation: Evaluation,
+    place: Place,
+    environ: Mapping[str, str],
+    names: Sequence[str],
+    log: Path,
+) -> list[int]:
+    """Sends the jobs and notes them, also those that were sent before a failure."""
+    # Noted before the first one is sent: a call that is killed here may leave jobs behind.
+    write_note(evaluation.out, place.expname, names, [])
     try:
-        note = json.loads((out / SUBMITTED_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return
-    if not has_slurm():
-        raise UserError(
-            f"{out} waits for jobs {note['expname']} of a cluster that this machine cannot ask: "
-            "once they have ended, give --again"
-        )
-    running = [job for job in my_jobs() if job.active and note["expname"] in job.name]
-    if running:
-        raise UserError(
-            f"{len(running)} jobs {note['expname']} are queued or running for {out}: "
-            "wait until they end"
-        )
+        _run_ns(evaluation, place, environ, names, log)
+    except UserError as error:
+        ids = " ".join(map(str, _launched(log)))
+        told = f"; sent before that: {ids} (scancel {ids} takes them back)" if ids else ""
+        raise UserError(f"{error}{told}") from error
+    finally:
+        write_note(evaluation.out, place.expname, names, _launched(log))
+    return _launched(log)
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "it said nothing")
+def _run_ns(
+    evaluation: Evaluation,
+    place: Place,
+    environ: Mapping[str, str],
+    names: Sequence[str],
+    log: Path,
+    *flags: str,
+) -> None:
+    child = without_secrets(child_environ(evaluation.environment.bin, environ))
+    # In a git checkout NeMo-Skills would pack that one up and send it along.
+    with tempfile.TemporaryDirectory() as outside:
+        for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
+            command = [str(evaluation.environment.ns), *arguments, *flags]
+            code = run_logged(command, log, cwd=Path(outside), environ=child)
+            if code:
+                raise UserError(f"ns eval refused (exit {code}): {last_line(log)}; see {log}")
+
+
+def _launched(log: Path) -> list[int]:
+    """The jobs that Slurm took, by what NeMo-Skills said."""
+    if not log.is_file():
+        return []
+    return [int(number) for number in _LAUNCHED.findall(log.read_text(errors="replace"))]

@@ -24,7 +24,8 @@ class Reply:
 class Stub:
     """`answer(problem, seed)` gives the reply; `problem` is the last line of the user's message.
 
-    `fault(number)` is called with the number of each request, from 1, before it is answered.
+    `fault(number)` is called with the number of each request, from 1, before it is answered. What
+    either of them raises by mistake is in `failures`, and `stub_server` raises it at its end.
     """
 
     answer: Callable[[str, int], Reply]
@@ -32,6 +33,7 @@ class Stub:
     asked: Counter[tuple[str, int]] = field(default_factory=Counter)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.server.stub.chat(body))
         except ConnectionError:
             self.close_connection = True  # no answer, as from a server that died
+        except Exception as error:
+            self.server.stub.failures.append(error)  # this thread's end would fail no test
+            self.close_connection = True
 
     def _send(self, values: dict[str, Any]) -> None:
         content = json.dumps(values).encode()
@@ -125,3 +130,5 @@ def stub_server(stub: Stub) -> Iterator[StubServer]:
         yield server
     finally:
         server.die()
+        if stub.failures:
+            raise AssertionError(f"the stub failed: {stub.failures[0]}") from stub.failures[0]

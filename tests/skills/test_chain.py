@@ -195,6 +195,7 @@ def test_the_plan_holds_everything_that_the_profile_says(cluster):
     generation = "\n".join(scripts.values())
     model = f"{cluster.run}/hf/last"
     assert generation.count("serve_vllm") == len(servers)
+    assert generation.count("--generation-config vllm") == len(servers)
     assert f"--model {model}     --num_gpus 8" in generation
     calls = re.findall(
         r"nemo_skills\.inference\.generate .*?output_file=(\S+)(.*?)&& touch", generation
@@ -251,6 +252,7 @@ def test_only_what_is_missing_is_submitted_and_at_the_end_compared(cluster, skil
     first = sent[evaluate[0]]
     assert "amc23" in first and "aime24" not in options(first)["job-name"]
     assert "dependency" not in options(first)
+    assert all(options(sent[job])["kill-on-invalid-dep"] == "yes" for job in evaluate)
     assert "pipelines/compare.py" in sent[compare]
 
     finish_evaluation(cluster, skills)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Setup:
             if path.is_file() and path.read_bytes().count(b"\n") >= rows:
                 return
             time.sleep(0.05)
+        raise AssertionError(f"{path} did not get {rows} rows within 60 s")
 
 
 @pytest.fixture
@@ -72,6 +74,17 @@ def last_of_second_sample(then: Callable[[], None], setup: Setup) -> Callable[[i
 
 def all_once(stub: Stub) -> bool:
     return len(stub.answered) == PROBLEMS * SAMPLES and set(stub.answered.values()) == {1}
+
+
+def test_a_failure_in_the_stub_fails_the_test() -> None:
+    def fault(number: int) -> None:
+        raise ValueError("not what was expected")
+
+    body = b'{"messages": [{"content": "1+1"}], "seed": 0}'
+    with pytest.raises(AssertionError, match="the stub failed: not what was expected"):
+        with stub_server(Stub(lambda problem, seed: RIGHT, fault)) as server:
+            with pytest.raises(ConnectionError):
+                urllib.request.urlopen(f"{server.address}/chat/completions", body, timeout=10)
 
 
 def test_the_server_dies(setup: Setup) -> None:

@@ -46,6 +46,18 @@ def judged(skills: SkillsEnvironment, config: dict, replies: list[list[str]]) ->
     return json.loads(done.stdout)
 
 
+def test_thinking_that_the_template_opened(skills: SkillsEnvironment) -> None:
+    """NeMo-Skills reads the pattern as `answer_pattern` does, cut off or not."""
+    file = generation_config_dir() / "answer_tags_opened.yaml"
+    config = yaml.safe_load(file.read_text())["eval_config"]
+    replies = [
+        ["4", r"<answer>9</answer></think>\boxed{9} <answer>4</answer>"],
+        ["4", r"perhaps \boxed{4} or <answer>4</answer>"],  # never closed
+        ["4", "<answer>4</answer>"],
+    ]
+    assert judged(skills, config, replies) == [True, False, True]
+
+
 @pytest.mark.parametrize("profile", ["answer_tags", "boxed"])
 def test_golds_are_right(profile: str, skills: SkillsEnvironment) -> None:
     answers = golds()

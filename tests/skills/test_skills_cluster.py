@@ -16,7 +16,8 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.site import VARIABLES
 from igrpo_nemo.skills.cluster_yaml import cluster_values, sbatch_options
 from igrpo_nemo.skills.environment import SkillsEnvironment, child_environ
-from igrpo_nemo.skills.submit import check_not_running, cluster_profile
+from igrpo_nemo.skills.submit import cluster_profile
+from igrpo_nemo.skills.submitted import check_not_running
 
 PROFILES = CHECKOUT / "configs" / "cluster_configs"
 

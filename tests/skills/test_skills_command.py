@@ -77,6 +77,7 @@ def test_here_samples_follow_each_other_and_on_a_cluster_jobs_share_them() -> No
     assert "--server_address=http://127.0.0.1:1/v1" in here
     place = Place("/out", "mine", Path("/cfg"), jobs=4, sbatch={"qos": "high"}, after=(7, 8))
     (there,) = eval_commands(SETTING, ["gsm8k"], Server("/m", gpus=4), place)
+    assert not [word for word in here if "sbatch" in word]
     assert {"--cluster=mine", "--config_dir=/cfg", "--num_jobs=4", "--server_gpus=4"} <= set(there)
     (options,) = [word for word in there if word.startswith("--sbatch_kwargs=")]
     assert yaml.safe_load(options.partition("=")[2]) == {
@@ -84,6 +85,25 @@ def test_here_samples_follow_each_other_and_on_a_cluster_jobs_share_them() -> No
         "dependency": "afterok:7:8",
         "kill_on_invalid_dep": "yes",
     }
+
+
+def test_no_job_waits_for_ever_behind_one_that_failed() -> None:
+    (call,) = eval_commands(SETTING, ["gsm8k"], Server("/m", gpus=4), Place("/out", "mine"))
+    (options,) = [word for word in call if word.startswith("--sbatch_kwargs=")]
+    assert yaml.safe_load(options.partition("=")[2]) == {"kill_on_invalid_dep": "yes"}
+
+
+def test_a_jobs_server_samples_as_the_request_says() -> None:
+    def given(server: Server) -> list[str]:
+        (call,) = eval_commands(SETTING, ["gsm8k"], server, Place("/out", "mine"))
+        return [word for word in call if word.startswith("--server_args=")]
+
+    ours = "--server_args=--generation-config vllm"
+    assert given(Server("/m", gpus=4)) == [ours]
+    # The last one of an option counts: what the user says does.
+    assert given(Server("/m", gpus=4, arguments="--seed 1")) == [f"{ours} --seed 1"]
+    assert given(Server("/m", "sglang", gpus=4)) == []
+    assert given(replace(RUNNING, arguments="--seed 1")) == []
 
 
 @pytest.mark.parametrize(("heads", "size"), [(28, 4), (32, 8), (40, 8), (6, 2), (7, 1), (None, 8)])
@@ -126,6 +146,31 @@ def test_the_answer_in_tags(reply: str, answer: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("so <answer>3</answer></think>so <answer>4</answer>", "4"),
+        ("a</think><answer>3</answer> b <answer> 4\n</answer> c", "4"),
+        ("<think>again</think>so <answer>4</answer>", "4"),
+        # Cut off inside the thinking: the answer in it was not given.
+        ("perhaps <answer>4</answer>", None),
+        ("<answer>4</answer> or <answer>5</answer> or", None),
+        ("so <answer>4</answer></think> done", None),
+        ("<think>so <answer>4</answer>", None),
+        # What the client leaves of "<think>again</think>\n<answer>4</answer>".
+        ("\n<answer>4</answer>\n", "4"),
+        ("<answer> </answer>", None),
+        ("", None),
+    ],
+)
+def test_the_answer_in_tags_behind_thinking_that_the_template_opened(
+    reply: str, answer: str | None
+) -> None:
+    found = answer_pattern(thinking_open=True).findall(reply)
+    assert (found[-1] if found else None) == answer
+
+
+@pytest.mark.parametrize("thinking_open", [False, True])
+@pytest.mark.parametrize(
     "text",
     [
         "<answer>" * 20_000,
@@ -136,8 +181,8 @@ def test_the_answer_in_tags(reply: str, answer: str | None) -> None:
         "x" * 200_000,
     ],
 )
-def test_hostile_replies_cost_no_time(text: str) -> None:
-    pattern = answer_pattern()
+def test_hostile_replies_cost_no_time(text: str, thinking_open: bool) -> None:
+    pattern = answer_pattern(thinking_open=thinking_open)
     before = time.process_time()
     pattern.findall(text)
     assert time.process_time() - before < 2
@@ -150,6 +195,25 @@ def test_shipped_prompt_is_the_trainings(tmp_path: Path) -> None:
     folder = write_profile(config, tmp_path)
     assert yaml.safe_load((folder / "prompt.yaml").read_text()) == shipped
     assert shipped["user"] == "{problem}"
+
+
+def test_the_profile_of_a_model_whose_template_opens_the_thinking(tmp_path: Path) -> None:
+    config = load_config(["policy.model_name=x"])
+    shipped = generation_config_dir()
+    plain = write_profile(config, tmp_path / "plain")
+    opened = write_profile(config, tmp_path / "opened", thinking_open=True)
+    assert sorted(path.name for path in opened.iterdir()) == [
+        "answer_tags.yaml",
+        "answer_tags_multichoice.yaml",
+        "prompt.yaml",
+    ]
+    for name in ("answer_tags.yaml", "answer_tags_multichoice.yaml"):
+        assert (plain / name).read_bytes() == (shipped / name).read_bytes()
+    values = yaml.safe_load((opened / "answer_tags.yaml").read_text())
+    assert values["eval_config"]["extract_regex"] == answer_pattern(thinking_open=True).pattern
+    before = yaml.safe_load((shipped / "answer_tags.yaml").read_text())
+    del values["eval_config"]["extract_regex"], before["eval_config"]["extract_regex"]
+    assert values == before
 
 
 def test_braces_of_a_system_prompt_stay_braces() -> None:

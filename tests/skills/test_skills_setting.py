@@ -12,7 +12,14 @@ from skills_runs import write_problems
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline import evaluation as pipeline
+from igrpo_nemo.pipeline import slurm_chain
+from igrpo_nemo.pipeline.chain import chain_of
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
+from igrpo_nemo.skills.command import Server
 from igrpo_nemo.skills.data import read_benchmark
+from igrpo_nemo.skills.environment import SkillsEnvironment
+from igrpo_nemo.skills.evaluate import Evaluation
 from igrpo_nemo.skills.selection import config_of_model, default_base, with_benchmarks
 from igrpo_nemo.skills.setting import (
     Model,
@@ -20,9 +27,11 @@ from igrpo_nemo.skills.setting import (
     claim_folder,
     default_folder,
     local_model,
+    named_model,
     reply_tokens,
     setting_of,
 )
+from igrpo_nemo.skills.thinking import opens_thinking
 
 
 @pytest.fixture
@@ -77,6 +86,37 @@ def test_another_setting_is_refused(tmp_path: Path, setting: Setting) -> None:
     assert json.loads((out / "setting.json").read_text())["temperature"] == 0.6
 
 
+@pytest.mark.parametrize("is_evaluated", ["here", "slurm"])
+def test_a_chain_does_not_take_samples_of_other_data_for_its_own(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, is_evaluated: str
+) -> None:
+    """As many rows, other problems: only setting.json tells them apart."""
+    out = tmp_path / "out"
+    claim_folder(out, setting)
+    whole_benchmark(out)
+    (data,) = [read_benchmark(tmp_path / "data", "toy")]
+    config = load_config(["policy.model_name=x"])
+    environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
+    evaluation = Evaluation(config, setting, (data,), Server("m"), out, environment)
+    chain = chain_of([], config, tmp_path)
+    monkeypatch.setattr(pipeline, "find_environment", lambda environ: environment)
+    monkeypatch.setattr(pipeline, "skills_evaluation", lambda *_: evaluation)
+    monkeypatch.setattr(slurm_chain, "_is_converted", lambda chain: True)
+
+    def ask() -> object:
+        if is_evaluated == "here":
+            return pipeline.evaluate_here(chain, pipeline.Choices(), {})
+        return slurm_chain._is_evaluated(chain, evaluation)
+
+    assert ask() == ((0, out) if is_evaluated == "here" else True)
+    before = (out / "setting.json").read_text()
+    changed = {"toy": {**setting.problems["toy"], "sha256": "another"}}
+    evaluation = replace(evaluation, setting=replace(setting, problems=changed))
+    with pytest.raises(UserError, match="data of toy was .*move that folder away"):
+        ask()
+    assert (out / "setting.json").read_text() == before
+
+
 def test_a_folder_may_grow(tmp_path: Path, setting: Setting) -> None:
     out = tmp_path / "out"
     claim_folder(out, setting)
@@ -121,6 +161,85 @@ def test_a_model_is_known_by_its_weights(tmp_path: Path) -> None:
     assert local_model(tmp_path / "checkpoint", config).weights != model.weights
     with pytest.raises(UserError, match="no config.json"):
         local_model(tmp_path, config)
+
+
+OPENED = "{{ messages[-1]['content'] }}{% if add_generation_prompt %}<think>\n{% endif %}"
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Path:
+    """A model folder whose chat template opens the thinking; its weights do not matter here."""
+    tokenizer = build_small_tokenizer(["user assistant"], 300)
+    tokenizer.chat_template = OPENED
+    tokenizer.save_pretrained(tmp_path / "opened")
+    (tmp_path / "opened" / "config.json").write_text("{}")
+    (tmp_path / "opened" / "model.safetensors").touch()
+    return tmp_path / "opened"
+
+
+def test_a_template_that_opens_the_thinking_is_seen(tmp_path: Path, opened: Path) -> None:
+    config = load_config(["policy.model_name=x"])
+    assert local_model(opened, config).thinking_open
+    assert named_model(str(opened), config).thinking_open  # as a server calls it
+    assert not named_model("org/served", config).thinking_open
+    assert not opens_thinking(opened, "", "{{ messages[-1]['content'] }}")
+    for template in (
+        "{{ messages[-1]['content'] }}<think>\n\n</think>\n",
+        "{{ raise_exception('thinking without a system prompt alone') }}",
+        "no message, though it speaks of <think>",
+    ):
+        assert not opens_thinking(opened, "system", template)
+    (tmp_path / "own.jinja").write_text(OPENED)
+    build_small_tokenizer(["user"], 300).save_pretrained(tmp_path / "plain")
+    assert not opens_thinking(tmp_path / "plain", "")
+    assert opens_thinking(tmp_path / "plain", "", str(tmp_path / "own.jinja"))
+
+
+def test_a_template_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path, opened: Path) -> None:
+    model = tmp_path / "hf" / "hub" / "models--org--opened"
+    (model / "snapshots").mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc")
+    opened.rename(model / "snapshots" / "abc")
+    assert opens_thinking("org/opened", "", hf_home=str(tmp_path / "hf"))
+    assert not opens_thinking("org/opened", "")
+    config = load_config(["policy.model_name=x", f"igrpo.site.hf_home={tmp_path / 'hf'}"])
+    assert named_model("org/opened", config).thinking_open
+    assert not named_model("no name: of the hub/", config).thinking_open
+
+
+def test_a_chain_knows_the_template_before_its_model(opened: Path, tmp_path: Path) -> None:
+    words = ["model=hf", f"policy.model_name={opened}", f"logger.log_dir={tmp_path / 'run'}"]
+    write_problems(tmp_path / "data", "toy", ["4"])
+    choices = pipeline.Choices(benchmarks="toy:1", data_dir=tmp_path / "data")
+    environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
+
+    def setting_with(*more: str) -> Setting:
+        chain = chain_of([*words, *more], load_config([*words, *more]), Path())
+        return pipeline.skills_evaluation(chain, choices, environment).setting
+
+    assert setting_with().thinking_open
+    assert not setting_with("igrpo.evaluation.profile=boxed").thinking_open
+    plain = "policy.tokenizer.chat_template=\"{{ messages[-1]['content'] }}\""
+    assert not setting_with(plain).thinking_open
+
+
+def test_samples_read_with_another_rule_are_not_joined(tmp_path: Path, setting: Setting) -> None:
+    """A setting without such a template is written as it always was."""
+    out = tmp_path / "out"
+    assert "thinking_open" not in setting.to_json()
+    opened = replace(setting, thinking_open=True)
+    assert json.loads(opened.to_json())["thinking_open"] is True
+    assert default_folder(out, opened) != default_folder(out, setting)
+    claim_folder(out, setting)
+    whole_benchmark(out)
+    assert claim_folder(out, setting) == setting
+    with pytest.raises(UserError, match="thinking_open was false, is true"):
+        claim_folder(out, opened)
+    (out / "setting.json").write_text(opened.to_json())
+    assert claim_folder(out, opened) == opened
+    with pytest.raises(UserError, match="thinking_open was true, is false"):
+        claim_folder(out, setting)
 
 
 def test_benchmarks_of_the_command_line() -> None:

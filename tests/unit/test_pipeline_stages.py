@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,39 @@ def test_a_failed_conversion_leaves_no_model_and_is_repeated(tmp_path, nemo_rl, 
         assert not (run / "hf" / "last").exists()
     folder.parent.parent.rename(tmp_path / "run")
     assert convert(tmp_path / "run", "last", python=sys.executable).outputs["step"] == 4
+
+
+def test_two_conversions_at_once_do_not_write_one_folder(tmp_path, nemo_rl):
+    run = finished_run(tmp_path / "run")
+    megatron_step(run, 4)
+    script = nemo_rl / "examples" / "converters" / "convert_megatron_to_hf.py"
+    at_work = (
+        "import pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'started')!r}).touch()\n"
+        "end = time.monotonic() + 60\n"
+        f"go = pathlib.Path({str(tmp_path / 'go')!r})\n"
+        "while not go.exists() and time.monotonic() < end: time.sleep(0.01)\n"
+    )
+    script.write_text(at_work + CONVERTER)
+    call = (
+        "import pathlib, sys; from igrpo_nemo.pipeline.conversion import convert; "
+        "convert(pathlib.Path(sys.argv[1]), 'last', python=sys.executable)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", call, str(run)])
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        script.write_text(CONVERTER)
+        busy = rf"hf is being written by pid {first.pid} on .*: wait until that conversion ends$"
+        with pytest.raises(UserError, match=busy):
+            convert(run, "last", python=sys.executable)
+        (tmp_path / "go").touch()
+        assert first.wait(timeout=60) == 0
+    finally:
+        first.kill()
+    assert missing_files(run / "hf" / "last") == []
+    assert convert(run, "last").outputs["step"] == 4
 
 
 def test_an_unfinished_run_is_converted_by_the_number_of_a_step_alone(tmp_path):

@@ -1,0 +1,189 @@
+"""Sending an evaluation's samples: what runs is left alone, and what was sent is remembered.
+
+`ns` and `squeue` are stand-ins that say what the real ones do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from sample_files import row, whole_benchmark, write_sample, write_unordered
+from skills_runs import write_problems
+
+from igrpo_nemo.config import load_config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.slurm_chain import _submit_evaluation, evaluation_text
+from igrpo_nemo.skills.command import Place, Server
+from igrpo_nemo.skills.data import read_benchmark, write_benchmark
+from igrpo_nemo.skills.environment import SkillsEnvironment
+from igrpo_nemo.skills.evaluate import Evaluation, complete_here, prepare
+from igrpo_nemo.skills.selection import with_benchmarks
+from igrpo_nemo.skills.setting import Model, setting_of
+from igrpo_nemo.skills.submit import submit
+from igrpo_nemo.skills.submitted import check_not_running, write_note
+
+NS = """\
+#!/bin/sh
+echo "$*" >> {folder}/calls
+number=$(wc -l < {folder}/calls)
+if [ -e {folder}/refuse ] && [ $number -gt 1 ]; then echo "no such partition"; exit 1; fi
+echo "Launched app: slurm_tunnel://nemo_run/$((100 + number))"
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An evaluation that takes two calls of `ns`, and the queue that its jobs would stand in."""
+
+    folder: Path
+    evaluation: Evaluation
+    place: Place
+
+    @property
+    def out(self) -> Path:
+        return self.evaluation.out
+
+    @property
+    def note(self) -> dict:
+        return json.loads((self.out / "submitted.json").read_text())
+
+    def send(self, **flags: bool) -> list[int] | None:
+        return submit(self.evaluation, self.place, os.environ, **flags)
+
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def queue(self, state: str = "RUNNING", reason: str = "None") -> None:
+        """One job of the evaluation, as squeue prints it."""
+        line = f"7|{state}|{reason}|0:01|1:00|N/A|node1|acc-igrpo-{self.place.expname}-toy"
+        program(self.folder / "squeue", f"#!/bin/sh\necho '{line}'\n")
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program(programs / "ns", NS.format(folder=programs))
+    program(programs / "squeue", "#!/bin/sh\n")
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    # Two lengths of prompts in a context that just does not hold the longest reply beside them.
+    for name in ("toy", "toy-long"):
+        write_problems(tmp_path / "data", name, ["4", "5"])
+    data = tuple(read_benchmark(tmp_path / "data", name) for name in ("toy", "toy-long"))
+    config = with_benchmarks(load_config(["policy.model_name=x"]), "toy:2,toy-long:2")
+    model = Model("m", "w", 65_010)
+    setting = setting_of(config, model, data, server_type="vllm", nemo_skills="0.7.0")
+    environment = SkillsEnvironment(programs, "0.7.0")
+    server = Server("m", gpus=8)
+    evaluation = Evaluation(config, setting, data, server, tmp_path / "out", environment)
+    return Cluster(programs, evaluation, Place("/out", "mine", expname="eval-1234"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path): path.read_bytes() for path in found if path.suffix != ".log"}
+
+
+def half_written(cluster: Cluster) -> None:
+    """What a job has on the disk that samples, and what one that was killed left behind."""
+    prepare(cluster.evaluation)
+    where = cluster.out / "eval-results" / "toy"
+    write_unordered(where, 0, {1: row("toy problem 1?")})
+    write_sample(where, 1, [row("toy problem 0?")], done=True)
+    (where / "metrics.json").write_text("{}")
+
+
+def test_the_numbers_of_the_jobs_are_noted(cluster: Cluster) -> None:
+    assert cluster.send() == [101, 102]
+    assert cluster.note["jobs"] == [101, 102] and cluster.note["expname"] == "eval-1234"
+    assert cluster.note["benchmarks"] == ["toy", "toy-long"]
+
+
+def test_a_dry_run_mends_nothing_and_sends_nothing(cluster: Cluster) -> None:
+    half_written(cluster)
+    before = files(cluster.out)
+    assert cluster.send(dry_run=True) == []
+    assert files(cluster.out) == before
+    assert all("--dry_run" in call for call in cluster.calls()) and len(cluster.calls()) == 2
+
+
+def test_nothing_touches_a_folder_that_jobs_write_into(cluster: Cluster) -> None:
+    half_written(cluster)
+    write_note(cluster.out, "eval-1234", ["toy"], [7])
+    cluster.queue()
+    before = files(cluster.out)
+    hotter = replace(cluster.evaluation.setting, benchmarks={"toy": 3, "toy-long": 3})
+    other = replace(cluster.evaluation, setting=hotter)
+    here = replace(other, server=Server("m", address="http://127.0.0.1:1/v1"))
+    for call in (
+        lambda: submit(other, cluster.place, os.environ),
+        lambda: submit(other, cluster.place, os.environ, dry_run=True),
+        lambda: evaluation_text(other, cluster.place, os.environ),
+        lambda: complete_here(here, os.environ),
+    ):
+        with pytest.raises(UserError, match="1 jobs eval-1234 are queued or running"):
+            call()
+    assert files(cluster.out) == before and not cluster.calls()
+    assert cluster.send(again=True) == [101, 102]
+
+
+def test_jobs_that_were_sent_before_a_failure_are_remembered(cluster: Cluster) -> None:
+    (cluster.folder / "refuse").touch()
+    with pytest.raises(UserError, match=r"no such partition.*sent before that: 101 \(scancel 101"):
+        cluster.send()
+    assert cluster.note["jobs"] == [101]
+    cluster.queue("PENDING")
+    with pytest.raises(UserError, match="queued or running"):
+        cluster.send()
+    assert len(cluster.calls()) == 2
+
+
+def test_a_call_that_is_killed_leaves_its_note(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> int:
+        assert cluster.note["jobs"] == []  # what a kill -9 leaves
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("igrpo_nemo.skills.submit.run_logged", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.send()
+    assert cluster.note["expname"] == "eval-1234"
+
+
+def test_a_job_that_waits_for_a_failed_one_holds_nothing_up(cluster: Cluster) -> None:
+    write_note(cluster.out.parent, "eval-1234", ["toy"], [7])
+    cluster.queue("PENDING", reason="Dependency")
+    with pytest.raises(UserError, match="queued or running"):
+        check_not_running(cluster.out.parent)
+    cluster.queue("PENDING", reason="DependencyNeverSatisfied")
+    check_not_running(cluster.out.parent)
+
+
+def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"problem": text, "expected_answer": "4"} for text in ("one?", "two?", "three?")]
+    data = cluster.folder / "data"
+    write_benchmark(data, "toy", rows)
+    (toy,) = (read_benchmark(data, name) for name in ("toy",))
+    config = with_benchmarks(cluster.evaluation.config, "toy:2")
+    setting = setting_of(
+        config, Model("m", "w", None), (toy,), server_type="vllm", nemo_skills="0.7.0"
+    )
+    evaluation = replace(cluster.evaluation, config=config, setting=setting, data=(toy,))
+    prepare(evaluation)
+    whole_benchmark(evaluation.out)
+    assert _submit_evaluation(evaluation, cluster.place, os.environ) == []
+    assert f"{evaluation.out} is complete" in capsys.readouterr().out
+    assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()
