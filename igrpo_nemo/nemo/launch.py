@@ -56,6 +56,8 @@ def train(config: Config) -> int:
         start = time.monotonic()
         with StopRequest(StopFile.of()) as stop:
             _run(parts.run_trainer)
+        if is_finished(opened, parts.clock.finished, stop.given):
+            parts.save_last()
         return _close_run(opened, parts, folder, time.monotonic() - start, stop.given)
 
 
@@ -124,6 +126,7 @@ class Parts:
     """What NeMo-RL's trainer is called with, and what the run leaves behind."""
 
     run_trainer: Callable[[], None]
+    save_last: Callable[[], None]
     log: Any
     clock: Any
     task_to_env: Any
@@ -137,6 +140,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     from nemo_rl.models.generation import configure_generation_config
 
     from igrpo_nemo.nemo import data, environment
+    from igrpo_nemo.nemo.last_checkpoint import newest_step, save_last_step
     from igrpo_nemo.nemo.loss import build_loss
     from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock
     from igrpo_nemo.nemo.run_log import RunLog
@@ -221,7 +225,13 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         teacher_worker_groups=teachers,
         alias_to_group_alias=aliases,
     )
-    return Parts(run_trainer, log, clock, task_to_env)
+
+    def save_last() -> None:
+        enabled, folder = master.checkpointing["enabled"], master.checkpointing["checkpoint_dir"]
+        if enabled and newest_step(folder) < clock.finished < opened.total_steps:
+            save_last_step(arguments, loader, clock.finished)
+
+    return Parts(run_trainer, save_last, log, clock, task_to_env)
 
 
 def _prepare_environment(config: Config) -> None:

@@ -90,6 +90,10 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "nemo_rl.models.generation:configure_generation_config": ("config", "tokenizer"),
     "nemo_rl.models.generation.interfaces:GenerationInterface": (),
     "nemo_rl.models.policy.interfaces:ColocatablePolicyInterface": (),
+    "nemo_rl.utils.checkpoint:CheckpointManager.init_tmp_checkpoint": (
+        "step", "training_info", "run_config",
+    ),
+    "nemo_rl.utils.checkpoint:CheckpointManager.finalize_checkpoint": ("checkpoint_path",),
     "nemo_rl.utils.timer:TimeoutChecker.check_save": ("self",),
 }  # fmt: skip
 """Every name of NeMo-RL that this package stands on, with the parameters it passes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import nemo_source
@@ -91,3 +92,31 @@ def test_a_trainer_that_gives_up_is_a_failure(
     assert not (tmp_path / "run" / "finished").exists()
     expected = "NeMo-RL's trainer ended after step 0 of 2 without having been asked to"
     assert expected in capsys.readouterr().err
+
+
+def test_the_last_step_is_saved_where_dynamic_sampling_used_the_data_up(
+    ray_cluster, policy_folder, tmp_path
+):
+    """Steps that drew two batches: fewer steps than batches, and none of NeMo-RL's own saves."""
+    config = nemo_runs.tiny_config(
+        policy_folder,
+        tmp_path / "run",
+        "objective=dapo",
+        "grpo.use_dynamic_sampling=true",
+        "grpo.dynamic_sampling_max_gen_batches=20",
+        "grpo.max_num_epochs=1",
+        "grpo.max_num_steps=1000",
+        "grpo.num_prompts_per_step=4",
+        "igrpo.num_refinements=2",
+        "data.train.num_problems=40",
+        "checkpointing.enabled=true",
+        "checkpointing.save_period=1000",
+    )
+    nemo_runs.train(config)
+    steps = len(nemo_runs.metrics(tmp_path / "run"))
+    assert 0 < steps < 10
+    saved = tmp_path / "run" / "checkpoints" / f"step_{steps}"
+    assert (saved / "train_dataloader.pt").exists() and (saved / "policy" / "weights").exists()
+    info = json.loads((saved / "training_info.json").read_text())
+    assert info["total_steps"] == steps and info["current_epoch"] == 1
+    assert (tmp_path / "run" / "finished").read_text() == f"{steps}\n"
