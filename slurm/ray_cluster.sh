@@ -18,6 +18,7 @@ IGRPO_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export IGRPO_HOME
 lib=$IGRPO_HOME/slurm/lib
 source "$lib/messages.sh"
+source "$lib/queue.sh"
 source "$lib/secrets.sh"
 source "$lib/settings.sh"
 source "$lib/nodes.sh"
@@ -39,8 +40,9 @@ run_job() {
   find_igrpo
   read_settings "$@"
   stop_if_finished
-  open_log_folder
+  # First: a job that is refused here leaves no logs in the run's folder.
   take_run_lock
+  open_log_folder
   check_preflight "$@"
   check_nodes
   prepare_container
@@ -52,7 +54,9 @@ run_job() {
   conclude
 }
 
-if [[ -z ${SLURM_JOB_ID:-} ]]; then
+# The variables alone do not tell: a shell in an allocation has them too. What Slurm runs is its copy
+# of the script, which always has this name.
+if [[ -z ${SLURM_JOB_ID:-} || ${0##*/} != slurm_script ]]; then
   submit "$@"
 fi
 run_job "$@"

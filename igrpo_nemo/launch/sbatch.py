@@ -13,6 +13,9 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.launch.run_jobs import LOGS, job_name
 from igrpo_nemo.site import VARIABLES, time_in_seconds
 
+_REACH_SLURM = ("SLURM_CONF", "SLURM_JWT")
+"""Variables that say where Slurm is and who asks, not what is asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -96,6 +99,11 @@ def _options(job: Submission, after: int | str | None) -> Iterator[str]:
 
 def sbatch_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of sbatch, and so of the job: the shell's, without the variables that the
-    profile has taken up already. A key set to null on the command line stays unset."""
+    profile has taken up already, and without those of an allocation that the shell is in: the
+    job's srun would obey them. A key set to null on the command line stays unset."""
     taken = {name for name in VARIABLES.values() if name.startswith("SBATCH_")}
-    return {name: value for name, value in environ.items() if name not in taken}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in taken and (name in _REACH_SLURM or not name.startswith("SLURM_"))
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +118,8 @@ def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
     for place in {folder / "checkpoints", _configured_folder(folder)}:
         for entry in place.iterdir() if place.is_dir() else ():
             if match := _CHECKPOINT.fullmatch(entry.name):
-                found.append((int(match[1]), entry.stat().st_mtime))
+                with suppress(FileNotFoundError):  # the run removes old ones meanwhile
+                    found.append((int(match[1]), entry.stat().st_mtime))
     return max(found, default=None)
 
 

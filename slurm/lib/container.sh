@@ -11,6 +11,7 @@ prepare_container() {
     die 2 "CONTAINER_IMAGE is set, but this Slurm has no pyxis (srun knows no --container-image):" \
       "unset it and set VENV to run on bare metal"
   fi
+  find_checkpoint_mount
   CONTAINER_ARGS=(
     "--container-image=$CONTAINER_IMAGE"
     "--container-mounts=$(container_mounts)"
@@ -24,10 +25,20 @@ prepare_container() {
   fi
 }
 
+# Fills CHECKPOINT_MOUNT with a checkpoint folder outside the run folder: what is not mounted is lost
+# with the container. Only what is there can be mounted.
+find_checkpoint_mount() {
+  CHECKPOINT_MOUNT=
+  [[ $KIND == train && -n ${IGRPO_CHECKPOINT_DIR:-} ]] || return 0
+  [[ $IGRPO_CHECKPOINT_DIR != "$IGRPO_RUN_DIR"/* ]] || return 0
+  mkdir -p "$IGRPO_CHECKPOINT_DIR" || die 2 "cannot make $IGRPO_CHECKPOINT_DIR"
+  CHECKPOINT_MOUNT=$IGRPO_CHECKPOINT_DIR
+}
+
 # The profile's mounts, and what every job needs at the same place as outside.
 container_mounts() {
   local mounts=${CONTAINER_MOUNTS:-} folder
-  for folder in "$IGRPO_HOME" "$IGRPO_RUN_DIR" "${HF_HOME:-}"; do
+  for folder in "$IGRPO_HOME" "$IGRPO_RUN_DIR" "$CHECKPOINT_MOUNT" "${HF_HOME:-}"; do
     [[ -n $folder ]] || continue
     [[ "$mounts," =~ :"$folder"[,:] ]] || mounts+=${mounts:+,}$folder:$folder
   done

@@ -29,22 +29,47 @@ start_driver() {
 watch_driver() {
   while is_alive "$DRIVER"; do
     pause 0.5
+    leave_when_over
     if ((IGRPO_USE_RAY)) && ! is_alive "$RAY" && [[ -z ${TERMINATED:-} ]] && is_alive "$DRIVER"; then
       say "Ray's head died: ending the driver"
-      keep_ray_logs
-      end_process "$DRIVER" 10
-      # No exit code of the driver's: it was not its fault.
-      exit 70
+      blame_ray
     fi
   done
 }
 
-# The pump ends with the last process that holds the pipe, which need not be the driver.
-finish_driver_log() {
+# The batch shell wants the step to end. Not so where Slurm does: then the driver saves by itself.
+leave_when_over() {
+  if [[ -e $IGRPO_LOG_DIR/over && -z ${TERMINATED:-} ]]; then
+    end_process "${DRIVER:-}" 10
+    exit 70
+  fi
+}
+
+# A driver whose Ray breaks may fail of it before anybody has seen that Ray is gone. Some seconds are
+# for Ray's head to be seen to end here, and for the batch shell to see a worker end: it must not
+# find the workers sent home by then.
+await_ray_end() {
   local tries=25
-  while is_alive "$PUMP" && ((tries-- > 0)); do
+  while ((tries-- > 0)) && [[ -z ${TERMINATED:-} ]]; do
+    leave_when_over
+    if ! is_alive "$RAY"; then
+      say "the driver ended with exit code $DRIVER_CODE, and Ray's head died"
+      blame_ray
+    fi
     pause 0.2
   done
+}
+
+# Ends the step without an exit code of the driver's: it was not its fault.
+blame_ray() {
+  keep_ray_logs
+  end_process "$DRIVER" 10
+  exit 70
+}
+
+# The pump ends with the last process that holds the pipe, which need not be the driver.
+finish_driver_log() {
+  await_end "$PUMP" 5
 }
 
 # Slurm signals every process of a step: the driver saves by itself.

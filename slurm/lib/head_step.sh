@@ -27,6 +27,7 @@ run_head() {
   exit_code "$DRIVER"
   DRIVER_CODE=$?
   finish_driver_log
+  ((DRIVER_CODE == 0 || ! IGRPO_USE_RAY)) || await_ray_end
   { printf '%s\n' "$DRIVER_CODE" >"$IGRPO_LOG_DIR/driver.exit"; } 2>/dev/null || true
   say "the driver ended with exit code $DRIVER_CODE"
   exit "$DRIVER_CODE"

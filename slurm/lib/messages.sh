@@ -52,13 +52,19 @@ exit_code() {
   done
 }
 
-# end_process PID SECONDS: TERM, then KILL after that time.
-end_process() {
-  local pid=$1 tries=$(($2 * 5))
-  is_alive "$pid" || return 0
-  kill -TERM "$pid" 2>/dev/null || true
-  while is_alive "$pid" && ((tries-- > 0)); do
+# await_end PID SECONDS: waits for its end, at most that long.
+await_end() {
+  local tries=$(($2 * 5))
+  while is_alive "$1" && ((tries-- > 0)); do
     pause 0.2
   done
+}
+
+# end_process PID SECONDS: TERM, then KILL after that time.
+end_process() {
+  local pid=$1
+  is_alive "$pid" || return 0
+  kill -TERM "$pid" 2>/dev/null || true
+  await_end "$pid" "$2"
   kill -KILL "$pid" 2>/dev/null || true
 }

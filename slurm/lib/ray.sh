@@ -70,6 +70,7 @@ wait_for_nodes() {
     # Asking Ray takes a second of CPU time: only when it can say yes.
     [[ -n $missing ]] || units=$(ray_units)
     ((units < expected)) || break
+    leave_when_over
     is_alive "$RAY" || die 69 "Ray's head died while its workers were joining"
     if ((SECONDS - start >= IGRPO_JOIN_TIMEOUT_S)); then
       [[ -n $missing ]] || missing="a node"

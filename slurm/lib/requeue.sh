@@ -12,7 +12,10 @@ on_terminated() {
   [[ -z ${TERMINATED:-} ]] || return 0
   TERMINATED=1
   request_stop "Slurm ends this job"
-  if [[ $(squeue -h -j "$SLURM_JOB_ID" -o %r 2>/dev/null) == TimeLimit ]]; then
+  # Slurm's KillWait may be short.
+  # shellcheck disable=SC2034 # ask_queue and send_back read these
+  local ASK_TRIES=3 ASK_PAUSE=1
+  if [[ $(ask_queue -j "$SLURM_JOB_ID" -o %r) == TimeLimit ]]; then
     LATE=1
     requeue "$EX_TEMPFAIL" "the time limit came before the run had stopped"
   fi
@@ -58,9 +61,10 @@ idle_restarts() {
 # requeue CODE REASON: back to the queue; where that is not possible the job ends with CODE.
 # Returns only at the time limit (LATE), where the driver still has its last seconds to save.
 requeue() {
-  local code=$1 reason=$2 idle state
-  state=$(squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null)
-  if [[ $state != RUNNING && -z ${LATE:-} ]]; then
+  local code=$1 reason=$2 idle state=RUNNING
+  # Where Slurm does not say, it may still take the job back.
+  [[ -n ${LATE:-} ]] || state=$(state_of "$SLURM_JOB_ID") || state=RUNNING
+  if [[ $state != RUNNING ]]; then
     # scancel, preemption, a lost node: requeued by Slurm, or not to be requeued.
     say "$reason; Slurm is ending this job (${state:-unknown state})"
     exit "$code"
@@ -77,7 +81,7 @@ requeue() {
     end_steps
     release_run_lock
   fi
-  if scontrol requeue "$SLURM_JOB_ID" 2>/dev/null; then
+  if send_back "$SLURM_JOB_ID"; then
     [[ -z ${LATE:-} ]] || return 0
     # Slurm ends this shell. Were it to end by itself, that could count as the end of the job.
     trap - TERM USR1 INT
@@ -93,5 +97,5 @@ requeue() {
 
 # Whether another job waits for this one to succeed.
 has_successor() {
-  squeue -h -t PENDING -o %E 2>/dev/null | grep -qE "afterok:$SLURM_JOB_ID([^0-9]|\$)"
+  ask_queue -t PENDING -o %E | grep -qE "afterok:$SLURM_JOB_ID([^0-9]|\$)"
 }

@@ -2,9 +2,11 @@
 # One job at a time writes a run folder. The lock names the job, and Slurm knows whether it lives.
 
 take_run_lock() {
-  local lock=$IGRPO_RUN_DIR/slurm/job holder stale=$IGRPO_RUN_DIR/slurm/job.stale.$SLURM_JOB_ID try
+  local lock=$IGRPO_RUN_DIR/slurm/job holder stale=$IGRPO_RUN_DIR/slurm/job.stale.$SLURM_JOB_ID
+  local state said='' tries=100
   [[ $KIND == train ]] || return 0
-  for ((try = 0; try < 100; try++)); do
+  mkdir -p "$IGRPO_RUN_DIR/slurm" || die 2 "cannot make the folder $IGRPO_RUN_DIR/slurm"
+  while ((tries-- > 0)); do
     # A shell with noclobber creates a file only where there is none, in one operation.
     if (set -C && printf '%s\n' "$SLURM_JOB_ID" >"$lock") 2>/dev/null; then
       RUN_LOCK=$lock
@@ -18,10 +20,15 @@ take_run_lock() {
       return
       ;;
     [0-9]*)
-      case $(state_of "$holder") in
-      '' | PENDING) ;;
+      # Nobody takes a lock whose holder may be at work.
+      state=$(state_of "$holder") ||
+        die 2 "Slurm does not answer: is job $holder at work on $IGRPO_RUN_DIR?"
+      case $state in
+      '' | PENDING | REQUEUED | REQUEUE_HOLD | SPECIAL_EXIT) ;;
       COMPLETING)
-        ((try)) || say "waiting for job $holder, which ends, to leave $IGRPO_RUN_DIR"
+        [[ -n $said ]] || say "waiting for job $holder, which ends, to leave $IGRPO_RUN_DIR"
+        # For as long as it takes: a node that hangs may keep a job in this state for hours.
+        said=yes tries=100
         pause 3
         continue
         ;;
@@ -37,11 +44,6 @@ take_run_lock() {
     pause 0.2
   done
   die 2 "cannot take the lock $lock: is $IGRPO_RUN_DIR writable?"
-}
-
-# The state of a job that has nodes or waits for some; nothing where it has ended.
-state_of() {
-  squeue -h -j "$1" -o %T 2>/dev/null
 }
 
 release_run_lock() {

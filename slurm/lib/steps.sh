@@ -52,14 +52,13 @@ make_ray_token() {
     die 74 "cannot write $RAY_AUTH_TOKEN_PATH"
 }
 
-# Ends what still runs: workers first get the time to stop Ray in good order.
+# Ends what still runs. A signal to srun kills its step at once: the steps first get the time to see
+# the file, to end the driver, and to take Ray's folder off their nodes.
 end_steps() {
   { : >"$IGRPO_LOG_DIR/over"; } 2>/dev/null || true
+  await_end "${HEAD_STEP:-}" 25
   end_process "${HEAD_STEP:-}" 10
-  local tries=50
-  while is_alive "${WORKER_STEP:-}" && ((tries-- > 0)); do
-    pause 0.2
-  done
+  await_end "${WORKER_STEP:-}" 10
   end_process "${WORKER_STEP:-}" 5
 }
 

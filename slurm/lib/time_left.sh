@@ -21,7 +21,9 @@ days_clock() {
 # Exports IGRPO_END_EPOCH, the second at which Slurm ends the job, unless it has no limit.
 find_time_limit() {
   local left
-  left=$(seconds_of "$(squeue -h -j "$SLURM_JOB_ID" -o %L 2>/dev/null)")
+  left=$(ask_queue -j "$SLURM_JOB_ID" -o %L) ||
+    say "Slurm does not say how long this job may run: NeMo-RL is not told when it has to save"
+  left=$(seconds_of "$left")
   [[ -z $left ]] || export IGRPO_END_EPOCH=$(($(date +%s) + left))
 }
 

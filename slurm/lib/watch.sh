@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Watches the steps, then says how the job ends.
 
-readonly EX_UNAVAILABLE=69 EX_IOERR=74 EX_TEMPFAIL=75
+# EX_SOFTWARE: the driver's code, or the head step's, where Ray broke under it.
+readonly EX_UNAVAILABLE=69 EX_SOFTWARE=70 EX_IOERR=74 EX_TEMPFAIL=75
 
 # Returns when the head step has ended, or when there is nothing more to hope for from it.
 watch_steps() {
@@ -64,6 +65,8 @@ conclude() {
     requeue "$EX_TEMPFAIL" "the job was told to end"
   elif [[ -n $LOST ]]; then
     requeue "$EX_UNAVAILABLE" "$LOST: $(reasons "it said nothing")"
+  elif ((code == EX_SOFTWARE)); then
+    requeue "$EX_UNAVAILABLE" "Ray lost a process of the run: $(reasons "exit code $code")"
   elif ((code == EX_TEMPFAIL || code == 0)); then
     requeue "$EX_TEMPFAIL" "the driver stopped with its state saved"
   elif [[ -z $driver ]] && ((code != EX_UNAVAILABLE)); then

@@ -179,7 +179,9 @@ def test_where_slurm_does_not_requeue_the_next_job_of_a_chain_goes_on(run):
         train=f"[[ -e {run.folder}/stopped ]] && touch {run.run_dir}/finished || "
         f"{{ touch {run.folder}/stopped; exit 75; }}"
     )
-    refuse.write_text('#!/bin/bash\n[[ $1 == requeue ]] && exit 1\nexec /usr/bin/scontrol "$@"\n')
+    disabled = "{ echo Requested operation is presently disabled >&2; exit 1; }"
+    lines = ["#!/bin/bash", f"[[ $1 == requeue ]] && {disabled}", 'exec /usr/bin/scontrol "$@"']
+    refuse.write_text("\n".join(lines) + "\n")
     refuse.chmod(0o755)
     path = {"PATH": f"{refuse.parent}:/usr/bin:/bin"}
     run.submit("a=1", flags=("--hold",), **path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from slurm_jobs import CHECKOUT
@@ -22,6 +23,13 @@ def bash(parts, line, **env):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.rstrip("\n")
+
+
+def program(folder: Path, name: str, text: str) -> str:
+    """Puts a program of shell into `folder`; the PATH that has it first."""
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:/usr/bin:/bin"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,9 @@ def test_a_container_gets_mounts_and_names_of_variables_but_no_values(tmp_path):
         CONTAINER_IMAGE="registry/nemo-rl:v0.7.0",
         CONTAINER_MOUNTS="/data:/data:ro,/scratch/me:/run",
         IGRPO_HOME="/home/me/igrpo",
+        KIND="train",
         IGRPO_RUN_DIR="/scratch/me",
+        IGRPO_CHECKPOINT_DIR=str(tmp_path / "fast"),
         HF_HOME="/data/hf",
         HF_TOKEN="hf_0123456789",
         NCCL_SOCKET_IFNAME="ib0",
@@ -107,7 +117,8 @@ def test_a_container_gets_mounts_and_names_of_variables_but_no_values(tmp_path):
     ).splitlines()
     assert "--container-image=registry/nemo-rl:v0.7.0" in arguments
     mounts = "/data:/data:ro,/scratch/me:/run,/home/me/igrpo:/home/me/igrpo"
-    assert f"--container-mounts={mounts},/scratch/me:/scratch/me,/data/hf:/data/hf" in arguments
+    mounts += f",/scratch/me:/scratch/me,{tmp_path}/fast:{tmp_path}/fast,/data/hf:/data/hf"
+    assert f"--container-mounts={mounts}" in arguments and (tmp_path / "fast").is_dir()
     [names] = [a.partition("=")[2].split(",") for a in arguments if "container-env" in a]
     assert {"CUDA_X", "HF_HOME", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "IGRPO_RUN_DIR"} <= set(names)
     assert not {"PATH", "LD_LIBRARY_PATH", "VENV", "CONTAINER_IMAGE"} & set(names)
@@ -122,3 +133,139 @@ def test_a_host_that_calls_itself_loopback_still_finds_its_address(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     assert bash("nodes", "own_address", PATH=f"{tmp_path}:/usr/bin:/bin") == "10.1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("train", "/run/checkpoints"), ("evaluate", "/elsewhere")]
+)
+def test_a_checkpoint_folder_that_needs_no_mount_gets_none(kind, folder):
+    line = "find_checkpoint_mount; echo $CHECKPOINT_MOUNT"
+    env = {"KIND": kind, "IGRPO_RUN_DIR": "/run", "IGRPO_CHECKPOINT_DIR": folder}
+    assert bash("messages container", line, **env) == ""
+
+
+def test_a_checkpoint_folder_that_cannot_be_made_stops_the_job(tmp_path):
+    (tmp_path / "file").touch()
+    env = {"KIND": "train", "IGRPO_RUN_DIR": "/run", "IGRPO_CHECKPOINT_DIR": f"{tmp_path}/file/a"}
+    told = bash("messages container", "(find_checkpoint_mount) 2>&1; echo $?", **env).splitlines()
+    assert f"error: cannot make {tmp_path}/file/a" in told[-2] and told[-1] == "2"
+
+
+QUEUE = "messages queue time_left requeue run_lock"
+SILENT = "echo squeue: error: Unable to contact slurm controller >&2; exit 1"
+QUICK = {"ASK_TRIES": "3", "ASK_PAUSE": "0.01", "SLURM_JOB_ID": "12", "KIND": "train"}
+
+
+def silent_at_first(folder: Path, answer: str) -> str:
+    """A command of Slurm's that answers from the third call on."""
+    return f"echo x >>{folder}/calls; (($(wc -l <{folder}/calls) > 2)) || {{ {SILENT}; }}; {answer}"
+
+
+def test_slurm_is_asked_again_until_it_answers(tmp_path):
+    answer = "echo a warning >&2; echo ${SQUEUE_PARTITION:-no filter}; echo $*"
+    path = program(tmp_path, "squeue", silent_at_first(tmp_path, answer))
+    env = {**QUICK, "PATH": path, "SQUEUE_PARTITION": "other"}
+    assert bash(QUEUE, "ask_queue -j 7", **env) == "no filter\n-h -j 7"
+    assert len((tmp_path / "calls").read_text().split()) == 3
+
+
+@pytest.mark.parametrize(
+    ("squeue", "code"),
+    [(SILENT, 1), ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", 0)],
+)
+def test_no_answer_is_not_the_answer_that_there_is_no_job(tmp_path, squeue, code):
+    env = {**QUICK, "PATH": program(tmp_path, "squeue", squeue)}
+    assert bash(QUEUE, "said=$(state_of 7); echo $?:$said", **env) == f"{code}:"
+
+
+def test_a_job_is_requeued_though_slurm_was_silent(tmp_path):
+    program(tmp_path, "squeue", SILENT)
+    path = program(tmp_path, "scontrol", silent_at_first(tmp_path, f"echo $* >{tmp_path}/told"))
+    line = "end_steps() { :; }; pause() { :; }; FIRST_STEP=0; requeue 75 stopped"
+    (tmp_path / "slurm").mkdir()
+    said = bash(QUEUE, line, PATH=path, IGRPO_RUN_DIR=str(tmp_path), **QUICK)
+    assert (tmp_path / "told").read_text() == "requeue 12\n"
+    assert "scontrol requeue: squeue: error: Unable to contact" in said
+
+
+def test_a_slurm_that_refuses_to_requeue_is_not_asked_again(tmp_path):
+    refusal = f"echo x >>{tmp_path}/calls; echo Requested operation is presently disabled; exit 1"
+    env = {**QUICK, "PATH": program(tmp_path, "scontrol", refusal)}
+    assert bash(QUEUE, "send_back 12; echo $?", **env).endswith("\n1")
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def lock_after(folder: Path, squeue: str) -> tuple[list[str], str]:
+    """What a job says that finds the lock of job 7, with its exit code; and whose lock it is."""
+    lock = folder / "slurm" / "job"
+    lock.parent.mkdir()
+    lock.write_text("7\n")
+    path = program(folder, "squeue", squeue)
+    line = "pause() { :; }; (take_run_lock); echo $?"
+    said = bash(QUEUE, line, PATH=path, IGRPO_RUN_DIR=str(folder), **QUICK).splitlines()
+    return said, lock.read_text().strip()
+
+
+def test_a_lock_is_not_taken_where_slurm_does_not_answer(tmp_path):
+    said, holder = lock_after(tmp_path, SILENT)
+    assert "Slurm does not answer: is job 7 at work" in said[0] and said[-1] == "2"
+    assert holder == "7"
+
+
+@pytest.mark.parametrize("state", ["", "PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"])
+def test_a_lock_of_a_job_that_has_no_nodes_is_taken(tmp_path, state):
+    assert lock_after(tmp_path, f"echo {state}") == (["0"], "12")
+
+
+def test_a_job_that_ends_is_waited_for_as_long_as_it_takes(tmp_path):
+    count = f"echo x >>{tmp_path}/calls; (($(wc -l <{tmp_path}/calls) > 120)) || echo COMPLETING"
+    said, holder = lock_after(tmp_path, count)
+    assert [line.partition("waiting for job ")[2] for line in said[:-1]] == [
+        f"7, which ends, to leave {tmp_path}"
+    ]
+    assert (said[-1], holder) == ("0", "12")
+
+
+@pytest.mark.parametrize(
+    ("lost", "driver", "step", "ending"),
+    [
+        ("", "70", 70, "69:Ray lost a process of the run: exit code 70"),
+        ("", "", 70, "69:Ray lost a process of the run: exit code 70"),
+        ("a worker is gone", "7", 143, "69:a worker is gone: it said nothing"),
+        ("", "75", 75, "75:the driver stopped with its state saved"),
+        ("", "7", 7, "finish 7"),
+    ],
+)
+def test_a_run_that_ray_broke_goes_back_to_the_queue(tmp_path, lost, driver, step, ending):
+    if driver:
+        (tmp_path / "driver.exit").write_text(f"{driver}\n")
+    line = (
+        'requeue() { echo "$1:$2"; exit; }; finish() { echo "finish $1"; exit; }; '
+        f"show_tail() {{ :; }}; KIND=train LOST='{lost}' STEP_CODE={step}; conclude"
+    )
+    env = {"IGRPO_LOG_DIR": str(tmp_path), "IGRPO_RUN_DIR": str(tmp_path)}
+    assert bash("messages watch", line, **env).splitlines()[-1] == ending
+
+
+@pytest.mark.parametrize(("ray", "code"), [("sleep 1", 70), ("sleep 30", 7)])
+def test_a_driver_that_fails_as_ray_goes_down_has_no_exit_code(tmp_path, ray, code):
+    """Ray's head ends a moment after the driver; or it does not, and the code is the driver's."""
+    line = (
+        f"keep_ray_logs() {{ :; }}; DRIVER=; DRIVER_CODE=7; {ray} & RAY=$!; "
+        "(await_ray_end; exit $DRIVER_CODE); echo $?; kill $RAY 2>/dev/null || true"
+    )
+    said = bash("messages driver", line, IGRPO_LOG_DIR=str(tmp_path)).splitlines()
+    assert said[-1] == str(code)
+
+
+def test_the_head_step_leaves_by_itself_and_ends_its_driver(tmp_path):
+    """A signal to srun would kill the step at once, and Ray's folder would stay on the node."""
+    line = (
+        f"head() {{ (trap 'touch {tmp_path}/saved; exit' TERM; "
+        "for i in {1..300}; do pause 0.1; done) & DRIVER=$!; "
+        f"trap 'exit 9' TERM; trap 'touch {tmp_path}/left' EXIT; "
+        "IGRPO_USE_RAY=0; watch_driver; }\n"
+        "(head) & HEAD_STEP=$!; pause 0.3; end_steps; exit_code $HEAD_STEP; echo $?"
+    )
+    assert bash("messages driver steps", line, IGRPO_LOG_DIR=str(tmp_path)) == "70"
+    assert (tmp_path / "saved").exists() and (tmp_path / "left").exists()

@@ -55,8 +55,9 @@ def test_shellcheck_finds_nothing(cluster):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("allocation", [{}, {"SLURM_JOB_ID": "1"}], ids=["login", "salloc"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_outside_a_job_a_script_hands_itself_to_igrpo_launch(script, tmp_path):
+def test_in_a_users_shell_a_script_hands_itself_to_igrpo_launch(script, allocation, tmp_path):
     igrpo = tmp_path / "bin" / "igrpo"
     igrpo.parent.mkdir()
     igrpo.write_text('#!/bin/bash\nprintf "%s\\n" "$PWD" "$@"\n')
@@ -64,7 +65,7 @@ def test_outside_a_job_a_script_hands_itself_to_igrpo_launch(script, tmp_path):
     done = subprocess.run(
         ["bash", str(CHECKOUT / "slurm" / script), "grpo.seed=1", "a b"],
         cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "VENV": str(tmp_path)},
+        env={"PATH": "/usr/bin:/bin", "VENV": str(tmp_path), **allocation},
         capture_output=True,
         text=True,
         timeout=60,

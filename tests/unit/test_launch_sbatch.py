@@ -120,6 +120,12 @@ def test_the_environment_has_no_second_say():
     assert sbatch_environment(environ) == {"SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"}
 
 
+def test_an_allocation_that_the_shell_is_in_is_not_handed_on():
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "t"}
+    inherited = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_GPU": "1", "SLURM_MEM_PER_GPU": "4G"}
+    assert sbatch_environment({**kept, **inherited}) == kept
+
+
 def in_a_shell(text: str, *names: str) -> list[str]:
     shown = "; ".join(f'printf "%s\\0" "${{{name}}}"' for name in names)
     done = subprocess.run(

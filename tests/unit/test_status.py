@@ -241,3 +241,11 @@ def test_checkpoints_elsewhere_are_found(tmp_path):
         folder.write_config({"checkpointing": {"checkpoint_dir": str(other)}})
     (other / "step_5").mkdir(parents=True)
     assert run_status(run).checkpoint_step == 5
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_looked_at_does_not_count(tmp_path):
+    checkpoints = make_run(tmp_path / "run") / "checkpoints"
+    (checkpoints / "step_1").mkdir(parents=True)
+    # Listed, and not there: as where it is removed after the listing.
+    (checkpoints / "step_2").symlink_to("gone")
+    assert run_status(tmp_path / "run").checkpoint_step == 1
