@@ -78,8 +78,9 @@ def test_at_the_time_limit_nothing_is_lost_and_nothing_repeated(story):
     assert "the time limit is near" in story.run.output()
 
 
-def test_a_dead_raylet_costs_the_steps_since_the_last_checkpoint(story):
-    assert story.run.resumed_after(3) == 5
+def test_a_dead_raylet_costs_at_most_the_steps_since_the_last_checkpoint(story):
+    """The driver is told to end: in ten seconds the embedded engine can save, or it is killed."""
+    assert story.run.resumed_after(3) in (5, 7)
     assert "a worker of Ray is gone" in story.run.output()
 
 
