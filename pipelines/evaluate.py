@@ -101,7 +101,7 @@ def _has_demo(runs: Path) -> bool:
 
 
 def _choose_demo(flags: argparse.Namespace) -> None:
-    from igrpo_nemo.skills.demo import BENCHMARK, SAMPLES, prepare_demo
+    from igrpo_nemo.pipeline.demo import BENCHMARK, SAMPLES, prepare_demo
 
     demo = prepare_demo(CHECKOUT / "runs")
     flags.model, flags.data_dir, flags.serve = str(demo.checkpoint), demo.data, True

@@ -47,7 +47,8 @@ def is_lost_process(error: BaseException | None) -> bool:
         return False
     if isinstance(error, RayActorError | NodeDiedError | ObjectLostError | WorkerCrashedError):
         return True
-    below = error.cause if isinstance(error, RayTaskError) else None
+    # By name: a checker without Ray takes the class for `Unknown` and the error for no such thing.
+    below = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
     return is_lost_process(below or error.__cause__)
 
 

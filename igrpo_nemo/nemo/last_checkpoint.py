@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 
-def newest_step(folder: str | os.PathLike[str]) -> int:
-    """The step of the newest whole checkpoint in a folder; 0 without one."""
-    names = [path.name for path in Path(folder).glob("step_*")]
-    return max((int(n.removeprefix("step_")) for n in names if n[5:].isdecimal()), default=0)
+def newest_step(checkpointer: Any) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    path = checkpointer.get_latest_checkpoint_path()
+    return int(Path(path).name.removeprefix("step_")) if path else 0
 
 
 def save_last_step(arguments: Mapping[str, Any], loader: Any, steps: int) -> None:

@@ -227,8 +227,8 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     )
 
     def save_last() -> None:
-        enabled, folder = master.checkpointing["enabled"], master.checkpointing["checkpoint_dir"]
-        if enabled and newest_step(folder) < clock.finished < opened.total_steps:
+        early = clock.finished < opened.total_steps
+        if early and master.checkpointing["enabled"] and newest_step(checkpointer) < clock.finished:
             save_last_step(arguments, loader, clock.finished)
 
     return Parts(run_trainer, save_last, log, clock, task_to_env)

@@ -94,6 +94,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
         "step", "training_info", "run_config",
     ),
     "nemo_rl.utils.checkpoint:CheckpointManager.finalize_checkpoint": ("checkpoint_path",),
+    "nemo_rl.utils.checkpoint:CheckpointManager.get_latest_checkpoint_path": ("self",),
     "nemo_rl.utils.timer:TimeoutChecker.check_save": ("self",),
 }  # fmt: skip
 """Every name of NeMo-RL that this package stands on, with the parameters it passes."""

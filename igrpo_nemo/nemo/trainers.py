@@ -46,10 +46,10 @@ class EndlessLoader:
     which would end its reading silently: `report` tells the run of what is raised there.
     """
 
-    def __init__(self, inner: Any, config: Config, report: Reporter | None = None) -> None:
+    def __init__(self, inner: Any, config: Config, report: Reporter) -> None:
         self._inner = inner
         self._config = config
-        self._report = report or Reporter()
+        self._report = report
 
     def __len__(self) -> int:
         return len(self._inner)

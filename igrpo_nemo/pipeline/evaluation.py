@@ -22,11 +22,11 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.pipeline.chain import Chain
 from igrpo_nemo.pipeline.child import run_to_its_end
+from igrpo_nemo.pipeline.demo import BENCHMARK, PROBLEMS, SAMPLES, write_arithmetic
 from igrpo_nemo.pipeline.script import DONE, NO
 from igrpo_nemo.pipeline.training import IGRPO
 from igrpo_nemo.skills.command import Server, tensor_parallel
 from igrpo_nemo.skills.data import read_benchmark
-from igrpo_nemo.skills.demo import BENCHMARK, PROBLEMS, SAMPLES, write_arithmetic
 from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment
 from igrpo_nemo.skills.evaluate import Evaluation, complete_here, lacking_of, missing_text
 from igrpo_nemo.skills.results import RESULTS_FOLDER, read_results

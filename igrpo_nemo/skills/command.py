@@ -20,7 +20,8 @@ from igrpo_nemo.skills.setting import Setting
 
 _OWN_ARGUMENTS = {"vllm": ("--generation-config vllm",)}
 """vLLM would take what a request leaves open (top-k, a limit of tokens) from the model's
-generation_config.json; its end-of-sequence ids it takes from there all the same."""
+generation_config.json; its end-of-sequence ids it takes from there all the same
+(vllm/config/model.py: try_get_generation_config, get_diff_sampling_param)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,7 +206,7 @@ def test_rows_of_two_problems_are_no_group(world, monkeypatch):
 
 def test_a_group_goes_to_one_shard():
     """The engine's round robin is overruled; a new group goes where least is running."""
-    from igrpo_nemo.nemo.engines import Router, ShardView
+    from igrpo_nemo.nemo.routing import Router, ShardView
 
     router = Router(3)
     assert [router.enter("a"), router.enter("a"), router.enter("b"), router.enter("c")] == [

@@ -41,21 +41,21 @@ def test_a_site_becomes_a_profile() -> None:
         partition="gpu",
         time="08:00:00",
         container="/images/nemo-rl.sqsh",
-        mounts=["/lustre:/lustre:ro", "/scratch/me:/work"],
+        mounts=["/lustre:/lustre:ro", "/scratch/me:/space"],
         hf_home="/lustre/hf",
         offline=False,
         env={"NCCL_DEBUG": "WARN"},
         qos="high",
         reservation="r",
     )
-    values = cluster_values(site, workspace="/work")
+    values = cluster_values(site, workspace="/space")
     assert values["executor"] == "slurm" and values["dependency_type"] == "afterok"
     assert (values["account"], values["partition"]) == ("acc", "gpu")
-    assert values["default_timeout"] == "08:00:00" and values["job_dir"] == "/work/nemo_run"
+    assert values["default_timeout"] == "08:00:00" and values["job_dir"] == "/space/nemo_run"
     # What is mounted already is not mounted again; NeMo-Skills reads no third part of a mount.
-    assert values["mounts"] == ["/lustre:/lustre", "/scratch/me:/work"]
+    assert values["mounts"] == ["/lustre:/lustre", "/scratch/me:/space"]
     assert values["containers"]["nemo-rl"] == "/images/nemo-rl.sqsh"
-    assert values["containers"]["vllm"] == "/work/images/vllm.sqsh"
+    assert values["containers"]["vllm"] == "/space/images/vllm.sqsh"
     assert values["env_vars"] == ["HF_HOME=/lustre/hf", "NCCL_DEBUG=WARN"]
     assert sbatch_options(site) == {"qos": "high", "reservation": "r"}
     assert cluster_values(Site(gpu="cpu"))["executor"] == "none"

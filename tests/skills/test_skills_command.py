@@ -112,8 +112,8 @@ def test_a_model_is_split_over_gpus_that_divide_its_heads(heads: int | None, siz
 
 
 def test_paths_as_the_containers_see_them() -> None:
-    mounts = ["/lustre/me:/work", "/data:/data:ro"]
-    assert mounted_path(Path("/lustre/me/out/a"), mounts) == "/work/out/a"
+    mounts = ["/lustre/me:/space", "/data:/data:ro"]
+    assert mounted_path(Path("/lustre/me/out/a"), mounts) == "/space/out/a"
     assert mounted_path(Path("/data"), mounts) == "/data"
     with pytest.raises(UserError, match="/lustre/meadow is in none of"):
         mounted_path(Path("/lustre/meadow"), mounts)
