@@ -190,8 +190,8 @@ def new_log(out: Path) -> Path:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    """The last line of a log that says something, without the frame that `ns` draws around it."""
+    lines = [line.strip(" ─│╭╮╰╯") for line in log.read_text(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "it said nothing")
 
 

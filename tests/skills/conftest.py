@@ -11,6 +11,12 @@ from skills_environment import WHY_NOT, has_source, make_environment
 from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment
 
 
+@pytest.fixture(autouse=True)
+def no_python_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NeMo-Skills is another environment: what the tests of NeMo-RL put there is not for it."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.fixture(scope="session")
 def skills() -> SkillsEnvironment:
     """NeMo-Skills' environment."""

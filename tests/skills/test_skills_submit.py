@@ -30,7 +30,10 @@ NS = """\
 #!/bin/sh
 echo "$*" >> {folder}/calls
 number=$(wc -l < {folder}/calls)
-if [ -e {folder}/refuse ] && [ $number -gt 1 ]; then echo "no such partition"; exit 1; fi
+if [ -e {folder}/refuse ] && [ $number -gt 1 ]; then
+  printf '%s\n' '╭─ Error ─────────────╮' '│ no such partition   │' '╰─────────────────────╯'
+  exit 1
+fi
 echo "Launched app: slurm_tunnel://nemo_run/$((100 + number))"
 """
 
@@ -139,7 +142,9 @@ def test_nothing_touches_a_folder_that_jobs_write_into(cluster: Cluster) -> None
 
 def test_jobs_that_were_sent_before_a_failure_are_remembered(cluster: Cluster) -> None:
     (cluster.folder / "refuse").touch()
-    with pytest.raises(UserError, match=r"no such partition.*sent before that: 101 \(scancel 101"):
+    with pytest.raises(
+        UserError, match=r"\(exit 1\): no such partition;.*sent before that: 101 \(scancel 101"
+    ):
         cluster.send()
     assert cluster.note["jobs"] == [101]
     cluster.queue("PENDING")
