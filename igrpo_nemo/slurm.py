@@ -67,8 +67,9 @@ def has_ended(job_id: int) -> bool:
         ).split()
     except UserError as error:
         return "Invalid job id" in str(error)  # so long ago that Slurm has forgotten it
-    # A job that waits again was requeued: its nodes of before are not its any more.
-    return all(state in ENDED | {"PENDING"} for state in text)
+    # A job that waits again was requeued: its nodes of before are not its any more. No line at all
+    # is no answer: a site may show other people's jobs to nobody.
+    return bool(text) and all(state in ENDED | {"PENDING"} for state in text)
 
 
 def submit(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> int:
@@ -93,7 +94,7 @@ def _run(
         done = subprocess.run(
             [program, *words],
             cwd=folder,
-            env=None if environ is None else dict(environ),
+            env=_without_filters(os.environ if environ is None else environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -109,6 +110,11 @@ def _run(
     if done.returncode:
         raise UserError(f"{program} says: {_reason(done.stderr) or f'exit {done.returncode}'}")
     return done.stdout
+
+
+def _without_filters(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without SQUEUE_PARTITION and its like, which would hide jobs."""
+    return {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
 
 
 def _reason(errors: str) -> str:

@@ -1,7 +1,8 @@
 """Evaluates a model on the paper's benchmarks through NeMo-Skills' `ns eval`.
 
+    evaluate.py --model PATH                                         with vLLM, on this machine
     evaluate.py --model NAME --address http://127.0.0.1:8000/v1      a server that runs
-    evaluate.py --model PATH --cluster slurm_a100                    jobs that start their own
+    evaluate.py --model PATH --cluster mine                          jobs that start their own
     evaluate.py --model runs/demo/checkpoints/step_00000100 --serve  a small model, served here
     evaluate.py --check DIR                                          only read what is there
 
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from igrpo_nemo.config import Config
@@ -29,10 +31,17 @@ from igrpo_nemo.skills.cluster_yaml import sbatch_options
 from igrpo_nemo.skills.command import Place, Server, eval_commands, tensor_parallel
 from igrpo_nemo.skills.data import default_data_folder, read_benchmark
 from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment, version_warning
-from igrpo_nemo.skills.evaluate import Evaluation, complete_here, missing_text, results_text
+from igrpo_nemo.skills.evaluate import (
+    LOG_FOLDER,
+    Evaluation,
+    complete_here,
+    missing_text,
+    results_text,
+)
 from igrpo_nemo.skills.results import inspected, results_of
 from igrpo_nemo.skills.setting import default_folder, local_model, setting_of
 from igrpo_nemo.skills.submit import cluster_profile, submit
+from igrpo_nemo.skills.vllm_server import find_vllm, vllm_serving
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -52,11 +61,14 @@ def main(words: Sequence[str]) -> int:
         _choose_demo(flags)
     if flags.model is None and flags.address is None:
         raise UserError("name a model with --model, or a server with --address")
+    vllm = None
     if flags.address is None and not (flags.serve or flags.cluster or flags.dry_run):
-        raise UserError(
-            "nothing answers for the model: give the --address of a running server "
-            "(vllm serve PATH), --serve for a small model, or --cluster"
-        )
+        vllm = find_vllm(os.environ) if flags.server_type == "vllm" else None
+        if vllm is None:
+            raise UserError(
+                "nothing answers for the model, and no vllm is on PATH (or named by VLLM): give "
+                "the --address of a running server, --serve for a small model, or --cluster"
+            )
     config = selection.config_of_model(flags.model, overrides)
     config = selection.with_benchmarks(config, flags.benchmarks)
     with ExitStack() as stack:
@@ -64,10 +76,10 @@ def main(words: Sequence[str]) -> int:
             flags.address = _served(stack, flags, config)
         evaluation = _evaluation(flags, config, environment)
         if flags.cluster:
-            return _on_cluster(flags, evaluation)
+            return _on_cluster(flags, evaluation, overrides)
         if flags.dry_run:
             return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
-        return _here(flags, evaluation)
+        return _here(flags, evaluation, vllm)
 
 
 def _parser() -> Parser:
@@ -89,7 +101,7 @@ def _parser() -> Parser:
     )
     where.add_argument("--jobs", type=int, default=8, help="jobs that share the samples (8)")
     where.add_argument("--server-type", default="vllm", help="NeMo-Skills' name for it (vllm)")
-    where.add_argument("--server-args", default="", help="further arguments of a job's server")
+    where.add_argument("--server-args", default="", help="further arguments of the server")
     where.add_argument("--again", action="store_true", help="though jobs sent before may run")
     return parser
 
@@ -143,18 +155,20 @@ def _evaluation(
     return Evaluation(config, setting, data, server, out, environment)
 
 
-def _here(flags: argparse.Namespace, evaluation: Evaluation) -> int:
-    complete_here(evaluation, os.environ, again=flags.again)
+def _here(flags: argparse.Namespace, evaluation: Evaluation, vllm: str | None) -> int:
+    logs = evaluation.out / LOG_FOLDER
+    serving = partial(vllm_serving, vllm, evaluation.server, logs, os.environ) if vllm else None
+    complete_here(evaluation, os.environ, again=flags.again, serving=serving)
     return _report(evaluation.out, evaluation.names)
 
 
-def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation) -> int:
+def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation, overrides: Sequence[str]) -> int:
     config_dir = flags.config_dir or CHECKOUT / "configs" / "cluster_configs"
     profile = cluster_profile(flags.cluster, config_dir)
-    site = site_profile(evaluation.config, CHECKOUT, os.environ)
+    site = site_profile(evaluation.config, CHECKOUT, os.environ, overrides)
     place = profile.place(evaluation.out, jobs=flags.jobs, sbatch=sbatch_options(site))
     if not flags.dry_run:
-        profile.check_account()
+        profile.check_own()
     if flags.address is None:
         server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
         evaluation = replace(evaluation, server=server)

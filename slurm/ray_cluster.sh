@@ -14,6 +14,11 @@
 
 set -uo pipefail
 
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  echo "error: this file is what slurm/train_*.sh and slurm/evaluate.sh share: run one of those" >&2
+  exit 2
+fi
+
 IGRPO_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export IGRPO_HOME
 lib=$IGRPO_HOME/slurm/lib

@@ -101,7 +101,7 @@ def sbatch_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of sbatch, and so of the job: the shell's, without the variables that the
     profile has taken up already, and without those of an allocation that the shell is in: the
     job's srun would obey them. A key set to null on the command line stays unset."""
-    taken = {name for name in VARIABLES.values() if name.startswith("SBATCH_")}
+    taken = {name for name in VARIABLES.values() if name.startswith("SBATCH_")} | {"SBATCH_SIGNAL"}
     return {
         name: value
         for name, value in environ.items()

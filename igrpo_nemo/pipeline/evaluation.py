@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from igrpo_nemo.config import Config
@@ -28,11 +29,18 @@ from igrpo_nemo.pipeline.training import IGRPO
 from igrpo_nemo.skills.command import Server, tensor_parallel
 from igrpo_nemo.skills.data import read_benchmark
 from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment
-from igrpo_nemo.skills.evaluate import Evaluation, complete_here, lacking_of, missing_text
+from igrpo_nemo.skills.evaluate import (
+    LOG_FOLDER,
+    Evaluation,
+    complete_here,
+    lacking_of,
+    missing_text,
+)
 from igrpo_nemo.skills.results import RESULTS_FOLDER, read_results
 from igrpo_nemo.skills.selection import with_benchmarks
 from igrpo_nemo.skills.setting import Model, check_same, default_folder, setting_of
 from igrpo_nemo.skills.thinking import opens_thinking
+from igrpo_nemo.skills.vllm_server import find_vllm, vllm_serving
 
 SERVER_TYPE = "vllm"
 """NeMo-Skills' name for any server of this kind; its "openai" changes the sampling."""
@@ -125,14 +133,18 @@ def evaluate_here(chain: Chain, choices: Choices, environ: Mapping[str, str]) ->
     if not lacking_of(evaluation):
         return DONE, evaluation.out
     with ExitStack() as stack:
+        serving = None
         if _serves(chain, choices):
             evaluation = replace(evaluation, server=_served(stack, chain, evaluation))
         elif choices.address is None:
-            raise UserError(
-                f"nothing serves {chain.model} here: give the --address of a server "
-                f"(vllm serve {chain.model}), or --cluster slurm"
-            )
-        lacking = complete_here(evaluation, environ)
+            if (vllm := find_vllm(environ)) is None:
+                raise UserError(
+                    f"nothing serves {chain.model}, and no vllm is on PATH (or named by VLLM): "
+                    "give the --address of a server, or --cluster slurm"
+                )
+            logs = evaluation.out / LOG_FOLDER
+            serving = partial(vllm_serving, vllm, evaluation.server, logs, environ)
+        lacking = complete_here(evaluation, environ, serving=serving)
     if lacking:
         print(missing_text(evaluation.out, lacking), file=sys.stderr)
     return (NO if lacking else DONE), evaluation.out

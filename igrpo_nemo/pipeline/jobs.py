@@ -18,7 +18,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.launch.sbatch import LOGS, job_name, sbatch_environment
 from igrpo_nemo.slurm import submit
 
-_PLAIN = re.compile(r"[\w./+:=,@%$-]+")
+_PLAIN = re.compile(r"[\w./+:=,@%$&|*()\[\]-]+")
 _NOT_FOR_THE_JOB = {"CONTAINER_IMAGE", "CONTAINER_MOUNTS", "VENV"}
 
 
@@ -84,11 +84,15 @@ def _options(job: StageJob, where: Surroundings) -> Iterator[str]:
     yield "--ntasks-per-node=1"
     if site.gpu != "cpu" and job.gpus:
         yield f"--gpus-per-node={job.gpus}"
+        # The CPUs convert, in their memory: a site's share for one of them is too little.
+        yield "--exclusive"
+        yield "--mem=0"
     yield f"--time={job.time}"
+    yield "--requeue"
     for option in ("account", "partition", "qos", "constraint", "reservation"):
         if (value := getattr(site, option)) is not None:
             yield f"--{option}={value}"
-    yield f"--output={where.run}/{LOGS}/{job.stage}-%j.out"
+    yield f"--output={str(where.run).replace('%', '%%')}/{LOGS}/{job.stage}-%j.out"
     if job.after:
         yield f"--dependency=afterok:{':'.join(str(number) for number in job.after)}"
         yield "--kill-on-invalid-dep=yes"
@@ -104,15 +108,12 @@ def _variables(where: Surroundings) -> Iterator[tuple[str, str]]:
 def _srun(where: Surroundings) -> Sequence[str]:
     """The step: in the profile's container, or on the node itself."""
     site = where.site
-    step = ["srun", "--ntasks=1"]
+    # Slurm would tie a single task to a single CPU.
+    step = ["srun", "--ntasks=1", "--cpu-bind=none"]
     if not site.container:
         return step
     names = sorted(name for name, _ in _variables(where))
-    own = (str(where.checkout), str(where.run), site.hf_home)
-    mounts = [
-        *site.mounts,
-        *(f"{path}:{path}" for path in own if path and not _mounted(path, site)),
-    ]
+    mounts = [*site.mounts, *(f"{path}:{path}" for path in own_mounts(where))]
     return [
         *step,
         f"--container-image={site.container}",
@@ -123,8 +124,17 @@ def _srun(where: Surroundings) -> Sequence[str]:
     ]
 
 
-def _mounted(path: str, site: Site) -> bool:
-    return any(path in mount.split(":")[:2] for mount in site.mounts)
+def own_mounts(where: Surroundings) -> list[str]:
+    """The folders that a job needs at the same place as outside, and that no mount has there."""
+    own = (where.checkout, *run_folders(where), where.site.hf_home)
+    there = {mount.split(":")[1] for mount in where.site.mounts}
+    return [str(path) for path in own if path and str(path) not in there]
+
+
+def run_folders(where: Surroundings) -> list[Path]:
+    """The run's folder, and the one of its checkpoints where that lies elsewhere."""
+    checkpoints = Path(where.settings["IGRPO_CHECKPOINT_DIR"])
+    return [where.run] if where.run in checkpoints.parents else [where.run, checkpoints]
 
 
 def _plain(option: str) -> str:

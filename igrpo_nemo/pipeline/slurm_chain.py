@@ -25,7 +25,14 @@ from igrpo_nemo.pipeline.chain import Chain
 from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
 from igrpo_nemo.pipeline.conversion import check_convertible, is_converted
 from igrpo_nemo.pipeline.evaluation import Choices, evaluated_config, skills_evaluation
-from igrpo_nemo.pipeline.jobs import StageJob, Surroundings, script_path, script_text, submit_stage
+from igrpo_nemo.pipeline.jobs import (
+    StageJob,
+    Surroundings,
+    run_folders,
+    script_path,
+    script_text,
+    submit_stage,
+)
 from igrpo_nemo.pipeline.local_chain import with_chain
 from igrpo_nemo.pipeline.skills_profile import chain_profile, default_profile, read_values
 from igrpo_nemo.pipeline.training import is_trained, launch_plan, submit_training, training_inputs
@@ -36,7 +43,7 @@ from igrpo_nemo.skills.command import Place, eval_commands
 from igrpo_nemo.skills.environment import child_environ, find_environment, without_secrets
 from igrpo_nemo.skills.evaluate import Evaluation, FolderLock, lacking_of, prepare
 from igrpo_nemo.skills.setting import check_same
-from igrpo_nemo.skills.submit import ClusterProfile, submit
+from igrpo_nemo.skills.submit import ClusterProfile, cluster_profile, submit
 from igrpo_nemo.skills.submitted import check_not_running
 
 CONVERT_TIME = "04:00:00"
@@ -80,7 +87,7 @@ def submit_all(
         comparison = compare(with_chain(request, chain, str(evaluation.out)), chain.comparison)
         print(summary_text(comparison, chain.comparison))
         return 0
-    prepared.profile.check_account()
+    prepared.profile.check_own()
     # NeMo-Skills checks every argument while nothing is submitted yet.
     submit(evaluation, place, environ, dry_run=True)
     sent: list[int] = []
@@ -152,8 +159,9 @@ def _evaluation_plan(
         if _is_evaluated(chain, evaluation):
             return evaluation.out, f"# {evaluation.out} is complete"
         place = replace(prepared.place, after=after)
-        text = evaluation_text(evaluation, place, environ)
         name, folder = _profile_of(slurm, prepared.where.site)
+        own = replace(cluster_profile(name, folder), account=prepared.profile.account)
+        text = _warning(own) + evaluation_text(evaluation, place, environ)
         real = {scratch: read_values(name, folder)["job_dir"]}
         real[f"--config_dir={scratch}"] = f"--config_dir={chain.run / 'stages'}"
     for before in sorted(real, key=len, reverse=True):
@@ -221,15 +229,27 @@ def _prepared(
     with `values` in it, is written into `folder`."""
     check_convertible(chain.config)
     is_trained(chain.config)
+    if choices.evaluator == "igrpo":
+        raise UserError("--evaluator igrpo evaluates here: leave out --cluster")
     where = _surroundings(chain, slurm, environ)
+    script_text(convert_job(chain, ()), where)  # both stages' have the same options
     environment = find_environment(environ)
     evaluation = skills_evaluation(chain, choices, environment, hf_home=where.site.hf_home)
     name, config_dir = _profile_of(slurm, where.site)
-    profile = chain_profile(name, config_dir, where.site, [chain.run], folder, **values)
+    profile = chain_profile(name, config_dir, where.site, run_folders(where), folder, **values)
     options = sbatch_options(where.site)
     place = profile.place(evaluation.out, jobs=slurm.jobs, sbatch=options)
     server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
     return Prepared(where, profile, replace(evaluation, server=server), place)
+
+
+def _warning(profile: ClusterProfile) -> str:
+    """A line of the plan where nothing would be submitted with this profile."""
+    try:
+        profile.check_own()
+    except UserError as error:
+        return f"# not to be submitted as it is: {error}\n"
+    return ""
 
 
 def _profile_of(slurm: SlurmChoices, site: Site) -> tuple[str, Path]:

@@ -26,7 +26,7 @@ generation_config.json; its end-of-sequence ids it takes from there all the same
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What answers: a server that runs at `address`, or one that the jobs start on `gpus` GPUs."""
+    """What answers: a server that runs at `address`, or one that is started on `gpus` GPUs."""
 
     model: str
     """The model's name at the server, or the path that the jobs' server loads."""
@@ -34,7 +34,7 @@ class Server:
     address: str | None = None
     gpus: int | None = None
     arguments: str = ""
-    """Further arguments of a server that the jobs start."""
+    """Further arguments of a server that is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,14 @@ def _server_arguments(server: Server) -> list[str]:
     if server.address is not None:
         return [*arguments, f"--server_address={server.address}"]
     arguments.append(f"--server_gpus={server.gpus}")
-    own = [*_OWN_ARGUMENTS.get(server.server_type, ()), server.arguments]
-    text = " ".join(argument for argument in own if argument)
+    text = started_arguments(server)
     return [*arguments, f"--server_args={text}"] if text else arguments
+
+
+def started_arguments(server: Server) -> str:
+    """The arguments of a server that is started for the evaluation, as a shell would read them."""
+    own = [*_OWN_ARGUMENTS.get(server.server_type, ()), server.arguments]
+    return " ".join(argument for argument in own if argument)
 
 
 def _place_arguments(place: Place) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,19 @@ class FolderLock(RunLock):
 
 
 def complete_here(
-    evaluation: Evaluation, environ: Mapping[str, str], *, again: bool = False
+    evaluation: Evaluation,
+    environ: Mapping[str, str],
+    *,
+    again: bool = False,
+    serving: Callable[[], AbstractContextManager[str]] | None = None,
 ) -> list[Inspection]:
     """Runs on this machine what is missing, against a server that runs; what is missing still.
 
+    Where no server is named, `serving` starts one if something is missing, and gives its address.
     Raises `UserError` where the folder holds another evaluation, where the server does not answer,
     and while jobs of a cluster may still write into the folder; `again` says that none does.
     """
-    with closing(FolderLock(evaluation.out)):
+    with closing(FolderLock(evaluation.out)), ExitStack() as stack:
         check_alone(evaluation.out)
         if not again:
             check_not_running(evaluation.out)
@@ -90,7 +95,10 @@ def complete_here(
         if not lacking:
             return []
         address = evaluation.server.address
-        assert address is not None
+        if address is None:
+            assert serving is not None
+            address = stack.enter_context(serving())
+            evaluation = replace(evaluation, server=replace(evaluation.server, address=address))
         if not server_answers(address):
             raise UserError(f"no server answers at {address}: start it, or give another --address")
         place = Place(out=str(evaluation.out.absolute()))
@@ -187,12 +195,6 @@ def new_log(out: Path) -> Path:
     folder = out / LOG_FOLDER
     number = len(list(folder.glob("ns-*.log"))) + 1
     return folder / f"ns-{number}.log"
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that says something, without the frame that `ns` draws around it."""
-    lines = [line.strip(" ─│╭╮╰╯") for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "it said nothing")
 
 
 def missing_text(out: Path, lacking: Sequence[Inspection]) -> str:

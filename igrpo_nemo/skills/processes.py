@@ -122,6 +122,17 @@ def _running() -> list[tuple[int, Started]]:
     return [(int(parent), Started(int(pid), since)) for pid, parent, since in fields]
 
 
+def end_with_all(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started: SIGTERM, and SIGKILL after `GRACE_S`."""
+    _end(process, set(descendants(process.pid)))
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, without the frame that `ns` draws around it."""
+    lines = [line.strip(" ─│╭╮╰╯") for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
+
+
 def _end(process: subprocess.Popen[bytes], below: set[Started]) -> None:
     """SIGTERM, and SIGKILL for those that are still there after `GRACE_S`."""
     deadline = time.monotonic() + GRACE_S

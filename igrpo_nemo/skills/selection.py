@@ -23,7 +23,18 @@ def config_of_model(model: str | None, overrides: Sequence[str]) -> Config:
     """The config that a model is evaluated under: its run's own prompt, else the overrides alone.
 
     A run's config is composed already, so `eval=NAME` and its keys are read on their own there.
+    `cluster=NAME` says which machines, for an engine that evaluates nothing: so is it.
     """
+    clusters = [word for word in overrides if word.lstrip("+").startswith("cluster=")]
+    if clusters:
+        config = config_of_model(model, [word for word in overrides if word not in clusters])
+        site = [word for word in overrides if word.lstrip("+~").startswith("igrpo.site.")]
+        chosen = load_config(["engine=nemo_rl", "policy.model_name=served", *clusters, *site])
+        return config.replaced("igrpo", site=chosen.igrpo.site)
+    return _config_of_model(model, overrides)
+
+
+def _config_of_model(model: str | None, overrides: Sequence[str]) -> Config:
     from igrpo_nemo.cli.evaluate import evaluated_config
 
     if model is None or not Path(model).exists():

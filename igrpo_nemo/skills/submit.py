@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.launch.sbatch import sbatch_environment
 from igrpo_nemo.skills.cluster_yaml import ACCOUNT
 from igrpo_nemo.skills.command import Place, eval_commands, mounted_path
 from igrpo_nemo.skills.environment import child_environ, without_secrets
@@ -25,12 +26,11 @@ from igrpo_nemo.skills.evaluate import (
     Evaluation,
     FolderLock,
     lacking_of,
-    last_line,
     mend_and_inspect,
     new_log,
     prepare,
 )
-from igrpo_nemo.skills.processes import run_logged
+from igrpo_nemo.skills.processes import last_line, run_logged
 from igrpo_nemo.skills.submitted import check_not_running, write_note
 
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
@@ -46,6 +46,8 @@ class ClusterProfile:
     mounts: tuple[str, ...]
     executor: str
     account: str | None
+    job_dir: Path | None = None
+    """Where this machine writes the jobs' files."""
 
     def seen(self, path: str) -> str:
         """A path as the jobs see it; a model's name on the hub is itself."""
@@ -73,12 +75,20 @@ class ClusterProfile:
             sbatch=sbatch or {},
         )
 
-    def check_account(self) -> None:
-        """Raises `UserError` for a profile as it is shipped."""
+    def check_own(self) -> None:
+        """Raises `UserError` for a profile as it is shipped: without an account, or with folders
+        that are not here."""
+        problem = None
         if self.account == ACCOUNT:
+            problem = "names no account"
+        elif self.job_dir is not None and not self.job_dir.parent.is_dir():
+            problem = (
+                f"has {self.job_dir} for its jobs' files, but there is no {self.job_dir.parent}"
+            )
+        if problem:
             raise UserError(
-                f"{self.config_dir / self.name}.yaml names no account: set it there, or make the "
-                "profile from yours with `python pipelines/cluster_config.py`"
+                f"cluster profile {self.name} {problem}: make one of your own with "
+                "`python pipelines/cluster_config.py --workspace DIR` (docs/evaluation.md)"
             )
 
 
@@ -89,6 +99,7 @@ def cluster_profile(name: str, config_dir: Path) -> ClusterProfile:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         mounts = tuple(os.path.expandvars(mount) for mount in values.get("mounts") or [])
         executor, account = str(values["executor"]), values.get("account")
+        job_dir = values.get("job_dir")
     except FileNotFoundError:
         have = ", ".join(sorted(file.stem for file in config_dir.glob("*.yaml"))) or "none"
         raise UserError(f"there is no cluster profile {path}: there are {have}") from None
@@ -96,7 +107,9 @@ def cluster_profile(name: str, config_dir: Path) -> ClusterProfile:
         raise UserError(f"{path} is no cluster profile: {' '.join(str(error).split())}") from error
     if executor == "none":
         raise UserError(f"cluster profile {name} is this machine: leave out --cluster")
-    return ClusterProfile(name, config_dir, mounts, executor, account)
+    return ClusterProfile(
+        name, config_dir, mounts, executor, account, Path(job_dir) if job_dir else None
+    )
 
 
 def submit(
@@ -157,7 +170,7 @@ def _run_ns(
     log: Path,
     *flags: str,
 ) -> None:
-    child = without_secrets(child_environ(evaluation.environment.bin, environ))
+    child = without_secrets(child_environ(evaluation.environment.bin, sbatch_environment(environ)))
     # In a git checkout NeMo-Skills would pack that one up and send it along.
     with tempfile.TemporaryDirectory() as outside:
         for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):

@@ -12,6 +12,7 @@ prepare_container() {
       "unset it and set VENV to run on bare metal"
   fi
   find_checkpoint_mount
+  check_container_files
   CONTAINER_ARGS=(
     "--container-image=$CONTAINER_IMAGE"
     "--container-mounts=$(container_mounts)"
@@ -33,6 +34,19 @@ find_checkpoint_mount() {
   [[ $IGRPO_CHECKPOINT_DIR != "$IGRPO_RUN_DIR"/* ]] || return 0
   mkdir -p "$IGRPO_CHECKPOINT_DIR" || die 2 "cannot make $IGRPO_CHECKPOINT_DIR"
   CHECKPOINT_MOUNT=$IGRPO_CHECKPOINT_DIR
+}
+
+# What is mistyped fails here, once; in the step it would look like a lost node. An image without a
+# slash in front is a registry's.
+check_container_files() {
+  local mount sources
+  [[ $CONTAINER_IMAGE != [./]* || -e $CONTAINER_IMAGE ]] ||
+    die 2 "CONTAINER_IMAGE: there is no $CONTAINER_IMAGE on $(hostname)"
+  IFS=, read -ra sources <<<"$(container_mounts)"
+  for mount in "${sources[@]}"; do
+    [[ $mount != /* || -e ${mount%%:*} ]] ||
+      die 2 "CONTAINER_MOUNTS, HF_HOME: there is no ${mount%%:*} on $(hostname) to be mounted"
+  done
 }
 
 # The profile's mounts, and what every job needs at the same place as outside.

@@ -16,6 +16,7 @@ source "$lib/ray.sh"
 source "$lib/driver.sh"
 
 run_head() {
+  { : >"$IGRPO_LOG_DIR/head.started"; } 2>/dev/null || true
   trap on_step_terminated TERM
   trap leave EXIT
   set_paths

@@ -95,7 +95,8 @@ requeue() {
   die "$code" "this Slurm does not requeue the job: submit it again to go on"
 }
 
-# Whether another job waits for this one to succeed.
+# Whether another job of this run's chain waits for this one to succeed; they share its name. What
+# evaluates the run waits too, but trains nothing.
 has_successor() {
-  ask_queue -t PENDING -o %E | grep -qE "afterok:$SLURM_JOB_ID([^0-9]|\$)"
+  ask_queue -t PENDING -n "$SLURM_JOB_NAME" -o %E | grep -qE "afterok:$SLURM_JOB_ID([^0-9]|\$)"
 }

@@ -59,7 +59,7 @@ read_settings() {
 # a folder of their own.
 evaluation_words() {
   local word
-  printf '%s\n' policy.model_name=none logger.log_dir=runs/evaluate
+  printf '%s\n' engine=nemo_rl policy.model_name=none logger.log_dir=runs/evaluate
   for word in "$@"; do
     [[ $word =~ ^\+*(cluster|igrpo\.site\.[a-z_.A-Z0-9]+)= ]] && printf '%s\n' "$word"
   done

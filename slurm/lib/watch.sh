@@ -63,6 +63,10 @@ conclude() {
   [[ -z ${LATE:-} ]] || exit "$EX_TEMPFAIL"
   if is_ending; then
     requeue "$EX_TEMPFAIL" "the job was told to end"
+  elif is_container_refused; then
+    show_tail
+    say "error: $CONTAINER_IMAGE did not start (exit code $code): look at its name and the mounts"
+    finish "$EX_UNAVAILABLE"
   elif [[ -n $LOST ]]; then
     requeue "$EX_UNAVAILABLE" "$LOST: $(reasons "it said nothing")"
   elif ((code == EX_SOFTWARE)); then
@@ -77,6 +81,12 @@ conclude() {
   show_tail
   say "error: $(reasons "the driver ended with exit code $code")"
   finish "$code"
+}
+
+# Whether the container never started for this run: rather its name, or a mount, than a lost node.
+is_container_refused() {
+  [[ -n ${CONTAINER_IMAGE:-} && ! -e $IGRPO_LOG_DIR/head.started ]] &&
+    ((${SLURM_RESTART_COUNT:-0} == 0 && $(saved_step) == 0))
 }
 
 # What the steps said of their end, or else $1.

@@ -268,7 +268,16 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster):
     error = cluster.chain(code=2, more=("policy.max_grad_norm=3.0",))
     assert "was trained with policy.max_grad_norm=1.0, now it is 3.0" in error
     error = cluster.chain(code=2, more=("igrpo.site.account=null",))
-    assert "slurm_a100.yaml names no account" in error
+    assert "slurm_a100 names no account" in error
+    error = cluster.chain(code=2, more=("igrpo.site.sbatch=['--comment=my job']",))
+    assert "'--comment=my job' cannot stand in a job script" in error
+    error = cluster.chain("--evaluator", "igrpo", code=2)
+    assert "leave out --cluster" in error
+    text = (cluster.folder / "slurm_a100.yaml").read_text().replace("/workspace", "/moved/nemo_run")
+    (cluster.folder / "slurm_a100.yaml").write_text(text)
+    error = cluster.chain(code=2)
+    assert f"there is no {cluster.folder}/moved: make one of your own" in error
+    assert "# not to be submitted as it is: " in sections(cluster.chain("--dry-run"))["evaluate"]
     error = cluster.chain("--data-dir", str(cluster.folder / "none"), code=2)
     assert "prepare_data.py" in error
     assert cluster.sent() == {}

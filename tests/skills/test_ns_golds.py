@@ -24,11 +24,11 @@ FILES = {"aime24": "aime24_skills.jsonl", "math-500": "math500.jsonl"}
 
 def golds() -> list[str]:
     """The answers of both benchmarks, as the pipeline would write them."""
-    folder = Path(os.environ.get("IGRPO_SHARED_DATA", SHARED))
+    folder = Path(os.environ.get("IGRPO_DATA_DIR", SHARED))
     found = []
     for name, file in FILES.items():
         if not (folder / file).is_file():
-            pytest.skip(f"{file} is not at hand: put it in {folder} or set IGRPO_SHARED_DATA")
+            pytest.skip(f"{file} is not at hand: set IGRPO_DATA_DIR to the folder that has it")
         rows = checked_rows(benchmark_named(name), rows_of_file(folder / file), file)
         found += [row["expected_answer"] for row in rows]
     return found

@@ -22,7 +22,7 @@ from igrpo_nemo.skills.submitted import check_not_running
 PROFILES = CHECKOUT / "configs" / "cluster_configs"
 
 
-@pytest.mark.parametrize("name", ["local", "slurm_a100"])
+@pytest.mark.parametrize("name", ["local", "slurm_a100", "slurm_h100"])
 def test_shipped_profiles_are_the_commands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if (CHECKOUT / "cluster.local.yaml").exists():
         pytest.skip("cluster.local.yaml changes the profiles of this checkout")
@@ -72,7 +72,11 @@ def test_profiles_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave out --cluster"):
         cluster_profile("local", PROFILES)
     with pytest.raises(UserError, match="names no account"):
-        cluster_profile("slurm_a100", PROFILES).check_account()
+        cluster_profile("slurm_a100", PROFILES).check_own()
+    mine = {"executor": "slurm", "account": "acme", "job_dir": f"{tmp_path}/none/nemo_run"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    with pytest.raises(UserError, match=f"there is no {tmp_path}/none: make one of your own"):
+        cluster_profile("mine", tmp_path).check_own()
     (tmp_path / "broken.yaml").write_text("a list\n")
     with pytest.raises(UserError, match="is no cluster profile"):
         cluster_profile("broken", tmp_path)

@@ -145,7 +145,8 @@ def test_steps_that_are_told_to_end_send_the_job_back_to_the_queue(run):
 def test_in_a_container_the_images_python_runs_the_driver(run):
     """srun is real; only the options that pyxis adds to it are taken off again."""
     note = f'printf "%s\\n" "$@" >{run.folder}/words; echo "$PYTHONPATH" >>{run.folder}/words'
-    run.install_stub(settings="echo CONTAINER_IMAGE=/images/nemo-rl.sqsh")
+    (run.folder / "nemo-rl.sqsh").touch()
+    run.install_stub(settings=f"echo CONTAINER_IMAGE={run.folder}/nemo-rl.sqsh")
     (run.site / "bin" / "python").write_text(f"#!/bin/bash\n{note}\ntouch {run.run_dir}/finished\n")
     srun = run.site / "bin" / "srun"
     lines = [
@@ -162,7 +163,7 @@ def test_in_a_container_the_images_python_runs_the_driver(run):
     told = (run.folder / "words").read_text().splitlines()
     assert told == ["-m", "igrpo_nemo", "train", "a=1", f"{CHECKOUT}:/of/the/image"]
     given = (run.folder / "srun").read_text()
-    assert "--container-image=/images/nemo-rl.sqsh" in given
+    assert f"--container-image={run.folder}/nemo-rl.sqsh" in given
     assert not any(value in given for value in FAKE_SECRETS.values())
 
 
@@ -219,4 +220,4 @@ def test_an_evaluation_is_a_python_program_of_the_checkout(run):
     # The settings come from the profile; the rest of the words is the program's.
     asked = (run.folder / "asked").read_text().splitlines()
     assert asked[:2] == ["launch", "--job-settings"]
-    assert asked[4:] == ["cluster=a100_1x8", "igrpo.site.offline=false"]
+    assert asked[5:] == ["cluster=a100_1x8", "igrpo.site.offline=false"]

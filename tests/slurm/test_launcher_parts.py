@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,28 +97,27 @@ def test_the_newest_checkpoint_counts_however_its_number_is_written(tmp_path):
 
 
 def test_a_container_gets_mounts_and_names_of_variables_but_no_values(tmp_path):
-    srun = tmp_path / "srun"
-    srun.write_text("#!/bin/sh\necho --container-image --container-env\n")
-    srun.chmod(0o755)
+    for folder in ("data", "me", "igrpo", "hf"):
+        (tmp_path / folder).mkdir()
     arguments = bash(
         "messages container",
         "SETTING_NAMES=(CUDA_X HF_HOME VENV); prepare_container; "
         "printf '%s\\n' \"${CONTAINER_ARGS[@]}\"",
-        PATH=f"{tmp_path}:/usr/bin:/bin",
+        PATH=program(tmp_path, "srun", "echo --container-image --container-env"),
         CONTAINER_IMAGE="registry/nemo-rl:v0.7.0",
-        CONTAINER_MOUNTS="/data:/data:ro,/scratch/me:/run",
-        IGRPO_HOME="/home/me/igrpo",
+        CONTAINER_MOUNTS=f"{tmp_path}/data:/data:ro,{tmp_path}/me:/run",
+        IGRPO_HOME=f"{tmp_path}/igrpo",
         KIND="train",
-        IGRPO_RUN_DIR="/scratch/me",
+        IGRPO_RUN_DIR=f"{tmp_path}/me",
         IGRPO_CHECKPOINT_DIR=str(tmp_path / "fast"),
-        HF_HOME="/data/hf",
+        HF_HOME=f"{tmp_path}/hf",
         HF_TOKEN="hf_0123456789",
         NCCL_SOCKET_IFNAME="ib0",
         LD_LIBRARY_PATH="/x",
     ).splitlines()
     assert "--container-image=registry/nemo-rl:v0.7.0" in arguments
-    mounts = "/data:/data:ro,/scratch/me:/run,/home/me/igrpo:/home/me/igrpo"
-    mounts += f",/scratch/me:/scratch/me,{tmp_path}/fast:{tmp_path}/fast,/data/hf:/data/hf"
+    mounts = f"{tmp_path}/data:/data:ro,{tmp_path}/me:/run"
+    mounts += "".join(f",{tmp_path}/{x}:{tmp_path}/{x}" for x in ("igrpo", "me", "fast", "hf"))
     assert f"--container-mounts={mounts}" in arguments and (tmp_path / "fast").is_dir()
     [names] = [a.partition("=")[2].split(",") for a in arguments if "container-env" in a]
     assert {"CUDA_X", "HF_HOME", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "IGRPO_RUN_DIR"} <= set(names)
@@ -149,6 +149,48 @@ def test_a_checkpoint_folder_that_cannot_be_made_stops_the_job(tmp_path):
     env = {"KIND": "train", "IGRPO_RUN_DIR": "/run", "IGRPO_CHECKPOINT_DIR": f"{tmp_path}/file/a"}
     told = bash("messages container", "(find_checkpoint_mount) 2>&1; echo $?", **env).splitlines()
     assert f"error: cannot make {tmp_path}/file/a" in told[-2] and told[-1] == "2"
+
+
+@pytest.mark.parametrize(
+    ("image", "mounts", "told"),
+    [
+        ("/none/nemo-rl.sqsh", "", "CONTAINER_IMAGE: there is no /none/nemo-rl.sqsh"),
+        ("./nemo-rl.sqsh", "", "CONTAINER_IMAGE: there is no ./nemo-rl.sqsh"),
+        (
+            "nvcr.io#nvidia/nemo-rl:v0.7.0",
+            "/tmp:/a,/none:/b:ro",
+            "there is no /none",
+        ),
+        ("nvcr.io#nvidia/nemo-rl:v0.7.0", "/tmp:/a,volume:/b", ""),
+    ],
+)
+def test_a_container_whose_files_are_not_there_stops_the_job(tmp_path, image, mounts, told):
+    env = {"CONTAINER_IMAGE": image, "CONTAINER_MOUNTS": mounts, "KIND": "train"}
+    env |= {
+        "IGRPO_HOME": "/tmp",
+        "IGRPO_RUN_DIR": "/tmp",
+        "IGRPO_CHECKPOINT_DIR": "/tmp/checkpoints",
+    }
+    env["PATH"] = program(tmp_path, "srun", "echo --container-image")
+    said = bash("messages container", "(prepare_container) 2>&1; echo $?", **env).splitlines()
+    assert said[-1] == ("2" if told else "0") and told in " ".join(said)
+
+
+def test_the_words_of_an_evaluation_make_settings_for_its_machine():
+    """Through the real command: the engine that evaluates would use one GPU at most."""
+    words = "--model /m eval=all_64 cluster=a100_1x8 igrpo.site.offline=false"
+    line = f"evaluation_words {words}"
+    settings = subprocess.run(
+        [str(Path(sys.executable).parent / "igrpo"), "launch", "--job-settings"]
+        + bash("settings", line).splitlines(),
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+    )
+    assert settings.returncode == 0, settings.stderr
+    assert "IGRPO_GPUS_PER_NODE=8\n" in settings.stdout
+    assert "HF_HUB_OFFLINE=0\n" in settings.stdout
+    assert f"IGRPO_RUN_DIR={CHECKOUT}/runs/evaluate\n" in settings.stdout
 
 
 QUEUE = "messages queue time_left requeue run_lock"
@@ -245,6 +287,41 @@ def test_a_run_that_ray_broke_goes_back_to_the_queue(tmp_path, lost, driver, ste
     )
     env = {"IGRPO_LOG_DIR": str(tmp_path), "IGRPO_RUN_DIR": str(tmp_path)}
     assert bash("messages watch", line, **env).splitlines()[-1] == ending
+
+
+@pytest.mark.parametrize(
+    ("started", "env", "ending"),
+    [
+        (False, {}, "finish 69"),
+        (False, {"SLURM_RESTART_COUNT": "1"}, "69:the head step is gone: exit code 1"),
+        (True, {}, "69:the head step is gone: exit code 1"),
+        (False, {"CONTAINER_IMAGE": ""}, "69:the head step is gone: exit code 1"),
+    ],
+)
+def test_a_container_that_never_started_is_not_waited_for_again(tmp_path, started, env, ending):
+    if started:
+        (tmp_path / "head.started").touch()
+    line = (
+        'requeue() { echo "$1:$2"; exit; }; finish() { echo "finish $1"; exit; }; '
+        "show_tail() { :; }; KIND=train LOST= STEP_CODE=1; conclude"
+    )
+    folders = {"IGRPO_LOG_DIR": str(tmp_path), "IGRPO_RUN_DIR": str(tmp_path)}
+    env = {"CONTAINER_IMAGE": "nvcr.io#nvidia/nemo-rl:v7", **folders, **env}
+    assert bash("messages requeue watch", line, **env).splitlines()[-1] == ending
+
+
+@pytest.mark.parametrize(
+    ("name", "waits"), [("igrpo-demo-1", True), ("igrpo-demo-1-convert", False)]
+)
+def test_only_the_next_training_job_goes_on_with_the_run(tmp_path, name, waits):
+    """What evaluates the run waits for the job too."""
+    # As the real one, it lists the jobs of that name; all without one.
+    squeue = (
+        f'[[ " $* " == *" -n "* && " $* " != *" -n {name} "* ]] || echo "afterok:12(unfulfilled)"'
+    )
+    env = {**QUICK, "SLURM_JOB_NAME": "igrpo-demo-1", "PATH": program(tmp_path, "squeue", squeue)}
+    said = bash(QUEUE, "has_successor && echo yes || echo no", **env)
+    assert said == ("yes" if waits else "no")
 
 
 @pytest.mark.parametrize(("ray", "code"), [("sleep 1", 70), ("sleep 30", 7)])

@@ -116,8 +116,9 @@ def test_job_names_are_the_runs_own(tmp_path, monkeypatch):
 
 
 def test_the_environment_has_no_second_say():
-    environ = {"SBATCH_ACCOUNT": "a", "SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"}
-    assert sbatch_environment(environ) == {"SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"}
+    kept = {"SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"}
+    said = {"SBATCH_ACCOUNT": "a", "SBATCH_SIGNAL": "B:USR1@900"}
+    assert sbatch_environment({**kept, **said}) == kept
 
 
 def test_an_allocation_that_the_shell_is_in_is_not_handed_on():

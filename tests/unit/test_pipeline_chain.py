@@ -135,7 +135,13 @@ JOB = StageJob("convert", ("python", "pipelines/convert.py", "a=b c"), 1, "01:00
 
 
 def surroundings(site: Site) -> Surroundings:
-    settings = {"HF_HOME": "/lustre/hf", "HF_HUB_OFFLINE": "1", "CONTAINER_IMAGE": "x", "VENV": ""}
+    settings = {
+        "IGRPO_CHECKPOINT_DIR": "/lustre/runs/demo/checkpoints",
+        "HF_HOME": "/lustre/hf",
+        "HF_HUB_OFFLINE": "1",
+        "CONTAINER_IMAGE": "x",
+        "VENV": "",
+    }
     return Surroundings(site, Path("/home/me/igrpo"), Path("/lustre/runs/demo"), settings)
 
 
@@ -147,7 +153,10 @@ def test_stage_script_in_a_container():
         "--nodes=1",
         "--ntasks-per-node=1",
         "--gpus-per-node=1",
+        "--exclusive",
+        "--mem=0",
         "--time=01:00:00",
+        "--requeue",
         "--account=acme",
         "--partition=gpu",
         "--qos=high",
@@ -158,11 +167,11 @@ def test_stage_script_in_a_container():
     ]
     assert "export HF_HOME=/lustre/hf" in lines
     assert lines[-1] == (
-        "srun --ntasks=1 '--container-image=nvcr.io#nvidia/nemo-rl:v0.7.0' "
+        "srun --ntasks=1 --cpu-bind=none '--container-image=nvcr.io#nvidia/nemo-rl:v0.7.0' "
         "--container-mounts=/lustre/data:/data:ro,/home/me/igrpo:/home/me/igrpo,"
         "/lustre/runs/demo:/lustre/runs/demo,/lustre/hf:/lustre/hf "
         "--container-workdir=/home/me/igrpo --no-container-mount-home "
-        "--container-env=HF_HOME,HF_HUB_OFFLINE,PYTHONPATH "
+        "--container-env=HF_HOME,HF_HUB_OFFLINE,IGRPO_CHECKPOINT_DIR,PYTHONPATH "
         "python pipelines/convert.py 'a=b c'"
     )
     assert not [line for line in lines if "CONTAINER_IMAGE" in line]
@@ -172,8 +181,29 @@ def test_stage_script_on_bare_metal():
     text = script_text(JOB, surroundings(Site(gpu="cpu")))
     assert "--gpus-per-node" not in text and "container" not in text.replace("CONTAINER", "")
     assert 'export PATH=/home/me/igrpo/.venv/bin:"$PATH"' in text
-    assert text.endswith("srun --ntasks=1 python pipelines/convert.py 'a=b c'\n")
+    assert text.endswith("srun --ntasks=1 --cpu-bind=none python pipelines/convert.py 'a=b c'\n")
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_a_stage_sees_what_it_reads_where_it_reads_it():
+    site = SITE.model_copy(update={"mounts": ["/lustre/hf:/hf", "/lustre:/lustre"]})
+    where = surroundings(site)
+    where.settings["IGRPO_CHECKPOINT_DIR"] = "/fast/checkpoints"
+    mounts = next(word for word in script_text(JOB, where).split() if "container-mounts" in word)
+    # /lustre/hf is only the source of a mount: nothing is at that place in the container.
+    assert mounts.partition("=")[2].split(",") == [
+        *site.mounts,
+        *(
+            f"{path}:{path}"
+            for path in ("/home/me/igrpo", "/lustre/runs/demo", "/fast/checkpoints")
+        ),
+        "/lustre/hf:/lustre/hf",
+    ]
+
+
+def test_stage_script_takes_the_constraints_that_slurm_takes():
+    site = SITE.model_copy(update={"constraint": "[rack1*2|rack2*4]&(a100)"})
+    assert "#SBATCH --constraint=[rack1*2|rack2*4]&(a100)\n" in script_text(JOB, surroundings(site))
 
 
 def test_stage_script_refuses_what_slurm_would_cut():

@@ -185,6 +185,17 @@ def test_the_queue_as_data(slurm):
     assert f"--user={os.getuid()}" in slurm.calls("squeue")[0].words
 
 
-def test_nothing_listed_means_ended(slurm):
+def test_nothing_listed_proves_nothing(slurm):
+    """Of other people's jobs a site may show nothing; one that is forgotten is an invalid id."""
     slurm.answers("squeue", "")
+    assert not has_ended(7)
+    slurm.refuses("squeue", "Invalid job id specified")
     assert has_ended(7)
+
+
+def test_filters_of_the_shell_hide_no_job(slurm, monkeypatch):
+    monkeypatch.setenv("SQUEUE_PARTITION", "debug")
+    slurm.answers("squeue", "RUNNING\n")
+    assert not has_ended(7) and not my_jobs()
+    for call in slurm.calls("squeue"):
+        assert not [name for name in call.environ if name.startswith("SQUEUE_")]

@@ -1,0 +1,118 @@
+"""vLLM on this machine, for as long as an evaluation takes.
+
+    find_vllm --> Server without an address --vllm_serving--> vllm serve on loopback --> its address
+
+A model is split over as many GPUs as its heads allow, and the other GPUs hold copies of it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.skills.command import Server, started_arguments
+from igrpo_nemo.skills.environment import LOOPBACK
+from igrpo_nemo.skills.processes import end_with_all, last_line, server_answers
+
+START_S = 3600.0
+"""Weights come from a shared disk, and kernels are compiled."""
+PROGRESS_S = 60.0
+
+
+def find_vllm(environ: Mapping[str, str]) -> str | None:
+    """The command: `VLLM` of the environment, or the `vllm` on PATH. Raises `UserError` where
+    `VLLM` names no program."""
+    named = environ.get("VLLM")
+    found = shutil.which(named or "vllm", path=environ.get("PATH"))
+    if named and found is None:
+        raise UserError(f"VLLM={named} is no program: give the path of the command vllm")
+    return found
+
+
+@contextmanager
+def vllm_serving(
+    vllm: str, server: Server, logs: Path, environ: Mapping[str, str]
+) -> Iterator[str]:
+    """Runs `vllm serve` with its output in `logs`/vllm.log; yields the address, ending in /v1.
+
+    Raises `UserError` with vLLM's last line where it ends before it answers.
+    """
+    log = logs / "vllm.log"
+    port = _free_port()
+    command = vllm_command(vllm, server, port, _gpus(environ))
+    print(f"{shlex.join(command)}; it says the rest in {log}", flush=True)
+    logs.mkdir(parents=True, exist_ok=True)
+    address = f"http://127.0.0.1:{port}/v1"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=_child_environ(environ),
+            start_new_session=True,  # Ctrl-C is for the evaluation, which ends the server last
+        )
+        try:
+            _await(process, address, log)
+            yield address
+        finally:
+            end_with_all(process)
+
+
+def vllm_command(vllm: str, server: Server, port: int, gpus: int) -> list[str]:
+    """`vllm serve MODEL` on loopback: on `server.gpus` GPUs at most, times as many as fit."""
+    size = server.gpus or 1
+    while size > max(gpus, 1):
+        size //= 2
+    copies = gpus // size
+    return [
+        *(vllm, "serve", server.model, "--host", "127.0.0.1", "--port", str(port)),
+        *("--tensor-parallel-size", str(size)),
+        *(("--data-parallel-size", str(copies)) if copies > 1 else ()),
+        *shlex.split(started_arguments(server)),
+    ]
+
+
+def _await(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    began = time.monotonic()
+    said = 0.0
+    while not server_answers(address):
+        if process.poll() is not None:
+            code = process.returncode
+            raise UserError(f"vllm serve ended with exit code {code}: {last_line(log)}; see {log}")
+        waited = time.monotonic() - began
+        if waited > START_S:
+            raise UserError(f"vllm serve did not answer within {START_S:.0f} s; see {log}")
+        if waited - said >= PROGRESS_S:
+            said = waited
+            print(f"waiting for vLLM, {waited:.0f} s: {last_line(log)[:150]}", flush=True)
+        time.sleep(0.5)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _gpus(environ: Mapping[str, str]) -> int:
+    """The GPUs that this process may use."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without Slurm's variables of tasks, which torch and MPI would take for a launch of theirs."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
+    return {**kept, "no_proxy": ",".join(filter(None, [environ.get("no_proxy"), LOOPBACK]))}
