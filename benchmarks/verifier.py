@@ -6,8 +6,8 @@ Both sides run on the same completions, once, with the same number of worker pro
 of this command; CPU seconds are user + system of every process that works (callers included),
 after math-verify has been imported and warmed up, by the same calls, on both sides. The plain loop
 parses the completion, parses the reference and verifies, for each completion, as RL frameworks do.
-The file has a list of completions per row in `code` and the labels in `score`
-(`completions_math_qwen_100x8.jsonl` of the shared data folder by default).
+Each row of the file has the reference in `answer`, a list of completions in `code`, and their
+labels (true or false) in `score`. No such file is shipped.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.data.catalog import local_folders
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.rewards.accuracy import warm_up
 from igrpo_nemo.rewards.pool import VerifierPool
 from igrpo_nemo.types import Problem
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("IGRPO_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-DEFAULT_FILE = DATA / "completions_math_qwen_100x8.jsonl"
+DEFAULT_FILE = "completions_math_qwen_100x8.jsonl"
+"""Looked for in `IGRPO_DATA_DIR`."""
+
+COLUMNS = "JSONL with the columns answer, code (list of completions), score (list of labels)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +169,25 @@ def _agreement(verdicts: Sequence[bool], labels: Sequence[bool]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", nargs="?", type=Path, default=DEFAULT_FILE)
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help=COLUMNS)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="processes of each side (%(default)s)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, metavar="R", help="runs, of which the best counts (1)"
+    )
     parser.add_argument("--scaling", action="store_true", help="also measure 1..cores workers")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    if not arguments.file.exists():
-        parser.error(f"{arguments.file} is not there: give a file, or set IGRPO_SHARED_DATA")
-    result = measure(read_items(arguments.file), arguments.workers, arguments.repeats)
+    file = arguments.file or local_folders()[0] / DEFAULT_FILE
+    if not file.exists():
+        missing = f"{file} is not there" if arguments.file else "give a FILE of completions"
+        parser.error(f"{missing}: {COLUMNS}")
+    result = measure(read_items(file), arguments.workers, arguments.repeats)
     if arguments.scaling:
         result["scaling"] = scaling(range(1, (os.cpu_count() or 1) + 1))
     if arguments.json:

@@ -2,7 +2,7 @@
 
     python pipelines/train_and_evaluate.py experiment=demo
     python pipelines/train_and_evaluate.py experiment=table1_openmath_nemotron_14b_igrpo \\
-        --against runs/table1_openmath_nemotron_14b_grpo --cluster slurm --dry-run
+        --against runs/table1_openmath_nemotron_14b_grpo --cluster slurm --skills-profile mine
 
 The words are Hydra overrides, as of `igrpo train`. A stage that is done is not repeated; a changed
 setting is named and never silently reused. The results are RUN/comparison/. docs/pipeline.md.
@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--anyway", action="store_true", help="compare evaluations of other settings too")
     add("--dry-run", action="store_true", help="print the whole plan, start nothing")
     what = parser.add_argument_group("the evaluation")
-    what.add_argument("--evaluator", choices=["auto", "nemo_skills", "igrpo"], default="auto")
+    what.add_argument(
+        "--evaluator",
+        choices=["auto", "nemo_skills", "igrpo"],
+        default="auto",
+        help="auto, the default: NeMo-Skills where it is found, else igrpo evaluate",
+    )
     what.add_argument("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples each")
     what.add_argument("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
     what.add_argument("--samples", type=int, default=SAMPLES, help="on a run's own problems (4)")
@@ -83,8 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("Slurm")
     where.add_argument("--cluster", choices=["slurm"], help="submit everything to Slurm")
     where.add_argument("--chain", type=int, default=1, metavar="K", help="continuation jobs (1)")
-    where.add_argument("--skills-profile", metavar="NAME", help="NeMo-Skills' cluster profile")
-    where.add_argument("--config-dir", type=Path, metavar="DIR", help="its folder")
+    where.add_argument(
+        "--skills-profile",
+        metavar="NAME",
+        help="NeMo-Skills' cluster profile, made by cluster_config.py (the shipped one of the GPU, "
+        "such as slurm_a100: as shipped it is refused)",
+    )
+    where.add_argument(
+        "--config-dir", type=Path, metavar="DIR", help="its folder (configs/cluster_configs)"
+    )
     where.add_argument("--jobs", type=int, default=8, help="jobs that share the samples (8)")
     return parser
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from igrpo_nemo.config import Config
 
 EXAMPLES = """\
-  igrpo evaluate --model runs/demo/checkpoints/step_100 --samples 8
+  igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8
   igrpo evaluate --model PATH --data problems.jsonl --samples 64 --out results prompt=paper
 """
 

@@ -33,7 +33,9 @@ EXAMPLES = """\
   igrpo launch experiment=table1_openmath_nemotron_14b_igrpo --dry-run
   igrpo launch --script slurm/train_igrpo_14b.sh grpo.seed=1 logger.log_dir=runs/seed1
   igrpo launch experiment=demo --chain 3               three jobs, one behind the other
-  eval "$(igrpo launch --env a100_5x8)"                for plain sbatch slurm/X.sh
+
+Plain sbatch does not read cluster.local.yaml: give it the profile as variables.
+  profile=$(igrpo launch --env a100_5x8) && eval "$profile" && sbatch slurm/train_igrpo_14b.sh
 
 Account, partition, container and paths come from the group `cluster`, from cluster.local.yaml and
 from the environment; `igrpo keys igrpo.site` lists them. Paths are relative to the checkout.

@@ -12,7 +12,7 @@ from igrpo_nemo.errors import UserError
 EXAMPLES = """\
   igrpo report runs/demo
   igrpo report runs/demo runs/demo_grpo --out comparison.html
-  igrpo report runs/demo_grpo/evaluation/step_100 runs/demo/evaluation/step_100
+  igrpo report runs/demo_grpo/evaluation/step_00000100 runs/demo/evaluation/step_00000100
 """
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from igrpo_nemo.config import nemo_only
 from igrpo_nemo.config.schema import Config
@@ -17,18 +18,31 @@ from igrpo_nemo.config.section import Section
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of the config with its one-line description; `section` where it holds further keys."""
+    """A key of the config with its one-line description; `section` where it holds further keys.
+
+    `choices` are the words that it takes, none where any value of its type will do. `default` is
+    the schema's, None where it has none.
+    """
 
     path: str
     description: str
     section: type[Section] | None
+    choices: tuple[str, ...] = ()
+    default: Any = None
 
 
 def all_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
     """Every key below a section, depth first, in the order of the schema."""
     for name, field in section.model_fields.items():
         child = section_of(field)
-        yield Key(prefix + name, field.description or "", child)
+        default = None if field.is_required() else field.default
+        yield Key(
+            prefix + name,
+            field.description or "",
+            child,
+            tuple(_choices(field.annotation)),
+            None if child is not None or default is PydanticUndefined else default,
+        )
         if child is not None:
             yield from all_keys(child, f"{prefix}{name}.")
 
@@ -66,6 +80,15 @@ def section_of(field: FieldInfo) -> type[Section] | None:
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
     return None
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """The words of a `Literal`, also of one in a list or beside null."""
+    if typing.get_origin(annotation) is typing.Literal:
+        yield from typing.get_args(annotation)
+        return
+    for part in typing.get_args(annotation):
+        yield from _choices(part)
 
 
 def unread_by_local(config: Config) -> list[str]:

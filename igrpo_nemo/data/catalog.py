@@ -1,7 +1,7 @@
 """The data sets known by name: where their rows are, and how to read question and answer.
 
-A named set is looked for as a local file first (`IGRPO_DATA_DIR`, or `shared/data` beside the
-checkout), then on the hub. A name that is not here is a path or a hub id.
+A named set is looked for as a local file first (in the folder `IGRPO_DATA_DIR`), then on the hub.
+A name that is not here is a path or a hub id.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def source_of_file(path: str) -> Source | None:
 def local_folders() -> list[Path]:
     """Folders in which files of named sets are looked for, first to last."""
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    named = os.environ.get("IGRPO_DATA_DIR") or os.environ.get("IGRPO_SHARED_DATA")
+    named = os.environ.get("IGRPO_DATA_DIR")
     return [Path(named).expanduser()] if named else [beside]
 
 

@@ -122,7 +122,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=str(AnswerFormat.ANY),
         help="where the answer stands: <answer> tags, \\boxed{}, or either (default)",
     )
-    parser.add_argument("--out", type=Path, help="verdicts (default: FILE.verdicts.jsonl)")
+    parser.add_argument(
+        "--out", type=Path, help="verdicts (default: FILE without .jsonl, plus .verdicts.jsonl)"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: cores, at most 8)")
     parser.add_argument(
         "--item-timeout", type=float, default=5.0, metavar="S", help="seconds per answer"

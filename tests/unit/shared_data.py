@@ -1,22 +1,22 @@
-"""Real data for tests: the folder beside the checkout, or `IGRPO_SHARED_DATA`."""
+"""Real data for tests: files of `IGRPO_DATA_DIR`, or of the folder that stands in for it."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FOLDER = Path(os.environ.get("IGRPO_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+from igrpo_nemo.data.catalog import local_folders
+
+FOLDER = local_folders()[0]
 
 
 def shared_file(name: str) -> Path:
     """The path of a shared file; skips the test where the folder is absent."""
     path = FOLDER / name
     if not path.exists():
-        pytest.skip(f"{name} is not at hand: put it in {FOLDER} or set IGRPO_SHARED_DATA")
+        pytest.skip(f"{name} is not at hand: IGRPO_DATA_DIR names the folder of such files")
     return path
 
 

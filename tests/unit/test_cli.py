@@ -294,4 +294,44 @@ def test_keys_lists_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "igrpo.schedule", "grpo.seed"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
-    assert lines[-1].split(maxsplit=1) == ["grpo.seed", "Seed of everything random."]
+    assert lines[-1].split(maxsplit=1) == ["grpo.seed", "Seed of everything random. (default 42)"]
+
+
+@pytest.mark.parametrize(
+    ("key", "end"),
+    [
+        ("igrpo.draft_truncation", "too long. (tail, head_tail; default tail)"),
+        ("igrpo.train_stages", 'paper\'s. (draft, refine; default ["refine"])'),
+        ("igrpo.short_circuit", "highest reward. (off, index_order, first; default off)"),
+        ("igrpo.updates_per_rollout", "(default null)"),
+        ("igrpo.architecture.model_type", "Family. (qwen2, llama, nemotron_h)"),
+        ("igrpo.prompt.system", "empty is none."),
+        ("policy.model_name", "describes a built-in one."),
+        ("policy.tokenizer.name", "name of the tokenizer."),
+        ("grpo.async_grpo", "..."),
+    ],
+)
+def test_keys_say_what_they_take_and_their_default(
+    key: str, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", key]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(end)
+
+
+def test_all_keys_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 150
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("launch", 'profile=$(igrpo launch --env a100_5x8) && eval "$profile" && sbatch slurm/'),
+        ("evaluate", "runs/demo/checkpoints/step_00000100"),
+        ("report", "runs/demo/evaluation/step_00000100"),
+        ("score", "FILE without .jsonl, plus .verdicts.jsonl"),
+    ],
+)
+def test_help_shows_what_works(command: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())

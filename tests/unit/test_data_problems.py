@@ -6,6 +6,7 @@ import pytest
 from shared_data import FOLDER, shared_file, shared_rows
 
 from igrpo_nemo.data import DataSpec, golds, load_problems, load_with_report
+from igrpo_nemo.data.catalog import local_folders
 from igrpo_nemo.data.overlap import fingerprint
 from igrpo_nemo.data.problems import reference_answer
 from igrpo_nemo.errors import UserError
@@ -107,6 +108,15 @@ def test_any_object_with_the_keys_is_a_specification(write):
         split_validation_size = None
 
     assert load_problems(Section())[0].answer == "5"
+
+
+def test_local_files_lie_in_the_folder_of_one_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("IGRPO_DATA_DIR", str(tmp_path))
+    assert local_folders() == [tmp_path]
+    monkeypatch.delenv("IGRPO_DATA_DIR")
+    without = local_folders()
+    monkeypatch.setenv("IGRPO_SHARED_DATA", str(tmp_path))
+    assert local_folders() == without
 
 
 def test_duplicates_and_overlap_are_reported_and_removed_when_asked(write, monkeypatch, tmp_path):
