@@ -72,8 +72,9 @@ finish_driver_log() {
   await_end "$PUMP" 5
 }
 
-# Slurm signals every process of a step: the driver saves by itself.
+# Slurm signals every process of a step: the driver saves by itself. A worker's word counts for
+# nothing: the others of its step are told to end where one has died.
 on_step_terminated() {
   TERMINATED=1
-  [[ -e $IGRPO_LOG_DIR/over ]] || { : >"$IGRPO_LOG_DIR/terminated"; } 2>/dev/null || true
+  [[ $STEP != head || -e $IGRPO_LOG_DIR/over ]] || { : >"$IGRPO_LOG_DIR/terminated"; } 2>/dev/null || true
 }

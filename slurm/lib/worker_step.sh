@@ -25,12 +25,19 @@ run_worker() {
   RAY=$!
   while is_alive "$RAY"; do
     pause 0.5
-    [[ ! -e $IGRPO_LOG_DIR/over && -z ${TERMINATED:-} ]] || exit 0
+    [[ ! -e $IGRPO_LOG_DIR/over && -z ${TERMINATED:-} ]] || leave_quietly
     [[ -n $joined ]] || ! say_joined "$address" || joined=yes
   done
-  [[ ! -e $IGRPO_LOG_DIR/over && -z ${TERMINATED:-} ]] || exit 0
+  [[ ! -e $IGRPO_LOG_DIR/over && -z ${TERMINATED:-} ]] || leave_quietly
   keep_ray_logs
   die 69 "Ray's worker on $(hostname) ended by itself"
+}
+
+# Where all steps were told to end, the head's step says so first: a worker that is gone before that
+# would be taken for lost.
+leave_quietly() {
+  [[ -z ${TERMINATED:-} ]] || pause 2
+  exit 0
 }
 
 wait_for_head() {

@@ -324,6 +324,23 @@ def test_only_the_next_training_job_goes_on_with_the_run(tmp_path, name, waits):
     assert said == ("yes" if waits else "no")
 
 
+@pytest.mark.parametrize(
+    ("step", "ending"), [("head", "75:the job was told to end"), ("worker", "69:a worker of Ray")]
+)
+def test_a_worker_that_is_told_to_end_does_not_speak_for_the_job(tmp_path, step, ending):
+    """Where one worker dies, Slurm sends SIGTERM to the others of its step (--kill-on-bad-exit)."""
+    line = (
+        'requeue() { echo "$1:$2"; exit; }; KIND=train; '
+        f"(STEP={step}; trap on_step_terminated TERM; kill -TERM $BASHPID; exit 3) & "
+        "WORKER_STEP=$!; cd $IGRPO_LOG_DIR; "
+        "(until [[ -e over || -e terminated ]]; do pause 0.1; done) & HEAD_STEP=$!; "
+        "watch_steps; conclude"
+    )
+    folders = {"IGRPO_LOG_DIR": str(tmp_path), "IGRPO_RUN_DIR": str(tmp_path)}
+    said = bash("messages driver steps watch", line, **folders).splitlines()
+    assert said[-1].startswith(ending)
+
+
 @pytest.mark.parametrize(("ray", "code"), [("sleep 1", 70), ("sleep 30", 7)])
 def test_a_driver_that_fails_as_ray_goes_down_has_no_exit_code(tmp_path, ray, code):
     """Ray's head ends a moment after the driver; or it does not, and the code is the driver's."""
