@@ -102,13 +102,23 @@ def warmup_updates(config: Config, updates: int) -> int:
 
 
 def _with_megatron_schedule(config: Config, steps: int) -> Config:
-    """`igrpo.schedule` in Megatron's keys, where these are left open: it counts NeMo-RL's steps."""
+    """`igrpo.schedule` in Megatron's keys, where these are left open: it counts NeMo-RL's steps.
+
+    Megatron's rate in step i < W of the warm-up is init + (peak - init) i / W: with
+    init = peak / (W + 1) that is `scheduler_stages`' (i + 1) / (W + 1) of the peak.
+    """
     megatron = config.policy.megatron_cfg
     if megatron is None or megatron.get("scheduler") is None:
         return config
-    lengths = {"lr_decay_iters": steps, "lr_warmup_iters": warmup_updates(config, steps)}
     given = {key: value for key, value in megatron["scheduler"].items() if value is not None}
-    scheduler = {**megatron["scheduler"], **lengths, **given}
+    warmup = given.get("lr_warmup_iters", warmup_updates(config, steps))
+    peak = (megatron.get("optimizer") or {}).get("lr", config.policy.optimizer.kwargs.lr)
+    followed = {
+        "lr_decay_iters": steps,
+        "lr_warmup_iters": warmup,
+        "lr_warmup_init": peak / (warmup + 1) if warmup else 0.0,
+    }
+    scheduler = {**megatron["scheduler"], **followed, **given}
     return config.replaced("policy", megatron_cfg={**megatron, "scheduler": scheduler})
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from igrpo_nemo.local.optimizer import restore_training
 from igrpo_nemo.local.packing import completion_logprobs, split_micro_batches
 from igrpo_nemo.objectives.advantage import group_advantages
 from igrpo_nemo.objectives.surrogate import (
@@ -126,16 +127,7 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any], *, with_schedule: bool = True) -> None:
         """Restores optimizer and schedule; without the latter, steps this one to the same place."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        if with_schedule:
-            self.scheduler.load_state_dict(state["scheduler"])
-            return
-        for group, rate in zip(
-            self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True
-        ):
-            group["lr"] = rate
-        for _ in range(state["scheduler"]["last_epoch"]):
-            self.scheduler.step()
+        restore_training(self.optimizer, self.scheduler, state, with_schedule=with_schedule)
 
     def _minibatches(self, num_rows: int) -> list[list[int]]:
         """Contiguous slices of the rows, as NeMo-RL cuts its global batches."""

@@ -53,6 +53,25 @@ def build_scheduler(
     return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones)
 
 
+def restore_training(
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    state: Mapping[str, Any],
+    *,
+    with_schedule: bool = True,
+) -> None:
+    """Restores both from `state["optimizer"]` and `state["scheduler"]`; without the latter's
+    content, because the schedule has changed, steps this one to the same place."""
+    optimizer.load_state_dict(state["optimizer"])
+    if with_schedule:
+        scheduler.load_state_dict(state["scheduler"])
+        return
+    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+    for _ in range(state["scheduler"]["last_epoch"]):
+        scheduler.step()
+
+
 def _construct(key: str, package: str, name: str, target: Any, kwargs: Mapping[str, Any]) -> Any:
     # Only names of this one package: a config must not be able to call arbitrary code.
     prefix, _, attribute = name.rpartition(".")

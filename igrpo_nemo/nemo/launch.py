@@ -130,6 +130,7 @@ class Parts:
     log: Any
     clock: Any
     task_to_env: Any
+    earlier: Any
 
 
 def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
@@ -140,6 +141,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     from nemo_rl.models.generation import configure_generation_config
 
     from igrpo_nemo.nemo import data, environment
+    from igrpo_nemo.nemo.earlier import Earlier
     from igrpo_nemo.nemo.last_checkpoint import newest_step, save_last_step
     from igrpo_nemo.nemo.loss import build_loss
     from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock
@@ -181,6 +183,10 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
 
     clock = StepClock(finished_steps(config, state))
     folder.truncate_after(clock.finished if clock.finished else -1)
+    if clock.finished:
+        # NeMo-RL takes the first step of any epoch for the first of the run.
+        master.grpo["val_at_start"] = False
+    earlier = Earlier.of(folder.path, clock.finished)
     reward = config.igrpo.reward
     spec = TwoStageSpec(
         feedback=feedback_of(config),
@@ -203,6 +209,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         Tracker([JsonlSink(folder)]),
         clock,
         lambda: task_to_env.rollouts,
+        earlier=earlier,
     )
     arguments: dict[str, Any] = {
         "policy": policy,
@@ -231,7 +238,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         if early and master.checkpointing["enabled"] and newest_step(checkpointer) < clock.finished:
             save_last_step(arguments, loader, clock.finished)
 
-    return Parts(run_trainer, save_last, log, clock, task_to_env)
+    return Parts(run_trainer, save_last, log, clock, task_to_env, earlier)
 
 
 def _prepare_environment(config: Config) -> None:
@@ -330,23 +337,28 @@ def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
 def _close_run(
     opened: OpenedRun, parts: Parts, folder: RunFolder, seconds: float, stopped: bool
 ) -> int:
-    """The summary and, where the last step is done, the marker; the exit code."""
+    """The summary and, where the last step is done, the marker; the exit code.
+
+    The summary is the whole run's; that of a finished run that was only asked for again stays.
+    """
+    from igrpo_nemo.nemo.earlier import summary_of
     from igrpo_nemo.nemo.errors import LostProcessError
 
     log, steps = parts.log, parts.clock.finished
     finished = is_finished(opened, steps, stopped)
-    folder.write_summary(
-        {
-            "val_accuracy_start": log.first_accuracy,
-            "val_accuracy_end": log.last_accuracy,
-            "steps": steps,
-            "seconds": seconds,
-            "training_seconds": log.seconds,
-            "completions": log.completions,
-            "completions_per_second": log.completions / log.seconds if log.seconds else None,
-            "finished": finished,
-        }
-    )
+    summary = {
+        "val_accuracy_start": log.first_accuracy,
+        "val_accuracy_end": log.last_accuracy,
+        "steps": steps,
+        "seconds": parts.earlier.seconds + seconds,
+        "training_seconds": log.seconds,
+        "completions": log.completions,
+        "completions_per_second": log.completions / log.seconds if log.seconds else None,
+        "finished": finished,
+    }
+    asked_again = steps == parts.earlier.steps and summary_of(folder.path).get("finished")
+    if not (finished and asked_again):
+        folder.write_summary(summary)
     if finished:
         folder.mark_finished(steps)
         print(f"done: {steps} steps; results in {folder.path}")

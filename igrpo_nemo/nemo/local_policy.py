@@ -25,7 +25,7 @@ from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
 from torch import Tensor
 
 from igrpo_nemo.local.model import save_pretrained_folder
-from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
 from igrpo_nemo.local.policy import load_weights, open_policy, reference_of
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.nemo.local_generation import LocalGeneration, sampling_params
@@ -79,12 +79,13 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         self.sharding_annotations = NamedSharding(layout=[0], names=["data_parallel"])
 
     def restore(self, weights_path: Path | str, optimizer_path: Path | str | None) -> None:
-        """Continues from what `save_checkpoint` wrote."""
+        """Continues from what `save_checkpoint` wrote. A schedule that has changed since, because
+        the run is to be longer, is stepped to where it would be by now."""
         load_weights(self.model, weights_path)
         if optimizer_path is not None:
             state = torch.load(Path(optimizer_path) / _STATE_FILE, weights_only=False)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
+            same = state.get("stages") == self.config.get("scheduler")
+            restore_training(self.optimizer, self.scheduler, state, with_schedule=same)
             self.generation.version = state["version"]
 
     def train(
@@ -102,10 +103,14 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         losses: list[float] = []
         metrics: dict[str, list[Any]] = defaultdict(list)
         grad_norm = torch.zeros(())
-        for start in range(0, data.size - size + 1, size):
+        starts = range(0, data.size - size + 1, size)
+        for start in starts:
             batch = data.slice(start, start + size)
-            loss, grad_norm = self._update(batch, loss_fn, metrics, learn=not eval_mode)
+            found, loss, grad_norm = self._update(batch, loss_fn, learn=not eval_mode)
             losses.append(loss)
+            for micro_batch in found:
+                for name, value in _shares(micro_batch, len(starts)).items():
+                    metrics[name].append(value)
         if not eval_mode:
             # NeMo-RL's workers advance the schedule once per call, not per global batch.
             self.scheduler.step()
@@ -120,14 +125,14 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         self,
         batch: Any,
         loss_fn: LossFunction,
-        metrics: dict[str, list[Any]],
         *,
         learn: bool,
-    ) -> tuple[float, Tensor]:
+    ) -> tuple[list[dict[str, Any]], float, Tensor]:
+        """One optimizer step: the metrics of its micro-batches, its loss, its gradient norm."""
         sequences = batch["sample_mask"].sum()
         tokens = (batch["token_mask"][:, 1:] * batch["sample_mask"][:, None]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        metrics, total = [], 0.0
         for rows in self._micro_batches(batch):
             part = batch.slice(rows.start, rows.stop)
             with torch.set_grad_enabled(learn):
@@ -146,8 +151,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
                 "global_valid_seqs": float(sequences),
                 "global_valid_toks": float(tokens),
             }
-            for name, value in found.items():
-                metrics[name].append(value)
+            metrics.append(found)
         limit = self.config.get("max_grad_norm")
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), float("inf") if limit is None else limit
@@ -155,7 +159,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         if learn:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total, grad_norm.detach().cpu()
+        return metrics, total, grad_norm.detach().cpu()
 
     def _loss_input(self, part: Any, loss_fn: LossFunction) -> dict[str, Tensor]:
         logits_RTV = self._logits(self.model, part["input_ids"], part["input_lengths"])
@@ -231,6 +235,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
             state = {
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
+                "stages": self.config.get("scheduler"),
                 "version": self.generation.version,
             }
             Path(optimizer_path).mkdir(parents=True, exist_ok=True)
@@ -293,6 +298,16 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
 
     def shutdown(self) -> bool:
         return True
+
+
+def _shares(metrics: Mapping[str, Any], updates: int) -> dict[str, Any]:
+    """A micro-batch's metrics as NeMo-RL's workers return them: its loop adds them up over the
+    micro-batches of all updates of a step, or takes the mean or the extreme of the few below."""
+    whole = ("lr", "wd", "global_valid_seqs", "global_valid_toks")
+    return {
+        name: value if name in whole or "_min" in name or "_max" in name else value / updates
+        for name, value in metrics.items()
+    }
 
 
 def next_token_logprobs(logits_RTV: Tensor, input_ids_RT: Tensor) -> Tensor:

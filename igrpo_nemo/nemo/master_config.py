@@ -50,6 +50,10 @@ def master_config(
         values["data_plane"] = {**DATA_PLANE_DEFAULTS, **values["data_plane"]}
     values["grpo"].setdefault("max_rollout_turns", 1)
     values["grpo"].setdefault("seq_logprob_error_threshold", None)
+    scheduler = (values["policy"].get("megatron_cfg") or {}).get("scheduler")
+    if scheduler is not None:
+        # Else Megatron refuses a checkpoint whose schedule has another length: a longer run's.
+        scheduler.setdefault("override_opt_param_scheduler", True)
     return MasterConfig(**values)
 
 

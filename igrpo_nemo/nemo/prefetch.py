@@ -56,6 +56,8 @@ class LookaheadLoader:
             self.upcoming = self._numbered(next(iterator, None))
             yield batch
             batch = self.upcoming
+        # The inner loader's own, which says that the data are used up: a resume begins an epoch.
+        self._state = None
 
     def _numbered(self, batch: Any) -> Any:
         if batch is not None:

@@ -99,6 +99,15 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Every name of NeMo-RL that this package stands on, with the parameters it passes."""
 
+NEEDED_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "nemo_rl.models.generation.vllm.vllm_generation:VllmGeneration": (
+        "worker_group", "current_generate_dp_shard_idx",
+    ),
+    "nemo_rl.distributed.worker_groups:RayWorkerGroup": ("dp_size",),
+}  # fmt: skip
+"""Attributes of objects, by class. Without these, requests of a group would silently no longer go
+to one shard."""
+
 
 def check_nemo_rl() -> None:
     """Raises `UserError` where NeMo-RL is missing or differs from what this package stands on."""
@@ -121,6 +130,8 @@ def check_nemo_rl() -> None:
             f"{SUPPORTED[0]}.{SUPPORTED[1]}.x: use the container of v0.7.0"
         )
     differences = [d for path, names in NEEDED.items() if (d := _difference(path, names))]
+    for path, attributes in NEEDED_ATTRIBUTES.items():
+        differences += _missing_attributes(path, attributes)
     for module, names in CALLERS.items():
         differences += [
             f"{module} has no {name}"
@@ -148,3 +159,18 @@ def _difference(path: str, parameters: tuple[str, ...]) -> str | None:
         return None
     missing = [parameter for parameter in parameters if parameter not in accepted]
     return f"{module_name}.{name} takes no {', '.join(missing)}" if missing else None
+
+
+def _missing_attributes(path: str, attributes: tuple[str, ...]) -> list[str]:
+    """Attributes that a class neither has nor, by its source, gives to its objects."""
+    difference = _difference(path, ())
+    if difference:
+        return [difference]
+    module_name, _, name = path.partition(":")
+    kind = getattr(importlib.import_module(module_name), name)
+    source = inspect.getsource(kind)
+    return [
+        f"{module_name}.{name} has no {attribute}"
+        for attribute in attributes
+        if not hasattr(kind, attribute) and f"self.{attribute} = " not in source
+    ]

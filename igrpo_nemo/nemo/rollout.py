@@ -21,7 +21,7 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from igrpo_nemo.environment import Attempt, StepReturn
 from igrpo_nemo.feedback import NextPrompt
-from igrpo_nemo.metrics import rollout_metrics
+from igrpo_nemo.metrics import rollout_metrics, short_circuit_metrics
 from igrpo_nemo.nemo.batches import TrainedRows, items_of, trained_batch
 from igrpo_nemo.nemo.engines import AsyncEngine, BatchEngine
 from igrpo_nemo.nemo.environment import NemoEnvironment
@@ -119,6 +119,8 @@ class _Call:
             drafts = [self.ahead.drafts[item.position] for item in self.ahead.upcoming]
             prefetcher.keep(self.ahead.upcoming, drafts)
         shown = [each.rollout for each in problems if each.rollout.selection]
+        if self.spec.short_circuit.enabled:
+            metrics |= short_circuit_metrics(shown, self.spec.feedback.num_drafts)
         return trained, metrics | self.metrics | self.map.rolled_out(shown)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.metrics import best_draft_prediction, mean_and_stderr
+from igrpo_nemo.nemo.draws import COMPLETIONS, TOKENS, together
+from igrpo_nemo.nemo.earlier import Earlier
 from igrpo_nemo.nemo.prefetch import StepClock
 from igrpo_nemo.nemo.spec import SAMPLES
 from igrpo_nemo.rewards import format_reward
@@ -26,21 +28,22 @@ from igrpo_nemo.types import Rollout
 PASSED_ON = ("igrpo/", "reward/reason/", "timing/")
 """Prefixes of metrics that are the project's own already."""
 
-PER_UPDATE = {
+RENAMED = {
     "loss": "loss",
     "approx_entropy": "entropy/sampled",
     "exact_entropy": "entropy/exact",
     "probs_ratio": "policy/ratio_mean",
     "kl_penalty": "policy/kl",
-}
-"""Metrics that NeMo-RL adds up over the updates of a step, and what they are called here."""
-
-AS_THEY_ARE = {
-    "grad_norm": "grad_norm",
+    "token_mult_prob_error": "policy/engine_mismatch",
     "lr": "lr",
     "probs_ratio_max": "policy/ratio_max",
-    "token_mult_prob_error": "policy/engine_mismatch",
+    "grad_norm": "grad_norm",
 }
+"""NeMo-RL's metrics of a step, and what they are called here.
+
+Means over the updates of the step: NeMo-RL's workers divide by their number. Only `probs_ratio_max`
+is the largest, and `grad_norm` the last update's.
+"""
 
 TIMINGS = {
     "policy_training": "timing/train",
@@ -66,23 +69,23 @@ class RunLog:
         clock: StepClock,
         rollouts: Any = None,
         *,
-        elapsed: float = 0.0,
+        earlier: Earlier | None = None,
     ) -> None:
-        """`rollouts()` gives those of the last step; `elapsed` are seconds before a resume."""
+        """`rollouts()` gives those of the last step; `earlier` is what a resumed run did before."""
         self._logger = logger
         self._config = config
         self._tracker = tracker
         self._clock = clock
         self._rollouts = rollouts or (lambda: [])
         self._pending: dict[str, Any] = {}
-        self._completions = 0.0
-        self._tokens = 0.0
+        self._draws: list[dict[str, Any]] = []
         self._samples: list[dict[str, object]] = []
         self._answers: Sequence[Mapping[str, Any]] = ()
-        self.seconds = elapsed
-        self.completions = 0
-        self.first_accuracy: float | None = None
-        self.last_accuracy: float | None = None
+        earlier = earlier or Earlier()
+        self.seconds = earlier.training_seconds
+        self.completions = earlier.completions
+        self.first_accuracy = earlier.first_accuracy
+        self.last_accuracy = earlier.last_accuracy
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._logger, name)
@@ -102,11 +105,11 @@ class RunLog:
         if prefix == "validation":
             self._validation(metrics, step)
         elif prefix == "train":
-            if "loss" not in metrics:
+            if "loss" in metrics:
+                self._pending |= metrics
+            else:
                 # One rollout; under dynamic sampling a step has several.
-                self._completions += metrics.get("igrpo/completions", 0.0)
-                self._tokens += metrics.get("igrpo/generated_tokens", 0.0)
-            self._pending |= metrics
+                self._draws.append(_own(metrics))
         elif prefix == "timing/train":
             self._pending |= {f"timing/train/{name}": value for name, value in metrics.items()}
         if step_finished:
@@ -138,55 +141,55 @@ class RunLog:
         samples = self._samples or sample_rows(rollouts, SAMPLE_ROWS)
         if period and step % period == 0 and samples:
             self._tracker.log_samples(step, samples)
-        self._pending, self._completions, self._tokens, self._samples = {}, 0.0, 0.0, []
+        self._pending, self._draws, self._samples = {}, [], []
         self._clock.finished = step
 
     def _named(self, found: Mapping[str, Any]) -> dict[str, float]:
         """The project's names for what a step logged."""
-        updates = self._config.igrpo.updates_per_rollout
-        named = {
-            name: float(value)
-            for name, value in found.items()
-            if name.startswith(PASSED_ON) and not name.startswith("timing/train/")
-            if _is_number(value)
-        }
-        named |= {
-            new: float(found[old]) / updates for old, new in PER_UPDATE.items() if old in found
-        }
-        named |= {new: float(found[old]) for old, new in AS_THEY_ARE.items() if old in found}
+        named = _own(found) | self._rolled_out()
+        named |= {new: float(found[old]) for old, new in RENAMED.items() if old in found}
         named |= {
             new: float(found[f"timing/train/{old}"])
             for old, new in TIMINGS.items()
             if f"timing/train/{old}" in found
         }
-        if not self._completions and "igrpo/completions" in named:
+        if not self._draws and COMPLETIONS in named:
             named |= self._sums(named)
         return named | self._performance(named, named.get("timing/step", 0.0))
+
+    def _rolled_out(self) -> dict[str, float]:
+        """Of all draws: NeMo-RL's metrics of the step have those of the last one."""
+        named = {}
+        if len(self._draws) > 1:
+            names = dict.fromkeys(name for draw in self._draws for name in draw)
+            named = together(self._draws, list(names))
+        if self._config.grpo.use_dynamic_sampling:
+            named["igrpo/dynamic_sampling_draws"] = float(len(self._draws))
+        return named
 
     def _sums(self, means: Mapping[str, float]) -> dict[str, float]:
         """What the asynchronous trainer's means over problems, rolled out one by one, stand for."""
         config = self._config
-        self._completions = means["igrpo/completions"] * config.grpo.num_prompts_per_step
-        self._tokens = means["igrpo/generated_tokens"] * config.grpo.num_prompts_per_step
         predicted = best_draft_prediction(
             means["igrpo/draft_accuracy"], feedback_of(config).num_drafts
         )
         return {
-            "igrpo/completions": self._completions,
-            "igrpo/generated_tokens": self._tokens,
+            COMPLETIONS: means[COMPLETIONS] * config.grpo.num_prompts_per_step,
+            TOKENS: means[TOKENS] * config.grpo.num_prompts_per_step,
             "igrpo/best_draft_predicted_pooled": predicted,
         }
 
-    def _performance(self, named: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    def _performance(self, named: Mapping[str, float], seconds: float) -> dict[str, float]:
         cluster = self._config.cluster
+        completions, tokens = named.get(COMPLETIONS, 0.0), named.get(TOKENS, 0.0)
         self.seconds += seconds
-        self.completions += int(self._completions)
+        self.completions += int(completions)
         if not seconds:
             return {}
         return {
-            "perf/samples_per_s": self._completions / self._config.igrpo.budget / seconds,
-            "perf/completions_per_s": self._completions / seconds,
-            "perf/tokens_per_s": self._tokens / seconds,
+            "perf/samples_per_s": completions / self._config.igrpo.budget / seconds,
+            "perf/completions_per_s": completions / seconds,
+            "perf/tokens_per_s": tokens / seconds,
             "perf/gpu_hours": self.seconds * cluster.num_nodes * cluster.gpus_per_node / 3600,
         } | peak_memory()
 
@@ -214,6 +217,16 @@ def peak_memory() -> dict[str, float]:
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
     return {"perf/peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def _own(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among metrics that have the project's names already."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if name.startswith(PASSED_ON) and not name.startswith("timing/train/")
+        if _is_number(value)
+    }
 
 
 def _is_number(value: Any) -> bool:

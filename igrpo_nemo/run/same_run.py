@@ -18,6 +18,9 @@ FREE_KEYS = (
     "grpo.max_num_steps",
     "grpo.max_num_epochs",
     "policy.scheduler",
+    "policy.megatron_cfg.scheduler.lr_decay_iters",
+    "policy.megatron_cfg.scheduler.lr_warmup_iters",
+    "policy.megatron_cfg.scheduler.lr_warmup_init",
     "grpo.val_",
     "grpo.max_val_samples",
     "igrpo.val_",
@@ -31,8 +34,8 @@ FREE_KEYS = (
 )
 """Keys that may change between the parts of one run: they do not shape what is learned.
 
-`policy.scheduler` follows from `grpo.max_num_steps` and from `igrpo.schedule`, which is not free: a
-run may be made longer, not be given another schedule.
+`policy.scheduler` and its lengths in Megatron's keys follow from `grpo.max_num_steps` and from
+`igrpo.schedule`, which is not free: a run may be made longer, not be given another schedule.
 """
 
 

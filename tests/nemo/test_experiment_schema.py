@@ -34,6 +34,9 @@ WITHOUT_ANNOTATION = {
 }
 """Keys that NeMo-RL's types leave out but its code needs, and where it reads them."""
 
+MEGATRONS = {"policy.megatron_cfg.scheduler.override_opt_param_scheduler"}
+"""Keys of Megatron's own scheduler config, which is made from NeMo-RL's section as a whole."""
+
 
 @cache
 def live() -> dict[str, list[str]]:
@@ -70,6 +73,14 @@ def test_a_key_without_annotation_is_read_by_nemo_rl(key):
         assert f'"{key.rpartition(".")[2]}"' in file.read()
 
 
+def test_megatrons_scheduler_config_is_made_from_the_whole_section():
+    import nemo_rl
+
+    [folder] = nemo_rl.__path__
+    with open(f"{folder}/models/megatron/setup.py", encoding="utf-8") as file:
+        assert 'SchedulerConfig(**config["megatron_cfg"]["scheduler"])' in file.read()
+
+
 def _master(config, tmp_path):
     """What NeMo-RL is given for a config, through its own types."""
     return master_config(
@@ -92,7 +103,7 @@ def _check(overrides, tmp_path):
     for section in ("igrpo", "env"):
         del given[section]
     extra = set(keys_beyond(given, known, own_sections=()))
-    assert extra <= set(WITHOUT_ANNOTATION)
+    assert extra <= set(WITHOUT_ANNOTATION) | MEGATRONS
     return config, master
 
 
@@ -100,6 +111,8 @@ def _check(overrides, tmp_path):
 def test_an_experiment_is_what_nemo_rl_takes(experiment, tmp_path):
     config, master = _check([f"experiment={experiment}"], tmp_path)
     scheduler = master.policy["megatron_cfg"]["scheduler"]
+    assert scheduler["override_opt_param_scheduler"] is True
+    assert 0 < scheduler["lr_warmup_init"] < master.policy["megatron_cfg"]["optimizer"]["lr"]
     assert 0 < scheduler["lr_warmup_iters"] < scheduler["lr_decay_iters"]
     rows = master.grpo["num_prompts_per_step"] * master.grpo["num_generations_per_prompt"]
     assert rows % master.policy["train_global_batch_size"] == 0

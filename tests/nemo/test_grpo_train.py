@@ -109,3 +109,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(ray_cluster, policy_folder, t
     assert len(pairs) == 4
     for ours, theirs in pairs:
         assert [ours[name] for name in stable] == [theirs[name] for name in stable]
+
+
+def test_a_run_that_is_made_longer_gets_the_schedule_of_its_length(
+    ray_cluster, policy_folder, tmp_path
+):
+    changes = ["checkpointing.enabled=true", "checkpointing.save_period=2"]
+    changes += ["igrpo.schedule.decay=linear", "grpo.max_num_epochs=9"]
+    for steps in (2, 4):
+        config = nemo_runs.tiny_config(
+            policy_folder, tmp_path, *changes, f"grpo.max_num_steps={steps}"
+        )
+        nemo_runs.train(config)
+    peak, floor = config.policy.optimizer.kwargs.lr, config.igrpo.schedule.min_lr_ratio
+    falls = [0 / 2, 1 / 2, 2 / 4, 3 / 4]
+    assert [each["lr"] for each in nemo_runs.metrics(tmp_path)] == pytest.approx(
+        [peak * (1 - fall * (1 - floor)) for fall in falls]
+    )

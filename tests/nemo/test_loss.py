@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+import types
+
 import nemo_source
 import pytest
 import torch
@@ -13,7 +17,7 @@ from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn  # noqa
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 
 from igrpo_nemo.nemo.local_policy import next_token_logprobs  # noqa: E402
-from igrpo_nemo.nemo.loss import IGRPOLoss, exact_entropy, masked_entropy  # noqa: E402
+from igrpo_nemo.nemo.loss import IGRPOLoss, Shards, exact_entropy, masked_entropy  # noqa: E402
 
 R, T, V = 3, 7, 12
 
@@ -89,8 +93,6 @@ def test_exact_entropy_is_equation_7():
     log_p = torch.log_softmax(logits.double(), dim=-1)
     entropy = -(log_p.exp() * log_p).sum(-1)[:, :-1]
     mask = data["token_mask"][:, 1:] * data["sample_mask"][:, None]
-    from igrpo_nemo.nemo.loss import Shards
-
     measured = masked_entropy(logits, data, tokens, Shards())
     assert float(measured) == pytest.approx(float((entropy * mask).sum() / mask.sum()), rel=1e-6)
 
@@ -138,18 +140,79 @@ def _shard(rank, port, logits, queue):
     torch.distributed.destroy_process_group()
 
 
-def test_two_tensor_parallel_processes_give_the_unsharded_entropy():
-    import socket
-
-    _, logits, _, _ = _batch()
+def _free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+        return listener.getsockname()[1]
+
+
+def test_two_tensor_parallel_processes_give_the_unsharded_entropy():
+    _, logits, _, _ = _batch()
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_shard, args=(port, logits, queue), nprocs=2, join=True)
+    mp.spawn(_shard, args=(_free_port(), logits, queue), nprocs=2, join=True)
     torch.testing.assert_close(
         torch.from_numpy(queue.get()), exact_entropy(logits), rtol=1e-6, atol=1e-6
     )
+
+
+def _packed(rank, port, queue):
+    """One of two tensor-parallel ranks: NeMo-RL's wrapper for packed rows around both losses."""
+    from functools import partial
+
+    from nemo_rl.algorithms.loss import SequencePackingLossWrapper, prepare_loss_input
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    world, alone = torch.distributed.group.WORLD, _groups_of_one()[rank]
+    _pretend_megatron(rank, world, alone)
+    data, logits, sequences, tokens = _batch()
+    starts, padded = torch.tensor([0, 6, 13, 17]), torch.tensor([0, 8, 16, 24])
+    packed = torch.nn.functional.pad(logits, (0, 0, 0, 1)).view(1, 24, V)
+    half = slice(rank * V // 2, (rank + 1) * V // 2)
+    results = []
+    for loss_fn in (
+        ClippedPGLossFn(_config()),
+        IGRPOLoss(_config(), exact_entropy=True, chunk_size=4),
+    ):
+        mine = packed[..., half].clone().requires_grad_()
+        prepare = partial(prepare_loss_input, sampling_params=None, d2t=None, chunk_size=4)
+        wrapper = SequencePackingLossWrapper(loss_fn, prepare, starts, padded, rank, world, alone)
+        loss, metrics = wrapper(mine, data, sequences, tokens)
+        loss.backward()
+        results.append((loss.detach(), mine.grad, metrics))
+    (loss, gradient, metrics), (ours, our_gradient, measured) = results
+    same = torch.equal(ours, loss) and torch.equal(our_gradient, gradient)
+    same = same and all(measured[name] == value for name, value in metrics.items())
+    queue.put((same and bool(gradient.any()), measured["exact_entropy"]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _groups_of_one():
+    return [torch.distributed.new_group([rank]) for rank in range(2)]
+
+
+def _pretend_megatron(rank, tensor_parallel, context_parallel):
+    """Its process groups, as a worker of NeMo-RL's has them."""
+    state = types.ModuleType("megatron.core.parallel_state")
+    state.model_parallel_is_initialized = lambda: True
+    state.get_tensor_model_parallel_rank = lambda: rank
+    state.get_tensor_model_parallel_group = lambda: tensor_parallel
+    state.get_context_parallel_group = lambda: context_parallel
+    sys.modules["megatron.core.parallel_state"] = state
+
+
+def test_packed_rows_on_two_tensor_parallel_processes_have_nemo_rls_loss_and_gradient():
+    """To the last bit on either, and the exact entropy is that of the whole vocabulary."""
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_packed, args=(_free_port(), queue), nprocs=2, join=True)
+    data, logits, _, tokens = _batch()
+    expected = float(masked_entropy(logits, data, tokens, Shards()))
+    for _ in range(2):
+        same, entropy = queue.get()
+        assert same
+        assert entropy == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_travels_to_workers():

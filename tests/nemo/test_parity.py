@@ -98,17 +98,29 @@ def test_one_step_is_the_same_on_both_engines(
     learned = learner.update(rows)
 
     updates = config.igrpo.updates_per_rollout
+    assert len(nemo["result"]["loss"]) == updates
     assert learned["loss"] == pytest.approx(
         float(nemo["result"]["loss"].sum()) / updates, rel=1e-6, abs=1e-7
     )
-    exact = sum(nemo["result"]["all_mb_metrics"]["exact_entropy"]) / updates
-    assert learned["entropy/exact"] == pytest.approx(exact, rel=1e-5)
+    _same_log(learned, *nemo_runs.metrics(tmp_path / "run"))
     _close(gradients, nemo["gradients"])
     theirs = nemo["policy"].model.state_dict()
     ours = policy.model.state_dict()
     moved = {name: ours[name] - nemo["before"][name] for name in ours}
     expected = {name: theirs[name] - nemo["before"][name] for name in ours}
     _close(moved, expected)
+
+
+def _same_log(learned, logged):
+    """Means over the updates of the step in both, be it one or four."""
+    assert logged["loss"] == pytest.approx(learned["loss"], rel=1e-6, abs=1e-7)
+    assert logged["entropy/exact"] == pytest.approx(learned["entropy/exact"], rel=1e-5)
+    assert logged["lr"] == pytest.approx(learned["lr"])
+    assert logged["policy/ratio_mean"] == pytest.approx(learned["policy/ratio_mean"], rel=0.05)
+    # NeMo-RL weighs it by the ratio to the policy that sampled, another one from update 2 on.
+    assert logged["entropy/sampled"] == pytest.approx(learned["entropy/sampled"], rel=0.3)
+    assert logged["policy/engine_mismatch"] == pytest.approx(1.0, abs=1e-3)
+    assert logged["policy/ratio_max"] >= learned["policy/ratio_max"] - 1e-6
 
 
 def _first_gradients(model, optimizer):

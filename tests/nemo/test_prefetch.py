@@ -60,6 +60,22 @@ def test_the_lookahead_loader_is_the_plain_one(workers):
         assert rest["number"] == plain[place + 1][0]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_state_behind_the_data_begins_the_next_epoch(workers):
+    """As the plain loader's: a run that ended with its data can be given more of it."""
+    epochs = {}
+    for kind in (lambda inner: inner, LookaheadLoader):
+        used_up = kind(_loader(workers))
+        assert len(list(used_up)) == 5
+        resumed = _loader(workers)
+        resumed.load_state_dict(used_up.state_dict())
+        resumed = kind(resumed)
+        epochs[kind] = [[batch["number"] for batch in resumed] for _ in range(2)]
+    plain, ahead = epochs.values()
+    assert [len(epoch) for epoch in plain] == [5, 5]
+    assert ahead == plain
+
+
 def test_the_lookahead_loader_knows_what_follows():
     loader = LookaheadLoader(_loader(0))
     assert len(loader) == 5

@@ -20,6 +20,7 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 from igrpo_nemo.environment import TwoStageEnvironment  # noqa: E402
 from igrpo_nemo.nemo import data, rollout  # noqa: E402
 from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
+from igrpo_nemo.nemo.short_circuit import ShortCircuit  # noqa: E402
 from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
 from igrpo_nemo.types import Prompt  # noqa: E402
@@ -105,10 +106,11 @@ def world(policy_folder, tmp_path, monkeypatch):
         datums = [data.problem_processor(row, None, tokenizer, 64, n) for n, row in enumerate(rows)]
         return rl_collate_fn(datums).repeat_interleave(2)
 
-    def run(texts, *questions, asynchronous=False, **changes):
+    def run(texts, *questions, asynchronous=False, short_circuit="off", **changes):
         feedback = core.feedback_of(config.replaced("igrpo", **changes))
         scoring.core.feedback = feedback
-        spec = TwoStageSpec(feedback, {"accuracy": 1.0, "format": 1.0})
+        rule = ShortCircuit(short_circuit, best_reward=1.0)
+        spec = TwoStageSpec(feedback, {"accuracy": 1.0, "format": 1.0}, rule)
         generation = Generation(tokenizer, texts)
         returned = rollout.two_stage_rollout(
             concurrently=asynchronous,
@@ -146,6 +148,23 @@ def test_what_nemo_rl_gets(world, asynchronous):
     assert metrics["igrpo/best_draft_accuracy"] == 1.0
     assert metrics["igrpo/refinement_accuracy"] == 0.5
     assert len(generation.prompts) == 8
+
+
+@pytest.mark.parametrize("mode", ["off", "first"])
+def test_drafts_given_up_are_counted(world, monkeypatch, mode):
+    """The second draft takes its time, the first one is right."""
+
+    async def generate(generation, inputs, greedy=False):
+        slow = generation.texts[0] == WRONG
+        answer = generation.generate(inputs, greedy)
+        if slow:
+            await asyncio.sleep(0.2)
+        yield 0, answer
+
+    monkeypatch.setattr(Generation, "generate_async", generate)
+    texts = [RIGHT, WRONG, RIGHT, RIGHT]
+    _, metrics, _ = world(texts, "1+2=", asynchronous=True, short_circuit=mode)
+    assert metrics.get("igrpo/drafts_given_up") == (None if mode == "off" else 1.0)
 
 
 def test_the_batch_handed_in_is_left_as_it_was(world):

@@ -178,3 +178,23 @@ def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
     message = str(raised.value)
     assert "nemo_rl.experience.rollouts has no calculate_rewards" in message
     assert "generate_responses takes no generation_input_data" in message
+
+
+def test_a_missing_attribute_is_named(monkeypatch):
+    """Without these, routing would quietly do nothing."""
+    monkeypatch.setitem(
+        requirements.NEEDED_ATTRIBUTES,
+        "nemo_rl.distributed.worker_groups:RayWorkerGroup",
+        ("dp_size", "data_parallel_size"),
+    )
+    monkeypatch.setitem(
+        requirements.NEEDED_ATTRIBUTES,
+        "nemo_rl.models.generation.vllm.vllm_generation:VllmGeneration",
+        ("worker_group", "next_shard"),
+    )
+    with pytest.raises(UserError) as raised:
+        requirements.check_nemo_rl()
+    message = str(raised.value)
+    assert "worker_groups.RayWorkerGroup has no data_parallel_size" in message
+    assert "vllm_generation.VllmGeneration has no next_shard" in message
+    assert "dp_size," not in message and "no worker_group" not in message

@@ -94,29 +94,41 @@ def test_a_trainer_that_gives_up_is_a_failure(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefetch", ["off", "fused"])
 def test_the_last_step_is_saved_where_dynamic_sampling_used_the_data_up(
-    ray_cluster, policy_folder, tmp_path
+    ray_cluster, policy_folder, tmp_path, prefetch
 ):
-    """Steps that drew two batches: fewer steps than batches, and none of NeMo-RL's own saves."""
-    config = nemo_runs.tiny_config(
-        policy_folder,
-        tmp_path / "run",
+    """Steps that drew two batches: fewer steps than batches, and none of NeMo-RL's own saves. With
+    one more epoch the run goes on where it was, and is not validated as a new one."""
+    base = [
         "objective=dapo",
+        f"igrpo.draft_prefetch={prefetch}",
+        "grpo.val_at_start=true",
         "grpo.use_dynamic_sampling=true",
         "grpo.dynamic_sampling_max_gen_batches=20",
-        "grpo.max_num_epochs=1",
         "grpo.max_num_steps=1000",
         "grpo.num_prompts_per_step=4",
         "igrpo.num_refinements=2",
         "data.train.num_problems=40",
         "checkpointing.enabled=true",
         "checkpointing.save_period=1000",
+    ]
+    once, twice = (
+        nemo_runs.tiny_config(policy_folder, tmp_path / "run", *base, f"grpo.max_num_epochs={n}")
+        for n in (1, 2)
     )
-    nemo_runs.train(config)
-    steps = len(nemo_runs.metrics(tmp_path / "run"))
+    nemo_runs.train(once)
+    logged = nemo_runs.metrics(tmp_path / "run")
+    steps = len(logged)
     assert 0 < steps < 10
+    drawn = [each["igrpo/dynamic_sampling_draws"] for each in logged]
+    draw = 4 * once.grpo.batch_multiplier * (once.igrpo.num_drafts + 2)
+    assert [each["igrpo/completions"] for each in logged] == [draw * count for count in drawn]
     saved = tmp_path / "run" / "checkpoints" / f"step_{steps}"
     assert (saved / "train_dataloader.pt").exists() and (saved / "policy" / "weights").exists()
     info = json.loads((saved / "training_info.json").read_text())
     assert info["total_steps"] == steps and info["current_epoch"] == 1
     assert (tmp_path / "run" / "finished").read_text() == f"{steps}\n"
+    nemo_runs.train(twice)
+    assert steps < len(nemo_runs.metrics(tmp_path / "run"))
+    assert len(nemo_runs.metrics(tmp_path / "run", "val")) == 1

@@ -212,8 +212,8 @@ def test_a_collector_that_dies_ends_the_run(ray_cluster, policy_folder, tmp_path
         deadline = time.monotonic() + 120
         while not ended and time.monotonic() < deadline:
             time.sleep(0.1)
-            for process in psutil.process_iter(["cmdline"]):
-                name = " ".join(process.info["cmdline"] or ())
+            for process in psutil.Process().children(recursive=True):  # those of this Ray
+                name = _command(process)
                 if "AsyncTrajectoryCollector" in name and "__init__" not in name:
                     process.kill()
                     ended.append(name)
@@ -229,6 +229,15 @@ def test_a_collector_that_dies_ends_the_run(ray_cluster, policy_folder, tmp_path
     killer.join()
     assert ended
     assert not (tmp_path / "run" / "finished").exists()
+
+
+def _command(process):
+    import psutil
+
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return ""
 
 
 def test_data_that_cannot_be_read_end_the_asynchronous_run(

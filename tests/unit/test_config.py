@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -473,6 +474,26 @@ def test_cosine_schedule_rises_peaks_and_falls_to_the_minimum() -> None:
     assert values[100] == pytest.approx(0.1)
     assert all(a < b for a, b in zip(values[:10], values[1:11], strict=True))
     assert all(a > b for a, b in zip(values[10:100], values[11:101], strict=True))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5])
+def test_megatron_warms_up_like_the_other_engines(ratio: float) -> None:
+    """By its formula (Megatron-Core, OptimizerParamScheduler.get_lr) in the run's 58 steps."""
+    changes = ["engine=nemo_rl", "cluster=a100_2x8", f"igrpo.schedule.warmup_ratio={ratio}"]
+    megatron = with_problems(load_config([*HF, *changes]), 7_500).policy.megatron_cfg or {}
+    schedule, peak = megatron["scheduler"], megatron["optimizer"]["lr"]
+    warmup, start = schedule["lr_warmup_iters"], schedule["lr_warmup_init"]
+    assert (schedule["lr_decay_iters"], warmup) == (58, math.ceil(58 * ratio))
+    expected = rates([changes[-1]], 58)[: warmup + 1]
+    measured = [start + (peak - start) * step / warmup for step in range(warmup + 1) if warmup]
+    assert [rate / peak for rate in measured] == pytest.approx(expected if warmup else [])
+    assert start == (pytest.approx(peak / (warmup + 1)) if warmup else 0.0)
+
+
+def test_a_given_start_of_megatrons_warm_up_is_kept() -> None:
+    given = "policy.megatron_cfg.scheduler.lr_warmup_init=1.0e-9"
+    config = with_problems(load_config([*HF, "engine=nemo_rl", "cluster=a100_2x8", given]), 7_500)
+    assert (config.policy.megatron_cfg or {})["scheduler"]["lr_warmup_init"] == 1e-9
 
 
 @pytest.mark.parametrize(("decay", "middle", "end"), [("linear", 0.55, 0.1), ("constant", 1, 1)])

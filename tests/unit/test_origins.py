@@ -69,6 +69,7 @@ def test_derived_values_say_so() -> None:
         "policy.scheduler",
         "policy.megatron_cfg.scheduler.lr_decay_iters",
         "policy.megatron_cfg.scheduler.lr_warmup_iters",
+        "policy.megatron_cfg.scheduler.lr_warmup_init",
     }
     given = origins([*DAPO, "policy.train_global_batch_size=128"])
     assert given["policy.train_global_batch_size"].where == COMMAND_LINE

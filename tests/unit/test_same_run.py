@@ -1,8 +1,10 @@
 import pytest
 import yaml
 
+from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.run.same_run import check_same_run
+from igrpo_nemo.tracking import scrub
 
 CONFIG = {"grpo": {"seed": 1, "max_num_steps": 5}, "logger": {"log_dir": "a"}, "x": {"y": [1, 2]}}
 
@@ -21,3 +23,17 @@ def test_free_keys_may_change_and_others_are_named(tmp_path):
         check_same_run(tmp_path, CONFIG | {"x": {"y": [1]}})
     with pytest.raises(UserError, match="holds a run with z=None, this one has 3"):
         check_same_run(tmp_path, CONFIG | {"z": 3})
+
+
+def test_a_run_on_megatron_may_be_made_longer_but_not_change_its_schedule(tmp_path):
+    """`lr_decay_iters` and its like follow from the number of steps."""
+
+    def config(*overrides):
+        base = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
+        return with_problems(load_config([*base, *overrides]), 7_500).to_dict()
+
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(scrub(config("grpo.max_num_steps=20"))))
+    check_same_run(tmp_path, config("grpo.max_num_steps=50"))
+    check_same_run(tmp_path, config("grpo.max_num_epochs=3", "grpo.max_num_steps=999"))
+    with pytest.raises(UserError, match=r"igrpo.schedule.warmup_ratio=0.1, this one has 0.3"):
+        check_same_run(tmp_path, config("igrpo.schedule.warmup_ratio=0.3"))

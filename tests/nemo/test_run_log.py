@@ -1,0 +1,131 @@
+"""The run's log: several draws in one step, and what a resumed run had done before."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+from igrpo_nemo.nemo.earlier import Earlier, summary_of  # noqa: E402
+from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
+from igrpo_nemo.nemo.run_log import RunLog  # noqa: E402
+
+
+class Recorder:
+    """In the place of the tracker and of NeMo-RL's logger."""
+
+    def __init__(self):
+        self.records = []
+
+    def log(self, kind, step, metrics):
+        self.records.append((kind, step, metrics))
+
+    def log_metrics(self, *_):
+        """NeMo-RL's own logger gets everything too."""
+
+
+def _log(*, dynamic=False, earlier=None):
+    tracker = Recorder()
+    config = SimpleNamespace(
+        grpo=SimpleNamespace(use_dynamic_sampling=dynamic, num_prompts_per_step=4),
+        igrpo=SimpleNamespace(sample_table_period=0, budget=8, updates_per_rollout=4),
+        cluster=SimpleNamespace(num_nodes=2, gpus_per_node=8),
+    )
+    log = RunLog(Recorder(), config, tracker, StepClock(), earlier=earlier)
+    return log, tracker.records
+
+
+def _step(log, step, draws, **learned):
+    """NeMo-RL's calls of a step: its metrics at the end have the last draw's once more."""
+    for draw in draws:
+        log.log_metrics(draw, step, prefix="train")
+    log.log_metrics({"loss": 0.5, **learned, **draws[-1]}, step, prefix="train")
+    log.log_metrics({"total_step_time": 9.0}, step, prefix="timing/train", step_finished=True)
+
+
+def test_several_draws_are_one_rollout():
+    """What they took adds up; the rest are means, over the draws that have it."""
+    first = {
+        "igrpo/completions": 30.0,
+        "igrpo/generated_tokens": 300.0,
+        "igrpo/draft_reward": 0.2,
+        "igrpo/draft_clipped_rate": 0.5,
+        "igrpo/drafts_dropped": 1.0,
+        "timing/draft": 2.0,
+        "timing/refine": 1.0,
+    }
+    second = {
+        "igrpo/completions": 10.0,
+        "igrpo/generated_tokens": 60.0,
+        "igrpo/draft_reward": 0.6,
+        "igrpo/drafts_dropped": 3.0,
+        "timing/draft": 0.5,
+        "timing/refine": 0.25,
+    }
+    log, records = _log(dynamic=True)
+    _step(log, 1, [first, second])
+    _step(log, 2, [second])
+    (_, _, both), (_, _, one) = records
+    expected = {
+        "igrpo/completions": 40.0,
+        "igrpo/generated_tokens": 360.0,
+        "igrpo/draft_reward": 0.3,
+        "igrpo/draft_clipped_rate": 0.5,
+        "igrpo/drafts_dropped": 3.0,
+        "igrpo/dynamic_sampling_draws": 2.0,
+        "timing/draft": 2.5,
+        "timing/refine": 1.25,
+        "timing/step": 9.0,
+        "perf/completions_per_s": 40 / 9,
+        "perf/tokens_per_s": 40.0,
+    }
+    assert {name: both[name] for name in expected} == pytest.approx(expected)
+    assert one["igrpo/dynamic_sampling_draws"] == 1.0
+    assert {name: one[name] for name in second} == second
+    assert log.completions == 50
+
+
+def test_what_the_workers_have_divided_is_not_divided_again():
+    """By the four updates of a step, whose extremes and rates are no sums."""
+    learned = {
+        "approx_entropy": 0.8,
+        "probs_ratio": 1.0,
+        "probs_ratio_max": 3.0,
+        "token_mult_prob_error": 1.01,
+        "lr": 1e-6,
+        "grad_norm": 0.7,
+    }
+    log, records = _log()
+    _step(log, 1, [{"igrpo/completions": 8.0}], **learned)
+    [(_, _, metrics)] = records
+    assert "igrpo/dynamic_sampling_draws" not in metrics
+    named = ("entropy/sampled", "policy/ratio_mean", "policy/ratio_max", "policy/engine_mismatch")
+    assert [metrics[name] for name in ("loss", *named, "lr", "grad_norm")] == [
+        0.5, 0.8, 1.0, 3.0, 1.01, 1e-6, 0.7,
+    ]  # fmt: skip
+
+
+def test_a_resumed_run_counts_on(tmp_path):
+    """From the log of the steps before; an old summary has the wall clock besides."""
+    records = [("val", 0, {"val/accuracy": 0.25})]
+    records += [("train", n, {"timing/step": 10.0, "igrpo/completions": 8.0}) for n in (1, 2)]
+    records += [("val", 2, {"val/accuracy": 0.5})]
+    lines = [json.dumps({"kind": k, "step": s, "time": 0.0, "metrics": m}) for k, s, m in records]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert summary_of(tmp_path) == {}
+    assert Earlier.of(tmp_path, 0) == Earlier()
+    assert Earlier.of(tmp_path, 2) == Earlier(2, 20.0, 20.0, 16, 0.25, 0.5)
+    (tmp_path / "summary.json").write_text('{"seconds": 33.5}')
+    earlier = Earlier.of(tmp_path, 2)
+    assert earlier.seconds == 33.5
+    log, logged = _log(earlier=earlier)
+    _step(log, 3, [{"igrpo/completions": 8.0}])
+    [(_, _, metrics)] = logged
+    assert metrics["perf/gpu_hours"] == pytest.approx(29.0 * 16 / 3600)
+    assert (log.completions, log.seconds) == (24, 29.0)
+    log.log_metrics({"accuracy": 0.75}, 3, prefix="validation")
+    assert (log.first_accuracy, log.last_accuracy) == (0.25, 0.75)
