@@ -29,6 +29,12 @@ SECRETS = (
 )
 """NeMo-Skills writes those that are set into the batch scripts of its jobs."""
 
+PROGRAMS = {
+    "curl": "NeMo-Skills waits for servers with it",
+    "ps": "what an evaluation has started is found with it (package procps)",
+}
+"""What has to be on PATH besides, and why."""
+
 HOW_TO_INSTALL = (
     "install NeMo-Skills as its README says, into an environment of its own, and set "
     "NEMO_SKILLS_ENV to that folder (docs/evaluation.md)"
@@ -55,12 +61,13 @@ class SkillsEnvironment:
 def find_environment(environ: Mapping[str, str]) -> SkillsEnvironment:
     """The environment of `NEMO_SKILLS_ENV`, of `VENV`, of the `ns` on PATH, or of the cache.
 
-    Raises `UserError` where there is none, where it cannot run, and where `curl` is missing, with
-    which NeMo-Skills waits for a server.
+    Raises `UserError` where there is none, where it cannot run, and where one of `PROGRAMS` is
+    missing.
     """
     folder = _bin_folder(environ)
-    if shutil.which("curl", path=environ.get("PATH")) is None:
-        raise UserError("curl is not found: NeMo-Skills waits for servers with it, install it")
+    for program, use in PROGRAMS.items():
+        if shutil.which(program, path=environ.get("PATH")) is None:
+            raise UserError(f"{program} is not found: {use}, install it")
     probe = subprocess.run(
         [str(folder / "python"), "-c", _VERSION],
         capture_output=True,

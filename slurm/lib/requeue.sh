@@ -3,7 +3,22 @@
 
 # USR1 to the batch shell (#SBATCH --signal=B:USR1@...): the time limit is near.
 on_time_limit() {
+  [[ -n ${IGRPO_STOP_FILE:-} ]] || go_back_unstarted
   request_stop "the time limit is near"
+}
+
+# The job has waited for another one of its run to end, and has nothing to save.
+go_back_unstarted() {
+  say "the time limit is near, and nothing was started: back to the queue"
+  send_back "$SLURM_JOB_ID" && wait_for_slurm
+  exit "$EX_TEMPFAIL"
+}
+
+# Slurm ends this shell. Were it to end by itself, that could count as the end of the job.
+wait_for_slurm() {
+  trap - TERM USR1 INT
+  pause 120
+  exit 0
 }
 
 # TERM: Slurm ends the job: preemption, a lost node, scancel, the time limit. Until it kills, the
@@ -83,10 +98,7 @@ requeue() {
   fi
   if send_back "$SLURM_JOB_ID"; then
     [[ -z ${LATE:-} ]] || return 0
-    # Slurm ends this shell. Were it to end by itself, that could count as the end of the job.
-    trap - TERM USR1 INT
-    pause 120
-    exit 0
+    wait_for_slurm
   fi
   if has_successor; then
     say "this Slurm does not requeue the job: the next job of the chain goes on"

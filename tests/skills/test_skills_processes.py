@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -79,6 +80,13 @@ def test_where_nemo_skills_is_looked_for(tmp_path: Path, monkeypatch) -> None:
         found = find_environment({**environ, "PATH": os.environ["PATH"]})
         assert found.bin == folder and found.version == "0.7.1"
         assert environment.version_warning(found) is None
+    for lacking in ("curl", "ps"):
+        others = tmp_path / f"without-{lacking}"
+        others.mkdir()
+        for name in {"curl", "ps"} - {lacking}:
+            (others / name).symlink_to(shutil.which(name) or "")
+        with pytest.raises(UserError, match=f"{lacking} is not found"):
+            find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": str(others)})
     (folder / "python").write_text("#!/bin/sh\necho 'ModuleNotFoundError: no' >&2; exit 1\n")
     with pytest.raises(UserError, match="does not run: ModuleNotFoundError: no"):
         find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": os.environ["PATH"]})

@@ -230,6 +230,18 @@ def test_a_job_is_requeued_though_slurm_was_silent(tmp_path):
     assert "scontrol requeue: squeue: error: Unable to contact" in said
 
 
+@pytest.mark.parametrize(("answer", "code"), [("true", "0"), ("echo it is disabled; exit 1", "75")])
+def test_a_job_that_waits_for_another_goes_back_at_its_time_limit(tmp_path, answer, code):
+    env = {
+        **QUICK,
+        "PATH": program(tmp_path, "scontrol", f'echo "$*" >>{tmp_path}/asked; {answer}'),
+    }
+    line = "pause() { :; }; (trap on_time_limit USR1; kill -USR1 $BASHPID; echo on); echo $?"
+    said = bash(f"{QUEUE} watch", line, **env).splitlines()
+    assert said[-1] == code and "on" not in said
+    assert (tmp_path / "asked").read_text() == "requeue 12\n"
+
+
 def test_a_slurm_that_refuses_to_requeue_is_not_asked_again(tmp_path):
     refusal = f"echo x >>{tmp_path}/calls; echo Requested operation is presently disabled; exit 1"
     env = {**QUICK, "PATH": program(tmp_path, "scontrol", refusal)}
