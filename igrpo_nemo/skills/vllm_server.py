@@ -18,7 +18,6 @@ from pathlib import Path
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.skills.command import Server, started_arguments
-from igrpo_nemo.skills.environment import LOOPBACK
 from igrpo_nemo.skills.processes import end_with_all, last_line, server_answers
 
 START_S = 3600.0
@@ -47,7 +46,8 @@ def vllm_serving(
     log = logs / "vllm.log"
     port = _free_port()
     command = vllm_command(vllm, server, port, _gpus(environ))
-    print(f"{shlex.join(command)}; it says the rest in {log}", flush=True)
+    # Not the command: further arguments may hold a key.
+    print(f"vllm serve {server.model}; it says the rest in {log}", flush=True)
     logs.mkdir(parents=True, exist_ok=True)
     address = f"http://127.0.0.1:{port}/v1"
     with log.open("wb") as stream:
@@ -114,5 +114,4 @@ def _gpus(environ: Mapping[str, str]) -> int:
 
 def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Without Slurm's variables of tasks, which torch and MPI would take for a launch of theirs."""
-    kept = {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
-    return {**kept, "no_proxy": ",".join(filter(None, [environ.get("no_proxy"), LOOPBACK]))}
+    return {name: value for name, value in environ.items() if not name.startswith("SLURM_")}

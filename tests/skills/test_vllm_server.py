@@ -84,14 +84,19 @@ def test_the_gpus_are_split_between_shards_and_copies() -> None:
     assert sizes(0, 4) == ["1"]
 
 
-def test_the_server_answers_and_ends_with_all_that_it_started(vllm: Vllm, tmp_path: Path) -> None:
+def test_the_server_answers_and_ends_with_all_that_it_started(
+    vllm: Vllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     environ = {**os.environ, "SLURM_NTASKS": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
-    with vllm_serving(str(vllm.path), Server("/m", gpus=1), tmp_path / "logs", environ) as address:
+    server = Server("/m", gpus=1, arguments="--api-key s3cret")
+    with vllm_serving(str(vllm.path), server, tmp_path / "logs", environ) as address:
         assert server_answers(address) and not vllm.has_ended()
     assert not server_answers(address) and vllm.has_ended()
     (note,) = vllm.called()
     assert note["words"][:2] == ["serve", "/m"] and not note["slurm"]
-    assert note["words"][-4:] == ["--data-parallel-size", "2", "--generation-config", "vllm"]
+    assert note["words"][-6:-2] == ["--data-parallel-size", "2", "--generation-config", "vllm"]
+    assert note["words"][-2:] == ["--api-key", "s3cret"]
+    assert "s3cret" not in capsys.readouterr().out
 
 
 def test_a_server_that_does_not_start_is_said_with_its_last_line(
