@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.cluster.site import site_profile
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.compose import composed_values, config_folders, config_groups
 from igrpo_nemo.config.validate import validated
-from igrpo_nemo.pipeline.script import DONE, Parser, exit_code, overrides_of
-from igrpo_nemo.site import site_profile
 from igrpo_nemo.skills.cluster_yaml import WORKSPACE, cluster_text, cluster_values
 
 CHECKOUT = Path(__file__).resolve().parents[1]

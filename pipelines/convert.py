@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.chain.checkpoints import find_checkpoint
+from igrpo_nemo.chain.conversion import convert, model_folder
+from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.chain.training import training_inputs
 from igrpo_nemo.config import load_config
-from igrpo_nemo.pipeline.checkpoints import find_checkpoint
-from igrpo_nemo.pipeline.conversion import convert, model_folder
-from igrpo_nemo.pipeline.script import DONE, Parser, exit_code, overrides_of
-from igrpo_nemo.pipeline.training import training_inputs
 
 
 def main(words: Sequence[str]) -> int:

@@ -22,10 +22,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
+from igrpo_nemo.cluster.site import site_profile
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.script import DONE, NO, Parser, exit_code, overrides_of
-from igrpo_nemo.site import site_profile
 from igrpo_nemo.skills import selection
 from igrpo_nemo.skills.cluster_yaml import sbatch_options
 from igrpo_nemo.skills.command import Place, Server, eval_commands, tensor_parallel
@@ -113,7 +113,7 @@ def _has_demo(runs: Path) -> bool:
 
 
 def _choose_demo(flags: argparse.Namespace) -> None:
-    from igrpo_nemo.pipeline.demo import BENCHMARK, SAMPLES, prepare_demo
+    from igrpo_nemo.chain.demo import BENCHMARK, SAMPLES, prepare_demo
 
     demo = prepare_demo(CHECKOUT / "runs")
     flags.model, flags.data_dir, flags.serve = str(demo.checkpoint), demo.data, True

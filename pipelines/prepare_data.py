@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.chain.script import DONE, Parser, exit_code
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.script import DONE, Parser, exit_code
 from igrpo_nemo.skills.benchmarks import benchmark_named
 from igrpo_nemo.skills.data import (
     checked_rows,

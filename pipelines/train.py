@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.chain.training import launch_plan, submit_training, train_here
 from igrpo_nemo.cli import main as igrpo
 from igrpo_nemo.config import load_config
-from igrpo_nemo.pipeline.script import DONE, Parser, exit_code, overrides_of
-from igrpo_nemo.pipeline.training import launch_plan, submit_training, train_here
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

@@ -17,9 +17,9 @@ from igrpo_nemo.cli.command import Command
 from igrpo_nemo.errors import UserError
 
 if TYPE_CHECKING:
+    from igrpo_nemo.cluster.job import Submission
     from igrpo_nemo.config import Config
     from igrpo_nemo.config.site_keys import Site
-    from igrpo_nemo.launch.sbatch import Submission
     from igrpo_nemo.preflight import Plan
 
 EXIT_REFUSED = 1
@@ -68,7 +68,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from igrpo_nemo.launch.checkout import find_checkout
+    from igrpo_nemo.cluster.checkout import find_checkout
 
     start = Path.cwd()
     checkout = find_checkout(start)
@@ -84,8 +84,8 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _composed(checkout: Path, overrides: Sequence[str]) -> tuple[Config, Site]:
+    from igrpo_nemo.cluster.site import site_profile
     from igrpo_nemo.config import load_config
-    from igrpo_nemo.site import site_profile
 
     config = load_config(overrides)
     site = site_profile(config, checkout, os.environ, overrides)
@@ -93,7 +93,7 @@ def _composed(checkout: Path, overrides: Sequence[str]) -> tuple[Config, Site]:
 
 
 def _print_exports(flags: argparse.Namespace, checkout: Path, overrides: Sequence[str]) -> int:
-    from igrpo_nemo.launch.settings import exports
+    from igrpo_nemo.cluster.settings import exports
 
     if other := [word for word in overrides if not word.lstrip("+").startswith("igrpo.site.")]:
         raise UserError(f"igrpo launch --env takes igrpo.site.* alone, not {other[0]}")
@@ -103,9 +103,9 @@ def _print_exports(flags: argparse.Namespace, checkout: Path, overrides: Sequenc
 
 
 def _print_settings(checkout: Path, overrides: Sequence[str]) -> int:
-    from igrpo_nemo.launch.finished import reopen_if_longer
-    from igrpo_nemo.launch.sbatch import absolute
-    from igrpo_nemo.launch.settings import assignments, job_settings
+    from igrpo_nemo.cluster.finished import reopen_if_longer
+    from igrpo_nemo.cluster.job import absolute
+    from igrpo_nemo.cluster.settings import assignments, job_settings
 
     config, site = _composed(checkout, overrides)
     text = assignments(job_settings(config, site, checkout, os.environ))
@@ -117,11 +117,11 @@ def _print_settings(checkout: Path, overrides: Sequence[str]) -> int:
 def _launch(
     flags: argparse.Namespace, overrides: Sequence[str], start: Path, checkout: Path
 ) -> int:
-    from igrpo_nemo.launch.checkout import find_script, script_words
-    from igrpo_nemo.launch.finished import is_finished, reopen_if_longer
-    from igrpo_nemo.launch.sbatch import submission
-    from igrpo_nemo.launch.submit import queued_jobs, submit_chain
-    from igrpo_nemo.launch.text import dry_run_text, submitted_text
+    from igrpo_nemo.cluster.checkout import find_script, script_words
+    from igrpo_nemo.cluster.finished import is_finished, reopen_if_longer
+    from igrpo_nemo.cluster.job import submission
+    from igrpo_nemo.cluster.launch_text import dry_run_text, submitted_text
+    from igrpo_nemo.cluster.submit import queued_jobs, submit_chain
 
     script = find_script(flags.script, start, checkout)
     words = [*script_words(checkout / script), *overrides]
@@ -166,7 +166,7 @@ def _refuse(plan: Plan) -> int:
 
 
 def _is_evaluation(flags: argparse.Namespace) -> bool:
-    from igrpo_nemo.launch.checkout import EVALUATION_SCRIPT
+    from igrpo_nemo.cluster.checkout import EVALUATION_SCRIPT
 
     return flags.script is not None and Path(flags.script).name == EVALUATION_SCRIPT
 
@@ -175,10 +175,10 @@ def _launch_evaluation(
     flags: argparse.Namespace, words: Sequence[str], start: Path, checkout: Path
 ) -> int:
     """Submits slurm/evaluate.sh: of its words the cluster profile's alone are read here."""
-    from igrpo_nemo.launch.checkout import find_script
-    from igrpo_nemo.launch.sbatch import submission
-    from igrpo_nemo.launch.submit import submit_chain
-    from igrpo_nemo.launch.text import dry_run_text, submitted_text
+    from igrpo_nemo.cluster.checkout import find_script
+    from igrpo_nemo.cluster.job import submission
+    from igrpo_nemo.cluster.launch_text import dry_run_text, submitted_text
+    from igrpo_nemo.cluster.submit import submit_chain
 
     if flags.chain is not None:
         raise UserError("--chain is for training: an evaluation goes on where it was by itself")

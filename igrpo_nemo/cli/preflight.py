@@ -32,9 +32,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from igrpo_nemo.cluster.site import site_profile
     from igrpo_nemo.config import load_config
     from igrpo_nemo.preflight import preflight
-    from igrpo_nemo.site import site_profile
 
     config = load_config(overrides, flags.config_dir)
     site = site_profile(config, Path.cwd(), os.environ, overrides)

@@ -13,8 +13,8 @@ from igrpo_nemo.cli.command import Command
 from igrpo_nemo.errors import UserError
 
 if TYPE_CHECKING:
-    from igrpo_nemo.slurm import Job
-    from igrpo_nemo.status.facts import RunStatus
+    from igrpo_nemo.cluster.client import Job
+    from igrpo_nemo.cluster.status import RunStatus
 
 RUNS = Path("runs")
 
@@ -37,8 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    from igrpo_nemo.status.facts import run_status
-    from igrpo_nemo.status.text import table
+    from igrpo_nemo.cluster.status import run_status
+    from igrpo_nemo.cluster.status_text import table
 
     folders = [_run_folder(word) for word in words] if words else _all_runs()
     jobs = _jobs()
@@ -56,14 +56,14 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _block(status: RunStatus, lines: int) -> str:
-    from igrpo_nemo.status.log_tail import log_tail
-    from igrpo_nemo.status.text import block
+    from igrpo_nemo.cluster.log_tail import log_tail
+    from igrpo_nemo.cluster.status_text import block
 
     return block(status, log_tail(status.folder, lines))
 
 
 def _as_json(status: RunStatus, lines: int) -> dict:
-    from igrpo_nemo.status.log_tail import log_tail
+    from igrpo_nemo.cluster.log_tail import log_tail
 
     log = log_tail(status.folder, lines)
     told = {"path": str(log.path), "lines": log.lines, "launcher": log.launcher} if log else None
@@ -72,7 +72,7 @@ def _as_json(status: RunStatus, lines: int) -> dict:
 
 def _jobs() -> list[Job]:
     """The queue; none, with a word of why, where Slurm is there and does not answer."""
-    from igrpo_nemo.slurm import has_slurm, my_jobs
+    from igrpo_nemo.cluster.client import has_slurm, my_jobs
 
     if not has_slurm():
         return []
@@ -84,7 +84,7 @@ def _jobs() -> list[Job]:
 
 
 def _run_folder(word: str) -> Path:
-    from igrpo_nemo.status.facts import is_run
+    from igrpo_nemo.cluster.status import is_run
 
     for folder in (Path(word), RUNS / word):
         if is_run(folder):
@@ -96,7 +96,7 @@ def _run_folder(word: str) -> Path:
 
 def _all_runs() -> list[Path]:
     """The run folders under runs/, two levels deep."""
-    from igrpo_nemo.status.facts import is_run
+    from igrpo_nemo.cluster.status import is_run
 
     found = [folder for pattern in ("*", "*/*") for folder in RUNS.glob(pattern)]
     return sorted(folder for folder in found if folder.is_dir() and is_run(folder))

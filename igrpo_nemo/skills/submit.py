@@ -17,8 +17,8 @@ from pathlib import Path
 
 import yaml
 
+from igrpo_nemo.cluster.job import sbatch_environment
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.sbatch import sbatch_environment
 from igrpo_nemo.skills.cluster_yaml import ACCOUNT
 from igrpo_nemo.skills.command import Place, eval_commands, mounted_path
 from igrpo_nemo.skills.environment import child_environ, without_secrets

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.cluster.client import has_slurm, my_jobs
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.slurm import has_slurm, my_jobs
 from igrpo_nemo.tracking.atomic import write_atomic
 
 SUBMITTED_FILE = "submitted.json"

@@ -110,7 +110,7 @@ class RunLock:
         job, restart = self._slurm_job()
         if int(match[3]) == job:
             return int(match[4]) < restart
-        from igrpo_nemo.slurm import has_ended
+        from igrpo_nemo.cluster.client import has_ended
 
         return has_ended(int(match[3]))
 

@@ -18,12 +18,12 @@ import yaml
 from sample_files import write_metrics, write_sample
 from skills_runs import CHECKOUT, write_problems
 
+from igrpo_nemo.chain.conversion import convert
+from igrpo_nemo.chain.experiment import chain_of
+from igrpo_nemo.chain.stamp import Stamp, write_stamp
+from igrpo_nemo.chain.training import stamp_path, training_inputs
 from igrpo_nemo.config import load_config
-from igrpo_nemo.pipeline.chain import chain_of
-from igrpo_nemo.pipeline.conversion import convert
 from igrpo_nemo.pipeline.evaluation import Choices, skills_evaluation
-from igrpo_nemo.pipeline.stamp import Stamp, write_stamp
-from igrpo_nemo.pipeline.training import stamp_path, training_inputs
 from igrpo_nemo.skills.environment import SkillsEnvironment
 from igrpo_nemo.skills.evaluate import prepare
 from igrpo_nemo.skills.results import read_results

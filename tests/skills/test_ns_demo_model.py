@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from skills_runs import evaluate
 
+from igrpo_nemo.chain.demo import write_arithmetic
 from igrpo_nemo.config import Config, read_config
 from igrpo_nemo.evaluation import SampleResult, bench_metrics
-from igrpo_nemo.pipeline.demo import write_arithmetic
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
 from igrpo_nemo.run.core import evaluation_scorer

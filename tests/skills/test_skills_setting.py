@@ -10,11 +10,11 @@ import pytest
 from sample_files import whole_benchmark
 from skills_runs import write_problems
 
+from igrpo_nemo.chain import on_slurm as slurm_chain
+from igrpo_nemo.chain.experiment import chain_of
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.pipeline import evaluation as pipeline
-from igrpo_nemo.pipeline import slurm_chain
-from igrpo_nemo.pipeline.chain import chain_of
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.skills.command import Server
 from igrpo_nemo.skills.data import read_benchmark

@@ -14,9 +14,9 @@ import pytest
 from sample_files import row, whole_benchmark, write_sample, write_unordered
 from skills_runs import write_problems
 
+from igrpo_nemo.chain.on_slurm import _submit_evaluation, evaluation_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.slurm_chain import _submit_evaluation, evaluation_text
 from igrpo_nemo.skills.command import Place, Server
 from igrpo_nemo.skills.data import read_benchmark, write_benchmark
 from igrpo_nemo.skills.environment import SkillsEnvironment

@@ -75,7 +75,7 @@ def no_slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 
 def squeue_line(number: int, state: str, name: str = "x", **fields: str) -> str:
-    """A line as `igrpo_nemo.slurm` asks squeue for."""
+    """A line as `igrpo_nemo.cluster.client` asks squeue for."""
     keys = {"reason": "None", "elapsed": "1:00", "left": "2:00", "start": "N/A", "nodes": "n1"}
     values = {**keys, **fields}
     return "|".join([str(number), state, *values.values(), name]) + "\n"

@@ -10,8 +10,8 @@ import pytest
 from fake_slurm import squeue_line
 
 from igrpo_nemo.cli import main
-from igrpo_nemo.launch.run_jobs import job_name
-from igrpo_nemo.site import VARIABLES
+from igrpo_nemo.cluster.run_jobs import job_name
+from igrpo_nemo.cluster.site import VARIABLES
 
 TRAIN = "experiment=demo"
 
@@ -99,9 +99,9 @@ def test_a_script_that_is_not_there(capsys):
 
 
 def test_without_scripts_it_says_where_it_works(tmp_path, monkeypatch, capsys):
-    from igrpo_nemo.launch import checkout as module
+    from igrpo_nemo.cluster import checkout as module
 
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages/igrpo_nemo/launch/x.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages/igrpo_nemo/cluster/x.py"))
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     assert launch(TRAIN) == 2
@@ -109,7 +109,7 @@ def test_without_scripts_it_says_where_it_works(tmp_path, monkeypatch, capsys):
 
 
 def test_outside_of_a_checkout_it_works_in_its_own(tmp_path, monkeypatch, capsys):
-    from igrpo_nemo.launch import checkout as module
+    from igrpo_nemo.cluster import checkout as module
 
     own = tmp_path / "own"
     (own / "slurm").mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_the_shipped_scripts_pass_their_own_preflight(script, monkeypatch, capsy
     monkeypatch.chdir(script.parents[1])
     for name in VARIABLES.values():
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("igrpo_nemo.site.LOCAL_PROFILE", "no such file")
+    monkeypatch.setattr("igrpo_nemo.cluster.site.LOCAL_PROFILE", "no such file")
     run = "logger.log_dir=runs/never"
     assert launch("--script", f"slurm/{script.name}", run, "--dry-run") == 0
     text = capsys.readouterr().out

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from igrpo_nemo.cluster.job import sbatch_command, sbatch_environment, submission
+from igrpo_nemo.cluster.run_jobs import job_name
+from igrpo_nemo.cluster.settings import assignments, exports, job_settings
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.run_jobs import job_name
-from igrpo_nemo.launch.sbatch import sbatch_command, sbatch_environment, submission
-from igrpo_nemo.launch.settings import assignments, exports, job_settings
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
 SITE = Site(

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from igrpo_nemo.chain.experiment import chain_of
+from igrpo_nemo.chain.skills_profile import chain_profile
+from igrpo_nemo.cluster.stage import StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.chain import chain_of
-from igrpo_nemo.pipeline.jobs import StageJob, Surroundings, script_text
-from igrpo_nemo.pipeline.skills_profile import chain_profile
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SMALL = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.pipeline.child import handling, run_to_its_end
+from igrpo_nemo.chain.child import handling, run_to_its_end
 
 # Stands in for `igrpo train`: takes longer to save than subprocess.run waits after Ctrl-C.
 TRAINER = """\
@@ -28,8 +28,8 @@ sys.exit(75)
 PIPELINE = """\
 import sys
 from igrpo_nemo.config import load_config
-from igrpo_nemo.pipeline import training
-from igrpo_nemo.pipeline.script import exit_code
+from igrpo_nemo.chain import training
+from igrpo_nemo.chain.script import exit_code
 training.IGRPO = (sys.executable, "-c", sys.argv[1], sys.argv[2] + "/saved")
 config = load_config(["experiment=demo", f"logger.log_dir={sys.argv[2]}/run"])
 sys.exit(exit_code(lambda words: training.train_here(config, []), []))
@@ -38,7 +38,7 @@ sys.exit(exit_code(lambda words: training.train_here(config, []), []))
 # A stage that works in this process, and ends what it started in a `finally`.
 STAGE = """\
 import pathlib, sys, time
-from igrpo_nemo.pipeline.script import exit_code
+from igrpo_nemo.chain.script import exit_code
 def main(words):
     try:
         print("working", flush=True)

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.config import load_config
-from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.checkpoints import Form, find_checkpoint
-from igrpo_nemo.pipeline.conversion import (
+from igrpo_nemo.chain.checkpoints import Form, find_checkpoint
+from igrpo_nemo.chain.conversion import (
     Converter,
     check_convertible,
     conversion_command,
@@ -21,9 +19,11 @@ from igrpo_nemo.pipeline.conversion import (
     is_converted,
     missing_files,
 )
-from igrpo_nemo.pipeline.script import exit_code, overrides_of
-from igrpo_nemo.pipeline.stamp import Stamp, first_change, read_stamp, reusable, write_stamp
-from igrpo_nemo.pipeline.training import is_trained, stamp_path, training_inputs
+from igrpo_nemo.chain.script import exit_code, overrides_of
+from igrpo_nemo.chain.stamp import Stamp, first_change, read_stamp, reusable, write_stamp
+from igrpo_nemo.chain.training import is_trained, stamp_path, training_inputs
+from igrpo_nemo.config import load_config
+from igrpo_nemo.errors import UserError
 
 INPUTS = {"grpo.seed": 1, "policy.model_name": "m", "igrpo.train_stages": ["refine"]}
 
@@ -217,7 +217,7 @@ def test_two_conversions_at_once_do_not_write_one_folder(tmp_path, nemo_rl):
     )
     script.write_text(at_work + CONVERTER)
     call = (
-        "import pathlib, sys; from igrpo_nemo.pipeline.conversion import convert; "
+        "import pathlib, sys; from igrpo_nemo.chain.conversion import convert; "
         "convert(pathlib.Path(sys.argv[1]), 'last', python=sys.executable)"
     )
     first = subprocess.Popen([sys.executable, "-c", call, str(run)])
@@ -281,7 +281,7 @@ def test_the_arguments_are_those_of_the_real_converters():
 
 def test_without_nemo_rl_the_conversion_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path))
-    monkeypatch.setattr("igrpo_nemo.pipeline.conversion.IMAGE_ROOT", tmp_path / "none")
+    monkeypatch.setattr("igrpo_nemo.chain.conversion.IMAGE_ROOT", tmp_path / "none")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="set NEMO_RL_SRC"):
         find_converter(Form.MEGATRON)

@@ -12,8 +12,8 @@ import threading
 import pytest
 from fake_slurm import squeue_line
 
+from igrpo_nemo.cluster.client import has_ended, my_jobs
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.slurm import has_ended, my_jobs
 from igrpo_nemo.tracking.run_lock import NAME, RunLock, writer_of
 
 HOLDER = """

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from igrpo_nemo.cluster.site import (
+    LOCAL_PROFILE,
+    VARIABLES,
+    site_profile,
+    slurm_time,
+    time_in_seconds,
+)
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.site_keys import SECRET_NAMES, Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.site import LOCAL_PROFILE, VARIABLES, site_profile, slurm_time, time_in_seconds
 
 
 def profile(folder: Path, local: str = "", environ: dict[str, str] | None = None, *overrides: str):

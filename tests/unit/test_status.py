@@ -11,10 +11,10 @@ import pytest
 from fake_slurm import squeue_line
 
 from igrpo_nemo.cli import main
-from igrpo_nemo.launch.run_jobs import job_name
-from igrpo_nemo.status.facts import run_status
-from igrpo_nemo.status.log_tail import log_tail
-from igrpo_nemo.status.metrics_tail import read_metrics_tail
+from igrpo_nemo.cluster.log_tail import log_tail
+from igrpo_nemo.cluster.metrics_tail import read_metrics_tail
+from igrpo_nemo.cluster.run_jobs import job_name
+from igrpo_nemo.cluster.status import run_status
 from igrpo_nemo.tracking import RunFolder
 from igrpo_nemo.tracking.scrub import scrub_text
 

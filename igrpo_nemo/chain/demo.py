@@ -6,11 +6,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from igrpo_nemo.chain.checkpoints import find_checkpoint
+from igrpo_nemo.chain.child import run_to_its_end
 from igrpo_nemo.cli.evaluate import evaluated_config
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.checkpoints import find_checkpoint
-from igrpo_nemo.pipeline.child import run_to_its_end
 from igrpo_nemo.skills.benchmarks import benchmark_named
 from igrpo_nemo.skills.data import checked_rows, write_benchmark
 

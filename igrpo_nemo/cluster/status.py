@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import yaml
 
-from igrpo_nemo.launch.run_jobs import jobs_of, log_folders
-from igrpo_nemo.slurm import Job
-from igrpo_nemo.status.metrics_tail import MetricsTail, read_json, read_metrics_tail
+from igrpo_nemo.cluster.client import Job
+from igrpo_nemo.cluster.metrics_tail import MetricsTail, read_json, read_metrics_tail
+from igrpo_nemo.cluster.run_jobs import jobs_of, log_folders
 from igrpo_nemo.tracking.run_folder import FINISHED, PLAN
 from igrpo_nemo.tracking.run_lock import writer_of
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
+from igrpo_nemo.chain.child import run_to_its_end
+from igrpo_nemo.chain.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
-from igrpo_nemo.pipeline.child import run_to_its_end
-from igrpo_nemo.pipeline.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.tracking.run_folder import FINISHED
 from igrpo_nemo.tracking.run_lock import RunLock
 

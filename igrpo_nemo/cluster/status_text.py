@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from igrpo_nemo.slurm import Job
-from igrpo_nemo.status.facts import RunStatus, seconds_since
-from igrpo_nemo.status.log_tail import LogTail
+from igrpo_nemo.cluster.client import Job
+from igrpo_nemo.cluster.log_tail import LogTail
+from igrpo_nemo.cluster.status import RunStatus, seconds_since
 
 
 def block(status: RunStatus, log: LogTail | None) -> str:

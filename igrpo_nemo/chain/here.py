@@ -6,9 +6,10 @@ import shlex
 import sys
 from collections.abc import Mapping
 
-from igrpo_nemo.pipeline.chain import Chain
+from igrpo_nemo.chain.conversion import check_convertible, convert
+from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.training import is_trained, train_here, training_inputs
 from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
-from igrpo_nemo.pipeline.conversion import check_convertible, convert
 from igrpo_nemo.pipeline.evaluation import (
     Choices,
     embedded_command,
@@ -17,7 +18,6 @@ from igrpo_nemo.pipeline.evaluation import (
     evaluated_config,
     uses_skills,
 )
-from igrpo_nemo.pipeline.training import is_trained, train_here, training_inputs
 
 
 def run_here(chain: Chain, choices: Choices, request: Request, environ: Mapping[str, str]) -> int:

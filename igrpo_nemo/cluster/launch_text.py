@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.launch.run_jobs import LOGS
-from igrpo_nemo.launch.sbatch import Submission, sbatch_command
+from igrpo_nemo.cluster.job import Submission, sbatch_command
+from igrpo_nemo.cluster.run_jobs import LOGS
 
 
 def dry_run_text(job: Submission, length: int, checks: str, checkout: Path) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.cluster.job import absolute
+from igrpo_nemo.cluster.site import VARIABLES
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.sbatch import absolute
-from igrpo_nemo.site import VARIABLES
 from igrpo_nemo.tracking.scrub import scrub
 
 COMPUTE_CAPABILITY = {"cpu": "", "a100_40gb": "8.0", "a100_80gb": "8.0", "h100_80gb": "9.0"}

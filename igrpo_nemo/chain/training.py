@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
+from igrpo_nemo.chain.child import run_to_its_end
+from igrpo_nemo.chain.script import STOPPED
+from igrpo_nemo.chain.stamp import Stamp, first_change, flat, read_stamp, write_stamp
+from igrpo_nemo.cluster.finished import is_finished
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.finished import is_finished
-from igrpo_nemo.pipeline.child import run_to_its_end
-from igrpo_nemo.pipeline.script import STOPPED
-from igrpo_nemo.pipeline.stamp import Stamp, first_change, flat, read_stamp, write_stamp
 from igrpo_nemo.run.same_run import FREE_KEYS
 from igrpo_nemo.tracking.run_folder import FINISHED
 from igrpo_nemo.tracking.scrub import scrub

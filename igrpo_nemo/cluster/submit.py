@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from igrpo_nemo.cluster.client import Job, my_jobs, submit
+from igrpo_nemo.cluster.job import Submission, sbatch_command, sbatch_environment
+from igrpo_nemo.cluster.run_jobs import LOGS, jobs_of
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.run_jobs import LOGS, jobs_of
-from igrpo_nemo.launch.sbatch import Submission, sbatch_command, sbatch_environment
-from igrpo_nemo.slurm import Job, my_jobs, submit
 
 
 def queued_jobs(job: Submission, *, in_chain: bool) -> list[Job]:

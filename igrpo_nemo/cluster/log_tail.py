@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from igrpo_nemo.launch.run_jobs import LOGS, log_folders
+from igrpo_nemo.cluster.run_jobs import LOGS, log_folders
 from igrpo_nemo.tracking.display_text import shorten
 from igrpo_nemo.tracking.scrub import scrub_text
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from igrpo_nemo.chain.child import handling
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.child import handling
 
 DONE, NO, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes: done; a check said no; bad input; stopped with its state saved; Ctrl-C."""

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from igrpo_nemo.cluster.client import submit
+from igrpo_nemo.cluster.job import LOGS, job_name, sbatch_environment
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.sbatch import LOGS, job_name, sbatch_environment
-from igrpo_nemo.slurm import submit
 
 _PLAIN = re.compile(r"[\w./+:=,@%$&|*()\[\]-]+")
 _NOT_FOR_THE_JOB = {"CONTAINER_IMAGE", "CONTAINER_MOUNTS", "VENV"}

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from igrpo_nemo.chain.conversion import model_folder
+from igrpo_nemo.chain.training import training_inputs
 from igrpo_nemo.config import Config
-from igrpo_nemo.pipeline.conversion import model_folder
-from igrpo_nemo.pipeline.training import training_inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from igrpo_nemo.config.site_keys import Site
-from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.settings import job_settings
-from igrpo_nemo.pipeline.chain import Chain
-from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
-from igrpo_nemo.pipeline.conversion import check_convertible, is_converted
-from igrpo_nemo.pipeline.evaluation import Choices, evaluated_config, skills_evaluation
-from igrpo_nemo.pipeline.jobs import (
+from igrpo_nemo.chain.conversion import check_convertible, is_converted
+from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.here import with_chain
+from igrpo_nemo.chain.skills_profile import chain_profile, default_profile, read_values
+from igrpo_nemo.chain.training import is_trained, launch_plan, submit_training, training_inputs
+from igrpo_nemo.cluster.settings import job_settings
+from igrpo_nemo.cluster.site import site_profile
+from igrpo_nemo.cluster.stage import (
     StageJob,
     Surroundings,
     run_folders,
@@ -33,10 +33,10 @@ from igrpo_nemo.pipeline.jobs import (
     script_text,
     submit_stage,
 )
-from igrpo_nemo.pipeline.local_chain import with_chain
-from igrpo_nemo.pipeline.skills_profile import chain_profile, default_profile, read_values
-from igrpo_nemo.pipeline.training import is_trained, launch_plan, submit_training, training_inputs
-from igrpo_nemo.site import site_profile
+from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
+from igrpo_nemo.pipeline.evaluation import Choices, evaluated_config, skills_evaluation
 from igrpo_nemo.skills import sbatch_text
 from igrpo_nemo.skills.cluster_yaml import sbatch_options
 from igrpo_nemo.skills.command import Place, eval_commands

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.slurm import Job
+from igrpo_nemo.cluster.client import Job
 
 LOGS = "slurm"
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from igrpo_nemo.cluster.run_jobs import LOGS, job_name
+from igrpo_nemo.cluster.site import VARIABLES, time_in_seconds
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.launch.run_jobs import LOGS, job_name
-from igrpo_nemo.site import VARIABLES, time_in_seconds
 
 _REACH_SLURM = ("SLURM_CONF", "SLURM_JWT")
 """Variables that say where Slurm is and who asks, not what is asked for."""
