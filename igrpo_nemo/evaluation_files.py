@@ -16,7 +16,7 @@ from typing import Any
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation import SampleResult
-from igrpo_nemo.tracking.atomic import write_atomic
+from igrpo_nemo.files.atomic import write_atomic
 
 
 def finished_files(folder: Path) -> list[Path]:

@@ -12,9 +12,8 @@ from typing import Any
 import yaml
 
 from igrpo_nemo.config.site_keys import Site
-from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.skills.submit import ClusterProfile, cluster_profile
-from igrpo_nemo.tracking.atomic import write_atomic
 
 
 def chain_profile(
@@ -31,11 +30,7 @@ def chain_profile(
         if not any(path == source or source in path.parents for source in sources):
             mounts.append(f"{path}:{path}")
     values["mounts"] = mounts
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / f"{name}.yaml", yaml.safe_dump(values, sort_keys=False).encode())
-    except OSError as error:
-        raise UserError(f"cannot write {folder / name}.yaml: {error.strerror}") from error
+    write_or_refuse(folder / f"{name}.yaml", yaml.safe_dump(values, sort_keys=False))
     return cluster_profile(name, folder)
 
 

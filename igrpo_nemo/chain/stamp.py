@@ -8,13 +8,13 @@ next time  --reusable-----> its outputs are there and its inputs equal, or a `Us
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.atomic import write_atomic
+from igrpo_nemo.files.atomic import write_or_refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,7 @@ class Stamp:
 def write_stamp(path: Path, stamp: Stamp) -> None:
     """Writes the stamp whole or not at all. Raises `UserError` where it cannot be written."""
     values = {"stage": stamp.stage, "inputs": stamp.inputs, "outputs": stamp.outputs}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(values, indent=1, sort_keys=True, default=str).encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_or_refuse(path, json.dumps(values, indent=1, sort_keys=True, default=str))
 
 
 def read_stamp(path: Path) -> Stamp | None:
@@ -72,12 +68,3 @@ def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str
         if before.get(name) != stored.get(name):
             return name, before.get(name), stored.get(name)
     return None
-
-
-def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of the leaves of nested mappings."""
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from flat(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node

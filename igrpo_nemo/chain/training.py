@@ -17,13 +17,13 @@ import yaml
 
 from igrpo_nemo.chain.child import run_to_its_end
 from igrpo_nemo.chain.script import STOPPED
-from igrpo_nemo.chain.stamp import Stamp, first_change, flat, read_stamp, write_stamp
+from igrpo_nemo.chain.stamp import Stamp, first_change, read_stamp, write_stamp
 from igrpo_nemo.cluster.finished import is_finished
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.scrub import flat, scrub
 from igrpo_nemo.run.same_run import FREE_KEYS
 from igrpo_nemo.tracking.run_folder import FINISHED
-from igrpo_nemo.tracking.scrub import scrub
 
 LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
 """A run may be made longer; everything else that shapes it stays."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.cluster.run_jobs import LOGS, log_folders
-from igrpo_nemo.tracking.display_text import shorten
-from igrpo_nemo.tracking.scrub import scrub_text
+from igrpo_nemo.files.display_text import shorten
+from igrpo_nemo.files.scrub import scrub_text
 
 _BYTES = 1 << 16
 _WIDTH = 200

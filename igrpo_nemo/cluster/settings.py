@@ -16,7 +16,7 @@ from igrpo_nemo.cluster.site import VARIABLES
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.scrub import scrub
+from igrpo_nemo.files.scrub import scrub
 
 COMPUTE_CAPABILITY = {"cpu": "", "a100_40gb": "8.0", "a100_80gb": "8.0", "h100_80gb": "9.0"}
 """What CUDA kernels are compiled for, by `igrpo.site.gpu`. The images of NeMo-RL name others."""

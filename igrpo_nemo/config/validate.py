@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from igrpo_nemo.config.keys import nearest_key
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.scrub import scrub
+from igrpo_nemo.files.scrub import scrub
 
 SHOWN_PROBLEMS = 3
 """A message names no more problems than this and counts the others."""

@@ -10,24 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.files import cache_folder
+from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.rewards.accuracy import Reason, gold_verdict
 from igrpo_nemo.rewards.literal import read_literal
 
 # Counts up when the reading of references changes, so that old outcomes are not used.
 _CHECK_VERSION = 1
 _ITEM_LIMIT_S = 10.0
-
-
-def cache_folder() -> Path:
-    """`IGRPO_CACHE_DIR`, or `igrpo-nemo` in the user's cache folder."""
-    named = os.environ.get("IGRPO_CACHE_DIR")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igrpo-nemo"
 
 
 def check_golds(golds: Sequence[str], *, workers: int | None = None) -> list[Reason]:
@@ -56,7 +49,7 @@ def _check_formulas(formulas: list[str], workers: int | None) -> dict[str, Reaso
         with VerifierPool(workers=processes, item_timeout_s=_ITEM_LIMIT_S) as pool:
             cached = pool.check_golds(formulas)
         if Reason.TIMEOUT not in cached:  # Which may be the machine's fault, and not for ever.
-            write_atomically(path, json.dumps([str(reason) for reason in cached]))
+            write_or_refuse(path, json.dumps([str(reason) for reason in cached]))
     return dict(zip(formulas, cached, strict=True))
 
 
@@ -66,16 +59,3 @@ def _read(path: Path, count: int) -> list[Reason] | None:
     except (OSError, ValueError, TypeError):
         return None  # No cache, or not ours: check again.
     return reasons if len(reasons) == count else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import fsync_folder, is_disk_full
 from igrpo_nemo.local.checkpoint_manifest import find_damage, seal, structural_damage
-from igrpo_nemo.tracking.atomic import fsync_folder, is_disk_full
 
 MODEL = "model"
 TENSORS = "optimizer.pt"

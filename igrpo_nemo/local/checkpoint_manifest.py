@@ -12,7 +12,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from igrpo_nemo.tracking.atomic import fsync_file, fsync_folder
+from igrpo_nemo.files.atomic import fsync_file, fsync_folder
 
 MANIFEST = "manifest.json"
 

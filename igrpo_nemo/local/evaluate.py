@@ -34,12 +34,12 @@ from igrpo_nemo.evaluation_files import (
     write_metrics,
     write_rows,
 )
+from igrpo_nemo.files.atomic import is_disk_full
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.rewards import Scorer, ScoreRequest
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
 from igrpo_nemo.tracking import open_console
-from igrpo_nemo.tracking.atomic import is_disk_full
 from igrpo_nemo.types import Group, Problem, Stage
 
 Progress = Callable[[int, int], None]

@@ -1,7 +1,7 @@
 """Supervised warm-up of the small built-in model, cached between runs.
 
     demonstrations (bare problems and draft-conditioned corrections) -> cross-entropy on the
-    completions -> a model folder in Hugging Face format, under ${XDG_CACHE_HOME:-~/.cache}
+    completions -> a model folder in Hugging Face format, in the cache folder
 
 The cache key is a digest of everything that shapes the result, so a changed setting never reuses
 another one's model.
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.data.arithmetic import Chain, is_validation, sample_chain
 from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
+from igrpo_nemo.files import cache_folder
 from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
@@ -69,7 +70,7 @@ def warmed_up_folder(
     processes that ask at once both train, and the first to finish is kept. The file `complete` in
     the folder holds the seconds that the warm-up took.
     """
-    folder = (cache_dir or default_cache_dir()) / "warmup" / _digest(spec)
+    folder = (cache_dir or cache_folder()) / "warmup" / _digest(spec)
     if (folder / "complete").exists():
         return folder
     started = time.perf_counter()
@@ -87,11 +88,6 @@ def warmed_up_folder(
         # Another process finished first: equal settings give an equal model.
         shutil.rmtree(scratch)
     return folder
-
-
-def default_cache_dir() -> Path:
-    """`${XDG_CACHE_HOME:-~/.cache}/igrpo-nemo`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igrpo-nemo"
 
 
 def _digest(spec: WarmupSpec) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.build import render, write_page
 from igrpo_nemo.report.evaluation_tables import (
     Table,
@@ -19,7 +20,6 @@ from igrpo_nemo.report.evaluation_tables import (
 )
 from igrpo_nemo.report.published import Published, published_results
 from igrpo_nemo.report.systems import Comparison, System, compared, load_systems
-from igrpo_nemo.tracking.atomic import write_atomic
 
 NAMES = ("comparison.md", "comparison.csv", "report.html")
 
@@ -47,12 +47,8 @@ def compare(request: Request, out: Path) -> Comparison:
         seed=request.seed,
     )
     title = "Evaluation of " + ", ".join(system.label for system in systems)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / NAMES[0], as_markdown(comparison, title).encode())
-        write_atomic(out / NAMES[1], as_csv(comparison).encode())
-    except OSError as error:
-        raise UserError(f"cannot write the comparison to {out}: {error.strerror}") from error
+    write_or_refuse(out / NAMES[0], as_markdown(comparison, title))
+    write_or_refuse(out / NAMES[1], as_csv(comparison))
     write_page(out / NAMES[2], render([], title=title, evaluation=comparison))
     return comparison
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.evaluation_figures import SECTION, pass_figure
 from igrpo_nemo.report.evaluation_tables import common_setting, findings
 from igrpo_nemo.report.evaluation_tables import tables as evaluation_tables
@@ -137,14 +138,6 @@ def _default_path(folders: Sequence[Path]) -> Path:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page whole or not at all. Raises `UserError` where it cannot be written."""
-    from igrpo_nemo.errors import UserError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        # Model text may hold lone surrogates, which UTF-8 has no bytes for.
-        partial.write_text(html, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write the report to {path}: {error.strerror or error}") from None
+    # Model text may hold lone surrogates, which UTF-8 has no bytes for.
+    write_or_refuse(path, html.encode("utf-8", "replace"))
     return path

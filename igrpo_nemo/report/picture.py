@@ -13,6 +13,7 @@ from pathlib import Path
 from markupsafe import escape
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.charts import HEIGHT, WIDTH
 from igrpo_nemo.report.figures import FIGURES, Figure, draw_figures
 from igrpo_nemo.report.runs import load_runs
@@ -42,11 +43,11 @@ def write_picture(
     parts = [_placed(drawn[key], GAP + i * (WIDTH + GAP)) for i, key in enumerate(keys)]
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     path = Path(out)
-    path.write_text(
+    write_or_refuse(
+        path,
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} '
         f'{HEAD + HEIGHT + 8:.0f}" width="{width:.0f}"><style>{_svg_rules(style)}</style>'
         f'<rect class="page" width="100%" height="100%" rx="10"/>{"".join(parts)}</svg>\n',
-        encoding="utf-8",
     )
     return path
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_nemo.data.golds import write_atomically
 from igrpo_nemo.data.problems import reference_answer
 from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.rewards.accuracy import AccuracySettings, Verdict
 from igrpo_nemo.rewards.extract import AnswerFormat
 from igrpo_nemo.rewards.pool import VerifierPool
@@ -155,7 +155,7 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
         item_timeout_s=flags.item_timeout,
         thinking_open=flags.thinking_open,
     )
-    write_atomically(out, "".join(scores.lines()))
+    write_or_refuse(out, "".join(scores.lines()))
     print(f"verdicts: {out}")
     print(json.dumps(scores.summary))
     return 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.scrub import scrub
+from igrpo_nemo.files.scrub import flat, scrub
 
 FREE_KEYS = (
     "logger.",
@@ -44,9 +44,9 @@ def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
     path = run_folder / "config.yaml"
     if not path.is_file():
         return
-    before = dict(_flat(yaml.safe_load(path.read_text()) or {}))
+    before = _settings(yaml.safe_load(path.read_text()) or {})
     # The stored config is scrubbed: secrets neither compare nor show.
-    now = dict(_flat(scrub(config)))
+    now = _settings(scrub(config))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(FREE_KEYS):
             continue
@@ -57,9 +57,6 @@ def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
+def _settings(config: object) -> dict[str, object]:
+    """Dotted name -> value; an empty section sets nothing."""
+    return {name: value for name, value in flat(config) if value != {}}

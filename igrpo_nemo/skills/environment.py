@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files import cache_folder
 
 SUPPORTED = "0.7"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igrpo-nemo"
-"""Where `make install-skills` puts an environment."""
 LOOPBACK = "127.0.0.1,localhost"
 SECRETS = (
     "HF_TOKEN",
@@ -128,7 +127,8 @@ def _bin_folder(environ: Mapping[str, str]) -> Path:
             return folder
     if found := shutil.which("ns", path=environ.get("PATH")):
         return Path(found).absolute().parent
-    cached = [file.parent for file in CACHE.glob("nemo-skills-env-*/bin/ns")]
+    # `make install-skills` makes one there.
+    cached = [file.parent for file in cache_folder().glob("nemo-skills-env-*/bin/ns")]
     if not cached:
         raise UserError(f"NeMo-Skills is not found: {HOW_TO_INSTALL}")
     return max(cached, key=lambda folder: folder.stat().st_mtime)

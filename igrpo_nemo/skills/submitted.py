@@ -13,7 +13,7 @@ from pathlib import Path
 
 from igrpo_nemo.cluster.client import has_slurm, my_jobs
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.atomic import write_atomic
+from igrpo_nemo.files.atomic import write_atomic
 
 SUBMITTED_FILE = "submitted.json"
 

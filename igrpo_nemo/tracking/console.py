@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TextIO
 
-from igrpo_nemo.tracking.display_text import printable, shorten
+from igrpo_nemo.files.display_text import printable, shorten
 
 SAMPLES_SHOWN = 3
 SAMPLE_PARTS = ("draft", "refinement", "response")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from igrpo_nemo.files.display_text import printable, shorten
 from igrpo_nemo.tracking.console import (
     SAMPLE_PARTS,
     SAMPLES_SHOWN,
@@ -23,7 +24,6 @@ from igrpo_nemo.tracking.console import (
     is_validation,
     verdict,
 )
-from igrpo_nemo.tracking.display_text import printable, shorten
 
 _FRAME = 0.25
 """Least seconds between two drawings of the bars: drawing costs time that training could use."""

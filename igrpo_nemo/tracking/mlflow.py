@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_atomic
+from igrpo_nemo.files.scrub import flat
 
 _PARAM_BATCH = 100
 _PARAM_CHARACTERS = 500
@@ -78,16 +80,16 @@ class MlflowSink:
         )
         run_name = settings.get("run_name")
         run = self._client.create_run(experiment_id, run_name=str(run_name) if run_name else None)
-        id_file.write_text(run.info.run_id)
+        write_atomic(id_file, run.info.run_id)
         return run.info.run_id, False
 
     def _log_params(self, config: object) -> None:
-        flat = [
-            self._mlflow.entities.Param(key, value[:_PARAM_CHARACTERS])
-            for key, value in _flatten(config)
+        params = [
+            self._mlflow.entities.Param(name, str(value)[:_PARAM_CHARACTERS])
+            for name, value in flat(config)
         ]
-        for start in range(0, len(flat), _PARAM_BATCH):
-            self._client.log_batch(self._run_id, params=flat[start : start + _PARAM_BATCH])
+        for start in range(0, len(params), _PARAM_BATCH):
+            self._client.log_batch(self._run_id, params=params[start : start + _PARAM_BATCH])
 
     def _last_step(self, name: str) -> int:
         if self._logged is None:
@@ -96,13 +98,3 @@ class MlflowSink:
             history = self._client.get_metric_history(self._run_id, name)
             self._logged[name] = max((metric.step for metric in history), default=-1)
         return self._logged[name]
-
-
-def _flatten(config: object, prefix: str = "") -> list[tuple[str, str]]:
-    if not isinstance(config, Mapping):
-        return [(prefix, str(config))]
-    return [
-        pair
-        for key, value in config.items()
-        for pair in _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    ]

@@ -20,9 +20,9 @@ from pathlib import Path
 import yaml
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.atomic import is_disk_full, write_atomic
+from igrpo_nemo.files.atomic import is_disk_full, write_or_refuse
+from igrpo_nemo.files.scrub import scrub
 from igrpo_nemo.tracking.run_lock import RunLock
-from igrpo_nemo.tracking.scrub import scrub
 
 FINISHED = "finished"
 """The marker of a run whose last step is done. A run without it is to be resumed."""
@@ -109,10 +109,7 @@ class RunFolder:
         self.close()
 
     def _replace(self, name: str, data: bytes) -> None:
-        try:
-            write_atomic(self.path / name, data)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path / name}: {error.strerror}") from error
+        write_or_refuse(self.path / name, data)
 
 
 class _LineFile:
@@ -146,9 +143,7 @@ class _LineFile:
         if len(kept) < len(lines):
             self.close()
             try:
-                write_atomic(self.path, b"".join(kept))
-            except OSError as error:
-                raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+                write_or_refuse(self.path, b"".join(kept))
             finally:
                 self._open()
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_atomic
 
 
 class WandbSink:
@@ -39,7 +40,7 @@ class WandbSink:
             self._run = wandb.init(**options)
         except (wandb.Error, TypeError) as error:
             raise UserError(f"logger.wandb: {' '.join(str(error).split())}") from error
-        id_file.write_text(self._run.id)
+        write_atomic(id_file, self._run.id)
         self._table = wandb.Table
 
     def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -15,8 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igrpo-nemo"
-SOURCE = Path(os.environ.get("NEMO_SKILLS_SRC") or CACHE / "nemo-skills").expanduser()
+from igrpo_nemo.files import cache_folder
+
+SOURCE = Path(os.environ.get("NEMO_SKILLS_SRC") or cache_folder() / "nemo-skills").expanduser()
 WHY_NOT = f"NeMo-Skills' source is not at {SOURCE}: put it there or set NEMO_SKILLS_SRC"
 
 # What `ns eval` imports; newer typer breaks its flags, mcp 2 its imports. No torch, no datasets.
@@ -51,7 +52,7 @@ def environment_folder() -> Path:
     files = sorted((SOURCE / "nemo_skills").rglob("*"))
     source = [(str(f.relative_to(SOURCE)), f.stat().st_size) for f in files if f.suffix != ".pyc"]
     key = repr((REQUIREMENTS, sys.version_info[:2], source))
-    return CACHE / f"nemo-skills-env-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+    return cache_folder() / f"nemo-skills-env-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
 
 
 def make_environment() -> Path:

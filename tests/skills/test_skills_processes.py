@@ -13,7 +13,12 @@ import pytest
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.skills import processes
-from igrpo_nemo.skills.environment import child_environ, find_environment, without_secrets
+from igrpo_nemo.skills.environment import (
+    child_environ,
+    find_environment,
+    version_warning,
+    without_secrets,
+)
 from igrpo_nemo.skills.evaluate import check_alone
 from igrpo_nemo.skills.processes import ServerDied, processes_with, run_logged
 
@@ -64,9 +69,7 @@ def test_a_process_of_an_earlier_call_keeps_the_folder(tmp_path: Path) -> None:
 
 
 def test_where_nemo_skills_is_looked_for(tmp_path: Path, monkeypatch) -> None:
-    from igrpo_nemo.skills import environment
-
-    monkeypatch.setattr(environment, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("IGRPO_CACHE_DIR", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="set NEMO_SKILLS_ENV"):
         find_environment({"PATH": "/nowhere"})
     with pytest.raises(UserError, match=r"NEMO_SKILLS_ENV=\S+ has no bin/ns"):
@@ -79,7 +82,7 @@ def test_where_nemo_skills_is_looked_for(tmp_path: Path, monkeypatch) -> None:
     for environ in ({"NEMO_SKILLS_ENV": str(folder.parent)}, {"VENV": str(folder.parent)}):
         found = find_environment({**environ, "PATH": os.environ["PATH"]})
         assert found.bin == folder and found.version == "0.7.1"
-        assert environment.version_warning(found) is None
+        assert version_warning(found) is None
     for lacking in ("curl", "ps"):
         others = tmp_path / f"without-{lacking}"
         others.mkdir()

@@ -15,8 +15,8 @@ from igrpo_nemo.cluster.log_tail import log_tail
 from igrpo_nemo.cluster.metrics_tail import read_metrics_tail
 from igrpo_nemo.cluster.run_jobs import job_name
 from igrpo_nemo.cluster.status import run_status
+from igrpo_nemo.files.scrub import scrub_text
 from igrpo_nemo.tracking import RunFolder
-from igrpo_nemo.tracking.scrub import scrub_text
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ import yaml
 from rich.console import Console as Terminal
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.display_text import printable, shorten
 from igrpo_nemo.tracking import RunFolder, Tracker, open_console, open_tracker, scrub
 from igrpo_nemo.tracking.console import PlainConsole, QuietConsole
-from igrpo_nemo.tracking.display_text import printable, shorten
 from igrpo_nemo.tracking.live import RichConsole
 
 NASTY = "[bold red]x[/] \x1b[31mred\x1b[0m \x1b]0;title\x07 a\rb\x08 \u202eevil \ud800 \x9b2J end"

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from pathlib import Path
+
+from igrpo_nemo.errors import UserError
 
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
@@ -34,15 +37,16 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader, or a crash, sees the old content or the new.
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data` (text as UTF-8): a reader, or a crash, sees the old or the new.
 
+    Several processes may write one file at once, on one machine or on several: one of them wins.
     Raises OSError as the file system does; the old content is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with open(temporary, "xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -50,6 +54,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_or_refuse(path: Path, data: bytes | str) -> None:
+    """`write_atomic` into a folder that is made if need be, for a file that the user asked for.
+
+    Raises UserError, which names the file, where the file system refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -1,6 +1,7 @@
 """Configurations as they may be written down: plain data, without secrets.
 
     Mapping | DictConfig | pydantic model -> plain_config -> scrub -> YAML, wandb, MLflow
+    nested mappings -> flat -> (dotted name, value), to compare two or to list one
 
 A word of the key decides (`wandb_api_key`, `HF_TOKEN`, `password`); keys that only sound alike
 (`max_new_tokens`, `pad_token`, `input_key`) keep their values, for a run is reproduced from them.
@@ -9,7 +10,7 @@ A word of the key decides (`wandb_api_key`, `HF_TOKEN`, `password`); keys that o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 REDACTED = "<redacted>"
 
@@ -53,6 +54,15 @@ def plain_config(config: object) -> object:
     if config is None or isinstance(config, (bool, int, float, str)):
         return config.value if hasattr(config, "value") else config  # type: ignore[union-attr]
     return str(config)
+
+
+def flat(node: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of the leaves of nested mappings; an empty mapping is a leaf."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
 
 
 def scrub(config: object) -> object:
