@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
-from igrpo_nemo.chain.child import run_to_its_end
+from igrpo_nemo.chain.script import run_to_its_end
 from igrpo_nemo.chain.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.tracking.run_folder import FINISHED

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.chain.checkpoints import find_checkpoint
-from igrpo_nemo.chain.child import run_to_its_end
+from igrpo_nemo.chain.script import run_to_its_end
 from igrpo_nemo.cli.evaluate import evaluated_config
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError

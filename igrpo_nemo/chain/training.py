@@ -15,10 +15,9 @@ from typing import Any
 
 import yaml
 
-from igrpo_nemo.chain.child import run_to_its_end
-from igrpo_nemo.chain.script import STOPPED
+from igrpo_nemo.chain.script import STOPPED, run_to_its_end
 from igrpo_nemo.chain.stamp import Stamp, first_change, read_stamp, write_stamp
-from igrpo_nemo.cluster.finished import is_finished
+from igrpo_nemo.cluster.submit import is_finished
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import flat, scrub

@@ -103,9 +103,9 @@ def _print_exports(flags: argparse.Namespace, checkout: Path, overrides: Sequenc
 
 
 def _print_settings(checkout: Path, overrides: Sequence[str]) -> int:
-    from igrpo_nemo.cluster.finished import reopen_if_longer
     from igrpo_nemo.cluster.job import absolute
     from igrpo_nemo.cluster.settings import assignments, job_settings
+    from igrpo_nemo.cluster.submit import reopen_if_longer
 
     config, site = _composed(checkout, overrides)
     text = assignments(job_settings(config, site, checkout, os.environ))
@@ -118,10 +118,15 @@ def _launch(
     flags: argparse.Namespace, overrides: Sequence[str], start: Path, checkout: Path
 ) -> int:
     from igrpo_nemo.cluster.checkout import find_script, script_words
-    from igrpo_nemo.cluster.finished import is_finished, reopen_if_longer
     from igrpo_nemo.cluster.job import submission
-    from igrpo_nemo.cluster.launch_text import dry_run_text, submitted_text
-    from igrpo_nemo.cluster.submit import queued_jobs, submit_chain
+    from igrpo_nemo.cluster.submit import (
+        dry_run_text,
+        is_finished,
+        queued_jobs,
+        reopen_if_longer,
+        submit_chain,
+        submitted_text,
+    )
 
     script = find_script(flags.script, start, checkout)
     words = [*script_words(checkout / script), *overrides]
@@ -177,8 +182,7 @@ def _launch_evaluation(
     """Submits slurm/evaluate.sh: of its words the cluster profile's alone are read here."""
     from igrpo_nemo.cluster.checkout import find_script
     from igrpo_nemo.cluster.job import submission
-    from igrpo_nemo.cluster.launch_text import dry_run_text, submitted_text
-    from igrpo_nemo.cluster.submit import submit_chain
+    from igrpo_nemo.cluster.submit import dry_run_text, submit_chain, submitted_text
 
     if flags.chain is not None:
         raise UserError("--chain is for training: an evaluation goes on where it was by itself")

@@ -37,8 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    from igrpo_nemo.cluster.status import run_status
-    from igrpo_nemo.cluster.status_text import table
+    from igrpo_nemo.cluster.status import run_status, table
 
     folders = [_run_folder(word) for word in words] if words else _all_runs()
     jobs = _jobs()
@@ -56,14 +55,14 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _block(status: RunStatus, lines: int) -> str:
-    from igrpo_nemo.cluster.log_tail import log_tail
-    from igrpo_nemo.cluster.status_text import block
+    from igrpo_nemo.cluster.status import block
+    from igrpo_nemo.cluster.tails import log_tail
 
     return block(status, log_tail(status.folder, lines))
 
 
 def _as_json(status: RunStatus, lines: int) -> dict:
-    from igrpo_nemo.cluster.log_tail import log_tail
+    from igrpo_nemo.cluster.tails import log_tail
 
     log = log_tail(status.folder, lines)
     told = {"path": str(log.path), "lines": log.lines, "launcher": log.launcher} if log else None

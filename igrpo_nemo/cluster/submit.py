@@ -1,14 +1,20 @@
-"""Submitting: never two jobs of a run at once, and a chain in which each job awaits the last."""
+"""Submitting: never two jobs of a run at once, a finished run only if it is to be longer, and a
+chain in which each job awaits the last.
+"""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from igrpo_nemo.cluster.client import Job, my_jobs, submit
-from igrpo_nemo.cluster.job import Submission, sbatch_command, sbatch_environment
-from igrpo_nemo.cluster.run_jobs import LOGS, jobs_of
+from igrpo_nemo.cluster.job import LOGS, Submission, jobs_of, sbatch_command, sbatch_environment
+from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.tracking.run_folder import FINISHED
 
 
 def queued_jobs(job: Submission, *, in_chain: bool) -> list[Job]:
@@ -54,3 +60,53 @@ def submit_chain(
         numbers.append(number)
         after = number
     return numbers
+
+
+_LENGTH = ("max_num_steps", "max_num_epochs")
+
+
+def is_finished(run_folder: Path, config: Config) -> bool:
+    """Whether the last step of this config is done already."""
+    return (run_folder / FINISHED).is_file() and not _is_longer(run_folder, config)
+
+
+def reopen_if_longer(run_folder: Path, config: Config) -> bool:
+    """Removes the marker of a finished run that is to go on; says whether it did. The job script
+    looks at the marker before anything else."""
+    marker = run_folder / FINISHED
+    if not marker.is_file() or not _is_longer(run_folder, config):
+        return False
+    marker.unlink(missing_ok=True)
+    return True
+
+
+def _is_longer(run_folder: Path, config: Config) -> bool:
+    path = run_folder / "config.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    before = values.get("grpo", {}) if isinstance(values, dict) else {}
+    return any(
+        isinstance(before.get(key), int) and getattr(config.grpo, key) > before[key]
+        for key in _LENGTH
+    )
+
+
+def dry_run_text(job: Submission, length: int, checks: str, checkout: Path) -> str:
+    """The checks as comments, the commands as a shell could run them, and the script's own text."""
+    lines = [f"# {line}".rstrip() for line in checks.splitlines()]
+    lines += [f"# run folder: {job.run_folder}", f"cd {shlex.quote(str(checkout))}"]
+    for number in range(1, length + 1):
+        command = sbatch_command(job, f"JOB{number - 1}" if number > 1 else None)
+        text = shlex.join(command).replace("=afterok:JOB", "=afterok:$JOB", 1)
+        lines.append(f"JOB{number}=$({text})" if length > 1 else text)
+    script = (checkout / job.script).read_text(encoding="utf-8")
+    return "\n".join([*lines, "", f"# {job.script}", script])
+
+
+def submitted_text(job: Submission, numbers: Sequence[int]) -> str:
+    """The job ids, the run folder, and the commands that one wants next."""
+    first, ids = numbers[0], " ".join(map(str, numbers))
+    folder = shlex.quote(str(job.run_folder))
+    lines = [f"submitted job{'s' if len(numbers) > 1 else ''} {ids} ({job.name})"]
+    if job.shape is not None:
+        lines += [f"run folder: {job.run_folder}", f"  igrpo status {folder}"]
+    return "\n".join([*lines, f"  tail -F {folder}/{LOGS}/{first}.out", f"  scancel {ids}"])

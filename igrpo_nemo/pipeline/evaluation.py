@@ -19,10 +19,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from igrpo_nemo.chain.child import run_to_its_end
 from igrpo_nemo.chain.demo import BENCHMARK, PROBLEMS, SAMPLES, write_arithmetic
 from igrpo_nemo.chain.experiment import Chain
-from igrpo_nemo.chain.script import DONE, NO
+from igrpo_nemo.chain.script import DONE, NO, run_to_its_end
 from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 from fake_slurm import squeue_line
 
 from igrpo_nemo.cli import main
-from igrpo_nemo.cluster.run_jobs import job_name
+from igrpo_nemo.cluster.job import job_name
 from igrpo_nemo.cluster.site import VARIABLES
 
 TRAIN = "experiment=demo"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.cluster.job import sbatch_command, sbatch_environment, submission
-from igrpo_nemo.cluster.run_jobs import job_name
+from igrpo_nemo.cluster.job import job_name, sbatch_command, sbatch_environment, submission
 from igrpo_nemo.cluster.settings import assignments, exports, job_settings
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.site_keys import Site

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.chain.child import handling, run_to_its_end
+from igrpo_nemo.chain.script import handling, run_to_its_end
 
 # Stands in for `igrpo train`: takes longer to save than subprocess.run waits after Ctrl-C.
 TRAINER = """\
