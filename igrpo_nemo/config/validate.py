@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from igrpo_nemo.config.keys import nearest_key
+from igrpo_nemo.config.gone_keys import gone_problem, without_gone
+from igrpo_nemo.config.keys import all_keys, nearest_key
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
@@ -29,7 +30,7 @@ def validated(
     at the root may have meant; `default` knows what a key holds where nobody overrides it.
     """
     try:
-        return Config.model_validate(dict(values))
+        return Config.model_validate(without_gone(values, frozenset(k.path for k in all_keys())))
     except ValidationError as error:
         problems = [_describe(problem, groups, default) for problem in error.errors()]
     shown = "; ".join(problems[:SHOWN_PROBLEMS])
@@ -40,6 +41,8 @@ def validated(
 def _describe(problem: Any, groups: Iterable[str], default: Callable[[str], Any]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
+        if gone := gone_problem(path):
+            return gone
         near = nearest_key(path, groups)
         hint = f"did you mean {near}?" if near else "`igrpo keys` lists the known ones"
         return f"unknown key {path}: {hint}"

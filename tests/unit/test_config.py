@@ -15,7 +15,14 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from igrpo_nemo.config import RolloutBudget, load_config, read_config, rollout_steps, with_problems
+from igrpo_nemo.config import (
+    RolloutBudget,
+    gone_keys,
+    load_config,
+    read_config,
+    rollout_steps,
+    with_problems,
+)
 from igrpo_nemo.config.compose import (
     BUILT_IN_GROUPS,
     builtin_config_dir,
@@ -253,6 +260,15 @@ def test_contradiction_is_one_line(overrides: list[str], expected: str) -> None:
 )
 def test_unknown_key_names_the_nearest(override: str, expected: str) -> None:
     assert expected in error_of(override)
+
+
+def test_a_key_that_is_gone_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = gone_keys.Gone(("off", False), "leave it out")
+    monkeypatch.setattr(gone_keys, "GONE", {"igrpo.old": entry, "grpo.seed": entry})
+    assert error_of("igrpo.old=on") == "igrpo.old is gone: leave it out"
+    assert error_of("igrpo.old.part=1") == "igrpo.old is gone: leave it out"
+    same = load_config([*DEMO, "igrpo.old=off", "grpo.seed=7"])
+    assert same == load_config([*DEMO, "grpo.seed=7"])
 
 
 @pytest.mark.parametrize(
