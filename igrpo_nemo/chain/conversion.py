@@ -24,8 +24,8 @@ from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint, is_h
 from igrpo_nemo.chain.script import run_to_its_end
 from igrpo_nemo.chain.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.run_folder import FINISHED
-from igrpo_nemo.tracking.run_lock import RunLock
+from igrpo_nemo.run.folder import FINISHED
+from igrpo_nemo.run.lock import RunLock
 
 IMAGE_ROOT = Path("/opt/nemo-rl")
 """Where NVIDIA's image has NeMo-RL's source."""

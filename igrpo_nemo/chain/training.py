@@ -21,8 +21,7 @@ from igrpo_nemo.cluster.submit import is_finished
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import flat, scrub
-from igrpo_nemo.run.same_run import FREE_KEYS
-from igrpo_nemo.tracking.run_folder import FINISHED
+from igrpo_nemo.run.folder import FINISHED, FREE_KEYS
 
 LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
 """A run may be made longer; everything else that shapes it stays."""

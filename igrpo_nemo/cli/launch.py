@@ -153,7 +153,7 @@ def _launch(
 
 def _check_resumable(config: Config, job: Submission) -> None:
     """Raises `UserError` where the run folder is another run's."""
-    from igrpo_nemo.run.same_run import check_same_run
+    from igrpo_nemo.run.folder import check_same_run
 
     if not config.checkpointing.enabled:
         warnings.warn(

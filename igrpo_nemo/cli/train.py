@@ -61,7 +61,7 @@ def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | No
     from igrpo_nemo.config import RolloutBudget, with_problems
     from igrpo_nemo.config.keys import unread_by_local
     from igrpo_nemo.config.origins import annotated_yaml, origins_of
-    from igrpo_nemo.run.expected import expected_problems
+    from igrpo_nemo.run.problems import expected_problems
 
     problems = expected_problems(config)
     if problems is not None:

@@ -18,8 +18,8 @@ import yaml
 from igrpo_nemo.cluster.client import Job
 from igrpo_nemo.cluster.job import jobs_of, log_folders
 from igrpo_nemo.cluster.tails import LogTail, MetricsTail, read_json, read_metrics_tail
-from igrpo_nemo.tracking.run_folder import FINISHED, PLAN
-from igrpo_nemo.tracking.run_lock import writer_of
+from igrpo_nemo.run.folder import FINISHED, PLAN
+from igrpo_nemo.run.lock import writer_of
 
 State = Literal["finished", "running", "queued", "stopped", "not started"]
 

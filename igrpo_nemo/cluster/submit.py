@@ -14,7 +14,7 @@ from igrpo_nemo.cluster.client import Job, my_jobs, submit
 from igrpo_nemo.cluster.job import LOGS, Submission, jobs_of, sbatch_command, sbatch_environment
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.run_folder import FINISHED
+from igrpo_nemo.run.folder import FINISHED
 
 
 def queued_jobs(job: Submission, *, in_chain: bool) -> list[Job]:

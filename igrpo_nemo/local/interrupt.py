@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-from igrpo_nemo.run.stop_file import StopFile
+from igrpo_nemo.run.stop import StopFile
 
 EXIT_INTERRUPTED = 75
 """Exit code of a run that stopped on request with its state saved (EX_TEMPFAIL: run it again)."""

@@ -38,9 +38,9 @@ from igrpo_nemo.local.settings import (
 )
 from igrpo_nemo.local.small_policy import small_policy_folder
 from igrpo_nemo.run.core import feedback_of, prompt_builder, scorer_of
+from igrpo_nemo.run.folder import RunFolder, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
-from igrpo_nemo.run.same_run import check_same_run
-from igrpo_nemo.tracking import RunFolder, Tracker, open_console, open_tracker
+from igrpo_nemo.tracking import Tracker, open_console, open_tracker
 from igrpo_nemo.tracking.console import Console
 from igrpo_nemo.types import Problem
 

@@ -22,8 +22,9 @@ import igrpo_nemo
 from igrpo_nemo.config import Config, with_problems
 from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.run.stop_file import StopFile
-from igrpo_nemo.tracking import RunFolder, Tracker
+from igrpo_nemo.run.folder import RunFolder
+from igrpo_nemo.run.stop import StopFile
+from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.jsonl import JsonlSink
 
 LOCAL_RAY_CPUS = 4
@@ -90,8 +91,8 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     from igrpo_nemo.nemo.master_config import master_config, total_steps
     from igrpo_nemo.nemo.trainers import check_trainer
     from igrpo_nemo.run.core import prompt_builder
+    from igrpo_nemo.run.folder import check_same_run
     from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
-    from igrpo_nemo.run.same_run import check_same_run
     from igrpo_nemo.run.tokenizer import load_tokenizer
 
     problems, validation = training_problems(config), validation_problems(config)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from igrpo_nemo.run.stop_file import StopFile
+from igrpo_nemo.run.stop import StopFile
 
 
 class StopRequest:

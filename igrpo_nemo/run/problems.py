@@ -1,4 +1,4 @@
-"""The problems of a run: generated arithmetic, or a data set's rows."""
+"""The problems of a run, generated or a data set's rows; how many, before they are loaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
 from igrpo_nemo.data.arithmetic import arithmetic_problems
+from igrpo_nemo.data.catalog import default_split, find_source
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Problem
@@ -39,6 +40,25 @@ def _held_out(config: Config) -> tuple[list[Problem], list[Problem]]:
     random.Random(f"{seed}/held out").shuffle(problems)
     count = max(1, round(train.split_validation_size * len(problems)))
     return problems[count:], problems[:count]
+
+
+def expected_problems(config: Config) -> int | None:
+    """Training problems as far as the config alone tells: generated ones, a subset's size, or what
+    is known of a named set. None where only loading the data tells.
+
+    Questions that are too long are counted: how many there are depends on the tokenizer.
+    """
+    train = config.data.train
+    count = train.num_problems
+    if count is None:
+        source = None if train.data_path else find_source(train.dataset_name)
+        filtered = train.drop_duplicates or train.drop_overlap
+        if source is None or filtered:
+            return None
+        count = source.usable.get(train.split or default_split(source))
+    if count is None or config.data.validation is not None or not train.split_validation_size:
+        return count
+    return count - max(1, round(train.split_validation_size * count))
 
 
 def fitting_problems(

@@ -18,6 +18,7 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation import format_table, std_err_across_problems
+from igrpo_nemo.run.lock import RunLock
 from igrpo_nemo.skills.command import Place, Server, eval_commands
 from igrpo_nemo.skills.data import BenchmarkData, freeze
 from igrpo_nemo.skills.environment import SkillsEnvironment, child_environ
@@ -34,7 +35,6 @@ from igrpo_nemo.skills.results import (
 )
 from igrpo_nemo.skills.setting import Setting, claim_folder
 from igrpo_nemo.skills.submitted import check_not_running
-from igrpo_nemo.tracking.run_lock import RunLock
 
 LOG_FOLDER = "eval-logs"
 PROGRESS_S = 30.0

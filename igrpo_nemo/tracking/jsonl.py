@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from igrpo_nemo.tracking.run_folder import RunFolder
+from igrpo_nemo.run.folder import RunFolder
 
 
 class JsonlSink:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from igrpo_nemo.files.scrub import plain_config, scrub
+from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking.jsonl import JsonlSink
-from igrpo_nemo.tracking.run_folder import RunFolder
 from igrpo_nemo.tracking.tensorboard import TensorBoardSink
 
 _FAILURES_ALLOWED = 3

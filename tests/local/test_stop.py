@@ -10,7 +10,7 @@ import tiny_runs
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.interrupt import InterruptFlag
 from igrpo_nemo.local.time_limit import TimeLimit
-from igrpo_nemo.run.stop_file import VARIABLE, StopFile
+from igrpo_nemo.run.stop import VARIABLE, StopFile
 
 
 class Clock:
@@ -92,7 +92,7 @@ def test_the_stop_file_saves_and_the_run_ends_bit_for_bit_the_same(
     config = tiny_runs.tiny_config(policy, run, "checkpointing.save_period=100")
     monkeypatch.setenv(VARIABLE, str(stop))
     # The file is looked at once a second; these runs take less.
-    monkeypatch.setattr("igrpo_nemo.run.stop_file._PERIOD_S", 0.0)
+    monkeypatch.setattr("igrpo_nemo.run.stop._PERIOD_S", 0.0)
     seen = tiny_runs.run(config, before_update=lambda n: stop.touch() if n == 3 else None)
     assert seen.code == 75 and not (run / "finished").exists()
     assert (run / "checkpoints" / "step_00000002").is_dir()

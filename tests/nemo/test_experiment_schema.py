@@ -18,7 +18,7 @@ from igrpo_nemo.config.launch_checks import check_launch  # noqa: E402
 from igrpo_nemo.config.nemo_schema import FILE, keys_beyond  # noqa: E402
 from igrpo_nemo.config.nemo_schema import nemo_schema as snapshot  # noqa: E402
 from igrpo_nemo.nemo.master_config import master_config  # noqa: E402
-from igrpo_nemo.run.expected import expected_problems  # noqa: E402
+from igrpo_nemo.run.problems import expected_problems  # noqa: E402
 
 GROUPS = config_groups([builtin_config_dir()])
 EXPERIMENTS = [name for name in GROUPS["experiment"] if not name.startswith("demo")]

@@ -142,7 +142,7 @@ def _plain_nemo_rl(config):
     from igrpo_nemo.nemo import data, environment
     from igrpo_nemo.nemo.launch import open_run
     from igrpo_nemo.nemo.local_setup import local_policy_factory
-    from igrpo_nemo.tracking import RunFolder
+    from igrpo_nemo.run.folder import RunFolder
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(RunFolder(config.logger.log_dir))

@@ -15,13 +15,13 @@ from nemo_rl.utils.timer import TimeoutChecker  # noqa: E402
 
 from igrpo_nemo.nemo import launch  # noqa: E402
 from igrpo_nemo.nemo.stop_request import StopRequest  # noqa: E402
-from igrpo_nemo.run.stop_file import VARIABLE, StopFile  # noqa: E402
+from igrpo_nemo.run.stop import VARIABLE, StopFile  # noqa: E402
 
 SAVING = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
 
 
 def test_a_checker_says_stop_once_the_file_is_there(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("igrpo_nemo.run.stop_file._PERIOD_S", 0.0)
+    monkeypatch.setattr("igrpo_nemo.run.stop._PERIOD_S", 0.0)
     original, path = TimeoutChecker.check_save, tmp_path / "stop"
     checker = TimeoutChecker(timeout=None, fit_last_save_time=True)
     with StopRequest(StopFile(path)) as stop:

@@ -14,7 +14,7 @@ from fake_slurm import squeue_line
 
 from igrpo_nemo.cluster.client import has_ended, my_jobs
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.run_lock import NAME, RunLock, writer_of
+from igrpo_nemo.run.lock import NAME, RunLock, writer_of
 
 HOLDER = """
 import fcntl, os, sys
@@ -117,7 +117,7 @@ def test_of_several_that_find_it_stale_one_gets_it(tmp_path, held, no_slurm):
     held("pid 3 on node1, Slurm job 7, restart 0\n")
     program = (
         "import sys, pathlib; from igrpo_nemo.errors import UserError\n"
-        "from igrpo_nemo.tracking.run_lock import RunLock\n"
+        "from igrpo_nemo.run.lock import RunLock\n"
         "sys.stdin.readline()\n"
         "try: RunLock(pathlib.Path(sys.argv[1]),"
         " {'SLURM_JOB_ID': '7', 'SLURM_RESTART_COUNT': '1'}); print('got', flush=True)\n"
@@ -158,7 +158,7 @@ def test_asking_who_writes_takes_no_lock(tmp_path, held):
     lock = RunLock(tmp_path, {})
     assert writer_of(tmp_path) == f"this process ({os.getpid()})"
     # Asking has not given it back.
-    probe = "import sys; from igrpo_nemo.tracking import RunFolder; RunFolder(sys.argv[1])"
+    probe = "import sys; from igrpo_nemo.run.folder import RunFolder; RunFolder(sys.argv[1])"
     words = [sys.executable, "-c", probe, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert f"is being written by pid {os.getpid()}" in done.stderr

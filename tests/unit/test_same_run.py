@@ -3,8 +3,8 @@ import yaml
 
 from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.run.same_run import check_same_run
-from igrpo_nemo.tracking import scrub
+from igrpo_nemo.files.scrub import scrub
+from igrpo_nemo.run.folder import check_same_run
 
 CONFIG = {"grpo": {"seed": 1, "max_num_steps": 5}, "logger": {"log_dir": "a"}, "x": {"y": [1, 2]}}
 

@@ -15,7 +15,7 @@ from igrpo_nemo.cluster.job import job_name
 from igrpo_nemo.cluster.status import run_status
 from igrpo_nemo.cluster.tails import log_tail, read_metrics_tail
 from igrpo_nemo.files.scrub import scrub_text
-from igrpo_nemo.tracking import RunFolder
+from igrpo_nemo.run.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

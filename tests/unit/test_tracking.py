@@ -19,7 +19,9 @@ from rich.console import Console as Terminal
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.display_text import printable, shorten
-from igrpo_nemo.tracking import RunFolder, Tracker, open_console, open_tracker, scrub
+from igrpo_nemo.files.scrub import scrub
+from igrpo_nemo.run.folder import RunFolder
+from igrpo_nemo.tracking import Tracker, open_console, open_tracker
 from igrpo_nemo.tracking.console import PlainConsole, QuietConsole
 from igrpo_nemo.tracking.live import RichConsole
 
@@ -119,7 +121,7 @@ def test_config_and_summary_are_written_whole_and_scrubbed(tmp_path):
 
 
 HOLDER = (
-    "import sys, time; from igrpo_nemo.tracking import RunFolder\n"
+    "import sys, time; from igrpo_nemo.run.folder import RunFolder\n"
     "folder = RunFolder(sys.argv[1]); print('held', flush=True); time.sleep(60)"
 )
 
@@ -149,7 +151,7 @@ def test_a_forked_worker_does_not_hold_the_folder_of_its_dead_parent(tmp_path):
         os._exit(0)
     try:
         run.close()
-        check = f"from igrpo_nemo.tracking import RunFolder; RunFolder({str(tmp_path)!r}).close()"
+        check = f"from igrpo_nemo.run.folder import RunFolder; RunFolder({str(tmp_path)!r}).close()"
         assert subprocess.run([sys.executable, "-c", check]).returncode == 0
     finally:
         os.kill(child, signal.SIGKILL)
