@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.chain.comparison import Request, compare, summary_text
 from igrpo_nemo.chain.script import DONE, Parser, exit_code
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
 
 
 def main(words: Sequence[str]) -> int:

@@ -26,22 +26,26 @@ from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import site_profile
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills import selection
-from igrpo_nemo.skills.cluster_yaml import sbatch_options
-from igrpo_nemo.skills.command import Place, Server, eval_commands, tensor_parallel
-from igrpo_nemo.skills.data import default_data_folder, read_benchmark
-from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment, version_warning
-from igrpo_nemo.skills.evaluate import (
+from igrpo_nemo.evaluation.results import inspected, results_of
+from igrpo_nemo.evaluation.setting import default_folder, local_model, setting_of
+from igrpo_nemo.evaluation.skills import selection
+from igrpo_nemo.evaluation.skills.cluster_yaml import sbatch_options
+from igrpo_nemo.evaluation.skills.command import Place, Server, eval_commands, tensor_parallel
+from igrpo_nemo.evaluation.skills.data import default_data_folder, read_benchmark
+from igrpo_nemo.evaluation.skills.environment import (
+    SkillsEnvironment,
+    find_environment,
+    version_warning,
+)
+from igrpo_nemo.evaluation.skills.evaluate import (
     LOG_FOLDER,
     Evaluation,
     complete_here,
     missing_text,
     results_text,
 )
-from igrpo_nemo.skills.results import inspected, results_of
-from igrpo_nemo.skills.setting import default_folder, local_model, setting_of
-from igrpo_nemo.skills.submit import cluster_profile, submit
-from igrpo_nemo.skills.vllm_server import find_vllm, vllm_serving
+from igrpo_nemo.evaluation.skills.submit import cluster_profile, submit
+from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_serving
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -123,7 +127,7 @@ def _choose_demo(flags: argparse.Namespace) -> None:
 def _served(stack: ExitStack, flags: argparse.Namespace, config: Config) -> str:
     """The address of the project's own small server, for as long as the evaluation takes."""
     from igrpo_nemo.cli.threads import set_threads
-    from igrpo_nemo.skills.serve import serving
+    from igrpo_nemo.evaluation.skills.serve import serving
 
     if flags.address or flags.cluster or flags.model is None:
         raise UserError("--serve serves --model here: leave out --address and --cluster")

@@ -19,15 +19,15 @@ from pathlib import Path
 from igrpo_nemo.chain.script import DONE, Parser, exit_code
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.benchmarks import benchmark_named
-from igrpo_nemo.skills.data import (
+from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
+from igrpo_nemo.evaluation.skills.data import (
     checked_rows,
     default_data_folder,
     rows_of_file,
     write_benchmark,
 )
-from igrpo_nemo.skills.environment import find_environment
-from igrpo_nemo.skills.prepare import prepared_by_skills
+from igrpo_nemo.evaluation.skills.environment import find_environment
+from igrpo_nemo.evaluation.skills.prepare import prepared_by_skills
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 

@@ -16,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.chain.comparison import Request
+from igrpo_nemo.chain.evaluation import SAMPLES, Choices
 from igrpo_nemo.chain.experiment import chain_of
 from igrpo_nemo.chain.here import plan_here, run_here
 from igrpo_nemo.chain.on_slurm import SlurmChoices, slurm_plan, submit_all
 from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
 from igrpo_nemo.config import load_config
-from igrpo_nemo.pipeline.comparison import Request
-from igrpo_nemo.pipeline.evaluation import SAMPLES, Choices
-from igrpo_nemo.report.published import find_published
+from igrpo_nemo.evaluation.published import find_published
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

@@ -11,8 +11,8 @@ from igrpo_nemo.chain.script import run_to_its_end
 from igrpo_nemo.cli.evaluate import evaluated_config
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.benchmarks import benchmark_named
-from igrpo_nemo.skills.data import checked_rows, write_benchmark
+from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
+from igrpo_nemo.evaluation.skills.data import checked_rows, write_benchmark
 
 BENCHMARK = "arithmetic"
 SAMPLES = 4

@@ -6,11 +6,9 @@ import shlex
 import sys
 from collections.abc import Mapping
 
+from igrpo_nemo.chain.comparison import Request, compare, summary_text
 from igrpo_nemo.chain.conversion import check_convertible, convert
-from igrpo_nemo.chain.experiment import Chain
-from igrpo_nemo.chain.training import is_trained, train_here, training_inputs
-from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
-from igrpo_nemo.pipeline.evaluation import (
+from igrpo_nemo.chain.evaluation import (
     Choices,
     embedded_command,
     evaluate_embedded,
@@ -18,6 +16,8 @@ from igrpo_nemo.pipeline.evaluation import (
     evaluated_config,
     uses_skills,
 )
+from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.training import is_trained, train_here, training_inputs
 
 
 def run_here(chain: Chain, choices: Choices, request: Request, environ: Mapping[str, str]) -> int:

@@ -18,7 +18,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from igrpo_nemo.chain.comparison import Request, compare, summary_text
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
+from igrpo_nemo.chain.evaluation import Choices, evaluated_config, skills_evaluation
 from igrpo_nemo.chain.experiment import Chain
 from igrpo_nemo.chain.here import with_chain
 from igrpo_nemo.chain.skills_profile import chain_profile, default_profile, read_values
@@ -35,16 +37,18 @@ from igrpo_nemo.cluster.stage import (
 )
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline.comparison import Request, compare, summary_text
-from igrpo_nemo.pipeline.evaluation import Choices, evaluated_config, skills_evaluation
-from igrpo_nemo.skills import sbatch_text
-from igrpo_nemo.skills.cluster_yaml import sbatch_options
-from igrpo_nemo.skills.command import Place, eval_commands
-from igrpo_nemo.skills.environment import child_environ, find_environment, without_secrets
-from igrpo_nemo.skills.evaluate import Evaluation, FolderLock, lacking_of, prepare
-from igrpo_nemo.skills.setting import check_same
-from igrpo_nemo.skills.submit import ClusterProfile, cluster_profile, submit
-from igrpo_nemo.skills.submitted import check_not_running
+from igrpo_nemo.evaluation.setting import check_same
+from igrpo_nemo.evaluation.skills import sbatch_text
+from igrpo_nemo.evaluation.skills.cluster_yaml import sbatch_options
+from igrpo_nemo.evaluation.skills.command import Place, eval_commands
+from igrpo_nemo.evaluation.skills.environment import (
+    child_environ,
+    find_environment,
+    without_secrets,
+)
+from igrpo_nemo.evaluation.skills.evaluate import Evaluation, FolderLock, lacking_of, prepare
+from igrpo_nemo.evaluation.skills.submit import ClusterProfile, cluster_profile, submit
+from igrpo_nemo.evaluation.skills.submitted import check_not_running
 
 CONVERT_TIME = "04:00:00"
 COMPARE_TIME = "01:00:00"

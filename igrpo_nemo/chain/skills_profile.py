@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.evaluation.skills.submit import ClusterProfile, cluster_profile
 from igrpo_nemo.files.atomic import write_or_refuse
-from igrpo_nemo.skills.submit import ClusterProfile, cluster_profile
 
 
 def chain_profile(

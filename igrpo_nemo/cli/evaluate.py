@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = evaluated_config(flags.model, overrides)
     set_threads(config.igrpo.threads)
-    from igrpo_nemo.local.evaluate import evaluate
+    from igrpo_nemo.evaluation.embedded import evaluate
 
     evaluation = evaluate(
         config,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.local.evaluate import single_shot
+from igrpo_nemo.local.answers import single_shot
 from igrpo_nemo.local.parts import Parts
 from igrpo_nemo.metrics import mean_and_stderr
 from igrpo_nemo.types import Group, Problem

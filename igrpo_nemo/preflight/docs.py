@@ -15,9 +15,9 @@ from pathlib import Path
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.published import published_results
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.gpu import GIB
-from igrpo_nemo.report.published import published_results
 
 BLOCK = re.compile(
     r"(?P<open><!-- (?P<kind>published|preflight): (?P<names>[^>]*?) -->\n)"

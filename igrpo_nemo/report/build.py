@@ -16,14 +16,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from igrpo_nemo.evaluation.systems import Comparison, compared, is_evaluation, load_systems
+from igrpo_nemo.evaluation.tables import common_setting, findings
+from igrpo_nemo.evaluation.tables import tables as evaluation_tables
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.evaluation_figures import SECTION, pass_figure
-from igrpo_nemo.report.evaluation_tables import common_setting, findings
-from igrpo_nemo.report.evaluation_tables import tables as evaluation_tables
 from igrpo_nemo.report.figures import Figure, draw_figures, group_colors
 from igrpo_nemo.report.runs import Run, load_runs
 from igrpo_nemo.report.shares import reason_figure, time_figure
-from igrpo_nemo.report.systems import Comparison, compared, is_evaluation, load_systems
 from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows
 
 SECTIONS = ("Outcome", "Two stages", "Policy", "Optimisation", "Cost")

@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from igrpo_nemo.evaluation.statistics import t_quantile
 from igrpo_nemo.report.runs import Curve, Run
 from igrpo_nemo.report.tables import rollout_totals
-from igrpo_nemo.statistics import t_quantile
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from igrpo_nemo.evaluation.systems import Comparison, Summary
 from igrpo_nemo.report.charts import Axis, Line, line_chart
 from igrpo_nemo.report.figures import GROUP_COLORS, Figure, Panel
-from igrpo_nemo.report.systems import Comparison, Summary
 
 SECTION = "Evaluation"
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from igrpo_nemo.evaluation import bench_metrics
-from igrpo_nemo.evaluation_files import read_samples
+from igrpo_nemo.evaluation.files import read_samples
+from igrpo_nemo.evaluation.metrics import bench_metrics
 
 PROBLEMS = ("one?", "two?", "three?")
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from igrpo_nemo.skills.data import write_benchmark
+from igrpo_nemo.evaluation.skills.data import write_benchmark
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -19,14 +19,14 @@ from sample_files import write_metrics, write_sample
 from skills_runs import CHECKOUT, write_problems
 
 from igrpo_nemo.chain.conversion import convert
+from igrpo_nemo.chain.evaluation import Choices, skills_evaluation
 from igrpo_nemo.chain.experiment import chain_of
 from igrpo_nemo.chain.stamp import Stamp, write_stamp
 from igrpo_nemo.chain.training import stamp_path, training_inputs
 from igrpo_nemo.config import load_config
-from igrpo_nemo.pipeline.evaluation import Choices, skills_evaluation
-from igrpo_nemo.skills.environment import SkillsEnvironment
-from igrpo_nemo.skills.evaluate import prepare
-from igrpo_nemo.skills.results import read_results
+from igrpo_nemo.evaluation.results import read_results
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.evaluate import prepare
 
 # NeMo-Skills composes its jobs for seconds of CPU, several times a test.
 pytestmark = pytest.mark.timeout(600)

@@ -14,12 +14,12 @@ from skills_runs import evaluate
 
 from igrpo_nemo.chain.demo import write_arithmetic
 from igrpo_nemo.config import Config, read_config
-from igrpo_nemo.evaluation import SampleResult, bench_metrics
+from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
+from igrpo_nemo.evaluation.results import read_results
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
 from igrpo_nemo.run.core import evaluation_scorer
-from igrpo_nemo.skills.environment import SkillsEnvironment
-from igrpo_nemo.skills.results import read_results
 from igrpo_nemo.types import Problem
 
 pytestmark = pytest.mark.timeout(1800)

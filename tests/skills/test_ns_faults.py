@@ -18,8 +18,8 @@ import pytest
 from answer_stub import Reply, Stub, StubServer, stub_server
 from skills_runs import Ended, evaluate, write_problems
 
-from igrpo_nemo.skills.environment import SkillsEnvironment
-from igrpo_nemo.skills.results import read_results
+from igrpo_nemo.evaluation.results import read_results
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -11,20 +11,20 @@ import yaml
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.command import (
+from igrpo_nemo.evaluation.setting import Setting
+from igrpo_nemo.evaluation.skills.command import (
     Place,
     Server,
     eval_commands,
     mounted_path,
     tensor_parallel,
 )
-from igrpo_nemo.skills.profiles import (
+from igrpo_nemo.evaluation.skills.profiles import (
     answer_pattern,
     generation_config_dir,
     prompt_text,
     write_profile,
 )
-from igrpo_nemo.skills.setting import Setting
 
 SETTING = Setting(
     model="m",

@@ -9,15 +9,15 @@ import pytest
 from skills_runs import pipeline
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.benchmarks import BENCHMARKS, benchmark_named
-from igrpo_nemo.skills.data import (
+from igrpo_nemo.evaluation.skills.benchmarks import BENCHMARKS, benchmark_named
+from igrpo_nemo.evaluation.skills.data import (
     checked_rows,
     freeze,
     read_benchmark,
     rows_of_file,
     write_benchmark,
 )
-from igrpo_nemo.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
 
 MINE = benchmark_named("mine")
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills import processes
-from igrpo_nemo.skills.environment import (
+from igrpo_nemo.evaluation.skills import processes
+from igrpo_nemo.evaluation.skills.environment import (
     child_environ,
     find_environment,
     version_warning,
     without_secrets,
 )
-from igrpo_nemo.skills.evaluate import check_alone
-from igrpo_nemo.skills.processes import ServerDied, processes_with, run_logged
+from igrpo_nemo.evaluation.skills.evaluate import check_alone
+from igrpo_nemo.evaluation.skills.processes import ServerDied, processes_with, run_logged
 
 SLEEPER = "import time; time.sleep(120)"
 

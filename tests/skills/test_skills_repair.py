@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sample_files import PROBLEMS, row, whole_benchmark, write_sample, write_unordered
 
-from igrpo_nemo.skills.repair import POSITION, repair
+from igrpo_nemo.evaluation.skills.repair import POSITION, repair
 
 DATA = [{"problem": text} for text in PROBLEMS]
 

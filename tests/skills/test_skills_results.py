@@ -9,7 +9,7 @@ import pytest
 from sample_files import PROBLEMS, row, whole_benchmark, write_metrics, write_sample
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.results import read_results
+from igrpo_nemo.evaluation.results import read_results
 
 
 def setting(out: Path, samples: int = 2, rows: int = 3) -> None:

@@ -10,18 +10,12 @@ import pytest
 from sample_files import whole_benchmark
 from skills_runs import write_problems
 
+from igrpo_nemo.chain import evaluation as pipeline
 from igrpo_nemo.chain import on_slurm as slurm_chain
 from igrpo_nemo.chain.experiment import chain_of
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.pipeline import evaluation as pipeline
-from igrpo_nemo.run.tokenizer import build_small_tokenizer
-from igrpo_nemo.skills.command import Server
-from igrpo_nemo.skills.data import read_benchmark
-from igrpo_nemo.skills.environment import SkillsEnvironment
-from igrpo_nemo.skills.evaluate import Evaluation
-from igrpo_nemo.skills.selection import config_of_model, default_base, with_benchmarks
-from igrpo_nemo.skills.setting import (
+from igrpo_nemo.evaluation.setting import (
     Model,
     Setting,
     claim_folder,
@@ -31,7 +25,13 @@ from igrpo_nemo.skills.setting import (
     reply_tokens,
     setting_of,
 )
-from igrpo_nemo.skills.thinking import opens_thinking
+from igrpo_nemo.evaluation.skills.command import Server
+from igrpo_nemo.evaluation.skills.data import read_benchmark
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.evaluate import Evaluation
+from igrpo_nemo.evaluation.skills.selection import config_of_model, default_base, with_benchmarks
+from igrpo_nemo.evaluation.skills.thinking import opens_thinking
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 
 @pytest.fixture

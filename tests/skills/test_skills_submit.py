@@ -17,14 +17,14 @@ from skills_runs import write_problems
 from igrpo_nemo.chain.on_slurm import _submit_evaluation, evaluation_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.command import Place, Server
-from igrpo_nemo.skills.data import read_benchmark, write_benchmark
-from igrpo_nemo.skills.environment import SkillsEnvironment
-from igrpo_nemo.skills.evaluate import Evaluation, complete_here, prepare
-from igrpo_nemo.skills.selection import with_benchmarks
-from igrpo_nemo.skills.setting import Model, setting_of
-from igrpo_nemo.skills.submit import submit
-from igrpo_nemo.skills.submitted import check_not_running, write_note
+from igrpo_nemo.evaluation.setting import Model, setting_of
+from igrpo_nemo.evaluation.skills.command import Place, Server
+from igrpo_nemo.evaluation.skills.data import read_benchmark, write_benchmark
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.evaluate import Evaluation, complete_here, prepare
+from igrpo_nemo.evaluation.skills.selection import with_benchmarks
+from igrpo_nemo.evaluation.skills.submit import submit
+from igrpo_nemo.evaluation.skills.submitted import check_not_running, write_note
 
 NS = """\
 #!/bin/sh
@@ -173,7 +173,7 @@ def test_a_call_that_is_killed_leaves_its_note(
         assert cluster.note["jobs"] == []  # what a kill -9 leaves
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("igrpo_nemo.skills.submit.run_logged", killed)
+    monkeypatch.setattr("igrpo_nemo.evaluation.skills.submit.run_logged", killed)
     with pytest.raises(KeyboardInterrupt):
         cluster.send()
     assert cluster.note["expname"] == "eval-1234"

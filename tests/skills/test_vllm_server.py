@@ -14,12 +14,12 @@ from skills_runs import evaluate, write_problems
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.command import Server
-from igrpo_nemo.skills.environment import SkillsEnvironment
-from igrpo_nemo.skills.processes import server_answers
-from igrpo_nemo.skills.results import read_results
-from igrpo_nemo.skills.selection import config_of_model
-from igrpo_nemo.skills.vllm_server import find_vllm, vllm_command, vllm_serving
+from igrpo_nemo.evaluation.results import read_results
+from igrpo_nemo.evaluation.skills.command import Server
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.processes import server_answers
+from igrpo_nemo.evaluation.skills.selection import config_of_model
+from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_command, vllm_serving
 
 STAND_IN = """\
 #!{python}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from igrpo_nemo.evaluation import SampleResult, bench_metrics
-from igrpo_nemo.evaluation_files import sample_file, write_metrics, write_rows
+from igrpo_nemo.evaluation.files import sample_file, write_metrics, write_rows
+from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
 
 SETTING = {
     "profile": "answer_tags",

@@ -238,7 +238,7 @@ def test_evaluate_passes_its_flags(
         calls.append((config, model, settings))
         return "a table"
 
-    replace_module(monkeypatch, "igrpo_nemo.local.evaluate", evaluate=evaluate)
+    replace_module(monkeypatch, "igrpo_nemo.evaluation.embedded", evaluate=evaluate)
     flags = "--samples 3 --temperature 0 --top-p 1 --max-tokens 9 --limit 5 --seed 4 --data aime24"
     arguments = [*flags.split(), "--out", "results", "prompt=short"]
     assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 0
@@ -264,7 +264,7 @@ def test_evaluate_uses_the_config_of_the_run(
     seen: list[Config] = []
     replace_module(
         monkeypatch,
-        "igrpo_nemo.local.evaluate",
+        "igrpo_nemo.evaluation.embedded",
         evaluate=lambda config, model, **_: seen.append(config),
     )
     (tmp_path / "config.yaml").write_text(load_config(["experiment=demo", "grpo.seed=7"]).to_yaml())

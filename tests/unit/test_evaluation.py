@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation import (
+from igrpo_nemo.evaluation.files import finished_files, read_samples, weights_fingerprint
+from igrpo_nemo.evaluation.metrics import (
     SampleResult,
     bench_metrics,
     format_table,
@@ -20,7 +21,6 @@ from igrpo_nemo.evaluation import (
     majority_score,
     std_err_across_problems,
 )
-from igrpo_nemo.evaluation_files import finished_files, read_samples, weights_fingerprint
 from igrpo_nemo.types import Completion, Problem, Prompt, StopReason
 
 
@@ -227,7 +227,7 @@ PROBLEMS = [Problem(f"p{i}", f"{i}+4=", "4") for i in range(5)]
 
 
 def make_answerer(sampler):
-    from igrpo_nemo.local.evaluate import Answerer
+    from igrpo_nemo.local.answers import Answerer
     from igrpo_nemo.local.sampler import SamplingParams
     from igrpo_nemo.rewards import build_scorer
 
@@ -235,7 +235,7 @@ def make_answerer(sampler):
 
 
 def run_evaluation(out, sampler, *, problems=PROBLEMS, identity=None, progress=None, **settings):
-    from igrpo_nemo.local.evaluate import EvaluationSettings, evaluate_with
+    from igrpo_nemo.evaluation.embedded import EvaluationSettings, evaluate_with
 
     options = {"num_samples": 3, "batch_size": 4, **settings}
     return evaluate_with(
@@ -314,7 +314,7 @@ def test_evaluation_input_that_cannot_be_used_is_named(tmp_path):
 
 
 def test_single_shot_groups_answer_each_problem():
-    from igrpo_nemo.local.evaluate import single_shot
+    from igrpo_nemo.local.answers import single_shot
 
     answerer = make_answerer(sampler := CountingSampler())
     parts = (sampler, answerer.prompts, answerer.scorer, answerer.params)

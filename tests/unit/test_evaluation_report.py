@@ -11,11 +11,11 @@ from evaluation_folders import draw, write_evaluation
 
 from igrpo_nemo.cli import main
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation import majority_score
-from igrpo_nemo.evaluation_files import finished_files, read_samples
-from igrpo_nemo.report import build_report
-from igrpo_nemo.report.evaluation_figures import pass_figure
-from igrpo_nemo.report.evaluation_tables import (
+from igrpo_nemo.evaluation.files import finished_files, read_samples
+from igrpo_nemo.evaluation.metrics import majority_score
+from igrpo_nemo.evaluation.published import Published, published_results
+from igrpo_nemo.evaluation.systems import AVERAGE, compared, evaluation_folder, load_systems
+from igrpo_nemo.evaluation.tables import (
     CSV_HEADER,
     accuracy_table,
     as_csv,
@@ -23,8 +23,8 @@ from igrpo_nemo.report.evaluation_tables import (
     findings,
     tables,
 )
-from igrpo_nemo.report.published import Published, published_results
-from igrpo_nemo.report.systems import AVERAGE, compared, evaluation_folder, load_systems
+from igrpo_nemo.report import build_report
+from igrpo_nemo.report.evaluation_figures import pass_figure
 
 RATES = np.random.default_rng(0).beta(0.8, 1.2, size=30)
 

@@ -14,7 +14,7 @@ from igrpo_nemo.config import Config, RolloutBudget, load_config, rollout_steps,
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
 from igrpo_nemo.config.origins import origins_of
-from igrpo_nemo.report.published import published_results
+from igrpo_nemo.evaluation.published import published_results
 from igrpo_nemo.run.problems import expected_problems
 
 CONFIGS = builtin_config_dir()

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from igrpo_nemo.metrics import pass_at_k
-from igrpo_nemo.statistics import (
+from igrpo_nemo.evaluation.statistics import (
     curve_points,
     estimate,
     macro_average,
@@ -16,6 +15,7 @@ from igrpo_nemo.statistics import (
     pass_at_k_curve,
     t_quantile,
 )
+from igrpo_nemo.metrics import pass_at_k
 
 NOMINAL = 0.95
 

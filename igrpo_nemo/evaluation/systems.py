@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.report.published import Published
-from igrpo_nemo.skills.results import RESULTS_FOLDER, BenchmarkResults, Results, read_results
-from igrpo_nemo.statistics import (
+from igrpo_nemo.evaluation.published import Published
+from igrpo_nemo.evaluation.results import RESULTS_FOLDER, BenchmarkResults, Results, read_results
+from igrpo_nemo.evaluation.statistics import (
     Difference,
     Estimate,
     estimate,
@@ -173,7 +173,7 @@ def summarize(found: BenchmarkResults) -> Summary:
 
 def majority_scores(found: BenchmarkResults) -> list[float]:
     """The majority vote's score of each problem, over all its samples, as NeMo-Skills counts it."""
-    from igrpo_nemo.evaluation import SampleResult, majority_score
+    from igrpo_nemo.evaluation.metrics import SampleResult, majority_score
 
     return [
         majority_score(

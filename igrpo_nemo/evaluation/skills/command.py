@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.benchmarks import benchmark_named
-from igrpo_nemo.skills.profiles import profile_arguments
-from igrpo_nemo.skills.setting import Setting
+from igrpo_nemo.evaluation.setting import Setting
+from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
+from igrpo_nemo.evaluation.skills.profiles import profile_arguments
 
 _OWN_ARGUMENTS = {"vllm": ("--generation-config vllm",)}
 """vLLM would take what a request leaves open (top-k, a limit of tokens) from the model's

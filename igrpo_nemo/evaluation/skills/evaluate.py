@@ -17,15 +17,8 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation import format_table, std_err_across_problems
-from igrpo_nemo.run.lock import RunLock
-from igrpo_nemo.skills.command import Place, Server, eval_commands
-from igrpo_nemo.skills.data import BenchmarkData, freeze
-from igrpo_nemo.skills.environment import SkillsEnvironment, child_environ
-from igrpo_nemo.skills.processes import ServerDied, processes_with, run_logged, server_answers
-from igrpo_nemo.skills.profiles import write_profile
-from igrpo_nemo.skills.repair import repair
-from igrpo_nemo.skills.results import (
+from igrpo_nemo.evaluation.metrics import format_table, std_err_across_problems
+from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     BenchmarkResults,
     Inspection,
@@ -33,8 +26,20 @@ from igrpo_nemo.skills.results import (
     inspect,
     sample_path,
 )
-from igrpo_nemo.skills.setting import Setting, claim_folder
-from igrpo_nemo.skills.submitted import check_not_running
+from igrpo_nemo.evaluation.setting import Setting, claim_folder
+from igrpo_nemo.evaluation.skills.command import Place, Server, eval_commands
+from igrpo_nemo.evaluation.skills.data import BenchmarkData, freeze
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, child_environ
+from igrpo_nemo.evaluation.skills.processes import (
+    ServerDied,
+    processes_with,
+    run_logged,
+    server_answers,
+)
+from igrpo_nemo.evaluation.skills.profiles import write_profile
+from igrpo_nemo.evaluation.skills.repair import repair
+from igrpo_nemo.evaluation.skills.submitted import check_not_running
+from igrpo_nemo.run.lock import RunLock
 
 LOG_FOLDER = "eval-logs"
 PROGRESS_S = 30.0

@@ -13,7 +13,7 @@ from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.compose import quoted
 from igrpo_nemo.config.evaluation_keys import Evaluation
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.setting import Model, local_model, named_model
+from igrpo_nemo.evaluation.setting import Model, local_model, named_model
 
 DEFAULT_SAMPLES = 8
 ANSWER_TIMEOUT_S = 10

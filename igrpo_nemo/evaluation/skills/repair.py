@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.evaluation.results import RESULTS_FOLDER, done_path, read_sample_file, sample_path
 from igrpo_nemo.files.atomic import write_atomic
-from igrpo_nemo.skills.results import RESULTS_FOLDER, done_path, read_sample_file, sample_path
 
 POSITION = "_async_position"
 """NeMo-Skills' key of a row's place in the data, in `-async` files."""

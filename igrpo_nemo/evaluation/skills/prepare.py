@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.benchmarks import BENCHMARKS, benchmark_named
-from igrpo_nemo.skills.environment import SkillsEnvironment, child_environ
-from igrpo_nemo.skills.processes import run_logged
+from igrpo_nemo.evaluation.skills.benchmarks import BENCHMARKS, benchmark_named
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, child_environ
+from igrpo_nemo.evaluation.skills.processes import run_logged
 
 _WHERE = "import nemo_skills, pathlib; print(pathlib.Path(nemo_skills.__file__).parent / 'dataset')"
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.statistics import stderr_over_problems
 from igrpo_nemo.metrics import pass_at_k
-from igrpo_nemo.statistics import stderr_over_problems
 
 
 @dataclass(frozen=True, slots=True)

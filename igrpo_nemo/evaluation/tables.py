@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from igrpo_nemo.report.published import Published
-from igrpo_nemo.report.systems import AVERAGE, SETTINGS, Comparison, Summary, System
-from igrpo_nemo.statistics import Difference, Estimate
+from igrpo_nemo.evaluation.published import Published
+from igrpo_nemo.evaluation.statistics import Difference, Estimate
+from igrpo_nemo.evaluation.systems import AVERAGE, SETTINGS, Comparison, Summary, System
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation import SampleResult
+from igrpo_nemo.evaluation.metrics import SampleResult
 from igrpo_nemo.files.atomic import write_atomic
 
 

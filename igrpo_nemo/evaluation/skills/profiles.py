@@ -16,7 +16,7 @@ import yaml
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.compose import builtin_config_dir
-from igrpo_nemo.skills.benchmarks import Kind
+from igrpo_nemo.evaluation.skills.benchmarks import Kind
 
 CONFIG_NAMES: dict[Kind, str] = {"math": "answer_tags", "multichoice": "answer_tags_multichoice"}
 OPENED_CONFIG_NAME = "answer_tags_opened"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.files.atomic import write_or_refuse
-from igrpo_nemo.report.build import render, write_page
-from igrpo_nemo.report.evaluation_tables import (
+from igrpo_nemo.evaluation.published import Published, published_results
+from igrpo_nemo.evaluation.systems import Comparison, System, compared, load_systems
+from igrpo_nemo.evaluation.tables import (
     Table,
     accuracy_table,
     as_csv,
@@ -18,8 +18,8 @@ from igrpo_nemo.report.evaluation_tables import (
     findings,
     settings_table,
 )
-from igrpo_nemo.report.published import Published, published_results
-from igrpo_nemo.report.systems import Comparison, System, compared, load_systems
+from igrpo_nemo.files.atomic import write_or_refuse
+from igrpo_nemo.report.build import render, write_page
 
 NAMES = ("comparison.md", "comparison.csv", "report.html")
 

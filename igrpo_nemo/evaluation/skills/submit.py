@@ -19,10 +19,10 @@ import yaml
 
 from igrpo_nemo.cluster.job import sbatch_environment
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.cluster_yaml import ACCOUNT
-from igrpo_nemo.skills.command import Place, eval_commands, mounted_path
-from igrpo_nemo.skills.environment import child_environ, without_secrets
-from igrpo_nemo.skills.evaluate import (
+from igrpo_nemo.evaluation.skills.cluster_yaml import ACCOUNT
+from igrpo_nemo.evaluation.skills.command import Place, eval_commands, mounted_path
+from igrpo_nemo.evaluation.skills.environment import child_environ, without_secrets
+from igrpo_nemo.evaluation.skills.evaluate import (
     Evaluation,
     FolderLock,
     lacking_of,
@@ -30,8 +30,8 @@ from igrpo_nemo.skills.evaluate import (
     new_log,
     prepare,
 )
-from igrpo_nemo.skills.processes import last_line, run_logged
-from igrpo_nemo.skills.submitted import check_not_running, write_note
+from igrpo_nemo.evaluation.skills.processes import last_line, run_logged
+from igrpo_nemo.evaluation.skills.submitted import check_not_running, write_note
 
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 """What NeMo-Run says of each job that Slurm took."""

@@ -2,9 +2,8 @@
 
     problems -> q -> sampler -> scorer -> output-rs{i}.jsonl (+ .done) -> metrics.json, table
 
-`single_shot` is the sampling itself; the trainer's validation uses it too. Files have NeMo-Skills'
-layout: its `summarize_results` reads the folder. A sample file is written when it is whole, so that
-an interrupted evaluation goes on with the next one.
+Files have NeMo-Skills' layout: its `summarize_results` reads the folder. A sample file is written
+when it is whole, so that an interrupted evaluation goes on with the next one.
 """
 
 from __future__ import annotations
@@ -13,18 +12,16 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation import bench_metrics, format_table
-from igrpo_nemo.evaluation_files import (
+from igrpo_nemo.evaluation.files import (
     check_same_evaluation,
     finished_files,
     is_finished,
@@ -34,16 +31,13 @@ from igrpo_nemo.evaluation_files import (
     write_metrics,
     write_rows,
 )
+from igrpo_nemo.evaluation.metrics import bench_metrics, format_table
 from igrpo_nemo.files.atomic import is_disk_full
-from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
-from igrpo_nemo.prompts import PromptBuilder
-from igrpo_nemo.rewards import Scorer, ScoreRequest
+from igrpo_nemo.local.answers import Answerer, Progress
+from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
 from igrpo_nemo.tracking import open_console
-from igrpo_nemo.types import Group, Problem, Stage
-
-Progress = Callable[[int, int], None]
-"""Called with (completions finished, completions in all)."""
+from igrpo_nemo.types import Group, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,60 +63,6 @@ class EvaluationSettings:
             raise UserError(
                 f"benchmark name {self.benchmark!r} is no folder name: use one such as aime24"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Answerer:
-    """Asks a policy bare questions and scores what it answers."""
-
-    sampler: Sampler
-    prompts: PromptBuilder
-    scorer: Scorer
-    params: SamplingParams
-
-    def __call__(
-        self,
-        keyed: Sequence[tuple[Problem, str]],
-        num_samples: int = 1,
-        on_progress: Progress = lambda done, total: None,
-    ) -> list[Group]:
-        """A group of answers per (problem, seed key), in order."""
-        prompts = [self.prompts.question(problem) for problem, _ in keyed]
-        requests = [
-            SampleRequest(prompt.token_ids, num_samples, key)
-            for prompt, (_, key) in zip(prompts, keyed, strict=True)
-        ]
-        completions = self.sampler.sample(requests, self.params, on_progress=on_progress)
-        asked = [
-            ScoreRequest(problem, row.text, prompt.thinking_open, row.truncated)
-            for (problem, _), prompt, rows in zip(keyed, prompts, completions, strict=True)
-            for row in rows
-        ]
-        scores = iter(self.scorer(asked))
-        return [
-            Group(problem, Stage.DRAFT, prompt, tuple(rows), tuple(islice(scores, len(rows))))
-            for (problem, _), prompt, rows in zip(keyed, prompts, completions, strict=True)
-        ]
-
-
-def single_shot(
-    problems: Sequence[Problem],
-    sampler: Sampler,
-    prompts: PromptBuilder,
-    scorer: Scorer,
-    params: SamplingParams,
-    seed_key: str,
-    *,
-    num_samples: int = 1,
-    on_progress: Progress = lambda done, total: None,
-) -> list[Group]:
-    """One group of `num_samples` scored answers to q per problem, in order.
-
-    The draws depend on `seed_key` and the problem's id alone. Raises `UserError` for a problem
-    whose q does not fit.
-    """
-    keyed = [(problem, f"{seed_key}/{problem.id}") for problem in problems]
-    return Answerer(sampler, prompts, scorer, params)(keyed, num_samples, on_progress)
 
 
 @dataclass(frozen=True, slots=True)

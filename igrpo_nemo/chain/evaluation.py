@@ -25,21 +25,21 @@ from igrpo_nemo.chain.script import DONE, NO, run_to_its_end
 from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.command import Server, tensor_parallel
-from igrpo_nemo.skills.data import read_benchmark
-from igrpo_nemo.skills.environment import SkillsEnvironment, find_environment
-from igrpo_nemo.skills.evaluate import (
+from igrpo_nemo.evaluation.results import RESULTS_FOLDER, read_results
+from igrpo_nemo.evaluation.setting import Model, check_same, default_folder, setting_of
+from igrpo_nemo.evaluation.skills.command import Server, tensor_parallel
+from igrpo_nemo.evaluation.skills.data import read_benchmark
+from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, find_environment
+from igrpo_nemo.evaluation.skills.evaluate import (
     LOG_FOLDER,
     Evaluation,
     complete_here,
     lacking_of,
     missing_text,
 )
-from igrpo_nemo.skills.results import RESULTS_FOLDER, read_results
-from igrpo_nemo.skills.selection import with_benchmarks
-from igrpo_nemo.skills.setting import Model, check_same, default_folder, setting_of
-from igrpo_nemo.skills.thinking import opens_thinking
-from igrpo_nemo.skills.vllm_server import find_vllm, vllm_serving
+from igrpo_nemo.evaluation.skills.selection import with_benchmarks
+from igrpo_nemo.evaluation.skills.thinking import opens_thinking
+from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_serving
 
 SERVER_TYPE = "vllm"
 """NeMo-Skills' name for any server of this kind; its "openai" changes the sampling."""
@@ -192,7 +192,7 @@ def _serves(chain: Chain, choices: Choices) -> bool:
 
 def _served(stack: ExitStack, chain: Chain, evaluation: Evaluation) -> Server:
     from igrpo_nemo.cli.threads import set_threads
-    from igrpo_nemo.skills.serve import serving
+    from igrpo_nemo.evaluation.skills.serve import serving
 
     set_threads(chain.config.igrpo.threads)
     folder = chain.model.resolve()

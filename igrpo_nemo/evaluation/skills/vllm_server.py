@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.skills.command import Server, started_arguments
-from igrpo_nemo.skills.processes import end_with_all, last_line, server_answers
+from igrpo_nemo.evaluation.skills.command import Server, started_arguments
+from igrpo_nemo.evaluation.skills.processes import end_with_all, last_line, server_answers
 
 START_S = 3600.0
 """Weights come from a shared disk, and kernels are compiled."""

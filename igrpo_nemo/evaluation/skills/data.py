@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.skills.benchmarks import Benchmark, benchmark_named
 from igrpo_nemo.files.atomic import write_atomic
-from igrpo_nemo.skills.benchmarks import Benchmark, benchmark_named
 
 Row = dict[str, Any]
 DATA_FILE = "test.jsonl"

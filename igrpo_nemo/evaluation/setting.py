@@ -18,11 +18,11 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation_files import weights_fingerprint
+from igrpo_nemo.evaluation.files import weights_fingerprint
+from igrpo_nemo.evaluation.results import RESULTS_FOLDER, SETTING_FILE, read_setting
+from igrpo_nemo.evaluation.skills.data import BenchmarkData
+from igrpo_nemo.evaluation.skills.thinking import opens_thinking
 from igrpo_nemo.files.atomic import write_atomic
-from igrpo_nemo.skills.data import BenchmarkData
-from igrpo_nemo.skills.results import RESULTS_FOLDER, SETTING_FILE, read_setting
-from igrpo_nemo.skills.thinking import opens_thinking
 
 TEMPLATE_TOKENS = 64
 """Room for the chat template around system prompt and problem."""
