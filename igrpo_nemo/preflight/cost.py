@@ -90,8 +90,13 @@ class Estimator:
         config, rng = self.config, random.Random(_SEED)
         drawn = [self._problem(rng) for _ in range(self._problems_per_step())]
         parts = self._training(drawn[: config.grpo.num_prompts_per_step])
+        generation = self._generation(drawn)
+        if is_async_training(config):
+            # The engines do not run dry between steps: what counts is what one more step adds.
+            following = [self._problem(rng) for _ in drawn]
+            generation = self._generation([*drawn, *following]) - generation
         return Cost(
-            generation=self._generation(drawn),
+            generation=generation,
             prefill=self._prefill(drawn),
             refit=BF16 * counts(self.shape).total / (config.igrpo.preflight.refit_gb_per_s * GB),
             logprobs=parts.logprobs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -164,8 +165,81 @@ def test_asynchronous_training_hides_the_shorter_part():
     assert cost.step == cost.refit + max(cost.generation, cost.logprobs + cost.training)
 
 
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+QWEN3_32B = {
+    "model_type": "qwen3",
+    "hidden_size": 5120,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 25600,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+}
+PUBLISHED = [
+    # model, nodes, asynchronous, mean tokens of a completion and of a prompt, seconds of a step
+    (LLAMA_8B, 2, False, 1019, 128, 92.8),
+    (LLAMA_8B, 2, True, 1123, 128, 64.8),
+    (QWEN3_32B, 4, False, 3251, 103, 376.0),
+    (QWEN3_32B, 8, True, 3252, 103, 200.0),
+]
+"""The dense bf16 runs on H100 of docs/about/performance-summary.md in NeMo-RL v0.5.0: 64 problems
+of 32 completions; the prompt's tokens follow from the page's tokens a second."""
+
+
+@pytest.mark.parametrize(("model", "nodes", "asynchronous", "mean", "prompt", "seconds"), PUBLISHED)
+def test_published_step_times(tmp_path, model, nodes, asynchronous, mean, prompt, seconds):
+    """The recipes of `examples/configs/recipes/llm/performance`: a KL term, so two log-prob passes;
+    TP 1 and PP 2 (1 asynchronous) with recomputation for 8B, TP 4 and PP 4 without for 32B."""
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    problems = tmp_path / "problems.jsonl"
+    row = {"problem": "x" * round(2.8 * (prompt - 13)), "answer": "1"}
+    problems.write_text(64 * f"{json.dumps(row)}\n")
+    large = model is QWEN3_32B
+    tensor, pipeline = (4, 4) if large else (1, 1 if asynchronous else 2)
+    megatron, vllm = "policy.megatron_cfg", "policy.generation.vllm_cfg"
+    overrides = [
+        *["engine=nemo_rl", "cluster=h100_2x8", "feedback=none", "data=jsonl"],
+        *[f"data.{part}.data_path={problems}" for part in ("train", "validation")],
+        *["igrpo.prompt.system=''", "igrpo.budget=32", "grpo.num_prompts_per_step=64"],
+        *["data.max_input_seq_length=128", "policy.generation.max_new_tokens=3968"],
+        "policy.max_total_sequence_length=4096",
+        f"igrpo.preflight.response_share={mean / 3968}",
+        *[f"policy.model_name={tmp_path}", f"cluster.num_nodes={nodes}"],
+        f"{megatron}.tensor_model_parallel_size={tensor}",
+        f"{megatron}.pipeline_model_parallel_size={pipeline}",
+        f"{megatron}.sequence_parallel={str(large).lower()}",
+        f"{megatron}.activation_checkpointing={str(not large).lower()}",
+        f"{vllm}.tensor_parallel_size={tensor}",
+        f"{vllm}.async_engine={str(asynchronous).lower()}",
+        f"{vllm}.gpu_memory_utilization={0.8 if asynchronous else 0.6}",
+        "loss_fn.reference_policy_kl_penalty=0.01",
+        "grpo.skip_reference_policy_logprobs_calculation=false",
+    ]
+    if asynchronous:
+        overrides += ["grpo.async_grpo.enabled=true"]
+        overrides += ["loss_fn.use_importance_sampling_correction=true"]
+        overrides += [f"policy.generation.colocated.resources.num_nodes={nodes // 2}"]
+    else:
+        overrides += ["policy.generation.colocated={enabled: true}"]
+    plan = preflight(load_config(overrides), environ={})
+    assert plan.cost is not None and plan.cost.gpus == 8 * nodes
+    assert plan.cost.trained_tokens / 2048 == pytest.approx(mean + prompt, rel=0.02)
+    assert plan.cost.step == pytest.approx(seconds, rel=0.15)
+
+
 def test_a_time_limit_becomes_a_chain():
     plan = preflight(load_config([*B7, "igrpo.site.time=01:00:00"]), environ={})
     assert plan.cost is not None
-    jobs = -(-plan.cost.hours * 3600 // 3000)
+    jobs = -(-plan.cost.hours * 3600 // (3600 - 900))  # beside igrpo.site.save_margin_s
     assert f"about {jobs:.0f} jobs of 01:00:00: igrpo launch --chain {jobs:.0f}" in plan.notes
