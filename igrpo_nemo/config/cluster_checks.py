@@ -31,7 +31,7 @@ def cluster_problems(config: Config) -> list[str]:
     problems = [*_replica(config)]
     if not problems:
         problems = [*_batch(config)]
-    for check in (_packing, _megatron, _dtensor, _generation):
+    for check in (_packing, _megatron, _dtensor, _generation, _checkpoints):
         problems += check(config)
     return problems
 
@@ -298,6 +298,25 @@ def _generation(config: Config) -> Iterator[str]:
         yield (
             f"{VLLM}.precision=fp8 samples from other weights than those trained: set "
             "loss_fn.use_importance_sampling_correction=true"
+        )
+
+
+def _checkpoints(config: Config) -> Iterator[str]:
+    """`Policy.save_checkpoint`, which a run reaches at its first save."""
+    saved, dtensor = config.checkpointing, config.policy.dtensor_cfg or {}
+    if not saved.enabled:
+        return
+    key = "checkpointing.model_save_format"
+    # NeMo-RL reads `_v2` with Megatron too.
+    if dtensor.get("_v2") and saved.model_save_format not in ("safetensors", "torch_save"):
+        yield (
+            f"{key}={_text(saved.model_save_format)} with policy.dtensor_cfg._v2=true is none of "
+            f"safetensors, torch_save: set {key}=safetensors"
+        )
+    elif not dtensor.get("_v2") and saved.model_save_format is not None:
+        yield (
+            f"{key}={saved.model_save_format} is for policy.dtensor_cfg._v2=true alone, without it "
+            f"NeMo-RL refuses to save: set {key}=null"
         )
 
 

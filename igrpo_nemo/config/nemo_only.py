@@ -190,7 +190,7 @@ class CheckpointingNemoOnly(Section):
     save_optimizer: bool | None = None
     """Keeps the optimizer state; the embedded engine always does, a resume needs it."""
     model_save_format: str | None = None
-    """`safetensors` or `torch_save`."""
+    """`safetensors` or `torch_save` with DTensor v2, null with anything else."""
     save_consolidated: bool | None = None
     """One consolidated file for Hugging Face."""
     model_cache_dir: str | None = None

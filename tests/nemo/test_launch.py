@@ -94,6 +94,11 @@ REFUSALS = [
     (["policy.dtensor_cfg.enabled=true"], "exactly one of"),
     (["cluster.num_nodes=1", "cluster.gpus_per_node=8"], "no GPU is left for training"),
     (["policy.megatron_cfg.tensor_model_parallel_size=3"], "no multiple of the 3"),
+    (["checkpointing.model_save_format=safetensors"], "set checkpointing.model_save_format=null"),
+    (
+        ["model=openmath_nemotron_7b_dtensor", "checkpointing.model_save_format=null"],
+        "set checkpointing.model_save_format=safetensors",
+    ),
     (
         ["grpo.num_prompts_per_step=125", "policy.megatron_cfg.tensor_model_parallel_size=1"],
         "data-parallel replicas",
