@@ -126,8 +126,8 @@ def _choose_demo(flags: argparse.Namespace) -> None:
 
 def _served(stack: ExitStack, flags: argparse.Namespace, config: Config) -> str:
     """The address of the project's own small server, for as long as the evaluation takes."""
-    from igrpo_nemo.cli.threads import set_threads
     from igrpo_nemo.evaluation.skills.serve import serving
+    from igrpo_nemo.run import set_threads
 
     if flags.address or flags.cluster or flags.model is None:
         raise UserError("--serve serves --model here: leave out --address and --cluster")

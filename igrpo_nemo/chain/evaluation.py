@@ -191,8 +191,8 @@ def _serves(chain: Chain, choices: Choices) -> bool:
 
 
 def _served(stack: ExitStack, chain: Chain, evaluation: Evaluation) -> Server:
-    from igrpo_nemo.cli.threads import set_threads
     from igrpo_nemo.evaluation.skills.serve import serving
+    from igrpo_nemo.run import set_threads
 
     set_threads(chain.config.igrpo.threads)
     folder = chain.model.resolve()

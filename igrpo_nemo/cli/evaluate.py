@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_nemo.cli.command import Command
-from igrpo_nemo.cli.threads import set_threads
+from igrpo_nemo.run import set_threads
 
 if TYPE_CHECKING:
     from igrpo_nemo.config import Config

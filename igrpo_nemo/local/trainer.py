@@ -28,7 +28,7 @@ from igrpo_nemo.local.time_limit import TimeLimit
 from igrpo_nemo.local.validation import validate
 from igrpo_nemo.metrics import rollout_metrics, short_circuit_metrics
 from igrpo_nemo.run.stop import StopFile
-from igrpo_nemo.tracking.sample_rows import response_rows, sample_rows
+from igrpo_nemo.tracking.samples import response_rows, sample_rows
 from igrpo_nemo.types import Stage
 
 

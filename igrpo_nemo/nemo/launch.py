@@ -25,7 +25,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.stop import StopFile
 from igrpo_nemo.tracking import Tracker
-from igrpo_nemo.tracking.jsonl import JsonlSink
+from igrpo_nemo.tracking.tracker import JsonlSink
 
 LOCAL_RAY_CPUS = 4
 """Places for actors, not cores: TransferQueue keeps three, and the others need one to start in."""

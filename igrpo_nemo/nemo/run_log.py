@@ -22,7 +22,7 @@ from igrpo_nemo.nemo.spec import SAMPLES
 from igrpo_nemo.rewards import format_reward
 from igrpo_nemo.run.core import feedback_of
 from igrpo_nemo.tracking import Tracker
-from igrpo_nemo.tracking.sample_rows import sample_rows
+from igrpo_nemo.tracking.samples import sample_rows
 from igrpo_nemo.types import Rollout
 
 PASSED_ON = ("igrpo/", "reward/reason/", "timing/")

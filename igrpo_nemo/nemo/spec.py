@@ -17,7 +17,7 @@ from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.nemo.failure import Reporter
 from igrpo_nemo.nemo.prefetch import Prefetcher, StepClock
 from igrpo_nemo.nemo.short_circuit import ShortCircuit
-from igrpo_nemo.tracking.sample_rows import sample_rows
+from igrpo_nemo.tracking.samples import sample_rows
 from igrpo_nemo.types import Rollout
 
 SAMPLES = "igrpo_samples"

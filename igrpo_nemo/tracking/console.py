@@ -1,16 +1,15 @@
 """Progress for people: live on a terminal, one plain line per step elsewhere.
 
-    trainer -> stage / step / samples / note -> RichConsole | PlainConsole | QuietConsole
+    trainer -> stage / step / samples / note -> RichConsole | PlainConsole | Console (quiet)
 
 A console never ends a run: when its reader is gone it falls silent.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TextIO
+from typing import Self, TextIO
 
 from igrpo_nemo.files.display_text import printable, shorten
 
@@ -31,79 +30,38 @@ _SHOWN = (
 )
 
 
-class Console(Protocol):
-    """What the trainer tells; `total_steps` K counts from the start of training, not the resume."""
+class Console:
+    """What an engine tells; this one says nothing."""
 
     def stage(self, name: str, done: int, total: int) -> None:
         """`done` of `total` rows of a stage (draft, refine, train, val, ...) are finished."""
-        ...
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step, or a validation (all names start with `val/`), is finished."""
-        ...
 
     def samples(
         self, step: int, rows: Sequence[Mapping[str, object]], limit: int = SAMPLES_SHOWN
     ) -> None:
         """Show a few rows of samples.jsonl, or of a validation."""
-        ...
 
     def note(self, text: str) -> None:
         """A line of the program's own."""
-        ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Console: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def open_console(total_steps: int, quiet: bool = False, stream: TextIO | None = None) -> Console:
-    """The console that fits `stream` (standard output): rich on a terminal, else plain lines."""
-    stream = stream or sys.stdout
-    if quiet or stream is None:
-        return QuietConsole()
-    if stream.isatty():
-        from rich.console import Console as Terminal
-
-        terminal = Terminal(file=stream)
-        if not terminal.is_dumb_terminal:
-            from igrpo_nemo.tracking.live import RichConsole
-
-            return RichConsole(total_steps, terminal)
-    return PlainConsole(total_steps, stream)
-
-
-class QuietConsole:
-    """Says nothing."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        pass
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        pass
-
-    def samples(
-        self, step: int, rows: Sequence[Mapping[str, object]], limit: int = SAMPLES_SHOWN
-    ) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
     def close(self) -> None:
-        pass
+        """The last line is said."""
 
-    def __enter__(self) -> QuietConsole:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class PlainConsole(QuietConsole):
-    """Lines for logs and pipes; a long stage is mentioned every half minute."""
+class PlainConsole(Console):
+    """Lines for logs and pipes; a long stage is mentioned every half minute.
+
+    `total_steps` counts from the start of training, not from the step of a resume.
+    """
 
     def __init__(
         self, total_steps: int, stream: TextIO, clock: Callable[[], float] = time.monotonic

@@ -1,20 +1,20 @@
 """One call logs to every sink.
 
-    trainer -> Tracker.log / log_samples -> JSONL, TensorBoard, and wandb or MLflow when asked for
+    engine -> Tracker.log / log_samples -> JSONL, TensorBoard, and wandb or MLflow when asked for
 
 JSONL is the record: its errors end the run. A remote sink is a network away: its errors do not.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from igrpo_nemo.files.scrub import plain_config, scrub
 from igrpo_nemo.run.folder import RunFolder
-from igrpo_nemo.tracking.jsonl import JsonlSink
-from igrpo_nemo.tracking.tensorboard import TensorBoardSink
 
 _FAILURES_ALLOWED = 3
 
@@ -29,6 +29,52 @@ class Sink(Protocol):
     def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None: ...
 
     def close(self) -> None: ...
+
+
+class JsonlSink:
+    """metrics.jsonl and samples.jsonl, through the run folder, which its owner closes."""
+
+    remote = False
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._folder.append_metrics(kind, step, time.time(), metrics)
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        for row in rows:
+            self._folder.append_sample(step, row)
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoardSink:
+    """Scalars in `folder`, under their own names, flushed with every step.
+
+    What an earlier run logged there after `resume_step` is purged, and all of it where there is no
+    step to resume from. Samples are not written here: samples.jsonl and the report show them.
+    """
+
+    remote = False
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        purge_step = 0 if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+
+    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, global_step=step)
+        self._writer.flush()
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        pass
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Tracker:
@@ -92,14 +138,10 @@ def open_tracker(
     sinks: list[Sink] = [JsonlSink(folder)]
     if section.get("tensorboard_enabled", True):
         sinks.append(TensorBoardSink(folder.tensorboard_dir, resume_step))
-    if section.get("wandb_enabled"):
-        from igrpo_nemo.tracking.wandb import WandbSink
+    for name in ("wandb", "mlflow"):
+        if section.get(f"{name}_enabled"):
+            from igrpo_nemo.tracking.services import MlflowSink, WandbSink
 
-        settings = section.get("wandb") or {}
-        sinks.append(WandbSink(folder.path, settings, scrub(config), resume_step))
-    if section.get("mlflow_enabled"):
-        from igrpo_nemo.tracking.mlflow import MlflowSink
-
-        settings = section.get("mlflow") or {}
-        sinks.append(MlflowSink(folder.path, settings, scrub(config), resume_step))
+            kind = WandbSink if name == "wandb" else MlflowSink
+            sinks.append(kind(folder.path, section.get(name) or {}, scrub(config), resume_step))
     return Tracker(sinks)

@@ -1,4 +1,7 @@
-"""The MLflow sink (extra `mlflow`); a resumed run continues its own MLflow run."""
+"""Sinks on other people's services, each an extra of its own; a resumed run continues its own.
+
+The run's id there is kept in the run folder (`wandb_run_id`, `mlflow_run_id`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_atomic
@@ -15,11 +19,11 @@ _PARAM_BATCH = 100
 _PARAM_CHARACTERS = 500
 
 
-class MlflowSink:
-    """`settings` are NeMo-RL's `logger.mlflow`: experiment_name, run_name, tracking_uri.
+class WandbSink:
+    """Logs to `wandb.init(**settings)`; `settings` are NeMo-RL's `logger.wandb`: project, name.
 
-    The run's id is kept in `folder`. MLflow keeps every value it is sent, so a resumed run sends
-    only the steps that each metric does not have yet.
+    wandb itself drops the steps that it already has: they were replayed from the checkpoint and
+    are equal.
     """
 
     remote = True
@@ -31,12 +35,48 @@ class MlflowSink:
         config: object,
         resume_step: int | None = None,
     ) -> None:
+        wandb = _extra("wandb")
+        id_file = folder / "wandb_run_id"
+        options: dict = {"dir": str(folder), **settings, "config": config}
+        if resume_step is not None and id_file.exists():
+            options |= {"id": id_file.read_text().strip(), "resume": "allow"}
         try:
-            self._mlflow = import_module("mlflow")
-        except ImportError as error:
-            raise UserError(
-                "logger.mlflow_enabled needs mlflow: pip install 'igrpo-nemo[mlflow]'"
-            ) from error
+            self._run = wandb.init(**options)
+        except (wandb.Error, TypeError) as error:
+            raise UserError(f"logger.wandb: {' '.join(str(error).split())}") from error
+        write_atomic(id_file, self._run.id)
+        self._table = wandb.Table
+
+    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        if rows:
+            columns = sorted({name for row in rows for name in row})
+            data = [[row.get(name) for name in columns] for row in rows]
+            self._run.log({"samples": self._table(columns=columns, data=data)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MlflowSink:
+    """`settings` are NeMo-RL's `logger.mlflow`: experiment_name, run_name, tracking_uri.
+
+    MLflow keeps every value it is sent, so a resumed run sends only the steps that each metric
+    does not have yet.
+    """
+
+    remote = True
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        config: object,
+        resume_step: int | None = None,
+    ) -> None:
+        self._mlflow = _extra("mlflow")
         uri = settings.get("tracking_uri")
         try:
             # None: MLFLOW_TRACKING_URI, or MLflow's own default.
@@ -98,3 +138,13 @@ class MlflowSink:
             history = self._client.get_metric_history(self._run_id, name)
             self._logged[name] = max((metric.step for metric in history), default=-1)
         return self._logged[name]
+
+
+def _extra(name: str) -> Any:
+    """The module of an extra. Raises UserError where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"logger.{name}_enabled needs {name}: pip install 'igrpo-nemo[{name}]'"
+        ) from error

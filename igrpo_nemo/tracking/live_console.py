@@ -18,8 +18,8 @@ from igrpo_nemo.files.display_text import printable, shorten
 from igrpo_nemo.tracking.console import (
     SAMPLE_PARTS,
     SAMPLES_SHOWN,
+    Console,
     Eta,
-    QuietConsole,
     describe,
     is_validation,
     verdict,
@@ -29,7 +29,7 @@ _FRAME = 0.25
 """Least seconds between two drawings of the bars: drawing costs time that training could use."""
 
 
-class RichConsole(QuietConsole):
+class RichConsole(Console):
     """Live progress. Drawn from the caller's thread alone, so that no lock is held at a fork.
 
     Text of models enters as `rich.text.Text`, which has no markup, after `shorten`.
