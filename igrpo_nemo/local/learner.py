@@ -11,6 +11,7 @@ Shape legend: R rows, T completion tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.optimizer import restore_training
 from igrpo_nemo.local.packing import completion_logprobs, split_micro_batches
 from igrpo_nemo.objectives.advantage import group_advantages
@@ -89,7 +91,10 @@ class Learner:
         With one update the old policy is the current one and its log-probs are the detached new
         ones, which saves a forward pass. Overlong filtering takes truncated rows out of the loss
         but not out of their group's baseline, as in NeMo-RL. Without rows (every problem skipped)
-        nothing is learned and only the schedule advances.
+        nothing is learned. The schedule advances by `updates`, which it was laid out for, however
+        many rows there were.
+
+        Raises UserError where loss or gradient is not finite; nothing is learned from it.
         """
         advantages = self._advantages(rows) if rows else []
         if self.settings.overlong_filtering:
@@ -97,8 +102,7 @@ class Learner:
             rows, advantages = [rows[i] for i in keep], [advantages[i] for i in keep]
         if not rows:
             lr = float(self.scheduler.get_last_lr()[0])
-            for _ in range(self.settings.updates):
-                self.scheduler.step()
+            self._advance_schedule(self.settings.updates)
             return {"lr": lr, "loss": 0.0, "grad_norm": 0.0}
         advantages_R = torch.tensor(advantages, device=self.model.device)
         old = self._logprobs(self.model, rows) if self.settings.updates > 1 else None
@@ -108,7 +112,12 @@ class Learner:
             # Once an optimizer step is taken, the rollout's updates are finished.
             may_stop = not per_update
             per_update.append(self._step(rows, indices, advantages_R, old, reference, may_stop))
+        self._advance_schedule(self.settings.updates - len(per_update))
         return {name: sum(m[name] for m in per_update) / len(per_update) for name in per_update[0]}
+
+    def _advance_schedule(self, updates: int) -> None:
+        for _ in range(updates):
+            self.scheduler.step()
 
     def _advantages(self, rows: Sequence[TrainingRow]) -> list[float]:
         return group_advantages(
@@ -130,9 +139,12 @@ class Learner:
         restore_training(self.optimizer, self.scheduler, state, with_schedule=with_schedule)
 
     def _minibatches(self, num_rows: int) -> list[list[int]]:
-        """Contiguous slices of the rows, as NeMo-RL cuts its global batches."""
-        size = -(-num_rows // self.settings.updates)
-        return [list(range(i, min(i + size, num_rows))) for i in range(0, num_rows, size)]
+        """Contiguous slices of the rows, as NeMo-RL cuts its global batches: one per update, of
+        sizes that differ by at most 1. There may be fewer rows than whole groups make, where
+        problems were skipped or truncated rows filtered; without a row there is no update."""
+        updates = min(self.settings.updates, num_rows)
+        ends = [num_rows * update // updates for update in range(updates + 1)]
+        return [list(range(*ends[update : update + 2])) for update in range(updates)]
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
         if self.settings.packed:
@@ -190,6 +202,11 @@ class Learner:
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.settings.max_grad_norm or float("inf")
         )
+        if not math.isfinite(grad_norm):
+            raise UserError(
+                f"the gradient is not finite (norm {float(grad_norm)}): the policy has diverged; "
+                "begin anew with a smaller policy.optimizer.kwargs.lr or policy.max_grad_norm"
+            )
         lr = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         self.scheduler.step()

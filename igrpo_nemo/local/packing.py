@@ -275,18 +275,22 @@ def _padded_logits(
     for row_W, sequence in zip(input_RW, sequences, strict=True):
         row_W[: len(sequence)] = torch.tensor(sequence)
     mask_RW = (torch.arange(width) < lengths[:, None]).long()
-    output = model.base_model(
+    # The last columns, from the first that predicts a completion token. The model's own forward,
+    # not its head alone: some families scale or cap their logits behind it.
+    kept = width + 1 - min(len(row.context_ids) for row in rows)
+    output = model(
         input_ids=input_RW.to(model.device),
         attention_mask=mask_RW.to(model.device),
         use_cache=False,
+        logits_to_keep=kept,
     )
+    starts = [i * kept + len(row.context_ids) - 1 - (width - kept) for i, row in enumerate(rows)]
     predicting = [
-        range(i * width + len(row.context_ids) - 1, i * width + len(sequence))
-        for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True))
+        range(start, start + len(row.completion.token_ids))
+        for start, row in zip(starts, rows, strict=True)
     ]
     predictions = _predictions(rows, predicting, model.device)
-    hidden_LI = output.last_hidden_state.flatten(0, 1)
-    return _head(model)(hidden_LI[predictions.predicting_A]), predictions
+    return output.logits.flatten(0, 1)[predictions.predicting_A], predictions
 
 
 def split_micro_batches(

@@ -66,6 +66,8 @@ class Parts:
     state: TrainerState = field(default_factory=lambda: TrainerState(step=0))
     ahead: DraftsAhead | None = None
     resumed: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Those of the checkpoint that was resumed."""
 
 
 @contextmanager
@@ -214,6 +216,7 @@ def _restore(parts: Parts, checkpoint: LoadedCheckpoint) -> None:
     parts.learner.load_state_dict(checkpoint.tensors, with_schedule=same_schedule)
     extra = {**checkpoint.state.extra, "scheduler": stages}
     parts.state, parts.resumed = replace(checkpoint.state, extra=extra), True
+    parts.metrics = checkpoint.metrics
     ahead = cast(dict[str, object] | None, checkpoint.tensors.get("ahead"))
     parts.ahead = None if ahead is None else DraftsAhead.from_state(ahead)
     assert parts.store is not None

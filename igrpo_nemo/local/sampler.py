@@ -12,6 +12,7 @@ Shape legend: R live rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -140,7 +141,8 @@ class Sampler:
         abandon the call. Completions that reach the context's end count as truncated.
 
         Raises:
-            UserError: a prompt that is empty, or that leaves no room for a token in the context.
+            UserError: a prompt that is empty, or that leaves no room for a token in the context;
+                logits that are not finite.
         """
         self._check(requests)
         stops = StopStrings(params.stop_strings, self.tokenizer)
@@ -234,7 +236,13 @@ class Sampler:
             draws_R = None if uniforms is None else uniforms.at(step)
             tokens_R, logprobs_R = draw(logits_RV, draws_R, call.params)
             step += 1
-            kept, ended = self._extend(live, tokens_R.tolist(), logprobs_R.tolist(), call)
+            logprobs = logprobs_R.tolist()
+            if not all(map(math.isfinite, logprobs)):
+                raise UserError(
+                    "the model's logits are not finite: its weights are damaged, or training has "
+                    "diverged (begin anew with a smaller policy.optimizer.kwargs.lr)"
+                )
+            kept, ended = self._extend(live, tokens_R.tolist(), logprobs, call)
             if given_up := call.watch(ended):
                 call.given_up.update(given_up)
                 kept = [i for i in kept if live[i].name not in call.given_up]

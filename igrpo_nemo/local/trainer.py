@@ -29,11 +29,15 @@ from igrpo_nemo.local.validation import validate
 from igrpo_nemo.metrics import rollout_metrics, short_circuit_metrics
 from igrpo_nemo.run.stop import StopFile
 from igrpo_nemo.tracking.samples import response_rows, sample_rows
-from igrpo_nemo.types import Stage
+from igrpo_nemo.types import Rollout, Stage
 
 
 class StopRequested(Exception):
     """Something asked to stop, at a point where nothing of the current step needs keeping."""
+
+
+class DataUsedUp(Exception):
+    """All epochs are over in the middle of a step, which dynamic sampling could not fill."""
 
 
 def train(config: Config) -> int:
@@ -68,7 +72,7 @@ class Trainer:
         self.earlier_seconds = self.state.extra.get("earlier_seconds", 0.0)
         self.watch = Stopwatch()
         self.limit = TimeLimit(self.config.checkpointing.checkpoint_must_save_by)
-        self.metrics: dict[str, float] = {}
+        self.metrics = parts.metrics
         self.saved_step = parts.state.step if parts.resumed else -1
         self.rollout = replace(parts.rollout, timer=self.watch, on_stage=self._on_stage)
         parts.learner.between_micro_batches = self._stop_if_asked
@@ -83,8 +87,12 @@ class Trainer:
         while self.state.step < self.parts.total_steps:
             self._stop_if_asked()
             step = self.state.step + 1
-            with self.parts.policy.autocast():
-                batch, batches = self._collect(step)
+            try:
+                with self.parts.policy.autocast():
+                    batch, batches = self._collect(step)
+            except DataUsedUp:
+                self._end_with_data()
+                return
             rows = shape_rows(
                 batch.rows, self.config.grpo.reward_scaling, self.config.grpo.reward_shaping
             )
@@ -121,7 +129,7 @@ class Trainer:
             batch = collect_groups(
                 wanted=grpo.num_prompts_per_step,
                 max_draws=grpo.dynamic_sampling_max_gen_batches,
-                roll_out=batches.roll_out,
+                roll_out=lambda draw: self._next_batch(batches, draw),
                 training_rows=feedback.training_rows,
             )
         else:
@@ -129,6 +137,31 @@ class Trainer:
             rows = [row for rollout in rollouts for row in feedback.training_rows(rollout)]
             batch = Batch(rollouts, rows, rollouts)
         return batch, batches
+
+    def _next_batch(self, batches: StepBatches, draw: int) -> list[Rollout]:
+        """A step may draw several batches, so the epochs may be over before `total_steps`."""
+        following = self.parts.order.take(batches.position)[1]
+        if following.epoch >= self.config.grpo.max_num_epochs:
+            raise DataUsedUp
+        return batches.roll_out(draw)
+
+    def _end_with_data(self) -> None:
+        """The last step is done, though nobody knew it then: validates and saves as after one.
+
+        What was rolled out for the step that is not taken is left out, as in NeMo-RL; a run that is
+        given more epochs goes on with the next one.
+        """
+        end = Position(self.config.grpo.max_num_epochs, 0)
+        if (self.state.epoch, self.state.index) == (end.epoch, end.index):
+            return
+        self.state = replace(self.state, epoch=end.epoch, index=end.index)
+        self.parts.console.note(
+            f"the problems of {self.config.grpo.max_num_epochs} epochs are used up after step "
+            f"{self.state.step}"
+        )
+        if self.config.grpo.val_at_end and self.state.extra.get("val_step") != self.state.step:
+            self._validate()
+        self.saved_step = -1
 
     def _overlap(self, batch: Batch, batches: StepBatches) -> dict[str, float]:
         """Metrics of `igrpo.draft_prefetch` and `igrpo.short_circuit` where they are on."""
@@ -141,6 +174,8 @@ class Trainer:
     def _after_step(self, batch: Batch, learned: dict[str, float]) -> None:
         """Metrics, then what is due: samples, validation, checkpoint."""
         step, grpo = self.state.step, self.config.grpo
+        if self.saved_step == step - 1:
+            self.metrics = {}  # not sooner: a step may be saved twice
         metrics = {**learned, **rollout_metrics(batch.rollouts, batch.rows)}
         metrics |= self.parts.environment.scorer.metrics()
         metrics |= self._performance(batch)
@@ -197,7 +232,11 @@ class Trainer:
         if limit := self.config.logger.num_val_samples_to_print:
             self.parts.console.samples(step, response_rows(answers, limit), limit)
         self.metrics = {**self.metrics, **metrics}
-        extra = {**self.state.extra, "val_accuracy_end": metrics["val/accuracy"]}
+        extra = {
+            **self.state.extra,
+            "val_accuracy_end": metrics["val/accuracy"],
+            "val_step": step,
+        }
         extra.setdefault("val_accuracy_start", metrics["val/accuracy"])
         self.state = replace(self.state, extra=extra)
 
@@ -221,7 +260,6 @@ class Trainer:
                 state=state,
                 metrics=self.metrics,
             )
-        self.metrics: dict[str, float] = {}
         self.saved_step = step
 
     def finish(self) -> None:

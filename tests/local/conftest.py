@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    GraniteConfig,
     LlamaConfig,
     NemotronHConfig,
     PreTrainedModel,
@@ -68,6 +70,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedMo
             "qwen2": lambda: Qwen2Config(**_SHAPE, **common, tie_word_embeddings=True),
             "llama": lambda: LlamaConfig(**_SHAPE, **common, tie_word_embeddings=False),
             "qwen3": lambda: Qwen3Config(**_SHAPE, **common, head_dim=16),
+            "gemma2": lambda: Gemma2Config(
+                **_SHAPE, **common, head_dim=8, final_logit_softcapping=3.0
+            ),
+            "granite": lambda: GraniteConfig(**_SHAPE, **common, logits_scaling=4.0),
             "nemotron_h": lambda: NemotronHConfig(**_MAMBA, **common),
         }[family]()
         with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,7 @@
+import json
+
 import pytest
+import tiny_runs
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback.none import NoFeedback
@@ -47,3 +50,37 @@ def test_surplus_groups_are_left_out():
 def test_giving_up_says_what_to_change():
     with pytest.raises(UserError, match="0 of 1 groups .* in 2 batches: raise grpo.dynamic"):
         collect([[rollout("a", [1, 1])]] * 3, wanted=1, max_draws=2)
+
+
+def test_a_run_ends_with_the_problems_of_its_epochs(tmp_path, capsys):
+    """A step draws as many batches as it takes, so that there are fewer steps than batches."""
+    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+    sampling = [
+        "grpo.use_dynamic_sampling=true",
+        "grpo.batch_multiplier=1",
+        "data.train.num_problems=16",
+        "igrpo.num_drafts=6",
+        "igrpo.num_refinements=2",  # often without an advantage
+        "grpo.val_at_end=true",
+        "grpo.max_num_steps=1000",
+    ]
+
+    def config(epochs):
+        run = tmp_path / "run"
+        return tiny_runs.tiny_config(policy, run, *sampling, f"grpo.max_num_epochs={epochs}")
+
+    seen = tiny_runs.run(config(2))
+    steps = len(tiny_runs.learned(tmp_path / "run"))
+    drawn = [rollout.problem.id for rollouts in seen.rollouts for rollout in rollouts]
+    assert seen.code == 0 and 0 < steps < 8
+    assert len(drawn) == 32 and len(set(drawn)) == 16, "every problem once an epoch"
+    assert (tmp_path / "run" / "finished").read_text() == f"{steps}\n"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == steps and summary["val_accuracy_end"] is not None
+    assert f"2 epochs are used up after step {steps}" in capsys.readouterr().out
+
+    again = tiny_runs.run(config(2))
+    assert again.code == 0 and again.rollouts == [], "there is nothing left to do"
+    longer = tiny_runs.run(config(3))
+    assert sum(len(rollouts) for rollouts in longer.rollouts) == 16, "the third epoch"
+    assert len(tiny_runs.learned(tmp_path / "run")) > steps

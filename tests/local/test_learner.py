@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.learner import Learner, LearnerSettings
 from igrpo_nemo.local.model import SmallModelSpec, build_small_model
 from igrpo_nemo.objectives.surrogate import SurrogateConfig
@@ -117,6 +118,33 @@ def test_several_updates_have_ratios_off_one(initial, rows):
     metrics = learner_of(initial, updates=4).update(rows)
     assert metrics["policy/ratio_max"] > 1.0001
     assert learner_of(initial).update(rows)["policy/ratio_max"] == 1.0
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 9, 13, 16])
+def test_every_rollout_takes_the_updates_that_the_schedule_counts_on(initial, rows, count):
+    """Skipped problems and filtered rows leave fewer; a row is in one update, never in none."""
+    from dataclasses import replace
+
+    learner = learner_of(initial, updates=4, overlong_filtering=True)
+    cut = [replace(row.completion, stop_reason=StopReason.LENGTH) for row in rows]
+    marked = [row if i < count else replace(row, completion=cut[i]) for i, row in enumerate(rows)]
+    taken = []
+    learner.optimizer.register_step_post_hook(lambda *_: taken.append(None))
+    learner.update(marked)
+    assert len(taken) == min(4, count)
+    assert learner.scheduler.last_epoch == 4
+    sizes = [len(indices) for indices in learner._minibatches(count)] if count else []
+    assert sum(sizes) == count and (not sizes or max(sizes) - min(sizes) <= 1)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_changes_nothing(initial, rows):
+    learner = learner_of(initial)
+    with torch.no_grad():
+        next(learner.model.parameters())[5] = torch.inf
+    before = weights(learner.model)
+    with pytest.raises(UserError, match="the gradient is not finite .*policy.optimizer.kwargs.lr"):
+        learner.update(rows)
+    assert torch.equal(weights(learner.model), before)
 
 
 def test_overlong_filtering_keeps_the_baseline_and_drops_the_row(initial, rows):

@@ -241,6 +241,17 @@ def test_autocast_samples_in_lower_precision(fused, make_model, tokenizer):
     assert 1e-5 < max(differences) < 0.2
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_damaged_weights_are_named(fused, make_model, tokenizer):
+    model = make_model("qwen2")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="logits are not finite: its weights are damaged"):
+        Sampler(model, tokenizer, fused=fused).sample(
+            [SampleRequest((3, 4), 2, "nan")], SamplingParams(4)
+        )
+
+
 def test_progress_is_reported_and_may_abandon_the_call(make_model, tokenizer):
     sampler = Sampler(make_model("qwen2"), tokenizer, max_batch_rows=4)
     requests = _requests(len(tokenizer), [(6, 3), (9, 4)])
