@@ -142,6 +142,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     from nemo_rl.models.generation import configure_generation_config
 
     from igrpo_nemo.nemo import data, environment
+    from igrpo_nemo.nemo.converted_model import converted_once
     from igrpo_nemo.nemo.earlier import Earlier
     from igrpo_nemo.nemo.last_checkpoint import newest_step, save_last_step
     from igrpo_nemo.nemo.loss import build_loss
@@ -166,6 +167,8 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         tokenizer, master.data, master.env
     )
     policy_factory = stack.enter_context(_policy_factory(config, master))
+    with converted_once(master.policy):
+        made = setup(master, tokenizer, dataset, val_dataset, policy_factory=policy_factory)
     (
         policy,
         generation,
@@ -180,7 +183,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         master,
         teachers,
         aliases,
-    ) = setup(master, tokenizer, dataset, val_dataset, policy_factory=policy_factory)
+    ) = made
 
     clock = StepClock(finished_steps(config, state))
     folder.truncate_after(clock.finished if clock.finished else -1)
