@@ -21,6 +21,8 @@ from igrpo_nemo.files.scrub import scrub
 COMPUTE_CAPABILITY = {"cpu": "", "a100_40gb": "8.0", "a100_80gb": "8.0", "h100_80gb": "9.0"}
 """What CUDA kernels are compiled for, by `igrpo.site.gpu`. The images of NeMo-RL name others."""
 
+CONVERSIONS = "NRL_MEGATRON_CHECKPOINT_DIR"
+
 
 def job_settings(
     config: Config, site: Site, checkout: Path, environ: Mapping[str, str]
@@ -42,6 +44,7 @@ def job_settings(
         "CONTAINER_MOUNTS": ",".join(site.mounts),
         "VENV": str(absolute(site.venv, checkout)) if site.venv else "",
         "HF_HOME": site.hf_home or "",
+        CONVERSIONS: environ.get(CONVERSIONS) or _conversions(config, site, checkout),
         "HF_HUB_OFFLINE": offline,
         "TRANSFORMERS_OFFLINE": offline,
         "WANDB_MODE": environ.get("WANDB_MODE") or ("offline" if site.offline else "online"),
@@ -49,6 +52,14 @@ def job_settings(
         "CPUS_PER_NODE": str(site.cpus_per_node or ""),
         **_variables(site),
     }
+
+
+def _conversions(config: Config, site: Site, checkout: Path) -> str:
+    """Where NeMo-RL keeps what it makes of a Hugging Face model: HF_HOME by itself. A container
+    without one would have it on the node that made it, and nowhere else."""
+    if config.igrpo.engine != "nemo_rl" or not site.container or site.hf_home:
+        return ""
+    return str(absolute(config.logger.log_dir, checkout) / "megatron")
 
 
 def _variables(site: Site) -> dict[str, str]:

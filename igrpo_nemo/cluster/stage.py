@@ -18,6 +18,11 @@ from igrpo_nemo.cluster.job import LOGS, job_name, sbatch_environment
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
 
+HOST_PATHS = (
+    "PYTHONPATH PYTHONHOME PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD"
+)
+"""What a container must not inherit, as in slurm/lib/container.sh."""
+
 _PLAIN = re.compile(r"[\w./+:=,@%$&|*()\[\]-]+")
 _NOT_FOR_THE_JOB = {"CONTAINER_IMAGE", "CONTAINER_MOUNTS", "VENV"}
 
@@ -55,10 +60,10 @@ def script_text(job: StageJob, where: Surroundings) -> str:
     lines = ["#!/usr/bin/env bash", f"# Stage {job.stage} of {where.run.name}."]
     lines += [f"#SBATCH {_plain(option)}" for option in _options(job, where)]
     lines += ["set -euo pipefail", f"cd {shlex.quote(str(where.checkout))}"]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in _variables(where)]
     if where.site.container:
-        lines.append('export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"')
-    else:
+        lines.append(f"unset {HOST_PATHS}")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in _variables(where)]
+    if not where.site.container:
         venv = where.settings.get("VENV") or str(where.checkout / ".venv")
         lines.append(f'export PATH={shlex.quote(f"{venv}/bin")}:"$PATH"')
     lines.append(shlex.join([*_srun(where), *job.command]))
@@ -120,7 +125,8 @@ def _srun(where: Surroundings) -> Sequence[str]:
         f"--container-mounts={','.join(mounts)}",
         f"--container-workdir={where.checkout}",
         "--no-container-mount-home",
-        f"--container-env={','.join([*names, 'PYTHONPATH'])}",
+        f"--container-env={','.join(names)}",
+        *("bash", "-c", 'PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$@"', "bash"),
     ]
 
 

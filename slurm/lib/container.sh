@@ -1,17 +1,22 @@
 # shellcheck shell=bash
 # srun's arguments for a container by pyxis; none where CONTAINER_IMAGE is not set.
 
-# Fills CONTAINER_ARGS.
+# Where the host finds its Python and its libraries: of no use in an image, or worse.
+readonly HOST_PATHS=(
+  PYTHONPATH PYTHONHOME PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD
+)
+
+# Fills CONTAINER_ARGS, and STEP_ENV with the command that srun is started by.
 prepare_container() {
   local help names
-  CONTAINER_ARGS=()
+  CONTAINER_ARGS=() STEP_ENV=()
   [[ -n ${CONTAINER_IMAGE:-} ]] || return 0
   help=$(srun --help 2>&1) || true
   if [[ $help != *--container-image* ]]; then
     die 2 "CONTAINER_IMAGE is set, but this Slurm has no pyxis (srun knows no --container-image):" \
       "unset it and set VENV to run on bare metal"
   fi
-  find_checkpoint_mount
+  find_own_folders
   check_container_files
   CONTAINER_ARGS=(
     "--container-image=$CONTAINER_IMAGE"
@@ -19,6 +24,7 @@ prepare_container() {
     "--container-workdir=$IGRPO_HOME"
     --no-container-mount-home
   )
+  keep_host_paths_out
   # An image's own value of a variable wins over the job's, unless the variable is named here.
   if [[ $help == *--container-env* ]]; then
     names=$(container_variables)
@@ -26,14 +32,17 @@ prepare_container() {
   fi
 }
 
-# Fills CHECKPOINT_MOUNT with a checkpoint folder outside the run folder: what is not mounted is lost
-# with the container. Only what is there can be mounted.
-find_checkpoint_mount() {
-  CHECKPOINT_MOUNT=
-  [[ $KIND == train && -n ${IGRPO_CHECKPOINT_DIR:-} ]] || return 0
-  [[ $IGRPO_CHECKPOINT_DIR != "$IGRPO_RUN_DIR"/* ]] || return 0
-  mkdir -p "$IGRPO_CHECKPOINT_DIR" || die 2 "cannot make $IGRPO_CHECKPOINT_DIR"
-  CHECKPOINT_MOUNT=$IGRPO_CHECKPOINT_DIR
+# Fills OWN_FOLDERS with the folders that the training writes outside of the run folder: what is not
+# mounted is lost with the container, or is another one on each node. Only what is there can be mounted.
+find_own_folders() {
+  local folder
+  OWN_FOLDERS=()
+  [[ $KIND == train ]] || return 0
+  for folder in "${IGRPO_CHECKPOINT_DIR:-}" "${NRL_MEGATRON_CHECKPOINT_DIR:-}"; do
+    [[ -n $folder && $folder != "$IGRPO_RUN_DIR"/* ]] || continue
+    mkdir -p "$folder" || die 2 "cannot make $folder"
+    OWN_FOLDERS+=("$folder")
+  done
 }
 
 # What is mistyped fails here, once; in the step it would look like a lost node. An image without a
@@ -52,11 +61,20 @@ check_container_files() {
 # The profile's mounts, and what every job needs at the same place as outside.
 container_mounts() {
   local mounts=${CONTAINER_MOUNTS:-} folder
-  for folder in "$IGRPO_HOME" "$IGRPO_RUN_DIR" "$CHECKPOINT_MOUNT" "${HF_HOME:-}"; do
+  for folder in "$IGRPO_HOME" "$IGRPO_RUN_DIR" ${OWN_FOLDERS[@]+"${OWN_FOLDERS[@]}"} "${HF_HOME:-}"; do
     [[ -n $folder ]] || continue
     [[ "$mounts," =~ :"$folder"[,:] ]] || mounts+=${mounts:+,}$folder:$folder
   done
   printf '%s\n' "$mounts"
+}
+
+# A container inherits what its image does not set. What the profile names is meant for the image.
+keep_host_paths_out() {
+  local name
+  STEP_ENV=(env)
+  for name in "${HOST_PATHS[@]}"; do
+    [[ " ${SETTING_NAMES[*]-} " == *" $name "* ]] || STEP_ENV+=(-u "$name")
+  done
 }
 
 # Names, never values: this becomes an argument.

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # The driver: started, watched, its output logged without secrets.
 
-# The project is found in the checkout inside a container, and in VENV on bare metal.
+# The project is found in the checkout inside a container, and in VENV on bare metal. What stands in a
+# container's PYTHONPATH already is the image's own, or the profile's.
 set_paths() {
   if [[ -n ${CONTAINER_IMAGE:-} ]]; then
     export PYTHONPATH=$IGRPO_HOME${PYTHONPATH:+:$PYTHONPATH}

@@ -31,14 +31,14 @@ start_steps() {
   fi
   say "head on $IGRPO_HEAD_NODE, ${#NODES[@]} node(s), $CPUS_PER_NODE CPUs and" \
     "$IGRPO_GPUS_PER_NODE GPUs each, Ray: $IGRPO_USE_RAY"
-  srun "${common[@]}" --nodes=1 --ntasks=1 "--nodelist=$IGRPO_HEAD_NODE" \
+  ${STEP_ENV[@]+"${STEP_ENV[@]}"} srun "${common[@]}" --nodes=1 --ntasks=1 "--nodelist=$IGRPO_HEAD_NODE" \
     "--output=$IGRPO_LOG_DIR/head.log" \
     bash "$IGRPO_HOME/slurm/lib/head_step.sh" "${DRIVER[@]}" &
   HEAD_STEP=$!
   WORKER_STEP=
   workers=("${NODES[@]:1}")
   if ((IGRPO_USE_RAY && ${#workers[@]})); then
-    srun "${common[@]}" "--nodes=${#workers[@]}" "--ntasks=${#workers[@]}" \
+    ${STEP_ENV[@]+"${STEP_ENV[@]}"} srun "${common[@]}" "--nodes=${#workers[@]}" "--ntasks=${#workers[@]}" \
       "--nodelist=$(IFS=,; printf '%s' "${workers[*]}")" "--output=$IGRPO_LOG_DIR/worker-%N.log" \
       bash "$IGRPO_HOME/slurm/lib/worker_step.sh" &
     WORKER_STEP=$!

@@ -110,6 +110,7 @@ def test_a_container_gets_mounts_and_names_of_variables_but_no_values(tmp_path):
         KIND="train",
         IGRPO_RUN_DIR=f"{tmp_path}/me",
         IGRPO_CHECKPOINT_DIR=str(tmp_path / "fast"),
+        NRL_MEGATRON_CHECKPOINT_DIR=str(tmp_path / "converted"),
         HF_HOME=f"{tmp_path}/hf",
         HF_TOKEN="hf_0123456789",
         NCCL_SOCKET_IFNAME="ib0",
@@ -117,12 +118,35 @@ def test_a_container_gets_mounts_and_names_of_variables_but_no_values(tmp_path):
     ).splitlines()
     assert "--container-image=registry/nemo-rl:v0.7.0" in arguments
     mounts = f"{tmp_path}/data:/data:ro,{tmp_path}/me:/run"
-    mounts += "".join(f",{tmp_path}/{x}:{tmp_path}/{x}" for x in ("igrpo", "me", "fast", "hf"))
+    mounts += "".join(
+        f",{tmp_path}/{x}:{tmp_path}/{x}" for x in ("igrpo", "me", "fast", "converted", "hf")
+    )
     assert f"--container-mounts={mounts}" in arguments and (tmp_path / "fast").is_dir()
     [names] = [a.partition("=")[2].split(",") for a in arguments if "container-env" in a]
     assert {"CUDA_X", "HF_HOME", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "IGRPO_RUN_DIR"} <= set(names)
     assert not {"PATH", "LD_LIBRARY_PATH", "VENV", "CONTAINER_IMAGE"} & set(names)
     assert not any("hf_0123456789" in argument for argument in arguments)
+
+
+@pytest.mark.parametrize(
+    ("image", "named", "left"),
+    [("img", "", "::"), ("img", "LD_PRELOAD", "::/p.so"), ("", "", "/host:/lib:/p.so")],
+)
+def test_the_hosts_python_and_libraries_stay_out_of_a_container(tmp_path, image, named, left):
+    """A container inherits what its image does not set; on bare metal the shell's are meant."""
+    shown = 'echo "${PYTHONPATH:-}:${LD_LIBRARY_PATH:-}:${LD_PRELOAD:-}" >>$OUT'
+    path = program(tmp_path, "srun", f"[[ $* == --help ]] && echo --container-image || {shown}")
+    line = (
+        f"SETTING_NAMES=({named}); prepare_container; NODES=(n1 n2); DRIVER=(true); "
+        "needs_ray() { true; }; make_ray_token() { :; }; start_steps >/dev/null; wait"
+    )
+    env = dict.fromkeys(("IGRPO_RUN_DIR", "IGRPO_HOME", "IGRPO_LOG_DIR"), str(tmp_path))
+    env |= {"KIND": "evaluate", "CPUS_PER_NODE": "1", "IGRPO_HEAD_NODE": "n1", "PATH": path}
+    env |= {"CONTAINER_IMAGE": image, "OUT": str(tmp_path / "seen")}
+    env |= {"IGRPO_GPUS_PER_NODE": "0", "IGRPO_NUM_NODES": "2"}
+    line = f"export PYTHONPATH=/host LD_LIBRARY_PATH=/lib LD_PRELOAD=/p.so; {line}"
+    bash("messages container steps", line, **env)
+    assert (tmp_path / "seen").read_text().split() == [left] * 2
 
 
 def test_a_host_that_calls_itself_loopback_still_finds_its_address(tmp_path):
@@ -139,7 +163,7 @@ def test_a_host_that_calls_itself_loopback_still_finds_its_address(tmp_path):
     ("kind", "folder"), [("train", "/run/checkpoints"), ("evaluate", "/elsewhere")]
 )
 def test_a_checkpoint_folder_that_needs_no_mount_gets_none(kind, folder):
-    line = "find_checkpoint_mount; echo $CHECKPOINT_MOUNT"
+    line = "find_own_folders; echo ${OWN_FOLDERS[*]-}"
     env = {"KIND": kind, "IGRPO_RUN_DIR": "/run", "IGRPO_CHECKPOINT_DIR": folder}
     assert bash("messages container", line, **env) == ""
 
@@ -147,7 +171,7 @@ def test_a_checkpoint_folder_that_needs_no_mount_gets_none(kind, folder):
 def test_a_checkpoint_folder_that_cannot_be_made_stops_the_job(tmp_path):
     (tmp_path / "file").touch()
     env = {"KIND": "train", "IGRPO_RUN_DIR": "/run", "IGRPO_CHECKPOINT_DIR": f"{tmp_path}/file/a"}
-    told = bash("messages container", "(find_checkpoint_mount) 2>&1; echo $?", **env).splitlines()
+    told = bash("messages container", "(find_own_folders) 2>&1; echo $?", **env).splitlines()
     assert f"error: cannot make {tmp_path}/file/a" in told[-2] and told[-1] == "2"
 
 

@@ -144,11 +144,11 @@ def test_settings_survive_the_shell(tmp_path):
         venv="env",
     )
     settings = job_settings(config(tmp_path / "run"), site, Path("/checkout"), {})
-    assert list(settings)[:16] == [
+    assert list(settings)[:17] == [
         "IGRPO_RUN_DIR", "IGRPO_CHECKPOINT_DIR", "IGRPO_ENGINE", "IGRPO_NUM_NODES",
         "IGRPO_GPUS_PER_NODE", "IGRPO_SAVE_MARGIN_S", "IGRPO_MAX_RESTARTS", "CONTAINER_IMAGE",
-        "CONTAINER_MOUNTS", "VENV", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE",
-        "WANDB_MODE", "TORCH_CUDA_ARCH_LIST", "CPUS_PER_NODE",
+        "CONTAINER_MOUNTS", "VENV", "HF_HOME", "NRL_MEGATRON_CHECKPOINT_DIR", "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE", "WANDB_MODE", "TORCH_CUDA_ARCH_LIST", "CPUS_PER_NODE",
     ]  # fmt: skip
     names = [name for name in settings if name != "TORCH_CUDA_ARCH_LIST"]
     assert in_a_shell(assignments(settings), *names) == [settings[name] for name in names]
@@ -157,6 +157,20 @@ def test_settings_survive_the_shell(tmp_path):
     assert (settings["IGRPO_NUM_NODES"], settings["IGRPO_GPUS_PER_NODE"]) == ("2", "8")
     assert settings["VENV"] == "/checkout/env" and settings["HF_HOME"] == ""
     assert settings["TORCH_CUDA_ARCH_LIST"] == "8.0;8.6"
+
+
+@pytest.mark.parametrize(
+    ("site", "environ", "folder"),
+    [
+        ({"container": "img"}, {}, "RUN/megatron"),
+        ({"container": "img", "hf_home": "/hf"}, {}, ""),  # NeMo-RL's own choice: HF_HOME/nemo_rl
+        ({"container": "img"}, {"NRL_MEGATRON_CHECKPOINT_DIR": "/shared"}, "/shared"),
+        ({}, {}, ""),  # on bare metal the home folder is everybody's
+    ],
+)
+def test_a_model_is_converted_where_all_nodes_see_it(tmp_path, site, environ, folder):
+    settings = job_settings(config(tmp_path), Site(**site), tmp_path, environ)
+    assert settings["NRL_MEGATRON_CHECKPOINT_DIR"] == folder.replace("RUN", str(tmp_path))
 
 
 def test_relative_folders_start_at_the_checkout():

@@ -11,7 +11,7 @@ import yaml
 
 from igrpo_nemo.chain.experiment import chain_of
 from igrpo_nemo.chain.skills_profile import chain_profile
-from igrpo_nemo.cluster.stage import StageJob, Surroundings, script_text
+from igrpo_nemo.cluster.stage import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
@@ -171,9 +171,11 @@ def test_stage_script_in_a_container():
         "--container-mounts=/lustre/data:/data:ro,/home/me/igrpo:/home/me/igrpo,"
         "/lustre/runs/demo:/lustre/runs/demo,/lustre/hf:/lustre/hf "
         "--container-workdir=/home/me/igrpo --no-container-mount-home "
-        "--container-env=HF_HOME,HF_HUB_OFFLINE,IGRPO_CHECKPOINT_DIR,PYTHONPATH "
+        "--container-env=HF_HOME,HF_HUB_OFFLINE,IGRPO_CHECKPOINT_DIR "
+        """bash -c 'PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$@"' bash """
         "python pipelines/convert.py 'a=b c'"
     )
+    assert lines.index(f"unset {HOST_PATHS}") < lines.index("export HF_HOME=/lustre/hf")
     assert not [line for line in lines if "CONTAINER_IMAGE" in line]
 
 
