@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tracking.run_lock import RunLock, writer_of
+from igrpo_nemo.run.lock import RunLock, writer_of
 
 VARIABLE = "NRL_MEGATRON_CHECKPOINT_DIR"
 FIRST = "iter_0000000"
