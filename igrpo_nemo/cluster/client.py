@@ -2,7 +2,7 @@
 
     squeue -> Job, one per line          sbatch -> job id          scontrol -> a job's comment
 
-The only place that starts them. Slurm's own complaints become one-line `UserError`s.
+Only the run lock asks Slurm too (run.lock). Slurm's own complaints become one-line `UserError`s.
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-
-ENDED = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED"
-    " SPECIAL_EXIT TIMEOUT".split()
-)
-"""States of a job that holds no node and will not get one by itself (squeue(1))."""
+from igrpo_nemo.run.lock import ENDED
 
 _SECONDS = 30.0
 _FIELDS = "%A|%T|%r|%M|%L|%S|%N|%j"
@@ -57,19 +52,6 @@ def my_jobs() -> list[Job]:
     """
     words = ["--noheader", "--states=all", f"--user={os.getuid()}", f"--format={_FIELDS}"]
     return [_job(line) for line in _run("squeue", words).splitlines() if line.count("|") >= 7]
-
-
-def has_ended(job_id: int) -> bool:
-    """Whether Slurm says that a job has given its nodes back; False where it cannot be asked."""
-    try:
-        text = _run(
-            "squeue", ["--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
-        ).split()
-    except UserError as error:
-        return "Invalid job id" in str(error)  # so long ago that Slurm has forgotten it
-    # A job that waits again was requeued: its nodes of before are not its any more. No line at all
-    # is no answer: a site may show other people's jobs to nobody.
-    return bool(text) and all(state in ENDED | {"PENDING"} for state in text)
 
 
 def submit(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> int:

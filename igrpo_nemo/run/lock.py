@@ -1,9 +1,14 @@
 """One writer at a time in a run folder, on one machine or on several that share a disk.
 
-    .lock   a POSIX lock; its text says who holds it: pid, host, and the Slurm job
+    .lock       a process: a POSIX lock on the file, whose text says `pid P on HOST`, and under
+                Slurm `, Slurm job J, restart R`
+    slurm/job   a training job, from its start to its end or requeue: the file itself, with J as
+                its text (slurm/lib/run_lock.sh, which needs neither Python nor the container)
 
+A job takes the second, and its process the first beside it. One rule ends both without their
+holder's doing: Slurm says that job J has no node (any more), and gives no answer otherwise.
 A process that ends gives its lock back. A node that dies may not: some servers then keep its lock
-for ever. Where Slurm says that the holder's nodes were given back, the file is replaced.
+for ever, and the file is replaced. (The package filelock knows neither holders nor Slurm.)
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -22,6 +28,14 @@ from pathlib import Path
 from igrpo_nemo.errors import UserError
 
 NAME = ".lock"
+
+ENDED = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED"
+    " SPECIAL_EXIT TIMEOUT".split()
+)
+"""States of a job that holds no node and will not get one by itself (squeue(1))."""
+WITHOUT_NODES = ENDED | {"PENDING", "REQUEUED", "REQUEUE_HOLD"}
+"""States in which a job's nodes of before are not its any more."""
 
 _HOLDER = re.compile(r"pid (\d+) on (\S+)(?:, Slurm job (\d+), restart (\d+))?")
 _TAKEN = {errno.EACCES, errno.EAGAIN}
@@ -110,9 +124,7 @@ class RunLock:
         job, restart = self._slurm_job()
         if int(match[3]) == job:
             return int(match[4]) < restart
-        from igrpo_nemo.cluster.client import has_ended
-
-        return has_ended(int(match[3]))
+        return has_no_nodes(int(match[3]))
 
     def _replace(self, holder: str) -> None:
         """Removes the file of a holder that is gone. Of several that find it so, one does it: the
@@ -137,6 +149,24 @@ class RunLock:
             f"{self._folder} is being written by {holder or 'another process'}: wait until that "
             f"run ends, or give this one another logger.log_dir{hint}"
         )
+
+
+def has_no_nodes(job_id: int) -> bool:
+    """Whether Slurm says that a job has given its nodes back; False where it cannot be asked."""
+    command = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
+    # A filter of the user's shell, such as SQUEUE_PARTITION, would hide jobs.
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
+    try:
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, errors="replace", timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    if done.returncode:
+        return "Invalid job id" in done.stderr  # so long ago that Slurm has forgotten it
+    # No line at all is no answer: a site may show other people's jobs to nobody.
+    states = done.stdout.split()
+    return bool(states) and WITHOUT_NODES.issuperset(states)
 
 
 def writer_of(folder: Path) -> str | None:

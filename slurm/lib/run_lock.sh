@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# One job at a time writes a run folder. The lock names the job, and Slurm knows whether it lives.
+# One job at a time writes a run folder. The lock names the job, and Slurm knows whether it lives:
+# igrpo_nemo/run/lock.py describes it beside the lock of the job's process.
 
 take_run_lock() {
   local lock=$IGRPO_RUN_DIR/slurm/job holder stale=$IGRPO_RUN_DIR/slurm/job.stale.$SLURM_JOB_ID

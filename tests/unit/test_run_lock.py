@@ -8,14 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from fake_slurm import squeue_line
 
-from igrpo_nemo.cluster.client import has_ended, my_jobs
+from igrpo_nemo.cluster.client import my_jobs
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.run.lock import NAME, RunLock, writer_of
+from igrpo_nemo.run.lock import NAME, RunLock, has_no_nodes, writer_of
 
+LIB = Path(__file__).parents[2] / "slurm" / "lib"
 HOLDER = """
 import fcntl, os, sys
 descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -188,14 +190,35 @@ def test_the_queue_as_data(slurm):
 def test_nothing_listed_proves_nothing(slurm):
     """Of other people's jobs a site may show nothing; one that is forgotten is an invalid id."""
     slurm.answers("squeue", "")
-    assert not has_ended(7)
+    assert not has_no_nodes(7)
     slurm.refuses("squeue", "Invalid job id specified")
-    assert has_ended(7)
+    assert has_no_nodes(7)
+
+
+@pytest.mark.parametrize(
+    ("state", "free"),
+    [
+        *((state, True) for state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")),
+        *((state, False) for state in ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED")),
+    ],
+)
+def test_a_job_and_its_process_judge_a_holder_alike(tmp_path, slurm, state, free):
+    slurm.answers("squeue", f"{state}\n")
+    assert has_no_nodes(7) is free
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "job").write_text("7\n")
+    parts = "".join(f"source {LIB}/{part}.sh\n" for part in ("messages", "queue", "run_lock"))
+    subprocess.run(
+        ["bash", "-c", f"{parts}pause() {{ :; }}\n(take_run_lock)"],
+        env={**os.environ, "IGRPO_RUN_DIR": str(tmp_path), "SLURM_JOB_ID": "12", "KIND": "train"},
+        stdout=subprocess.DEVNULL,
+    )
+    assert (tmp_path / "slurm" / "job").read_text() == ("12\n" if free else "7\n")
 
 
 def test_filters_of_the_shell_hide_no_job(slurm, monkeypatch):
     monkeypatch.setenv("SQUEUE_PARTITION", "debug")
     slurm.answers("squeue", "RUNNING\n")
-    assert not has_ended(7) and not my_jobs()
+    assert not has_no_nodes(7) and not my_jobs()
     for call in slurm.calls("squeue"):
         assert not [name for name in call.environ if name.startswith("SQUEUE_")]
