@@ -88,13 +88,6 @@ def slurm_time(text: str) -> str:
     return f"{days}-{clock}" if days else clock
 
 
-def time_in_seconds(text: str) -> int:
-    """Seconds of a time limit in the form HH:MM:SS or D-HH:MM:SS."""
-    days, _, clock = text.rpartition("-")
-    hours, minutes, seconds = (int(part) for part in clock.split(":"))
-    return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
-
-
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 without its numbers of base 60, which would turn `time: 12:00:00` into 43200."""
 

@@ -32,6 +32,13 @@ def _without_secrets(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
+def time_in_seconds(text: str) -> int:
+    """Seconds of a time limit in the form HH:MM:SS or D-HH:MM:SS."""
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
+
+
 class Site(Section):
     """`igrpo.site`: read by `igrpo launch`, `igrpo preflight` and the pipelines."""
 

@@ -5,6 +5,7 @@ preflight(config) -> Plan     .problems (empty: it fits), .text(), .to_dict()
 Nothing here needs a GPU, weights or a network, or imports torch.
 """
 
-from igrpo_nemo.preflight.plan import Plan, preflight
+from igrpo_nemo.preflight.estimate import preflight
+from igrpo_nemo.preflight.plan import Plan
 
 __all__ = ["Plan", "preflight"]

@@ -13,7 +13,7 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.cluster_checks import largest_divisor
 from igrpo_nemo.config.machines import TENSOR, machines, parallel
-from igrpo_nemo.preflight.gpu import GPUS
+from igrpo_nemo.preflight.capacity import GPUS
 from igrpo_nemo.preflight.lengths import Context
 from igrpo_nemo.preflight.questions import Questions
 from igrpo_nemo.preflight.shape import Shape
@@ -163,6 +163,24 @@ def data_notes(config: Config, asked: Questions, budget: Context) -> Iterator[st
             f"{100 * budget.clipped:.0f} % of the drafts are shortened in q' at the assumed "
             "lengths: raise policy.max_total_sequence_length where the model allows it"
         )
+
+
+def schedule_notes(
+    config: Config, asked: Questions, budget: Context, steps: int | None
+) -> Iterator[str]:
+    """What batches and checkpoints make of the problems and the steps."""
+    count = usable(config, asked, budget)
+    batch = round(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier)
+    if count is not None and count >= batch and count % batch:
+        yield f"{count % batch} of {count} problems are left over in each epoch"
+    period = config.checkpointing.save_period
+    if steps is not None and config.checkpointing.enabled and period > steps:
+        yield (
+            f"checkpointing.save_period={period} is more than the {steps} steps: one checkpoint, "
+            "at the end"
+        )
+    if config.grpo.use_dynamic_sampling:
+        yield "dynamic sampling may draw several batches a step: the cost counts one"
 
 
 def usable(config: Config, asked: Questions, budget: Context) -> int | None:

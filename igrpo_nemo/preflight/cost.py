@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.launch_checks import is_async_rollout, is_async_training
 from igrpo_nemo.config.machines import machines, parallel
+from igrpo_nemo.preflight.capacity import GB, GPU
 from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
-from igrpo_nemo.preflight.gpu import GB, GPU
 from igrpo_nemo.preflight.lengths import Context, Responses
 from igrpo_nemo.preflight.parameters import (
     BF16,

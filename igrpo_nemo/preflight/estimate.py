@@ -1,62 +1,87 @@
-"""Every estimate of a config whose checks passed, and what does not fit.
+"""The preflight: every check and estimate of a config, and the nearest setting where one fails.
 
-config -> shape, questions, context, steps
-       -> engine nemo_rl: training memory, vLLM memory | others: the embedded engine's memory
-       -> shortages: what needs more memory than there is
+config -> checks -> shape, questions, context, steps -> training memory, vLLM memory, disk
+       -> shortages, each with the mildest change that ends it -> costs of both methods -> Plan
+
+Needs no GPU, no weights and no network, and imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from igrpo_nemo.config import Config, rollout_steps
-from igrpo_nemo.preflight.checks import usable
-from igrpo_nemo.preflight.gpu import GIB, GPU, GPUS
-from igrpo_nemo.preflight.lengths import Context, context
-from igrpo_nemo.preflight.local_memory import (
-    FUSED_FAMILIES,
-    LocalMemory,
-    local_memory,
-    local_work,
+from igrpo_nemo.config.launch_checks import launch_problems
+from igrpo_nemo.config.site_keys import time_in_seconds
+from igrpo_nemo.preflight.capacity import (
+    GIB,
+    GPU,
+    GPUS,
+    FreeSpace,
+    checkpoint_space,
+    disk_shortage,
+    free_space,
 )
-from igrpo_nemo.preflight.questions import Questions, questions
-from igrpo_nemo.preflight.shape import Shape
-from igrpo_nemo.preflight.training_memory import TrainingMemory, training_memory
+from igrpo_nemo.preflight.checks import (
+    data_notes,
+    data_problems,
+    gpu_problems,
+    schedule_notes,
+    shape_problems,
+    usable,
+)
+from igrpo_nemo.preflight.cost import Cost, Estimator
+from igrpo_nemo.preflight.lengths import context, responses
+from igrpo_nemo.preflight.nearest import nearest, words
+from igrpo_nemo.preflight.parameters import counts
+from igrpo_nemo.preflight.plan import Estimates, Plan, Shortage
+from igrpo_nemo.preflight.questions import questions
+from igrpo_nemo.preflight.shape import Shape, differs_from_folder, shape_of
+from igrpo_nemo.preflight.training_memory import training_memory
 from igrpo_nemo.preflight.vllm_memory import TRAINER_ASLEEP, VllmMemory, vllm_memory
 
-Kind = Literal["training", "vllm", "local"]
+
+def preflight(
+    config: Config,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    free: FreeSpace = free_space,
+) -> Plan:
+    """The plan of a composed config.
+
+    Args:
+        config: What `load_config` made.
+        environ: Where `HF_HOME` names the cache that may hold the model's config.json.
+        free: Free bytes of a folder's file system, for the checkpoints.
+
+    Raises:
+        UserError: a model's config.json or a data file cannot be read.
+    """
+    if problems := list(gpu_problems(config)) or launch_problems(config):
+        return Plan(config, problems)
+    shape = shape_of(config, environ)
+    parameters = None if shape is None else counts(shape).total
+    if shape is not None and (problems := list(shape_problems(config, shape))):
+        return Plan(config, problems, shape=shape, parameters=parameters)
+    found = estimate(config, shape)
+    problems = list(data_problems(config, found.questions, found.context))
+    problems += [_with_remedy(config, shortage, environ) for shortage in found.shortages]
+    notes = list(_notes(config, shape, found))
+    if found.disk is not None:
+        lacks, ours = disk_shortage(found.disk, Path(config.logger.log_dir), free)
+        (problems if ours else notes).extend([lacks] if lacks else [])
+    plan = Plan(config, problems, notes, shape, parameters, found)
+    return plan if problems else _with_cost(plan)
 
 
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """Something that does not fit, in words that end before what would."""
+def estimate(config: Config, shape: Shape | None) -> Estimates:
+    """The estimates of a config whose checks passed; without a shape only what the data say.
 
-    kind: Kind
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Estimates:
-    """Sizes in bytes. `capacity` is what a training GPU, or the machine, offers; `steps` are None
-    where the number of problems is not known."""
-
-    questions: Questions
-    context: Context
-    steps: int | None
-    gpu: GPU | None = None
-    capacity: int = 0
-    training: TrainingMemory | None = None
-    vllm: VllmMemory | None = None
-    local: LocalMemory | None = None
-    shortages: tuple[Shortage, ...] = ()
-
-
-def estimate(config: Config, shape: Shape | None, machine_memory: int | None = None) -> Estimates:
-    """The estimates; without a shape only what the data say.
-
-    `machine_memory` is this machine's, in bytes, for the embedded engine; None asks the system.
+    Memory is estimated for engine `nemo_rl` alone.
     """
     asked = questions(config)
     budget = context(config, asked)
@@ -64,41 +89,32 @@ def estimate(config: Config, shape: Shape | None, machine_memory: int | None = N
     steps = None if count is None else max(1, rollout_steps(config, count))
     if shape is None:
         return Estimates(asked, budget, steps)
-    if config.igrpo.engine == "nemo_rl":
-        return _cluster(config, shape, asked, budget, steps)
-    return _local(config, shape, asked, budget, steps, machine_memory)
-
-
-def system_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:  # boundary: absent outside of Linux and of control groups
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as stream:
-            limit = stream.read().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdecimal() else total
-
-
-def _cluster(
-    config: Config, shape: Shape, asked: Questions, budget: Context, steps: int | None
-) -> Estimates:
+    found = Estimates(
+        asked, budget, steps, disk=checkpoint_space(config, counts(shape).total, steps)
+    )
+    if config.igrpo.engine != "nemo_rl":
+        return found
     gpu = GPUS[config.igrpo.site.gpu]
     capacity = int((1 - config.igrpo.preflight.memory_reserve) * gpu.memory)
     training = training_memory(config, shape)
     vllm = vllm_memory(config, shape, gpu) if config.policy.generation.backend == "vllm" else None
     shortages = []
     if training.total > capacity:
-        shortages.append(
-            Shortage(
-                "training",
-                f"training needs {training.total / GIB:.1f} GiB of each {gpu.name}, which has "
-                f"{capacity / GIB:.1f} GiB beside its reserve",
-            )
+        text = (
+            f"training needs {training.total / GIB:.1f} GiB of each {gpu.name}, which has "
+            f"{capacity / GIB:.1f} GiB beside its reserve"
         )
+        shortages.append(Shortage("training", text))
     if vllm is not None and (text := _vllm_shortage(config, vllm, gpu)):
         shortages.append(Shortage("vllm", text))
-    return Estimates(asked, budget, steps, gpu, capacity, training, vllm, None, tuple(shortages))
+    return replace(
+        found,
+        gpu=gpu,
+        capacity=capacity,
+        training=training,
+        vllm=vllm,
+        shortages=tuple(shortages),
+    )
 
 
 def _vllm_shortage(config: Config, vllm: VllmMemory, gpu: GPU) -> str | None:
@@ -119,27 +135,70 @@ def _vllm_shortage(config: Config, vllm: VllmMemory, gpu: GPU) -> str | None:
     )
 
 
-def _local(
-    config: Config,
-    shape: Shape,
-    asked: Questions,
-    budget: Context,
-    steps: int | None,
-    machine_memory: int | None,
-) -> Estimates:
-    gpu = GPUS.get(config.igrpo.site.gpu)
-    if shape.family not in FUSED_FAMILIES:
-        return Estimates(asked, budget, steps, gpu)
-    local = local_memory(shape, local_work(config, budget))
-    capacity = gpu.memory if gpu else (machine_memory or system_memory())
-    shortages = []
-    if local.total > capacity:
-        where = f"the {gpu.name}" if gpu else "this machine"
-        shortages.append(
-            Shortage(
-                "local",
-                f"engine {config.igrpo.engine} needs {local.total / GIB:.1f} GiB, and {where} has "
-                f"{capacity / GIB:.1f} GiB",
-            )
+def _with_remedy(config: Config, shortage: Shortage, environ: Mapping[str, str]) -> str:
+    """The shortage with the mildest change that ends it and makes nothing else worse."""
+
+    def fits(candidate: Config) -> bool:
+        if launch_problems(candidate):
+            return False
+        shape = shape_of(candidate, environ)
+        if shape is None or any(shape_problems(candidate, shape)):
+            return False
+        left = estimate(candidate, shape).shortages
+        return shortage.kind not in {each.kind for each in left}
+
+    change = nearest(config, shortage.kind, fits)
+    if change is None:
+        return f"{shortage.text}; no single change or pair of changes helps: use a larger cluster"
+    return f"{shortage.text}: {words(change)}"
+
+
+def _with_cost(plan: Plan) -> Plan:
+    """The plan with both methods' costs, where there is a roofline for them."""
+    found, shape = plan.estimates, plan.shape
+    assert found is not None
+    if shape is None or found.gpu is None or found.vllm is None or found.steps is None:
+        return plan
+    estimator = Estimator(
+        config=plan.config,
+        shape=shape,
+        gpu=found.gpu,
+        vllm=found.vllm,
+        context=found.context,
+        responses=responses(plan.config),
+        steps=found.steps,
+    )
+    cost = estimator.cost()
+    notes = [*plan.notes, *_time_notes(plan.config, cost)]
+    return replace(plan, notes=notes, cost=cost, other=estimator.other_method())
+
+
+def _time_notes(config: Config, cost: Cost) -> Iterator[str]:
+    """How many jobs of the site's time limit the run takes."""
+    site = config.igrpo.site
+    if site.time is None:
+        return
+    limit = time_in_seconds(site.time) - site.save_margin_s
+    jobs = math.ceil(cost.hours * 3600 / limit) if limit > 0 else 1
+    if jobs > 1:
+        yield f"about {jobs} jobs of {site.time}: igrpo launch --chain {jobs}"
+
+
+def _notes(config: Config, shape: Shape | None, found: Estimates) -> Iterator[str]:
+    yield from data_notes(config, found.questions, found.context)
+    if shape is None:
+        yield (
+            f"{config.policy.model_name} has no config.json here and igrpo.architecture is null: "
+            "memory and cost are not estimated"
         )
-    return Estimates(asked, budget, steps, gpu, capacity, None, None, local, tuple(shortages))
+        return
+    if differs_from_folder(config, shape):
+        yield f"igrpo.architecture differs from {shape.source}: the file is believed"
+    if config.igrpo.engine != "nemo_rl":
+        yield f"memory and cost of engine {config.igrpo.engine} are not estimated"
+    elif found.vllm is None:
+        yield (
+            f"generation with policy.generation.backend={config.policy.generation.backend} is not "
+            "estimated, so there is no cost"
+        )
+    yield from schedule_notes(config, found.questions, found.context, found.steps)

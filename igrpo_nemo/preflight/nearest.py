@@ -16,7 +16,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.config.compose import finished
 from igrpo_nemo.config.machines import parallel
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.preflight.estimate import Kind
+from igrpo_nemo.preflight.plan import Kind
 
 Change = dict[str, Any]
 """Dotted keys and their new values: what a user would type."""
@@ -74,15 +74,10 @@ def _ladders(config: Config, kind: Kind) -> Iterator[Iterator[Change]]:
         yield _offload(config)
         yield _shorter(config)
         yield _more_nodes(config)
-    elif kind == "vllm":
+    else:
         yield _utilization(config)
         tensor = (config.policy.generation.vllm_cfg or {}).get("tensor_parallel_size", 1)
         yield _tensor(f"{VLLM}.tensor_parallel_size", tensor, config)
-        yield _shorter(config)
-    else:
-        yield _smaller_packs(config, PACKING, floor=1)
-        yield _fewer_at_validation(config)
-        yield _fewer_problems(config)
         yield _shorter(config)
 
 
@@ -95,13 +90,13 @@ def _recomputation(config: Config) -> Iterator[Change]:
         yield {f"{prefix}.recompute_granularity": "full"}
 
 
-def _smaller_packs(config: Config, section: str, floor: int | None = None) -> Iterator[Change]:
+def _smaller_packs(config: Config, section: str) -> Iterator[Change]:
     """Halves of the micro-batch's tokens, down to the longest row."""
     values = config.to_dict()["policy"].get(section.rpartition(".")[2]) or {}
     tokens = values.get("train_mb_tokens")
     if not values.get("enabled") or not tokens:
         return
-    least = floor or config.policy.max_total_sequence_length
+    least = config.policy.max_total_sequence_length
     while tokens > least:
         tokens = max(tokens // 2, least)
         yield {f"{section}.train_mb_tokens": tokens}
@@ -171,20 +166,6 @@ def _utilization(config: Config) -> Iterator[Change]:
                 yield {f"{VLLM}.gpu_memory_utilization": value}
 
 
-def _fewer_at_validation(config: Config) -> Iterator[Change]:
-    size = config.grpo.val_batch_size or config.grpo.max_val_samples or 512
-    while size > 8:
-        size //= 2
-        yield {"grpo.val_batch_size": size}
-
-
-def _fewer_problems(config: Config) -> Iterator[Change]:
-    size = config.grpo.num_prompts_per_step
-    while size > 1:
-        size //= 2
-        yield {"grpo.num_prompts_per_step": size}
-
-
 def _follows(config: Config, change: Mapping[str, Any]) -> Change:
     """What the configs' interpolations and derivations make of other keys."""
     policy, follows = config.policy, {}
@@ -198,9 +179,6 @@ def _follows(config: Config, change: Mapping[str, Any]) -> Change:
     key = f"{PACKING}.train_mb_tokens"
     if key in change and policy.sequence_packing.logprob_mb_tokens is not None:
         follows[f"{PACKING}.logprob_mb_tokens"] = change[key]
-    if "grpo.num_prompts_per_step" in change:
-        follows["policy.train_global_batch_size"] = None
-        follows["policy.scheduler"] = None
     return follows
 
 

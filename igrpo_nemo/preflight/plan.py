@@ -1,36 +1,55 @@
-"""The plan of a run: whether it fits and what it costs, before anything is started.
-
-config -> checks -> shape, data -> estimates -> nearest setting that fits -> Plan
-
-Needs no GPU, no weights and no network, and imports neither torch nor transformers.
-"""
+"""A plan: what the preflight found, as tables for a terminal and as plain values for JSON."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.derive import warmup_updates
-from igrpo_nemo.config.launch_checks import launch_problems
 from igrpo_nemo.config.machines import machines, parallel, replicas
-from igrpo_nemo.preflight.checks import (
-    data_notes,
-    data_problems,
-    gpu_problems,
-    shape_problems,
-    usable,
-)
-from igrpo_nemo.preflight.cost import Cost, Estimator
-from igrpo_nemo.preflight.estimate import Estimates, Shortage, estimate
-from igrpo_nemo.preflight.lengths import responses
-from igrpo_nemo.preflight.local_memory import FUSED_FAMILIES
-from igrpo_nemo.preflight.nearest import nearest, words
-from igrpo_nemo.preflight.parameters import counts
-from igrpo_nemo.preflight.shape import Shape, differs_from_folder, shape_of
+from igrpo_nemo.preflight.capacity import GIB, GPU, CheckpointSpace
+from igrpo_nemo.preflight.checks import usable
+from igrpo_nemo.preflight.cost import Cost
+from igrpo_nemo.preflight.lengths import Context
+from igrpo_nemo.preflight.questions import Questions
+from igrpo_nemo.preflight.shape import Shape
+from igrpo_nemo.preflight.training_memory import TrainingMemory
+from igrpo_nemo.preflight.vllm_memory import VllmMemory, engines
+
+PAPER_GPU_HOURS = {"grpo": 83.3, "igrpo": 94.1}
+"""Table S.3."""
+PAPER_RATIO = PAPER_GPU_HOURS["igrpo"] / PAPER_GPU_HOURS["grpo"]
+"""GPU-hours of iGRPO over GRPO's at the same budget: 1.13."""
+
+Kind = Literal["training", "vllm"]
+
+_LABEL = 22
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Memory that does not fit, in words that end before what would."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Sizes in bytes. `capacity` is what a training GPU offers; `steps` are None where the number
+    of problems is not known."""
+
+    questions: Questions
+    context: Context
+    steps: int | None
+    gpu: GPU | None = None
+    capacity: int = 0
+    training: TrainingMemory | None = None
+    vllm: VllmMemory | None = None
+    disk: CheckpointSpace | None = None
+    shortages: tuple[Shortage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,149 +91,235 @@ class Plan:
 
     def text(self) -> str:
         """The plan as tables for a terminal."""
-        from igrpo_nemo.preflight.text import plan_text
-
-        return plan_text(self)
+        return "\n".join(_lines(self)) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values: bytes, seconds, tokens."""
-        from igrpo_nemo.preflight.text import plan_values
-
-        return plan_values(self)
+        return _values(self)
 
 
-def preflight(
-    config: Config,
-    *,
-    environ: Mapping[str, str] = os.environ,
-    machine_memory: int | None = None,
-) -> Plan:
-    """The plan of a composed config.
+def _lines(plan: Plan) -> list[str]:
+    """The whole plan, the verdict last."""
+    lines = [*_run(plan)]
+    found = plan.estimates
+    if found is not None:
+        lines += ["", *_tokens(plan, found)]
+        if found.training is not None:
+            lines += ["", *_training(found)]
+        if found.vllm is not None:
+            lines += ["", *_vllm(plan, found)]
+    if plan.cost is not None and plan.other is not None:
+        lines += ["", *_cost(plan, plan.cost, plan.other)]
+    lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
+    if plan.fits:
+        return [*lines, "", "it fits"]
+    return [*lines, "", "it does not fit:", *(f"  {problem}" for problem in plan.problems)]
 
-    `machine_memory` stands for this machine's in bytes, for the embedded engine. Raises `UserError`
-    for a model's config.json or a data file that cannot be read.
-    """
-    if problems := list(gpu_problems(config)) or launch_problems(config):
-        return Plan(config, problems)
-    shape = shape_of(config, environ)
-    if shape is not None and (problems := list(shape_problems(config, shape))):
-        return Plan(config, problems, shape=shape, parameters=counts(shape).total)
-    found = estimate(config, shape, machine_memory)
-    problems = list(data_problems(config, found.questions, found.context))
-    problems += [
-        _with_remedy(config, shortage, environ, machine_memory) for shortage in found.shortages
-    ]
-    plan = Plan(
-        config=config,
-        problems=problems,
-        notes=_notes(config, shape, found),
-        shape=shape,
-        parameters=None if shape is None else counts(shape).total,
-        estimates=found,
+
+def _row(label: str, text: object) -> str:
+    return f"  {label:<{_LABEL}}{text}"
+
+
+def _run(plan: Plan) -> Iterator[str]:
+    config, grpo, igrpo = plan.config, plan.config.grpo, plan.config.igrpo
+    size = f", {plan.parameters / 1e9:.3f}e9 parameters" if plan.parameters else ""
+    if plan.parameters and plan.parameters < 1e8:
+        size = f", {plan.parameters:,} parameters"
+    yield f"{config.logger.log_dir}: engine {igrpo.engine}"
+    yield _row("model", f"{config.policy.model_name}{size}")
+    if igrpo.feedback == "none":
+        method = f"GRPO: {igrpo.budget} completions of q a problem"
+    else:
+        method = f"{igrpo.num_drafts} drafts and {igrpo.num_refinements} refinements a problem"
+    yield _row("method", method)
+    rows = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
+    yield _row(
+        "batch",
+        f"{grpo.num_prompts_per_step} problems, {rows} trained rows, "
+        f"{igrpo.updates_per_rollout} update(s) a step",
     )
-    return plan if problems else _with_cost(plan)
+    if igrpo.engine == "nemo_rl" and plan.estimates and plan.estimates.gpu:
+        split = machines(config)
+        apart = "" if split.colocated else f"; {split.generation} generate"
+        yield _row(
+            "machines", f"{split.total} x {plan.estimates.gpu.name}: {_layout(config)}{apart}"
+        )
+    if plan.estimates and plan.estimates.steps is not None:
+        yield _row("steps", _steps(plan, plan.estimates))
+    if plan.estimates and (disk := plan.estimates.disk):
+        each = f"{disk.each / GIB:,.1f} GiB" if disk.each >= GIB / 10 else f"{disk.each:,} bytes"
+        total = f", {disk.total / GIB:,.0f} GiB in {disk.folder}" if disk.each >= GIB else ""
+        yield _row("checkpoints", f"at most {disk.count} of {each}{total}")
 
 
-def _with_remedy(
-    config: Config, shortage: Shortage, environ: Mapping[str, str], machine_memory: int | None
-) -> str:
-    """The shortage with the mildest change that ends it and makes nothing else worse."""
-
-    def fits(candidate: Config) -> bool:
-        if launch_problems(candidate):
-            return False
-        shape = shape_of(candidate, environ)
-        if shape is None or any(shape_problems(candidate, shape)):
-            return False
-        left = estimate(candidate, shape, machine_memory).shortages
-        return shortage.kind not in {each.kind for each in left}
-
-    change = nearest(config, shortage.kind, fits)
-    if change is None:
-        larger = "a smaller model" if shortage.kind == "local" else "a larger cluster"
-        return f"{shortage.text}; no single change or pair of changes helps: use {larger}"
-    return f"{shortage.text}: {words(change)}"
+def _steps(plan: Plan, found: Estimates) -> str:
+    config, grpo = plan.config, plan.config.grpo
+    count = usable(config, found.questions, found.context) or 0
+    each = count // round(grpo.num_prompts_per_step * grpo.batch_multiplier)
+    epochs = f" ({each} an epoch)" if each != found.steps else ""
+    return f"{found.steps}{epochs} from {count:,} problems, {plan.warmup_steps} of them warm-up"
 
 
-def _with_cost(plan: Plan) -> Plan:
-    """The plan with both methods' costs, where there is a roofline for them."""
-    found, shape = plan.estimates, plan.shape
-    assert found is not None
-    if shape is None or found.gpu is None or found.vllm is None or found.steps is None:
-        return plan
-    estimator = Estimator(
-        config=plan.config,
-        shape=shape,
-        gpu=found.gpu,
-        vllm=found.vllm,
-        context=found.context,
-        responses=responses(plan.config),
-        steps=found.steps,
+def _tokens(plan: Plan, found: Estimates) -> Iterator[str]:
+    budget, assumed = found.context, plan.config.igrpo.preflight
+    yield "tokens"
+    q = budget.question
+    yield _row("q", f"median {q[0.5]}, 99 % {q[0.99]}, longest {q[1.0]} ({found.questions.source})")
+    mean = assumed.response_share * budget.new_tokens
+    yield _row(
+        "completion",
+        f"at most {budget.new_tokens:,}, mean {mean:,.0f} assumed "
+        f"(igrpo.preflight.response_share={assumed.response_share:g})",
     )
-    cost = estimator.cost()
-    notes = [*plan.notes, *_time_notes(plan.config, cost)]
-    return replace(plan, notes=notes, cost=cost, other=estimator.other_method())
-
-
-def _time_notes(config: Config, cost: Cost) -> Iterator[str]:
-    """How many jobs of the site's time limit the run takes."""
-    site = config.igrpo.site
-    if site.time is None:
-        return
-    days, _, clock = site.time.rpartition("-")
-    hours, minutes, seconds = (int(part) for part in clock.split(":"))
-    limit = (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds - site.save_margin_s
-    jobs = math.ceil(cost.hours * 3600 / limit) if limit > 0 else 1
-    if jobs > 1:
-        yield f"about {jobs} jobs of {site.time}: igrpo launch --chain {jobs}"
-
-
-def _notes(config: Config, shape: Shape | None, found: Estimates) -> list[str]:
-    notes = list(data_notes(config, found.questions, found.context))
-    if shape is None:
-        notes.append(
-            f"{config.policy.model_name} has no config.json here and igrpo.architecture is null: "
-            "memory and cost are not estimated"
+    if plan.config.igrpo.feedback != "none":
+        room = budget.draft_room
+        clipped = f", {100 * budget.clipped:.0f} % shortened" if budget.clipped else ""
+        yield _row(
+            "draft in q'",
+            f"room for {room[0.5]:,} behind a median q, {room[1.0]:,} behind the longest{clipped}",
         )
-    elif differs_from_folder(config, shape):
-        notes.append(f"igrpo.architecture differs from {shape.source}: the file is believed")
-    if found.local is not None and config.igrpo.engine == "nemo_rl_local":
-        notes.append(
-            "engine nemo_rl_local pads its rows: its memory is estimated as engine local's"
-        )
-    if shape is not None and config.igrpo.engine != "nemo_rl":
-        if shape.family not in FUSED_FAMILIES:
-            notes.append(f"the embedded engine's memory is not estimated for {shape.family}")
-    if shape is not None and config.igrpo.engine == "nemo_rl" and found.vllm is None:
-        notes.append(
-            f"generation with policy.generation.backend={config.policy.generation.backend} is not "
-            "estimated, so there is no cost"
-        )
-    notes.extend(_schedule_notes(config, found))
-    return notes
+    yield _row("context", f"{budget.total:,} of {_context(plan)}")
+    evaluation = plan.config.igrpo.evaluation
+    if plan.shape is not None:
+        reply = min(evaluation.max_tokens, plan.shape.context - q[0.5])
+        yield _row("evaluation", f"replies of at most {reply:,}")
 
 
-def _schedule_notes(config: Config, found: Estimates) -> list[str]:
-    notes, steps = [], found.steps
-    count = usable(config, found.questions, found.context)
-    batch = round(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier)
-    if count is not None and count >= batch and count % batch:
-        notes.append(f"{count % batch} of {count} problems are left over in each epoch")
-    if (
-        steps is not None
-        and config.checkpointing.enabled
-        and config.checkpointing.save_period > steps
+def _context(plan: Plan) -> str:
+    return "an unknown number" if plan.shape is None else f"{plan.shape.context:,}"
+
+
+def _training(found: Estimates) -> Iterator[str]:
+    memory = found.training
+    assert memory is not None and found.gpu is not None
+    yield f"training memory of a GPU, GiB (micro-batch of {memory.tokens:,} tokens)"
+    for label, size in (
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("layer inputs", memory.layer_inputs),
+        ("largest layer", memory.working_set),
+        ("or logits", memory.logits),
+        ("context, NCCL", memory.overhead),
     ):
-        notes.append(
-            f"checkpointing.save_period={config.checkpointing.save_period} is more than the "
-            f"{steps} steps: one checkpoint, at the end"
-        )
-    if config.grpo.use_dynamic_sampling:
-        notes.append("dynamic sampling may draw several batches a step: the cost counts one")
-    return notes
+        yield _row(label, f"{size / GIB:6.1f}")
+    yield _row("in all", f"{memory.total / GIB:6.1f} of {found.capacity / GIB:.1f}")
 
 
-def layout(config: Config) -> str:
+def _vllm(plan: Plan, found: Estimates) -> Iterator[str]:
+    memory = found.vllm
+    assert memory is not None
+    yield f"vLLM memory of a GPU, GiB ({engines(plan.config)} engines, TP {memory.tensor})"
+    for label, size in (
+        ("weights", memory.weights),
+        ("forward pass", memory.forward),
+        ("context, graphs", memory.overhead),
+        ("cache", memory.cache),
+    ):
+        yield _row(label, f"{size / GIB:6.1f}")
+    state = f" + {memory.state_per_sequence:,} a sequence" if memory.state_per_sequence else ""
+    yield _row("cache of a token", f"{memory.kv_per_token:,} bytes{state}")
+    two = plan.config.igrpo.feedback != "none"
+    prompt = found.context.mean_refinement_prompt if two else found.context.mean_question
+    mean = prompt + plan.config.igrpo.preflight.response_share * found.context.new_tokens
+    what = "q' + refinement" if two else "q + completion"
+    yield _row(
+        "at once an engine",
+        f"{memory.at_once(memory.max_model_len)} of the longest {what} "
+        f"({memory.max_model_len:,}), {memory.at_once(mean)} of the mean ({mean:,.0f}); "
+        f"max_num_seqs {memory.max_num_seqs}",
+    )
+
+
+def _cost(plan: Plan, cost: Cost, other: Cost) -> Iterator[str]:
+    two_stages = plan.config.igrpo.feedback != "none"
+    first, second = (other, cost) if two_stages else (cost, other)
+    yield "seconds of a step by the roofline        GRPO     iGRPO   (the same budget)"
+    for label, name in (
+        ("generation", "generation"),
+        ("  of it prefill", "prefill"),
+        ("weights to vLLM", "refit"),
+        ("log-probs", "logprobs"),
+        ("update", "training"),
+        ("in all", "step"),
+    ):
+        yield f"  {label:<36}{getattr(first, name):8.1f}{getattr(second, name):10.1f}"
+    yield "the run"
+    yield f"  {'trained tokens a step':<36}{first.trained_tokens:8,}{second.trained_tokens:10,}"
+    yield f"  {'hours':<36}{first.hours:8.1f}{second.hours:10.1f}"
+    yield f"  {'GPU-hours':<36}{first.gpu_hours:8.0f}{second.gpu_hours:10.0f}"
+    yield (
+        f"  iGRPO / GRPO in GPU-hours: {plan.ratio:.2f} here; Table S.3 measured "
+        f"{PAPER_GPU_HOURS['igrpo']:g} / {PAPER_GPU_HOURS['grpo']:g} = {PAPER_RATIO:.2f}"
+    )
+    yield f"  assumed: {_assumptions(plan)}"
+
+
+def _assumptions(plan: Plan) -> str:
+    """The keys of `igrpo.preflight` behind the cost."""
+    assumed = plan.config.igrpo.preflight
+    names = ("train_mfu", "prefill_mfu", "decode_bandwidth", "decode_overhead_ms", "response_sigma")
+    return ", ".join(f"{name} {getattr(assumed, name):g}" for name in names)
+
+
+def _values(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values: bytes, seconds, tokens; absent parts are null."""
+    found = plan.estimates
+    values: dict[str, Any] = {
+        "log_dir": plan.config.logger.log_dir,
+        "model": plan.config.policy.model_name,
+        "engine": plan.config.igrpo.engine,
+        "fits": plan.fits,
+        "problems": plan.problems,
+        "notes": plan.notes,
+        "parameters": plan.parameters,
+        "assumed": plan.config.igrpo.preflight.model_dump(),
+        "tokens": None,
+        "steps": None,
+        "warmup_steps": plan.warmup_steps,
+        "training_memory": None,
+        "vllm_memory": None,
+        "checkpoints": None,
+        "cost": _cost_values(plan.cost),
+        "cost_of_other_method": _cost_values(plan.other),
+        "gpu_hours_igrpo_over_grpo": plan.ratio,
+        "published_gpu_hours_igrpo_over_grpo": PAPER_RATIO,
+    }
+    if found is None:
+        return values
+    tokens = asdict(found.context)
+    for name in ("question", "draft_room"):  # JSON wants text for keys
+        tokens[name] = {str(quantile): count for quantile, count in tokens[name].items()}
+    values |= {"steps": found.steps, "tokens": tokens}
+    if found.training is not None:
+        values["training_memory"] = {
+            **asdict(found.training),
+            "total": found.training.total,
+            "capacity": found.capacity,
+        }
+    if found.vllm is not None:
+        values["vllm_memory"] = {
+            **asdict(found.vllm),
+            "cache": found.vllm.cache,
+            "engines": engines(plan.config),
+            "longest_at_once": found.vllm.at_once(found.vllm.max_model_len),
+        }
+    if found.disk is not None:
+        values["checkpoints"] = {
+            **asdict(found.disk),
+            "folder": str(found.disk.folder),
+            "total": found.disk.total,
+        }
+    return values
+
+
+def _cost_values(cost: Cost | None) -> dict[str, Any] | None:
+    if cost is None:
+        return None
+    return {**asdict(cost), "step": cost.step, "hours": cost.hours, "gpu_hours": cost.gpu_hours}
+
+
+def _layout(config: Config) -> str:
     """How the GPUs are used, in words."""
     split, spread = machines(config), parallel(config)
     sizes = [f"TP {spread.tensor}"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import Parallel, machines, parallel, replicas
-from igrpo_nemo.preflight.gpu import CUDA_CONTEXT, NCCL_BUFFERS
+from igrpo_nemo.preflight.capacity import CUDA_CONTEXT, NCCL_BUFFERS
 from igrpo_nemo.preflight.parameters import (
     BF16,
     FP32,

@@ -14,7 +14,7 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import generation_parallel, machines
-from igrpo_nemo.preflight.gpu import CUDA_CONTEXT, GIB, GPU
+from igrpo_nemo.preflight.capacity import CUDA_CONTEXT, GIB, GPU
 from igrpo_nemo.preflight.parameters import (
     BF16,
     FP32,

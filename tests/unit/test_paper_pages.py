@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from composed import plan_of
 
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
-from igrpo_nemo.preflight.docs import BLOCK, pages, rewritten
 
 CONFIGS = builtin_config_dir()
+SCRIPT = CONFIGS.parent / "docs" / "paper" / "write_tables.py"
+_SPEC = importlib.util.spec_from_file_location("write_tables", SCRIPT)
+assert _SPEC is not None and _SPEC.loader is not None
+tables = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(tables)
 GROUPS = config_groups([CONFIGS])
 DEMOS = {"demo", "demo_grpo"}
-PAGES = pages()
+PAGES = tables.PAGES
 TABLES = [page for page in PAGES if page.stem != "README"]
 
 
 def _blocks(page: Path, kind: str) -> list[str]:
-    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    found = tables.BLOCK.finditer(page.read_text(encoding="utf-8"))
     return [name for match in found if match["kind"] == kind for name in match["names"].split()]
 
 
@@ -38,14 +44,14 @@ def test_every_experiment_has_its_cost_on_one_page() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_published_tables_are_current(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert rewritten(text, kinds=["published"]) == text
+    assert tables.rewritten(text, kinds=["published"]) == text
 
 
 @pytest.mark.parametrize("page", TABLES, ids=lambda page: page.stem)
 def test_preflight_tables_are_current(page: Path) -> None:
-    """`python -m igrpo_nemo.preflight.docs` writes them again."""
+    """`python docs/paper/write_tables.py` writes them again."""
     text = page.read_text(encoding="utf-8")
-    assert rewritten(text, kinds=["preflight"]) == text
+    assert tables.rewritten(text, ["preflight"], plan_of) == text
 
 
 @pytest.mark.parametrize("page", TABLES, ids=lambda page: page.stem)
@@ -81,10 +87,10 @@ def test_decisions_exist(page: Path) -> None:
 
 def test_a_table_is_made_anew_and_the_rest_is_left_alone() -> None:
     text = "a\n<!-- published: table2_dapo -->\nold\n<!-- end -->\nb\n"
-    new = rewritten(text)
+    new = tables.rewritten(text)
     assert new == (
         "a\n<!-- published: table2_dapo -->\n"
         "| experiment | average |\n| --- | --- |\n| `table2_dapo` | 69.74 |\n"
         "<!-- end -->\nb\n"
     )
-    assert rewritten(text, kinds=["preflight"]) == text
+    assert tables.rewritten(text, kinds=["preflight"]) == text

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from composed import plan_of
 from shared_data import shared_file
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from igrpo_nemo.cli import main
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.data.problems import load_problems
-from igrpo_nemo.preflight import paper, preflight
+from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.nearest import changed, words
+from igrpo_nemo.preflight.plan import PAPER_GPU_HOURS
 from igrpo_nemo.preflight.questions import KNOWN, questions
 
 EXPERIMENTS = sorted(path.stem for path in (builtin_config_dir() / "experiment").glob("*.yaml"))
 S3 = "experiment=tableS3_igrpo"
-CPU_SECONDS = 3.0
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_shipped_experiment_fits_its_cluster(experiment):
-    plan = preflight(load_config([f"experiment={experiment}"]), environ={})
+    plan = plan_of(experiment)
     assert plan.problems == []
     text = plan.text()
     assert text.endswith("it fits\n")
     json.dumps(plan.to_dict())
     if plan.config.igrpo.engine == "nemo_rl":
-        assert f"{paper.GPU_HOURS['igrpo']} / {paper.GPU_HOURS['grpo']} = 1.13" in text
+        assert f"{PAPER_GPU_HOURS['igrpo']} / {PAPER_GPU_HOURS['grpo']} = 1.13" in text
         assert f"{plan.ratio:.2f} here" in text
         assert plan.cost is not None and plan.cost.gpu_hours > 0
         assert max(map(len, text.splitlines())) < 130
@@ -42,8 +43,8 @@ def test_the_example_of_the_docs_is_current():
     page = builtin_config_dir().parent / "docs" / "preflight.md"
     if not page.is_file():
         pytest.skip("the docs are not part of an installed package")
-    config = load_config(["experiment=table1_openmath_nemotron_14b_igrpo"])
-    assert preflight(config, environ={}).text() in page.read_text(encoding="utf-8")
+    text = plan_of("table1_openmath_nemotron_14b_igrpo").text()
+    assert text in page.read_text(encoding="utf-8")
 
 
 SHORT = [
@@ -87,14 +88,47 @@ def test_where_nothing_small_helps_the_message_says_so():
     assert problems and all("use a larger cluster" in problem for problem in problems)
 
 
-def test_the_embedded_engine_needs_memory_too():
-    config = load_config(["experiment=demo"])
-    assert preflight(config, environ={}, machine_memory=2**34).fits
-    [problem] = preflight(config, environ={}, machine_memory=700 * 2**20).problems
-    assert problem.startswith("engine local needs 0.9 GiB, and this machine has 0.7 GiB: set ")
-    remedy = problem.rpartition(": set ")[2].split()
-    smaller = load_config(["experiment=demo", *remedy])
-    assert preflight(smaller, environ={}, machine_memory=700 * 2**20).fits
+def test_the_embedded_engine_is_checked_and_not_estimated():
+    plan = plan_of("demo")
+    assert plan.fits and plan.cost is None
+    assert "memory and cost of engine local are not estimated" in plan.notes
+
+
+B14 = "experiment=table1_openmath_nemotron_14b_igrpo"
+
+
+def disk(folder: Path, free: float, *overrides: str):
+    words = [B14, f"checkpointing.checkpoint_dir={folder}/run/checkpoints", *overrides]
+    config = load_config([*words, f"logger.log_dir={folder}/run"])
+    return preflight(config, environ={}, free=lambda folder: round(free))
+
+
+def test_checkpoints_take_14_bytes_a_parameter(tmp_path):
+    """14.77e9 parameters; three best, the newest and the one being written, of 6 saves."""
+    found = disk(tmp_path, 2e12).estimates.disk
+    assert (found.each, found.count) == (14 * 14_770_033_664, 5)
+    assert f"at most 5 of {found.each / 2**30:,.1f} GiB" in disk(tmp_path, 2e12).text()
+    weights = disk(tmp_path, 2e12, "checkpointing.save_optimizer=false").estimates.disk
+    assert weights.each == 2 * 14_770_033_664
+    sharded = disk(tmp_path, 2e12, "model=openmath_nemotron_14b_dtensor").estimates.disk
+    assert sharded.each == 12 * 14_770_033_664
+    assert disk(tmp_path, 2e12, "checkpointing.save_period=50").estimates.disk.count == 2
+    assert disk(tmp_path, 0, "checkpointing.enabled=false").estimates.disk is None
+
+
+def test_a_disk_that_is_too_small_is_said_and_refused_where_the_run_is(tmp_path):
+    short = 0.9e12
+    [note] = [note for note in disk(tmp_path, short).notes if note.startswith("checkpoints take")]
+    assert note.endswith("GiB free: set checkpointing.keep_top_k=2")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    [problem] = disk(tmp_path, short).problems
+    assert problem.endswith("set checkpointing.keep_top_k=2")
+    assert disk(tmp_path, short, "checkpointing.keep_top_k=2").fits
+    [problem] = disk(tmp_path, 1e9).problems
+    assert problem.endswith("set checkpointing.checkpoint_dir to a larger disk")
+    with (tmp_path / "run" / "checkpoints" / "held").open("wb") as stream:
+        stream.truncate(10**12)  # what is there already counts
+    assert disk(tmp_path, short).fits
 
 
 def test_a_change_takes_what_follows_from_it_along():
@@ -128,9 +162,9 @@ def test_questions_of_a_file_are_counted(tmp_path):
 
 
 def test_a_tokenizer_at_hand_counts_exactly(tmp_path):
-    from igrpo_nemo.run.tokenizer import build_small_tokenizer
-
-    build_small_tokenizer(["a b c"] * 4, 300).save_pretrained(tmp_path)
+    characters = Tokenizer(models.WordLevel({"1": 0}, unk_token="1"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    characters.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"problem": "1" * n, "answer": "1"}) + "\n" for n in (3, 7)))
@@ -160,22 +194,13 @@ def test_the_clusters_own_profile_is_read(tmp_path, monkeypatch, capsys):
     assert "A100-40GB" in capsys.readouterr().out
 
 
-def test_it_is_quick_and_imports_no_torch():
-    """CPU time: a busy machine makes the rest wait."""
+def test_it_imports_nothing_heavy():
+    """What makes it quick: no deep-learning package is loaded."""
     code = (
         "import sys; from igrpo_nemo.cli import main; code = main(); "
-        "heavy = {'torch', 'transformers', 'nemo_rl', 'datasets'} & set(sys.modules); "
+        "heavy = {'torch', 'transformers', 'nemo_rl', 'datasets', 'ray'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    experiment = "experiment=table1_openmath_nemotron_14b_igrpo"
-    before = os.times()
-    done = subprocess.run(
-        [sys.executable, "-c", code, "preflight", experiment],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    after = os.times()
+    words = [sys.executable, "-c", code, "preflight", B14]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    used = after.children_user + after.children_system
-    assert used - before.children_user - before.children_system < CPU_SECONDS

@@ -11,10 +11,9 @@ from igrpo_nemo.cluster.site import (
     VARIABLES,
     site_profile,
     slurm_time,
-    time_in_seconds,
 )
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.site_keys import SECRET_NAMES, Site
+from igrpo_nemo.config.site_keys import SECRET_NAMES, Site, time_in_seconds
 from igrpo_nemo.errors import UserError
 
 

@@ -1,6 +1,6 @@
 """The tables in docs/paper/*.md, from the published figures and from the preflight.
 
-    python -m igrpo_nemo.preflight.docs      writes the tables of every page again
+    python docs/paper/write_tables.py      writes the tables of every page again
 
 A table stands between `<!-- published: EXPERIMENT ... -->` or `<!-- preflight: EXPERIMENT ... -->`
 and `<!-- end -->`, in the order of the experiments that are named there.
@@ -9,15 +9,14 @@ and `<!-- end -->`, in the order of the experiments that are named there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.published import published_results
-from igrpo_nemo.preflight import preflight
-from igrpo_nemo.preflight.gpu import GIB
+from igrpo_nemo.preflight import Plan, preflight
+from igrpo_nemo.preflight.capacity import GIB
 
 BLOCK = re.compile(
     r"(?P<open><!-- (?P<kind>published|preflight): (?P<names>[^>]*?) -->\n)"
@@ -37,19 +36,27 @@ BENCHMARKS = {
 """Benchmarks in the paper's order, and how the pages call them."""
 
 
-def pages(folder: Path | None = None) -> list[Path]:
-    """The pages of a checkout."""
-    return sorted((folder or builtin_config_dir().parent / "docs" / "paper").glob("*.md"))
+PAGES = sorted(Path(__file__).parent.glob("*.md"))
 
 
-def rewritten(text: str, kinds: Sequence[str] = ("published", "preflight")) -> str:
+def shipped(experiment: str) -> Plan:
+    """The plan of an experiment as it is shipped, whatever this machine holds."""
+    return preflight(load_config([f"experiment={experiment}"]), environ={})
+
+
+def rewritten(
+    text: str,
+    kinds: Sequence[str] = ("published", "preflight"),
+    plan_of: Callable[[str], Plan] = shipped,
+) -> str:
     """A page with its tables made anew."""
-    tables = {"published": published_table, "preflight": preflight_table}
 
     def block(match: re.Match[str]) -> str:
+        names = match["names"].split()
         if match["kind"] not in kinds:
             return match[0]
-        table = tables[match["kind"]](match["names"].split())
+        published = match["kind"] == "published"
+        table = published_table(names) if published else preflight_table(map(plan_of, names))
         return f"{match['open']}{table}{match['close']}"
 
     return BLOCK.sub(block, text)
@@ -69,11 +76,8 @@ def published_table(experiments: Sequence[str]) -> str:
     return _table([*head, "of the columns"] if recomputed else head, cells)
 
 
-def preflight_table(experiments: Sequence[str]) -> str:
-    """What the experiments need and cost as they are shipped, whatever this machine holds.
-
-    Raises `UserError` for one that does not fit.
-    """
+def preflight_table(plans: Iterable[Plan]) -> str:
+    """What experiments need and cost. Raises `UserError` for one that does not fit."""
     head = [
         "experiment",
         "GPUs",
@@ -83,11 +87,11 @@ def preflight_table(experiments: Sequence[str]) -> str:
         "GiB of a training GPU",
         "longest sequences at once in an engine",
     ]
-    return _table(head, (_row(name) for name in experiments))
+    return _table(head, map(_row, plans))
 
 
-def _row(experiment: str) -> list[str]:
-    plan = preflight(load_config([f"experiment={experiment}"]), environ={})
+def _row(plan: Plan) -> list[str]:
+    experiment = Path(plan.config.logger.log_dir).name
     if plan.problems:
         raise UserError(f"{experiment}: {plan.problems[0]}")
     values = plan.to_dict()
@@ -112,7 +116,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    for page in pages():
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         new = rewritten(text)
         if new != text:
