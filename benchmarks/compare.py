@@ -22,7 +22,7 @@ from pathlib import Path
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.report import build_report
-from igrpo_nemo.report.compare import ArmResult, arm_results, findings, result_table
+from igrpo_nemo.report.arms import ArmResult, arm_results, findings, result_table
 from igrpo_nemo.report.runs import Run, load_run
 
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {

@@ -19,7 +19,7 @@ from igrpo_nemo.evaluation.tables import (
     settings_table,
 )
 from igrpo_nemo.files.atomic import write_or_refuse
-from igrpo_nemo.report.build import render, write_page
+from igrpo_nemo.report.page import render, write_page
 
 NAMES = ("comparison.md", "comparison.csv", "report.html")
 

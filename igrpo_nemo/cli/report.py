@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace, run_dirs: Sequence[str]) -> int:
     if not run_dirs:
         raise UserError("igrpo report needs a run or evaluation folder, such as runs/demo")
-    from igrpo_nemo.report.build import build_report
+    from igrpo_nemo.report.page import build_report
 
     print(build_report([Path(folder) for folder in run_dirs], flags.out, anyway=flags.anyway))
     return 0

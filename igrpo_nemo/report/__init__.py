@@ -1,5 +1,5 @@
 """One self-contained HTML page for a run folder or several."""
 
-from igrpo_nemo.report.build import build_report
+from igrpo_nemo.report.page import build_report
 
 __all__ = ["build_report"]

@@ -72,6 +72,10 @@ class Run:
         curve = self.val.get("val/accuracy", Curve())
         return curve.values[0 if when == "start" else -1] if curve else None
 
+    def tail(self, metric: str) -> float | None:
+        """Mean of a training metric over the last tenth of its steps; None where not logged."""
+        return self.train.get(metric, Curve()).tail_mean()
+
     @property
     def steps(self) -> int:
         """Number of the last logged training step."""

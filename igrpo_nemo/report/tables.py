@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from igrpo_nemo.report.charts import format_value
-from igrpo_nemo.report.runs import Curve, Run
+from igrpo_nemo.report.runs import Run
 
 SAMPLE_LIMIT = 60
 """Samples shown on the page, over all runs."""
@@ -63,7 +63,7 @@ def headline_facts(run: Run) -> list[Fact]:
         ("Entropy", "entropy/exact", False),
     )
     for label, metric, percent in tails:
-        value = run.train.get(metric, Curve()).tail_mean()
+        value = run.tail(metric)
         if value is not None:
             unit = "" if percent else " nats"
             facts.append(Fact(label, format_value(value, percent) + unit, "mean of the last tenth"))
@@ -91,9 +91,9 @@ def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
                 _percent(start),
                 _percent(end),
                 change or "–",
-                _number(_tail(run, "entropy/exact")),
-                _percent(_tail(run, "igrpo/copy_rate")),
-                _percent(_tail(run, "igrpo/nonzero_advantage_groups")),
+                _number(run.tail("entropy/exact")),
+                _percent(run.tail("igrpo/copy_rate")),
+                _percent(run.tail("igrpo/nonzero_advantage_groups")),
                 f"{total:,}" if total is not None else "–",
                 duration(float(seconds)) if seconds is not None else "–",
             ]
@@ -133,12 +133,8 @@ def rollout_totals(run: Run) -> dict[str, int | None]:
     """Steps, completions and tokens sampled, and rows trained, as far as config and metrics say."""
     settings, steps = _budget(run), int(run.summary.get("steps", run.steps))
     if settings is None:
-        return {
-            "steps": steps,
-            "completions sampled": None,
-            "rows trained": None,
-            "tokens sampled": None,
-        }
+        unknown = ("completions sampled", "rows trained", "tokens sampled")
+        return {"steps": steps, **dict.fromkeys(unknown)}
     P, drafts, refinements, trained = settings
     tokens = _mean_times(run, "igrpo/draft_tokens", P * drafts, steps)
     if tokens is not None and refinements:
@@ -198,10 +194,6 @@ def _budget(run: Run) -> tuple[int, int, int, int] | None:
 def _mean_times(run: Run, metric: str, count: int, steps: int) -> int | None:
     curve = run.train.get(metric)
     return round(sum(curve.values) / len(curve.values) * count * steps) if curve else None
-
-
-def _tail(run: Run, metric: str) -> float | None:
-    return run.train.get(metric, Curve()).tail_mean()
 
 
 def _percent(value: float | None) -> str:

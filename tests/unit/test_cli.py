@@ -284,7 +284,7 @@ def test_report_passes_folders_and_output(
         calls.append((run_dirs, out, anyway))
         return Path("page.html")
 
-    replace_module(monkeypatch, "igrpo_nemo.report.build", build_report=build_report)
+    replace_module(monkeypatch, "igrpo_nemo.report.page", build_report=build_report)
     assert main(["report", "runs/a", "--out", "page.html", "runs/b"]) == 0
     assert calls == [([Path("runs/a"), Path("runs/b")], Path("page.html"), False)]
     assert capsys.readouterr().out == "page.html\n"

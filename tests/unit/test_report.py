@@ -14,8 +14,17 @@ import pytest
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.report import build_report
+from igrpo_nemo.report.arms import (
+    arm_results,
+    findings,
+    mean_interval,
+    paired_difference,
+    result_table,
+    t_quantile,
+)
 from igrpo_nemo.report.charts import (
     MAX_POINTS,
+    PLOT_BOX,
     Axis,
     Layer,
     Line,
@@ -24,14 +33,6 @@ from igrpo_nemo.report.charts import (
     running_mean,
     stacked_chart,
     thin_out,
-)
-from igrpo_nemo.report.compare import (
-    arm_results,
-    findings,
-    mean_interval,
-    paired_difference,
-    result_table,
-    t_quantile,
 )
 from igrpo_nemo.report.figures import FIGURES, draw_figures, mean_curve
 from igrpo_nemo.report.picture import write_picture
@@ -231,11 +232,15 @@ def test_budget_counts_samples_and_trained_rows(tmp_path, run_dir):
 
 
 def test_line_geometry():
-    svg = line_chart([Line("a", "g0", (0, 10), (0.0, 1.0))], Axis("share", percent=True), title="t")
+    svg = line_chart(
+        [Line("a", "g0", (0, 5, 10), (0.0, 0.25, 1.0))], Axis("share", percent=True), title="t"
+    )
     path = re.search(r'class="line"[^>]* d="([^"]+)"', svg).group(1)
-    (x0, y0), (x1, y1) = ([float(v) for v in point.split()] for point in path[1:].split("L"))
-    assert (x0, x1) == (60.0, 508.0)
-    assert (y0, y1) == (250.0, 26.0)  # 0 % at the bottom, 100 % at the top
+    xs, ys = zip(*([float(v) for v in p.split()] for p in path[1:].split("L")), strict=True)
+    left, right, top, bottom = PLOT_BOX
+    assert xs == pytest.approx((left, (left + right) / 2, right))
+    # 0 % at the bottom, 100 % at the top, and a quarter of the height for a quarter.
+    assert ys == pytest.approx((bottom, bottom - (bottom - top) / 4, top))
     assert "100 %" in svg
 
 
@@ -257,12 +262,13 @@ def test_charts_survive_constant_single_and_tiny_data():
 def test_stacked_layers_add_up():
     layers = [Layer("a", "g0", (1.0, 2.0)), Layer("b", "g1", (3.0, 2.0))]
     svg = stacked_chart(layers, Axis("s"), edges=(0, 1, 2), title="t")
-    heights = [
+    tops = [
         [float(v) for v in re.findall(r"V([\d.]+)H", d)] for d in re.findall(r' d="(M[^"]+Z)"', svg)
     ]
-    assert len(heights) == 2
-    assert heights[1][0] == heights[1][1] == 26.0  # both bars reach the top of the axis, 4
-    assert heights[0][0] == pytest.approx(250 - 224 / 4)
+    _, _, top, bottom = PLOT_BOX
+    # Of an axis that ends at 4, the sum of either bar: the second layer stands on the first.
+    assert tops[1] == pytest.approx([top, top])
+    assert tops[0] == pytest.approx([bottom - (bottom - top) * share for share in (0.25, 0.5)])
 
 
 def test_time_that_no_part_claims_is_shown(run_dir):

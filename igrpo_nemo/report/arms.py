@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from igrpo_nemo.evaluation.statistics import t_quantile
-from igrpo_nemo.report.runs import Curve, Run
+from igrpo_nemo.report.runs import Run
 from igrpo_nemo.report.tables import rollout_totals
 
 
@@ -100,9 +100,9 @@ def arm_results(
                 difference=difference,
                 completions=totals[0]["completions sampled"] if totals else None,
                 trained_rows=totals[0]["rows trained"] if totals else None,
-                entropy=_tail(own, "entropy/exact"),
-                copy_rate=_tail(own, "igrpo/copy_rate"),
-                nonzero_groups=_tail(own, "igrpo/nonzero_advantage_groups"),
+                entropy=_mean([run.tail("entropy/exact") for run in own]),
+                copy_rate=_mean([run.tail("igrpo/copy_rate") for run in own]),
+                nonzero_groups=_mean([run.tail("igrpo/nonzero_advantage_groups") for run in own]),
                 seconds=_mean([run.summary.get("seconds") for run in own]),
             )
         )
@@ -150,10 +150,6 @@ def findings(results: Sequence[ArmResult], reference: str) -> list[str]:
                 f"({_points(d)})."
             )
     return sentences
-
-
-def _tail(runs: Sequence[Run], metric: str) -> float | None:
-    return _mean([run.train.get(metric, Curve()).tail_mean() for run in runs])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
