@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
-from igrpo_nemo.chain.training import launch_plan, submit_training, train_here
+from igrpo_nemo.chain.training import submit_training, train_here, training_plan
 from igrpo_nemo.cli import main as igrpo
 from igrpo_nemo.config import load_config
 
@@ -38,9 +38,9 @@ def main(words: Sequence[str]) -> int:
     if flags.cluster is None:
         return igrpo(["train", "--dry-run", *overrides])
     if flags.dry_run:
-        print(launch_plan(overrides, flags.chain), end="")
+        print(training_plan(overrides, flags.chain, CHECKOUT, os.environ), end="")
     else:
-        submit_training(config, overrides, flags.chain)
+        submit_training(config, overrides, flags.chain, CHECKOUT, os.environ)
     return DONE
 
 

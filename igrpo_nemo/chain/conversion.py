@@ -25,7 +25,7 @@ from igrpo_nemo.chain.script import run_to_its_end
 from igrpo_nemo.chain.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.run.folder import FINISHED
-from igrpo_nemo.run.lock import RunLock
+from igrpo_nemo.run.lock import RunLock, writer_of
 
 IMAGE_ROOT = Path("/opt/nemo-rl")
 """Where NVIDIA's image has NeMo-RL's source."""
@@ -184,8 +184,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
     except UserError as error:
-        who = str(error).partition(": ")[0]
-        raise UserError(f"{who}: wait until that conversion ends") from error
+        holder = writer_of(folder) or "another process"
+        raise UserError(
+            f"{folder} is being written by {holder}: wait until that conversion ends"
+        ) from error
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from igrpo_nemo.chain.evaluation import Choices, evaluated_config, skills_evalua
 from igrpo_nemo.chain.experiment import Chain
 from igrpo_nemo.chain.here import with_chain
 from igrpo_nemo.chain.skills_profile import chain_profile, default_profile, read_values
-from igrpo_nemo.chain.training import is_trained, launch_plan, submit_training, training_inputs
+from igrpo_nemo.chain.training import is_trained, submit_training, training_inputs, training_plan
 from igrpo_nemo.cluster.settings import job_settings
 from igrpo_nemo.cluster.site import site_profile
 from igrpo_nemo.cluster.stage import (
@@ -96,7 +96,9 @@ def submit_all(
     submit(evaluation, place, environ, dry_run=True)
     sent: list[int] = []
     try:
-        sent += submit_training(chain.config, chain.words, slurm.continuations)
+        sent += submit_training(
+            chain.config, chain.words, slurm.continuations, slurm.checkout, environ
+        )
         if not _is_converted(chain):
             sent.append(submit_stage(convert_job(chain, sent), prepared.where, environ))
             print(f"convert: job {sent[-1]}", flush=True)
@@ -129,7 +131,7 @@ def slurm_plan(
     if is_trained(chain.config):
         parts.append(_titled("train", f"# {chain.run} is finished"))
     else:
-        text = launch_plan(chain.words, slurm.continuations)
+        text = training_plan(chain.words, slurm.continuations, slurm.checkout, environ)
         parts.append(_titled("train", f"# TRAIN is the last of these jobs\n{text}"))
         after = ("TRAIN",)
     if _is_converted(chain):

@@ -5,9 +5,7 @@ RUN/stages/train.json holds what the run is trained with; RUN/finished says that
 
 from __future__ import annotations
 
-import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +15,8 @@ import yaml
 
 from igrpo_nemo.chain.script import STOPPED, run_to_its_end
 from igrpo_nemo.chain.stamp import Stamp, first_change, read_stamp, write_stamp
-from igrpo_nemo.cluster.submit import is_finished
+from igrpo_nemo.cluster.launch import plan_text, prepare_launch, submit_launch
+from igrpo_nemo.cluster.submit import is_finished, submitted_text
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import flat, scrub
@@ -28,8 +27,6 @@ LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
 
 IGRPO = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())")
 """The command `igrpo` of this interpreter, wherever it is installed."""
-
-_SUBMITTED = re.compile(r"^submitted jobs? ([\d ]+) \(", re.MULTILINE)
 
 
 def training_inputs(config: Config) -> dict[str, Any]:
@@ -81,38 +78,31 @@ def train_here(config: Config, words: Sequence[str]) -> int:
     return code
 
 
-def submit_training(config: Config, words: Sequence[str], chain: int) -> list[int]:
-    """Submits the run with `igrpo launch`; the job ids, none where it is finished already.
+def submit_training(
+    config: Config, words: Sequence[str], jobs: int, checkout: Path, environ: Mapping[str, str]
+) -> list[int]:
+    """Submits the run as `igrpo launch` does, with `jobs` continuation jobs; a single one continues
+    itself. The job ids, none where the run is finished already.
 
-    Raises `UserError` where the launch is refused (its own lines say why).
+    Raises `UserError` where the launch is refused.
     """
     if is_trained(config):
         print(f"train: {config.logger.log_dir} is finished")
         return []
+    launch = prepare_launch(words, checkout, environ, chain=jobs if jobs > 1 else None)
     write_stamp(stamp_path(Path(config.logger.log_dir)), Stamp("train", training_inputs(config)))
-    text = _launched([*launch_words(chain), *words])
-    print(text, end="", flush=True)
-    found = _SUBMITTED.search(text)
-    return [int(number) for number in found[1].split()] if found else []
+    numbers = submit_launch(launch, environ)
+    if numbers:
+        print(submitted_text(launch.job, numbers), flush=True)
+    return numbers
 
 
-def launch_plan(words: Sequence[str], chain: int) -> str:
-    """What `igrpo launch` would check and submit."""
-    return _launched([*launch_words(chain), "--dry-run", *words])
-
-
-def launch_words(chain: int) -> list[str]:
-    """The `igrpo` command of a chain of continuation jobs; a single job continues itself."""
-    return ["launch", *(["--chain", str(chain)] if chain > 1 else [])]
-
-
-def _launched(words: Sequence[str]) -> str:
-    done = subprocess.run(
-        [*IGRPO, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        raise UserError(f"igrpo launch ended with exit code {done.returncode}: see its line above")
-    return done.stdout
+def training_plan(
+    words: Sequence[str], jobs: int, checkout: Path, environ: Mapping[str, str]
+) -> str:
+    """What `submit_training` would check and submit."""
+    chain = jobs if jobs > 1 else None
+    return plan_text(prepare_launch(words, checkout, environ, chain=chain, dry_run=True))
 
 
 def _trained_with(run: Path, config: Config) -> Mapping[str, Any]:

@@ -27,9 +27,8 @@ submit() {
 
 # Exports what the config and the profile say. Nothing in it is secret.
 read_settings() {
-  local line name text words=("$@")
-  [[ $KIND == train ]] || mapfile -t words < <(evaluation_words "$@")
-  text=$("${IGRPO[@]}" launch --job-settings "${words[@]}") ||
+  local line name text
+  text=$("${IGRPO[@]}" launch --script "slurm/$KIND.sh" --job-settings "$@") ||
     die 2 "the settings of this job cannot be used (see the line above)"
   SETTING_NAMES=()
   while IFS= read -r line; do
@@ -53,16 +52,6 @@ read_settings() {
   export IGRPO_NUM_NODES IGRPO_GPUS_PER_NODE
   # VENV may come from the profile.
   find_igrpo
-}
-
-# Of an evaluation's words only the cluster profile's are the launcher's. It is no run: its logs go to
-# a folder of their own.
-evaluation_words() {
-  local word
-  printf '%s\n' engine=nemo_rl policy.model_name=none logger.log_dir=runs/evaluate
-  for word in "$@"; do
-    [[ $word =~ ^\+*(cluster|igrpo\.site\.[a-z_.A-Z0-9]+)= ]] && printf '%s\n' "$word"
-  done
 }
 
 stop_if_finished() {

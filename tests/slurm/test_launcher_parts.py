@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -198,23 +197,6 @@ def test_a_container_whose_files_are_not_there_stops_the_job(tmp_path, image, mo
     env["PATH"] = program(tmp_path, "srun", "echo --container-image")
     said = bash("messages container", "(prepare_container) 2>&1; echo $?", **env).splitlines()
     assert said[-1] == ("2" if told else "0") and told in " ".join(said)
-
-
-def test_the_words_of_an_evaluation_make_settings_for_its_machine():
-    """Through the real command: the engine that evaluates would use one GPU at most."""
-    words = "--model /m eval=all_64 cluster=a100_1x8 igrpo.site.offline=false"
-    line = f"evaluation_words {words}"
-    settings = subprocess.run(
-        [str(Path(sys.executable).parent / "igrpo"), "launch", "--job-settings"]
-        + bash("settings", line).splitlines(),
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-    )
-    assert settings.returncode == 0, settings.stderr
-    assert "IGRPO_GPUS_PER_NODE=8\n" in settings.stdout
-    assert "HF_HUB_OFFLINE=0\n" in settings.stdout
-    assert f"IGRPO_RUN_DIR={CHECKOUT}/runs/evaluate\n" in settings.stdout
 
 
 QUEUE = "messages queue time_left requeue run_lock"

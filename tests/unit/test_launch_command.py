@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
 from fake_slurm import squeue_line
 
 from igrpo_nemo.cli import main
+from igrpo_nemo.cluster import launch as launching
 from igrpo_nemo.cluster.job import job_name
 from igrpo_nemo.cluster.site import VARIABLES
 
@@ -25,11 +24,11 @@ class Plan:
 
 
 def set_preflight(monkeypatch: pytest.MonkeyPatch, *problems: str) -> list:
-    """Puts a preflight with this outcome where the command imports it from."""
+    """A preflight with this outcome; the configs that it sees."""
     seen = []
-    module = types.ModuleType("igrpo_nemo.preflight")
-    module.preflight = lambda config, environ: seen.append(config) or Plan(*problems)
-    monkeypatch.setitem(sys.modules, "igrpo_nemo.preflight", module)
+    monkeypatch.setattr(
+        launching, "preflight", lambda config, environ: seen.append(config) or Plan(*problems)
+    )
     return seen
 
 
@@ -296,6 +295,15 @@ def test_job_settings_read_the_profile(checkout, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "HF_HOME=/from/shell\n" in text and "NCCL_DEBUG=WARN\n" in text
     assert f"IGRPO_RUN_DIR={checkout}/runs/demo\n" in text and "hunter2" not in text
+
+
+def test_the_words_of_an_evaluation_make_settings_for_its_machine(checkout, capsys):
+    """Of all its words the profile's alone: the engine that evaluates would use one GPU at most."""
+    words = ["--model", "/m", "eval=all_64", "cluster=a100_1x8", "igrpo.site.offline=false"]
+    assert launch("--script", "slurm/evaluate.sh", "--job-settings", *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"IGRPO_GPUS_PER_NODE=8", "HF_HUB_OFFLINE=0"} <= set(lines)
+    assert f"IGRPO_RUN_DIR={checkout}/runs/evaluate" in lines
 
 
 def test_env_prints_a_profile(checkout, capsys, monkeypatch):
