@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from igrpo_nemo.config.igrpo_keys import SmallModel
 from igrpo_nemo.environment import TwoStageEnvironment
 from igrpo_nemo.feedback import BestDraft, Feedback, NoFeedback
-from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
+from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
+from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
@@ -117,15 +119,15 @@ def environment_of(setting: Setting, tokenizer: Any, *, two_stage: bool) -> TwoS
 def build_model_folder(setting: Setting, folder: Path) -> None:
     """Fits the model to random printable tokens that end with probability 1 / mean_completion."""
     tokenizer = build_small_tokenizer([" ".join(WORDS)] * 4, setting.vocab_size)
-    spec = SmallModelSpec(
-        setting.hidden_size,
-        setting.num_layers,
-        setting.num_heads,
-        setting.num_kv_heads,
-        setting.intermediate_size,
-        setting.context,
+    shape = SmallModel(
+        hidden_size=setting.hidden_size,
+        num_layers=setting.num_layers,
+        num_heads=setting.num_heads,
+        num_kv_heads=setting.num_kv_heads,
+        intermediate_size=setting.intermediate_size,
+        vocab_size=setting.vocab_size,
     )
-    model = build_small_model(spec, tokenizer, setting.seed)
+    model = build_small_model(shape, tokenizer, context=setting.context, seed=setting.seed)
     model.resize_token_embeddings(setting.vocab_size)
     printable = [i for i in range(len(tokenizer)) if _is_plain(str(tokenizer.decode([i])))]
     rng = random.Random(setting.seed)

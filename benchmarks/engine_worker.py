@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from engine_setting import Setting, build_model_folder, environment_of, problems_of, vowel_share
 
+from igrpo_nemo.config import load_config
 from igrpo_nemo.environment import Attempt
-from igrpo_nemo.local.learner import Learner, LearnerSettings
+from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import load_model
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler, SamplingParams
-from igrpo_nemo.objectives.surrogate import SurrogateConfig
 from igrpo_nemo.run.tokenizer import load_tokenizer
 from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
 
@@ -108,13 +108,18 @@ class _Meter:
 
 
 def _learner(setting: Setting, folder: Path, *, clip: bool = True) -> Learner:
-    model = load_model(folder, device="cpu", precision="float32")
+    model = load_model(folder, device="cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting.lr, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    settings = LearnerSettings(
-        SurrogateConfig(), advantage_delta=1e-4, max_grad_norm=1.0 if clip else None
+    config = load_config(
+        [
+            "experiment=demo",
+            "igrpo.advantage_delta=1.0e-4",
+            f"policy.max_grad_norm={1.0 if clip else 'null'}",
+            "policy.sequence_packing.train_mb_tokens=1000000",
+        ]
     )
-    return Learner(model, optimizer, scheduler, settings)
+    return Learner(model, optimizer, scheduler, config)
 
 
 def _step_local(setting: Setting, folder: Path, *, two_stage: bool) -> None:
@@ -240,7 +245,7 @@ def _trl_trainer(
         seed=setting.seed,
     )
     return trl.GRPOTrainer(
-        model=load_model(folder, device="cpu", precision="float32"),
+        model=load_model(folder, device="cpu"),
         processing_class=load_tokenizer(folder),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": list(prompts)}),

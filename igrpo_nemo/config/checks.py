@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from igrpo_nemo.config.gone_keys import gone_problem
 from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
-from igrpo_nemo.config.overlap_checks import overlap_problems
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
 
@@ -253,15 +253,15 @@ def _local_engine(config: Config) -> Iterator[str]:
 
 
 def _local_overlap(config: Config) -> Iterator[str]:
+    """Options that the embedded engine knew, and that saved no time there."""
     igrpo = config.igrpo
-    if igrpo.engine != "local" or igrpo.feedback == "none":
-        return
-    yield from overlap_problems(config)
-    if igrpo.short_circuit != "off" and igrpo.reward.judge > 0:
+    if igrpo.engine == "local" and igrpo.draft_prefetch != "off":
         yield (
-            f"igrpo.short_circuit={igrpo.short_circuit} scores drafts while others are sampled, "
-            "which a judge is too slow for: set it to off"
+            f"igrpo.draft_prefetch={igrpo.draft_prefetch} is gone from engine local, where it "
+            "saved no time: leave it out (engine nemo_rl has it)"
         )
+    if igrpo.engine == "local" and igrpo.short_circuit != "off":
+        yield gone_problem("igrpo.short_circuit") or ""
 
 
 def _at(values: Any, path: str) -> Any:

@@ -101,8 +101,8 @@ def evaluate(
     default `evaluation/` in the run folder of a checkpoint, else in the working directory. Raises
     `UserError` for a model, problem or output folder that cannot be used.
     """
-    from igrpo_nemo.local.policy import open_policy
-    from igrpo_nemo.local.settings import sampling_params
+    from igrpo_nemo.local.model import open_policy
+    from igrpo_nemo.local.sampling import sampling_params
     from igrpo_nemo.run.core import evaluation_scorer, prompt_builder
     from igrpo_nemo.run.problems import fitting_problems
 

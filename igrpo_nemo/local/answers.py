@@ -1,15 +1,22 @@
 """Scored answers to the bare prompt q, as at inference: what validation and evaluation ask for.
 
-(problem, seed key) -> q -> sampler -> scorer -> Group
+    (problem, seed key) -> q -> sampler -> scorer -> Group
+    held-out problems -> answers -> val/* metrics
+
+Beside these, when asked for, the accuracy under q' and the gap between the two: a policy that only
+learnt to copy or mend a draft shows there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
+from igrpo_nemo.local.parts import Parts
+from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
+from igrpo_nemo.metrics import mean_and_stderr
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.rewards import Scorer, ScoreRequest
 from igrpo_nemo.types import Group, Problem, Stage
@@ -33,7 +40,10 @@ class Answerer:
         num_samples: int = 1,
         on_progress: Progress = lambda done, total: None,
     ) -> list[Group]:
-        """A group of answers per (problem, seed key), in order."""
+        """A group of answers per (problem, seed key), in order. The draws depend on the key alone.
+
+        Raises `UserError` for a problem whose q does not fit.
+        """
         prompts = [self.prompts.question(problem) for problem, _ in keyed]
         requests = [
             SampleRequest(prompt.token_ids, num_samples, key)
@@ -52,21 +62,49 @@ class Answerer:
         ]
 
 
-def single_shot(
-    problems: Sequence[Problem],
-    sampler: Sampler,
-    prompts: PromptBuilder,
-    scorer: Scorer,
-    params: SamplingParams,
-    seed_key: str,
-    *,
-    num_samples: int = 1,
-    on_progress: Progress = lambda done, total: None,
-) -> list[Group]:
-    """One group of `num_samples` scored answers to q per problem, in order.
+def validate(
+    parts: Parts, rollout: TwoStageRollout, between_batches: Callable[[], None]
+) -> tuple[dict[str, float], list[Group]]:
+    """`val/*` metrics of the current policy on the held-out problems, and its answers.
 
-    The draws depend on `seed_key` and the problem's id alone. Raises `UserError` for a problem
-    whose q does not fit.
+    The draws depend on the seed and the problem but not on the step, so that two validations
+    differ by the policy alone. `between_batches` is called before every batch and may raise.
     """
-    keyed = [(problem, f"{seed_key}/{problem.id}") for problem in problems]
-    return Answerer(sampler, prompts, scorer, params)(keyed, num_samples, on_progress)
+    config, problems = parts.config, parts.validation
+    params = replace(
+        rollout.params, temperature=config.igrpo.val_temperature, top_p=config.igrpo.val_top_p
+    )
+    environment = parts.environment
+    answerer = Answerer(parts.sampler, environment.prompts, environment.scorer, params)
+    size = config.grpo.val_batch_size or len(problems)
+    groups: list[Group] = []
+    for start in range(0, len(problems), size):
+        between_batches()
+        batch = problems[start : start + size]
+        groups += answerer([(p, f"{config.grpo.seed}/validation/{p.id}") for p in batch])
+    metrics = _bare_metrics(groups)
+    if config.igrpo.val_draft_conditioned:
+        between_batches()
+        refined = [group for each in rollout(problems, step=0) for group in each.refinements]
+        scores = [score for group in refined for score in group.scores]
+        if scores:  # none where the feedback has no Stage 2
+            conditioned = sum(score.correct for score in scores) / len(scores)
+            metrics["val/draft_conditioned_accuracy"] = conditioned
+            metrics["val/transfer_gap"] = conditioned - metrics["val/accuracy"]
+    return metrics, groups
+
+
+def _bare_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    scores = [score for group in groups for score in group.scores]
+    completions = [completion for group in groups for completion in group.completions]
+    accuracy, stderr = mean_and_stderr([float(score.correct) for score in scores])
+    metrics = {
+        "val/accuracy": accuracy,
+        "val/accuracy_stderr": stderr,
+        "val/reward": sum(score.reward for score in scores) / len(scores),
+        "val/tokens": sum(len(c.token_ids) for c in completions) / len(completions),
+        "val/truncated_rate": sum(c.truncated for c in completions) / len(completions),
+    }
+    if "format" in scores[0].components:
+        metrics["val/format"] = sum(s.components["format"] for s in scores) / len(scores)
+    return metrics

@@ -14,15 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.optimizer import restore_training
-from igrpo_nemo.local.packing import completion_logprobs, split_micro_batches
+from igrpo_nemo.local.packing import LogprobBatch, completion_logprobs, split_micro_batches
 from igrpo_nemo.objectives.advantage import group_advantages
 from igrpo_nemo.objectives.surrogate import (
     Normalizer,
@@ -34,31 +35,18 @@ from igrpo_nemo.objectives.surrogate import (
 from igrpo_nemo.types import TrainingRow
 
 
-@dataclass(frozen=True, slots=True)
-class LearnerSettings:
-    """How rows become updates; the names in brackets are NeMo-RL's keys.
-
-    `updates` minibatches per rollout [P * rows / policy.train_global_batch_size];
-    `max_micro_batch_tokens` [policy.sequence_packing.train_mb_tokens] bounds a packed micro-batch,
-    `max_micro_batch_rows` [policy.train_micro_batch_size] a padded one.
-    """
-
-    surrogate: SurrogateConfig
-    normalize_rewards: bool = True
-    use_leave_one_out_baseline: bool = False
-    advantage_delta: float = 1e-6
-    updates: int = 1
-    packed: bool = True
-    max_micro_batch_tokens: int | None = None
-    max_micro_batch_rows: int | None = None
-    temperature: float = 1.0
-    max_grad_norm: float | None = 1.0
-    exact_entropy: bool = True
-    overlong_filtering: bool = False
+def surrogate_config(config: Config) -> SurrogateConfig:
+    """`loss_fn`, and Dr. GRPO's divisor, which NeMo-RL lacks."""
+    values = {**config.loss_fn.model_dump(), **config.igrpo.model_dump()}
+    return SurrogateConfig(**{field.name: values[field.name] for field in fields(SurrogateConfig)})
 
 
 class Learner:
     """Owns the policy's optimizer and schedule; `update` is the policy update of Algorithm 1.
+
+    Of the config it reads `grpo`, `loss_fn`, `policy` and the updates of a rollout:
+    `policy.sequence_packing.train_mb_tokens` bounds a packed micro-batch in tokens,
+    `policy.train_micro_batch_size` a padded one in rows.
 
     `between_micro_batches` is called while nothing has been learned from the rollout yet; what it
     raises abandons the update and leaves weights, optimizer and schedule as they were.
@@ -69,18 +57,20 @@ class Learner:
         model: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
-        settings: LearnerSettings,
+        config: Config,
         *,
         reference: PreTrainedModel | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         between_micro_batches: Callable[[], None] = lambda: None,
     ) -> None:
-        if settings.surrogate.reference_policy_kl_penalty and reference is None:
+        self.surrogate = surrogate_config(config)
+        if self.surrogate.reference_policy_kl_penalty and reference is None:
             raise ValueError("a KL penalty needs the reference policy")
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.settings = settings
+        self.config = config
+        self.updates = config.igrpo.updates_per_rollout
         self.reference = reference
         self.autocast = autocast
         self.between_micro_batches = between_micro_batches
@@ -97,22 +87,22 @@ class Learner:
         Raises UserError where loss or gradient is not finite; nothing is learned from it.
         """
         advantages = self._advantages(rows) if rows else []
-        if self.settings.overlong_filtering:
+        if self.config.grpo.overlong_filtering:
             keep = [i for i, row in enumerate(rows) if not row.completion.truncated]
             rows, advantages = [rows[i] for i in keep], [advantages[i] for i in keep]
         if not rows:
             lr = float(self.scheduler.get_last_lr()[0])
-            self._advance_schedule(self.settings.updates)
+            self._advance_schedule(self.updates)
             return {"lr": lr, "loss": 0.0, "grad_norm": 0.0}
         advantages_R = torch.tensor(advantages, device=self.model.device)
-        old = self._logprobs(self.model, rows) if self.settings.updates > 1 else None
+        old = self._logprobs(self.model, rows) if self.updates > 1 else None
         reference = self._logprobs(self.reference, rows) if self.reference is not None else None
         per_update: list[dict[str, float]] = []
         for indices in self._minibatches(len(rows)):
             # Once an optimizer step is taken, the rollout's updates are finished.
             may_stop = not per_update
             per_update.append(self._step(rows, indices, advantages_R, old, reference, may_stop))
-        self._advance_schedule(self.settings.updates - len(per_update))
+        self._advance_schedule(self.updates - len(per_update))
         return {name: sum(m[name] for m in per_update) / len(per_update) for name in per_update[0]}
 
     def _advance_schedule(self, updates: int) -> None:
@@ -123,9 +113,9 @@ class Learner:
         return group_advantages(
             torch.tensor([row.reward for row in rows], dtype=torch.float32),
             [row.group for row in rows],
-            normalize_rewards=self.settings.normalize_rewards,
-            use_leave_one_out_baseline=self.settings.use_leave_one_out_baseline,
-            delta=self.settings.advantage_delta,
+            normalize_rewards=self.config.grpo.normalize_rewards,
+            use_leave_one_out_baseline=self.config.grpo.use_leave_one_out_baseline,
+            delta=self.config.igrpo.advantage_delta,
         ).tolist()
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,18 +132,28 @@ class Learner:
         """Contiguous slices of the rows, as NeMo-RL cuts its global batches: one per update, of
         sizes that differ by at most 1. There may be fewer rows than whole groups make, where
         problems were skipped or truncated rows filtered; without a row there is no update."""
-        updates = min(self.settings.updates, num_rows)
+        updates = min(self.updates, num_rows)
         ends = [num_rows * update // updates for update in range(updates + 1)]
         return [list(range(*ends[update : update + 2])) for update in range(updates)]
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
-        if self.settings.packed:
-            return split_micro_batches(
-                rows, max_tokens=self.settings.max_micro_batch_tokens, max_rows=None
+        policy = self.config.policy
+        if policy.sequence_packing.enabled:
+            limit = policy.sequence_packing.train_mb_tokens
+            return split_micro_batches(rows, max_tokens=limit, max_rows=None)
+        return split_micro_batches(rows, max_tokens=None, max_rows=policy.train_micro_batch_size)
+
+    def _forward(
+        self, model: PreTrainedModel, rows: Sequence[TrainingRow], *, with_entropy: bool = False
+    ) -> LogprobBatch:
+        with self.autocast():
+            return completion_logprobs(
+                model,
+                rows,
+                temperature=self.config.policy.generation.temperature,
+                packed=self.config.policy.sequence_packing.enabled,
+                with_entropy=with_entropy,
             )
-        return split_micro_batches(
-            rows, max_tokens=None, max_rows=self.settings.max_micro_batch_rows
-        )
 
     def _step(
         self,
@@ -166,24 +166,18 @@ class Learner:
     ) -> dict[str, float]:
         """One optimizer step on the rows at `indices`."""
         minibatch = [rows[i] for i in indices]
-        normalizer = Normalizer(
-            num_sequences=len(minibatch),
-            num_tokens=sum(len(row.completion.token_ids) for row in minibatch),
-        )
+        normalizer = Normalizer.from_lengths([len(row.completion.token_ids) for row in minibatch])
         self.optimizer.zero_grad(set_to_none=True)
         parts, sampled, exact = [], 0.0, 0.0
         for local in self._micro_batches(minibatch):
             if may_stop:
                 self.between_micro_batches()
             picked = [indices[i] for i in local]
-            with self.autocast():
-                batch = completion_logprobs(
-                    self.model,
-                    [rows[i] for i in picked],
-                    temperature=self.settings.temperature,
-                    packed=self.settings.packed,
-                    with_entropy=self.settings.exact_entropy,
-                )
+            batch = self._forward(
+                self.model,
+                [rows[i] for i in picked],
+                with_entropy=self.config.igrpo.entropy.exact,
+            )
             inputs = SurrogateInputs(
                 logprobs_RT=batch.logprobs_RT,
                 old_logprobs_RT=_padded(old, picked, batch.logprobs_RT),
@@ -193,14 +187,14 @@ class Learner:
                 advantages_R=advantages_R[picked],
                 lengths_R=batch.lengths_R,
             )
-            loss, metrics = clipped_surrogate(inputs, self.settings.surrogate, normalizer)
+            loss, metrics = clipped_surrogate(inputs, self.surrogate, normalizer)
             loss.backward()
             parts.append(metrics)
             sampled -= float(batch.logprobs_RT.detach().sum())
             if batch.entropy_RT is not None:
                 exact += float(batch.entropy_RT.sum())
         grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.settings.max_grad_norm or float("inf")
+            self.model.parameters(), self.config.policy.max_grad_norm or float("inf")
         )
         if not math.isfinite(grad_norm):
             raise UserError(
@@ -217,7 +211,7 @@ class Learner:
             "lr": lr,
             "entropy/sampled": sampled / normalizer.num_tokens,
         }
-        if self.settings.exact_entropy:
+        if self.config.igrpo.entropy.exact:
             result["entropy/exact"] = exact / normalizer.num_tokens
         return result
 
@@ -226,13 +220,7 @@ class Learner:
         """Log-probs of every row under a frozen policy, unpadded."""
         result: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         for indices in self._micro_batches(rows):
-            with self.autocast():
-                batch = completion_logprobs(
-                    model,
-                    [rows[i] for i in indices],
-                    temperature=self.settings.temperature,
-                    packed=self.settings.packed,
-                )
+            batch = self._forward(model, [rows[i] for i in indices])
             for i, logprobs_T, length in zip(
                 indices, batch.logprobs_RT, batch.lengths_R.tolist(), strict=True
             ):

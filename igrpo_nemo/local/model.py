@@ -1,37 +1,28 @@
-"""Policies: a causal language model from a Hugging Face folder, or a small one built from scratch.
+"""Policies: a causal language model and its tokenizer, from a Hugging Face folder and back.
 
-folder or name -> load_model -> PreTrainedModel     (fp32 master weights when trained)
-SmallModelSpec + tokenizer -> build_small_model -> Qwen2ForCausalLM
+folder or name -> load_model -> PreTrainedModel with fp32 master weights
+               -> open_policy -> Policy: model, tokenizer, and the precision they are run in
 model + tokenizer -> save_pretrained_folder -> a folder that any Hugging Face host serves
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.run.tokenizer import load_tokenizer, token_id
+from igrpo_nemo.run.tokenizer import load_tokenizer
 
 # The console shows what is going on; bars of single files would tear its lines.
 hf_logging.disable_progress_bar()
-
-PRECISIONS = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
 
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -42,65 +33,79 @@ _WEIGHT_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class SmallModelSpec:
-    """The shape of a small Qwen2 policy; the vocabulary is its tokenizer's."""
+class Policy:
+    """A model, its tokenizer, and the precision it is run in."""
 
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    intermediate_size: int = 512
-    max_position_embeddings: int = 1024
-    rope_theta: float = 10_000.0
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) <= 0:
-                raise UserError(
-                    f"{name} of the small model is {getattr(self, name)}: use more than 0"
-                )
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-            raise UserError(
-                f"hidden_size {self.hidden_size} does not give {self.num_heads} heads of an even "
-                "size: use a multiple of 2 * num_heads"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
-            )
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    autocast: Callable[[], AbstractContextManager[Any]]
 
 
-def load_model(
-    name_or_path: str | Path,
+def open_policy(
+    folder: Path | str,
     *,
-    device: str | torch.device,
     precision: str,
-    trainable: bool = True,
-) -> PreTrainedModel:
-    """Load a causal language model for training or, frozen, as a reference.
+    tokenizer_name: str | None = None,
+    chat_template: str | None = None,
+) -> Policy:
+    """Loads a policy with fp32 master weights onto the GPU where there is one, else the CPU.
 
-    A trainable model keeps float32 master weights whatever `precision` says (bf16 training runs
-    under autocast, which is the caller's); a frozen one is held in `precision` on a GPU and in
-    float32 on a CPU. The model comes back in evaluation mode: a policy is never sampled or
-    trained with dropout, or its log-probs would not be those it was sampled with.
+    `precision` is `policy.precision`: on a GPU `bfloat16` means autocast, on a CPU everything runs
+    in float32, because bf16 brings nothing there. `tokenizer_name` is another folder's tokenizer
+    (default: the model's own). `chat_template` is a Jinja text or the path of a `.jinja` file that
+    replaces the tokenizer's own. Raises `UserError` for a folder that is not there or lacks weights
+    or a tokenizer.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(folder, device=device)
+    tokenizer = load_tokenizer(tokenizer_name or folder)
+    if chat_template:
+        tokenizer.chat_template = _template_text(chat_template)
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if device.type == "cuda" and precision == "bfloat16":
+
+        def autocast() -> AbstractContextManager[Any]:
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+
+    return Policy(model, tokenizer, autocast)
+
+
+def _template_text(chat_template: str) -> str:
+    if not chat_template.endswith(".jinja"):
+        return chat_template
+    path = Path(chat_template)
+    if not path.is_file():
+        raise UserError(f"policy.tokenizer.chat_template: there is no file {path}")
+    return path.read_text()
+
+
+def reference_of(policy: Policy) -> PreTrainedModel:
+    """A frozen copy of the policy as it is now: the reference policy of the KL penalty."""
+    return copy.deepcopy(policy.model).requires_grad_(False).eval()
+
+
+def load_weights(model: PreTrainedModel, folder: Path | str) -> None:
+    """Replaces a model's weights by those of a model folder of the same architecture."""
+    model.load_state_dict(load_model(folder, device="cpu").state_dict())
+
+
+def load_model(name_or_path: str | Path, *, device: str | torch.device) -> PreTrainedModel:
+    """A causal language model with float32 master weights, which autocast runs in less.
+
+    It comes back in evaluation mode: a policy is never sampled or trained with dropout, or its
+    log-probs would not be those it was sampled with.
 
     Raises:
-        UserError: no such folder or model, a folder without config, weights or tokenizer, files
-            that cannot be read, or an unknown precision.
+        UserError: no such folder or model, a folder without config, weights or tokenizer, or files
+            that cannot be read.
     """
-    device = torch.device(device)
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}: use float32 or bfloat16")
     _check_folder(name_or_path)
-    dtype = torch.float32 if trainable or device.type == "cpu" else PRECISIONS[precision]
     try:  # boundary: files written by others, perhaps a download
-        model = AutoModelForCausalLM.from_pretrained(str(name_or_path), dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(str(name_or_path), dtype=torch.float32)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load the model {name_or_path}: {reason}") from error
-    model.requires_grad_(trainable).eval()
-    torch.nn.Module.to(model, device)
+    torch.nn.Module.to(model.eval(), torch.device(device))
     return model
 
 
@@ -122,34 +127,6 @@ def _check_folder(name_or_path: str | Path) -> None:
             "(or its index.json beside the shards)"
         )
     load_tokenizer(folder)
-
-
-def build_small_model(
-    spec: SmallModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> Qwen2ForCausalLM:
-    """A randomly initialised Qwen2 with tied embeddings, float32, on the CPU.
-
-    Deterministic in `seed`; the global random state is left as it was.
-    """
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.hidden_size,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        intermediate_size=spec.intermediate_size,
-        max_position_embeddings=spec.max_position_embeddings,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        initializer_range=spec.initializer_range,
-        bos_token_id=None,
-        eos_token_id=token_id(tokenizer, "eos"),
-        pad_token_id=token_id(tokenizer, "pad"),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config)
-    return model.float().eval()
 
 
 def save_pretrained_folder(

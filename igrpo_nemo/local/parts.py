@@ -1,6 +1,6 @@
 """Everything a run is made of, opened in order and closed whatever happens.
 
-config -> run folder (locked) -> problems -> policy -> environment, sampler, rollout
+config -> run folder (locked) -> problems -> policy -> environment, sampler
        -> learner -> newest intact checkpoint, where there is one
 """
 
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -25,18 +26,10 @@ from igrpo_nemo.local.checkpoint import (
 )
 from igrpo_nemo.local.generators import restore_rng
 from igrpo_nemo.local.learner import Learner
+from igrpo_nemo.local.model import Policy, load_weights, open_policy, reference_of
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
-from igrpo_nemo.local.policy import Policy, load_weights, open_policy, reference_of
-from igrpo_nemo.local.prefetch import DraftsAhead
-from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler
-from igrpo_nemo.local.settings import (
-    checkpoint_store,
-    learner_settings,
-    sampling_params,
-    short_circuit,
-)
-from igrpo_nemo.local.small_policy import small_policy_folder
+from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.run.core import feedback_of, prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
@@ -59,12 +52,10 @@ class Parts:
     order: EpochOrder
     environment: TwoStageEnvironment
     sampler: Sampler
-    rollout: TwoStageRollout
     learner: Learner
     store: CheckpointStore | None
     total_steps: int
     state: TrainerState = field(default_factory=lambda: TrainerState(step=0))
-    ahead: DraftsAhead | None = None
     resumed: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     """Those of the checkpoint that was resumed."""
@@ -98,7 +89,7 @@ def open_parts(config: Config) -> Iterator[Parts]:
             max_model_len=config.policy.max_total_sequence_length,
         )
         learner = _open_learner(config, policy)
-        store = checkpoint_store(config)
+        store = _checkpoint_store(config)
         checkpoint = _newest(store)
         resume_step = checkpoint.state.step if checkpoint else None
         folder.truncate_after(-1 if resume_step is None else resume_step)
@@ -125,13 +116,6 @@ def open_parts(config: Config) -> Iterator[Parts]:
             ),
             environment=environment,
             sampler=sampler,
-            rollout=TwoStageRollout(
-                environment,
-                sampler,
-                sampling_params(config),
-                config.grpo.seed,
-                short_circuit=short_circuit(config),
-            ),
             learner=learner,
             store=store,
             total_steps=total_steps,
@@ -149,7 +133,7 @@ def _open_policy(config: Config) -> tuple[Policy, dict[str, float]]:
         tokenizer_name = config.policy.tokenizer.name
     else:
         with _warmup_progress() as on_step:
-            small = small_policy_folder(config, on_step)
+            small = small_policy(config, on_step)
         folder, tokenizer_name = small.folder, None
         extra = {"warmup_seconds": small.seconds, "warmup_cached": float(small.cached)}
     policy = open_policy(
@@ -187,9 +171,23 @@ def _open_learner(config: Config, policy: Policy) -> Learner:
         policy.model,
         optimizer,
         build_scheduler(optimizer, config.policy.scheduler or ()),
-        learner_settings(config),
+        config,
         reference=reference_of(policy) if needs_reference else None,
         autocast=policy.autocast,
+    )
+
+
+def _checkpoint_store(config: Config) -> CheckpointStore | None:
+    """`checkpointing`; None where it is switched off."""
+    keys = config.checkpointing
+    if not keys.enabled:
+        return None
+    return CheckpointStore(
+        Path(keys.checkpoint_dir),
+        metric_name=keys.metric_name,
+        higher_is_better=keys.higher_is_better,
+        keep_top_k=keys.keep_top_k,
+        save_period=keys.save_period,
     )
 
 
@@ -217,8 +215,6 @@ def _restore(parts: Parts, checkpoint: LoadedCheckpoint) -> None:
     extra = {**checkpoint.state.extra, "scheduler": stages}
     parts.state, parts.resumed = replace(checkpoint.state, extra=extra), True
     parts.metrics = checkpoint.metrics
-    ahead = cast(dict[str, object] | None, checkpoint.tensors.get("ahead"))
-    parts.ahead = None if ahead is None else DraftsAhead.from_state(ahead)
     assert parts.store is not None
     parts.store.discard_after(checkpoint.state.step)
     parts.console.note(f"resuming after step {checkpoint.state.step} from {checkpoint.path}")

@@ -2,7 +2,7 @@
 
     requests -> batches of rows -> decoder (fused, or the model's own) -> logits -> draw
              -> a row ends at EOS, a stop string or its length, and leaves the batch
-             -> Completion (token ids, log-probs, text, stop reason) -> a watch may end others
+             -> Completion (token ids, log-probs, text, stop reason)
 
 What a row says depends on its seed key and its number in the request, not on the other rows: up to
 the rounding of matrix products, whose kernels may differ with the size of the batch.
@@ -13,7 +13,7 @@ Shape legend: R live rows, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,11 +26,11 @@ from igrpo_nemo.local.cached_sampler import CachedDecoder
 from igrpo_nemo.local.decoder import can_fuse
 from igrpo_nemo.local.fused_sampler import FusedDecoder
 from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
-from igrpo_nemo.local.stopping import StopStrings
+from igrpo_nemo.local.stopping import CompletionText, StopStrings
 from igrpo_nemo.run.tokenizer import token_id
 from igrpo_nemo.types import Completion, StopReason
 
-__all__ = ["Ended", "SampleRequest", "Sampler", "SamplingParams", "Watch"]
+__all__ = ["SampleRequest", "Sampler", "SamplingParams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +40,6 @@ class SampleRequest:
     prompt_ids: tuple[int, ...]
     num_samples: int
     seed_key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A completion that has just ended: row `number` of the request at position `request`."""
-
-    request: int
-    number: int
-    completion: Completion
-
-
-Watch = Callable[[Sequence[Ended]], Collection[tuple[int, int]]]
-"""Called after every decoding step with the rows that ended in it; answers with the rows, as
-(request, number), that are given up: they leave the batch, or never enter one."""
 
 
 class DecodingBatch(Protocol):
@@ -82,21 +68,15 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     completion: Completion | None = None
 
-    @property
-    def name(self) -> tuple[int, int]:
-        return self.request, self.number
-
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of the sampler: what is asked for, what ends a completion, what is given up."""
+    """One call of the sampler: what is asked for, and what ends a completion."""
 
     requests: Sequence[SampleRequest]
     params: SamplingParams
     end_ids: frozenset[int]
     stops: StopStrings
-    watch: Watch
-    given_up: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Sampler:
@@ -124,6 +104,7 @@ class Sampler:
         limits = (getattr(model.config, "max_position_embeddings", None), max_model_len)
         self.max_model_len = min((limit for limit in limits if limit), default=None)
         self._fused = can_fuse(model) if fused is None else fused
+        self._text_of = CompletionText(tokenizer)
         self._one_length = bool(getattr(model, "_is_stateful", False))
 
     @torch.no_grad()
@@ -132,10 +113,9 @@ class Sampler:
         requests: Sequence[SampleRequest],
         params: SamplingParams,
         *,
-        on_progress: Callable[[int, int], None] | None = None,
-        watch: Watch = lambda ended: (),
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[Completion]]:
-        """The completions of each request, in order, without the rows that `watch` gave up.
+        """The completions of each request, in order.
 
         `on_progress(rows_done, rows_total)` is called whenever rows have finished; it may raise to
         abandon the call. Completions that reach the context's end count as truncated.
@@ -145,8 +125,8 @@ class Sampler:
                 logits that are not finite.
         """
         self._check(requests)
-        stops = StopStrings(params.stop_strings, self.tokenizer)
-        call = _Call(requests, params, self._end_ids(params), stops, watch)
+        stops = StopStrings(params.stop_strings, self._text_of)
+        call = _Call(requests, params, self._end_ids(params), stops)
         results: list[list[Completion]] = [[] for _ in requests]
         total, done = sum(request.num_samples for request in requests), 0
         was_training = self.model.training
@@ -154,16 +134,13 @@ class Sampler:
         # For this call only: the weights change in between, and their memory is needed elsewhere.
         decoder: Decoder = FusedDecoder(self.model) if self._fused else CachedDecoder(self.model)
         try:
-            for batch in self._batches(requests, params.max_new_tokens):
-                rows = [row for row in batch if row.name not in call.given_up]
-                done += len(batch) - len(rows)
-                for left in self._run(decoder, rows, call):
-                    done += left
-                    if on_progress is not None:
-                        on_progress(done, total)
+            for rows in self._batches(requests, params.max_new_tokens):
+                for ended in self._run(decoder, rows, call):
+                    done += ended
+                    on_progress(done, total)
                 for row in rows:
-                    if row.completion is not None:
-                        results[row.request].append(row.completion)
+                    assert row.completion is not None
+                    results[row.request].append(row.completion)
         finally:
             self.model.train(was_training)
         return results
@@ -221,9 +198,7 @@ class Sampler:
             yield batch
 
     def _run(self, decoder: Decoder, rows: Sequence[_Row], call: _Call) -> Iterator[int]:
-        """Decodes the rows to their ends; yields how many left the batch, whenever some did."""
-        if not rows:
-            return
+        """Decodes the rows to their ends; yields how many ended, whenever some did."""
         batch = _start(decoder, rows, call.requests)
         logits_RV = batch.first_logits
         uniforms = None
@@ -242,10 +217,7 @@ class Sampler:
                     "the model's logits are not finite: its weights are damaged, or training has "
                     "diverged (begin anew with a smaller policy.optimizer.kwargs.lr)"
                 )
-            kept, ended = self._extend(live, tokens_R.tolist(), logprobs, call)
-            if given_up := call.watch(ended):
-                call.given_up.update(given_up)
-                kept = [i for i in kept if live[i].name not in call.given_up]
+            kept = self._extend(live, tokens_R.tolist(), logprobs, call)
             if len(kept) < len(live):
                 yield len(live) - len(kept)
                 if not kept:
@@ -259,10 +231,9 @@ class Sampler:
 
     def _extend(
         self, live: Sequence[_Row], tokens: Sequence[int], logprobs: Sequence[float], call: _Call
-    ) -> tuple[list[int], list[Ended]]:
-        """Appends a token to every row; the places of those that go on, and what ended."""
-        kept, ended = [], []
-        end_ids, stops = call.end_ids, call.stops
+    ) -> list[int]:
+        """Appends a token to every row; the places of those that go on."""
+        kept, end_ids, stops = [], call.end_ids, call.stops
         for i, (row, token, logprob) in enumerate(zip(live, tokens, logprobs, strict=True)):
             row.token_ids.append(token)
             row.logprobs.append(logprob)
@@ -276,16 +247,11 @@ class Sampler:
                 kept.append(i)
                 continue
             row.completion = self._completion(row, reason)
-            ended.append(Ended(row.request, row.number, row.completion))
-        return kept, ended
+        return kept
 
     def _completion(self, row: _Row, reason: StopReason) -> Completion:
         ids = row.token_ids[:-1] if reason is StopReason.EOS else row.token_ids
-        text = self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return Completion(text, tuple(row.token_ids), tuple(row.logprobs), reason)
+        return Completion(self._text_of(ids), tuple(row.token_ids), tuple(row.logprobs), reason)
 
 
 def _start(

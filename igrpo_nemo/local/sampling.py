@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 
 
@@ -53,6 +54,19 @@ class SamplingParams:
     def logprob_temperature(self) -> float:
         """The temperature that log-probs are reported at; greedy decoding reports them at 1."""
         return self.temperature or 1.0
+
+
+def sampling_params(config: Config) -> SamplingParams:
+    """`policy.generation`, for both stages."""
+    generation = config.policy.generation
+    return SamplingParams(
+        max_new_tokens=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        stop_strings=tuple(generation.stop_strings or ()),
+        stop_token_ids=tuple(generation.stop_token_ids or ()),
+    )
 
 
 class RowUniforms:

@@ -1,4 +1,4 @@
-"""Supervised warm-up of the small built-in model, cached between runs.
+"""The small built-in model (`igrpo.model`), made and warmed up (`igrpo.warmup`); kept in a cache.
 
     demonstrations (bare problems and draft-conditioned corrections) -> cross-entropy on the
     completions -> a model folder in Hugging Face format, in the cache folder
@@ -17,87 +17,136 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.igrpo_keys import SmallModel
 from igrpo_nemo.data.arithmetic import Chain, is_validation, sample_chain
 from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
-from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
+from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
+from igrpo_nemo.run.core import prompt_profile
 from igrpo_nemo.run.tokenizer import build_small_tokenizer, token_id
 from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever this module's result changes for equal settings."""
+
+OnStep = Callable[[int, int, float], None]
+"""Called with (step, steps, loss) after every optimizer step; loss in nats per token."""
 
 
 @dataclass(frozen=True, slots=True)
-class WarmupSpec:
-    """What the warm-up learns from and how.
+class SmallPolicy:
+    """The folder of a small model, and what its warm-up cost when it was made."""
 
-    `lengths` are the chains' operation counts. Bare problems come first, because corrections can be
-    learnt by copying and hide the arithmetic; after `bare_share` of the steps, `draft_share` of the
-    demonstrations correct a draft. Between a short ramp and a decay the learning rate is `lr`.
-    """
-
-    model: SmallModelSpec
-    profile: PromptProfile
-    demonstrator: Demonstrator
-    vocab_size: int = 320
-    lengths: tuple[int, ...] = (6,)
-    steps: int = 400
-    batch_size: int = 128
-    lr: float = 4e-3
-    bare_share: float = 0.5
-    draft_share: float = 0.5
-    seed: int = 0
+    folder: Path
+    seconds: float
+    cached: bool
 
 
-def warmed_up_folder(
-    spec: WarmupSpec,
+def small_policy(
+    config: Config,
+    on_step: OnStep = lambda step, steps, loss: None,
     *,
     cache_dir: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-) -> Path:
-    """The folder of the warmed-up model, trained now if the cache does not hold it.
+) -> SmallPolicy:
+    """The warmed-up small model of this config, from the cache or trained now.
 
-    `on_step(step, loss)` is called after every optimizer step; loss in nats per token. Two
-    processes that ask at once both train, and the first to finish is kept. The file `complete` in
-    the folder holds the seconds that the warm-up took.
+    Two processes that ask at once both train, and the first to finish is kept. The file `complete`
+    in the folder holds the seconds that the warm-up took. Raises `UserError` where the config
+    describes no small model, or trains it on other problems than chained arithmetic, for which
+    there is no demonstrator.
     """
-    folder = (cache_dir or cache_folder()) / "warmup" / _digest(spec)
-    if (folder / "complete").exists():
-        return folder
+    shape = config.igrpo.model
+    if shape is None:
+        raise UserError("igrpo.model is null: there is no built-in model to warm up")
+    if config.data.train.dataset_name != "arithmetic":
+        raise UserError(
+            f"the built-in model knows arithmetic alone, not {config.data.train.dataset_name}: "
+            "choose model=hf policy.model_name=FOLDER, or data=arithmetic"
+        )
+    settings = {
+        "model": shape.model_dump(),
+        "warmup": config.igrpo.warmup.model_dump(),
+        "prompt": asdict(prompt_profile(config)),
+        "lengths": list(_lengths(config)),
+        "context": config.policy.max_total_sequence_length,
+    }
+    key = json.dumps([RECIPE, torch.__version__, settings], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = (cache_dir or cache_folder()) / "warmup" / digest
+    cached = (folder / "complete").exists()
+    if not cached:
+        _make(folder, config, shape, settings, on_step)
+    return SmallPolicy(folder, float((folder / "complete").read_text()), cached)
+
+
+def _make(folder: Path, config: Config, shape: SmallModel, settings: dict, on_step: OnStep) -> None:
     started = time.perf_counter()
-    tokenizer = build_small_tokenizer(_tokenizer_texts(spec), spec.vocab_size)
-    model = build_small_model(spec.model, tokenizer, spec.seed)
-    _train(model, tokenizer, spec, on_step)
+    tokenizer = build_small_tokenizer(_tokenizer_texts(prompt_profile(config)), shape.vocab_size)
+    model = build_small_model(
+        shape,
+        tokenizer,
+        context=config.policy.max_total_sequence_length,
+        seed=config.igrpo.warmup.seed,
+    )
+    _train(model, tokenizer, config, on_step)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".warmup-", dir=folder.parent))
     save_pretrained_folder(model, tokenizer, scratch)
-    (scratch / "warmup.json").write_text(json.dumps(asdict(spec), indent=2))
+    (scratch / "warmup.json").write_text(json.dumps(settings, indent=2))
     (scratch / "complete").write_text(f"{time.perf_counter() - started:.1f}\n")
     try:
         os.rename(scratch, folder)
     except OSError:
         # Another process finished first: equal settings give an equal model.
         shutil.rmtree(scratch)
-    return folder
 
 
-def _digest(spec: WarmupSpec) -> str:
-    settings = json.dumps([RECIPE, torch.__version__, asdict(spec)], sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+def build_small_model(
+    shape: SmallModel, tokenizer: PreTrainedTokenizerBase, *, context: int, seed: int
+) -> Qwen2ForCausalLM:
+    """A randomly initialised Qwen2 with tied embeddings, float32, on the CPU.
+
+    The vocabulary is the tokenizer's, `context` the longest sequence in tokens. Deterministic in
+    `seed`; the global random state is left as it was.
+    """
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        initializer_range=shape.initializer_range,
+        bos_token_id=None,
+        eos_token_id=token_id(tokenizer, "eos"),
+        pad_token_id=token_id(tokenizer, "pad"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    return model.float().eval()
 
 
-def _tokenizer_texts(spec: WarmupSpec) -> list[str]:
+def _lengths(config: Config) -> Sequence[int]:
+    """Operation counts of the chains that are learned from."""
+    return config.data.train.lengths or (6,)
+
+
+def _tokenizer_texts(profile: PromptProfile) -> list[str]:
     """What the tokenizer learns its merges from: the prompts and the format, not the digits."""
-    profile = spec.profile
     shown = profile.draft_open + solution_text((1, 2, 3)) + profile.draft_close
     return [
         profile.system,
@@ -112,20 +161,26 @@ def _tokenizer_texts(spec: WarmupSpec) -> list[str]:
 def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    spec: WarmupSpec,
-    on_step: Callable[[int, float], None] | None,
+    config: Config,
+    on_step: OnStep,
 ) -> None:
-    budget = TokenBudget(spec.model.max_position_embeddings, max_new_tokens=4 * max(spec.lengths))
-    prompts = PromptBuilder(tokenizer, spec.profile, budget)
-    rng = random.Random(f"{spec.seed}/warmup")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=0.0
+    """Bare problems come first, because corrections can be learnt by copying and hide the
+    arithmetic. Between a short ramp and a decay the learning rate is `igrpo.warmup.lr`."""
+    warmup = config.igrpo.warmup
+    steps = warmup.steps if warmup.enabled else 0
+    budget = TokenBudget(
+        config.policy.max_total_sequence_length, max_new_tokens=4 * max(_lengths(config))
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, spec.steps))
+    prompts = PromptBuilder(tokenizer, prompt_profile(config), budget)
+    rng = random.Random(f"{warmup.seed}/warmup")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=warmup.lr, betas=(0.9, 0.98), weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps))
     model.train()
-    for step in range(spec.steps):
-        draft_share = 0.0 if step < spec.bare_share * spec.steps else spec.draft_share
-        rows = _demonstrations(spec, prompts, tokenizer, rng, draft_share)
+    for step in range(steps):
+        draft_share = 0.0 if step < warmup.bare_share * steps else warmup.draft_share
+        rows = _demonstrations(config, prompts, tokenizer, rng, draft_share)
         logprobs = completion_logprobs(model, rows, temperature=1.0)
         loss = -logprobs.logprobs_RT.sum() / logprobs.lengths_R.sum()
         loss.backward()
@@ -133,8 +188,7 @@ def _train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if on_step:
-            on_step(step + 1, loss.item())
+        on_step(step + 1, steps, loss.item())
     model.eval()
 
 
@@ -145,26 +199,28 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _demonstrations(
-    spec: WarmupSpec,
+    config: Config,
     prompts: PromptBuilder,
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
     draft_share: float,
 ) -> list[TrainingRow]:
     """One batch of demonstrations, about `draft_share` of them under a draft."""
+    warmup = config.igrpo.warmup
+    demonstrator = Demonstrator(**{f.name: getattr(warmup, f.name) for f in fields(Demonstrator)})
     end = token_id(tokenizer, "eos")
     assert end is not None
     rows = []
-    for index in range(spec.batch_size):
-        chain = _training_chain(spec.lengths, rng)
+    for index in range(warmup.batch_size):
+        chain = _training_chain(_lengths(config), rng)
         problem = Problem(str(index), chain.question, chain.answer)
         if rng.random() < draft_share:
-            draft, stated = spec.demonstrator.draft(chain, rng)
+            draft, stated = demonstrator.draft(chain, rng)
             prompt = prompts.refinement(problem, draft)
-            text = spec.demonstrator.correct(chain, stated, rng)
+            text = demonstrator.correct(chain, stated, rng)
         else:
             prompt = prompts.question(problem)
-            text = spec.demonstrator.solve(chain, rng)
+            text = demonstrator.solve(chain, rng)
         ids = (*tokenizer(text, add_special_tokens=False).input_ids, end)
         completion = Completion(text, ids, (0.0,) * len(ids), StopReason.EOS)
         rows.append(TrainingRow(str(index), Stage.DRAFT, prompt.token_ids, completion, 0.0))

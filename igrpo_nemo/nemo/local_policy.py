@@ -24,9 +24,8 @@ from nemo_rl.models.generation.interfaces import GenerationInterface
 from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
 from torch import Tensor
 
-from igrpo_nemo.local.model import save_pretrained_folder
+from igrpo_nemo.local.model import load_weights, open_policy, reference_of, save_pretrained_folder
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
-from igrpo_nemo.local.policy import load_weights, open_policy, reference_of
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.nemo.local_generation import LocalGeneration, sampling_params
 from igrpo_nemo.nemo.local_remote import RemoteGeneration

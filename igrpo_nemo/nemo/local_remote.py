@@ -17,7 +17,7 @@ import torch
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from nemo_rl.models.generation.interfaces import GenerationInterface
 
-from igrpo_nemo.local.policy import open_policy
+from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.nemo.local_generation import LocalGeneration, sampling_params
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.local.small_policy import small_policy_folder
+from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.nemo.local_policy import LocalPolicy
 from igrpo_nemo.nemo.local_remote import RemoteGeneration
 
@@ -136,6 +136,6 @@ def with_small_model(config: Config) -> Config:
         if step == 1:
             print(f"warming the small model up in {steps} steps (once; cached for later runs)")
 
-    folder = str(small_policy_folder(config, report).folder)
+    folder = str(small_policy(config, report).folder)
     config = config.replaced("policy", model_name=folder)
     return config.replaced("policy.tokenizer", name=folder)

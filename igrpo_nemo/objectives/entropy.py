@@ -83,27 +83,6 @@ def token_logprobs(
     return logprobs_T
 
 
-def sampled_entropy(logprobs: Tensor, lengths_R: Tensor | None = None) -> Tensor:
-    """-mean log p of the sampled tokens: an estimate of the mean entropy, in nats.
-
-    Unbiased where the tokens were drawn from the untruncated softmax that the log-probs are of.
-
-    Args:
-        logprobs: logprobs_T of sampled tokens, or logprobs_RT padded on the right with lengths_R.
-
-    Returns: a scalar without gradient.
-
-    Raises ValueError when there are no tokens.
-    """
-    logprobs = logprobs.detach()
-    if lengths_R is not None:
-        positions_T = torch.arange(logprobs.shape[1], device=logprobs.device)
-        logprobs = logprobs[positions_T < lengths_R[:, None]]
-    if logprobs.numel() == 0:
-        raise ValueError("sampled_entropy needs at least one token")
-    return -logprobs.mean(dtype=_sum_dtype(logprobs))
-
-
 class _TokenLogprobs(torch.autograd.Function):
     """log p(id) = z_id - log sum e^z; its gradient by z_v is 1[v = id] - p_v."""
 

@@ -57,8 +57,8 @@ def scale_rewards(
 ) -> list[float]:
     """Map [source_min, source_max] linearly onto [target_min, target_max] (`grpo.reward_scaling`).
 
-    A reward outside the source range is moved to its nearest end first, as in NeMo-RL; see
-    `count_out_of_range`. Accuracy + format needs source_max = 2.
+    A reward outside the source range is moved to its nearest end first, as in NeMo-RL.
+    Accuracy + format needs source_max = 2.
 
     Raises UserError for an empty source range.
     """
@@ -71,13 +71,6 @@ def scale_rewards(
         target_min + (min(max(reward, source_min), source_max) - source_min) * slope
         for reward in rewards
     ]
-
-
-def count_out_of_range(
-    rewards: Sequence[float], *, source_min: float = 0.0, source_max: float = 1.0
-) -> int:
-    """How many rewards `scale_rewards` would clip: above zero means that the range is wrong."""
-    return sum(not source_min <= reward <= source_max for reward in rewards)
 
 
 def overlong_penalties(

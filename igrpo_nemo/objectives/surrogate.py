@@ -11,8 +11,8 @@ Shapes: R rows (completions), T tokens, completions start at column 0 and are pa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,17 +22,6 @@ from igrpo_nemo.errors import UserError
 _MAX_LOG_RATIO = 80.0
 """e^80 is still finite in fp32. Beyond, the unselected branch of the clip would send 0 * inf = nan
 into the gradient; no sampled token has a ratio anywhere near."""
-
-_UNSUPPORTED_KEYS: dict[str, Any] = {
-    "disable_ppo_ratio": False,
-    "force_on_policy_ratio": False,
-    "positive_example_nll_weight": 0.0,
-    "truncated_importance_sampling_type": None,
-    "use_cispo": False,
-    "use_kl_in_reward": False,
-    "use_on_policy_kl_approximation": False,
-}
-"""NeMo-RL's keys that change its loss and have no counterpart here, with their neutral values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +70,6 @@ class SurrogateConfig:
         chosen = [name for name in ("token_level_loss", *exclusive) if getattr(self, name)]
         if len(chosen) > 1:
             raise UserError(f"loss_fn: {' and '.join(chosen)} exclude each other; choose one")
-
-    @classmethod
-    def from_loss_fn(cls, loss_fn: Mapping[str, Any]) -> SurrogateConfig:
-        """From a config's `loss_fn` section; keys that are not given keep the defaults above.
-
-        `use_importance_sampling_correction` has no effect here: the old log-probs are the
-        sampler's own, so that its weight is 1.
-
-        Raises UserError for a value that makes no sense, and for a key of NeMo-RL's loss that
-        is switched on but not part of this surrogate.
-        """
-        for name, neutral in _UNSUPPORTED_KEYS.items():
-            if loss_fn.get(name, neutral) not in (neutral, None):
-                raise UserError(
-                    f"loss_fn.{name}={loss_fn[name]} is only known to NeMo-RL's loss: "
-                    f"set it to {'null' if neutral is None else neutral}, or use engine=nemo_rl"
-                )
-        names = [field.name for field in fields(cls) if field.name in loss_fn]
-        return cls(**{name: loss_fn[name] for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,31 +171,17 @@ def finish_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
 
     Raises ValueError without any part or token.
     """
-    merged = merge_metrics(parts)
-    tokens = float(merged["tokens"])
+    listed = list(parts)
+    sums = {name: float(sum(part[name] for part in listed)) for name in listed[0]} if listed else {}
+    tokens = sums.get("tokens", 0.0)
     if tokens == 0:
         raise ValueError("the micro-batches hold no tokens")
     return {
-        "loss": float(merged["loss"]),
-        "policy/clip_fraction": float(merged["clipped_tokens"]) / tokens,
-        "policy/ratio_mean": float(merged["ratio_sum"]) / tokens,
-        "policy/ratio_max": float(merged["ratio_max"]),
-        "policy/kl": float(merged["kl_sum"]) / tokens,
-    }
-
-
-def merge_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One set of sums for several micro-batches: all add up but `ratio_max`.
-
-    Raises ValueError without any part.
-    """
-    listed = list(parts)
-    if not listed:
-        raise ValueError("no micro-batch metrics to merge")
-    stacked = {name: torch.stack([part[name] for part in listed]) for name in listed[0]}
-    return {
-        name: values.max() if name == "ratio_max" else values.sum()
-        for name, values in stacked.items()
+        "loss": sums["loss"],
+        "policy/clip_fraction": sums["clipped_tokens"] / tokens,
+        "policy/ratio_mean": sums["ratio_sum"] / tokens,
+        "policy/ratio_max": float(max(part["ratio_max"] for part in listed)),
+        "policy/kl": sums["kl_sum"] / tokens,
     }
 
 

@@ -47,13 +47,23 @@ def test_data_files_are_named_with_the_line(igrpo):
 
 
 def test_models_that_are_not_there_or_incomplete(igrpo):
-    from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
+    from igrpo_nemo.config.igrpo_keys import SmallModel
+    from igrpo_nemo.local.model import save_pretrained_folder
+    from igrpo_nemo.local.warmup import build_small_model
     from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
     words = ("train", "data=arithmetic", "data.max_input_seq_length=64", "logger.log_dir=run")
     assert "nowhere" in refused(igrpo, *words, "policy.model_name=./nowhere")
     tokenizer = build_small_tokenizer(["1+1="], 280)
-    model = build_small_model(SmallModelSpec(16, 1, 2, 1, 32, 64), tokenizer, seed=0)
+    shape = SmallModel(
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        intermediate_size=32,
+        vocab_size=280,
+    )
+    model = build_small_model(shape, tokenizer, context=64, seed=0)
     folder = igrpo.folder / "model"
     save_pretrained_folder(model, tokenizer, folder)
     for file in folder.glob("*token*"):

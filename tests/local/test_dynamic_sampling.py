@@ -3,9 +3,11 @@ import json
 import pytest
 import tiny_runs
 
+from igrpo_nemo.config import load_config
+from igrpo_nemo.data.order import Position
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback.none import NoFeedback
-from igrpo_nemo.local.dynamic_sampling import collect_groups
+from igrpo_nemo.local.batch import Draw, collect_batch
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage, StopReason
 
 COMPLETION = Completion("x", (1,), (-1.0,), StopReason.EOS)
@@ -20,13 +22,15 @@ def rollout(name, rewards):
 
 
 def collect(batches, wanted, max_draws=10):
-    remaining = iter(batches)
-    return collect_groups(
-        wanted=wanted,
-        max_draws=max_draws,
-        roll_out=lambda draw: next(remaining),
-        training_rows=NoFeedback(2).training_rows,
+    grpo = load_config(["experiment=demo"]).grpo.model_copy(
+        update={
+            "use_dynamic_sampling": True,
+            "num_prompts_per_step": wanted,
+            "dynamic_sampling_max_gen_batches": max_draws,
+        }
     )
+    draws = (Draw(batch, Position(0, n)) for n, batch in enumerate(batches, start=1))
+    return collect_batch(draws, grpo, NoFeedback(2).training_rows)
 
 
 def test_groups_without_advantage_are_replaced_by_later_ones():
@@ -34,17 +38,22 @@ def test_groups_without_advantage_are_replaced_by_later_ones():
         [
             [rollout("a", [1, 1]), rollout("b", [0, 1])],
             [rollout("c", [0, 0]), rollout("d", [2, 1])],
+            [rollout("e", [0, 1])],
         ],
         wanted=2,
     )
     assert [r.problem.id for r in batch.rollouts] == ["b", "d"]
     assert [row.group for row in batch.rows] == ["b/draft/0"] * 2 + ["d/draft/0"] * 2
-    assert len(batch.sampled) == 4 and batch.draws == 2
+    assert len(batch.sampled) == 4 and batch.draws == 2 and batch.behind == Position(0, 2)
 
 
 def test_surplus_groups_are_left_out():
     batch = collect([[rollout(str(i), [0, 1]) for i in range(5)]], wanted=3)
     assert [r.problem.id for r in batch.rollouts] == ["0", "1", "2"] and batch.draws == 1
+
+
+def test_data_that_end_before_the_batch_is_full_give_none():
+    assert collect([[rollout("a", [0, 1])]], wanted=2) is None
 
 
 def test_giving_up_says_what_to_change():

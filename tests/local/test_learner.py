@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
+from functools import cache
 
 import pytest
+import tiny_runs
 import torch
 
+from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.learner import Learner, LearnerSettings
-from igrpo_nemo.local.model import SmallModelSpec, build_small_model
-from igrpo_nemo.objectives.surrogate import SurrogateConfig
+from igrpo_nemo.local.learner import Learner
+from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
 
@@ -21,7 +23,8 @@ TEMPERATURE = 0.7
 @pytest.fixture(scope="module")
 def initial():
     tokenizer = build_small_tokenizer(["some text"], 262)
-    return build_small_model(SmallModelSpec(32, 2, 4, 2, 64, 128, 100.0, 0.2), tokenizer, seed=1)
+    shape = tiny_runs.SHAPE.model_copy(update={"initializer_range": 0.2})
+    return build_small_model(shape, tokenizer, context=128, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +44,28 @@ def rows():
     return result
 
 
-def learner_of(model, **settings):
-    surrogate = settings.pop("surrogate", SurrogateConfig(ratio_clip_min=0.2, ratio_clip_max=0.2))
+@cache
+def demo():
+    """16 rows a step, as `rows` gives."""
+    sizes = ["grpo.num_prompts_per_step=4", "igrpo.num_drafts=4", "igrpo.num_refinements=4"]
+    plain = [f"policy.generation.temperature={TEMPERATURE}", "policy.max_grad_norm=null"]
+    return load_config(["experiment=demo", *sizes, *plain])
+
+
+def configured(**values):
+    """The demo's config with the values of dotted keys, written with __ for dots."""
+    config = demo()
+    for name, value in values.items():
+        section, _, key = name.rpartition("__")
+        config = config.replaced(section.replace("__", "."), **{key: value})
+    return config
+
+
+def learner_of(model, **values):
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Learner(
-        model,
-        optimizer,
-        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-        LearnerSettings(surrogate, temperature=TEMPERATURE, max_grad_norm=None, **settings),
-    )
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    return Learner(model, optimizer, scheduler, configured(**values))
 
 
 def weights(model):
@@ -92,10 +107,10 @@ def test_an_update_is_a_step_along_the_gradient_of_eq_5(initial, rows):
 @pytest.mark.parametrize(
     "pieces",
     [
-        {"max_micro_batch_tokens": 40},
-        {"max_micro_batch_tokens": 1},
-        {"packed": False, "max_micro_batch_rows": 16},
-        {"packed": False, "max_micro_batch_rows": 3},
+        {"policy__sequence_packing__train_mb_tokens": 40},
+        {"policy__sequence_packing__train_mb_tokens": 1},
+        {"policy__sequence_packing__enabled": False, "policy__train_micro_batch_size": 16},
+        {"policy__sequence_packing__enabled": False, "policy__train_micro_batch_size": 3},
     ],
     ids=str,
 )
@@ -104,18 +119,20 @@ def test_an_update_is_a_step_along_the_gradient_of_eq_5(initial, rows):
 def test_how_rows_are_cut_changes_memory_and_nothing_else(
     initial, rows, pieces, updates, token_level
 ):
-    surrogate = SurrogateConfig(
-        ratio_clip_min=0.2, ratio_clip_max=0.28, token_level_loss=token_level
-    )
-    whole = learner_of(initial, surrogate=surrogate, updates=updates)
-    cut = learner_of(initial, surrogate=surrogate, updates=updates, **pieces)
+    objective = {
+        "loss_fn__ratio_clip_max": 0.28,
+        "loss_fn__token_level_loss": token_level,
+        "igrpo__updates_per_rollout": updates,
+    }
+    whole = learner_of(initial, **objective)
+    cut = learner_of(initial, **objective, **pieces)
     expected, measured = whole.update(rows), cut.update(rows)
     assert measured == pytest.approx(expected, abs=2e-6, rel=1e-4)
     assert (weights(cut.model) - weights(whole.model)).abs().max() < 1e-6
 
 
 def test_several_updates_have_ratios_off_one(initial, rows):
-    metrics = learner_of(initial, updates=4).update(rows)
+    metrics = learner_of(initial, igrpo__updates_per_rollout=4).update(rows)
     assert metrics["policy/ratio_max"] > 1.0001
     assert learner_of(initial).update(rows)["policy/ratio_max"] == 1.0
 
@@ -125,7 +142,7 @@ def test_every_rollout_takes_the_updates_that_the_schedule_counts_on(initial, ro
     """Skipped problems and filtered rows leave fewer; a row is in one update, never in none."""
     from dataclasses import replace
 
-    learner = learner_of(initial, updates=4, overlong_filtering=True)
+    learner = learner_of(initial, igrpo__updates_per_rollout=4, grpo__overlong_filtering=True)
     cut = [replace(row.completion, stop_reason=StopReason.LENGTH) for row in rows]
     marked = [row if i < count else replace(row, completion=cut[i]) for i, row in enumerate(rows)]
     taken = []
@@ -152,12 +169,12 @@ def test_overlong_filtering_keeps_the_baseline_and_drops_the_row(initial, rows):
 
     truncated = replace(rows[0].completion, stop_reason=StopReason.LENGTH)
     marked = [replace(rows[0], completion=truncated), *rows[1:]]
-    filtered, plain = learner_of(initial, overlong_filtering=True), learner_of(initial)
+    filtered, plain = learner_of(initial, grpo__overlong_filtering=True), learner_of(initial)
     filtered.update(marked)
     plain.update(marked)
     assert (weights(filtered.model) - weights(plain.model)).abs().max() > 1e-6
     nothing = [replace(row, completion=truncated) for row in rows]
-    idle = learner_of(initial, overlong_filtering=True)
+    idle = learner_of(initial, grpo__overlong_filtering=True)
     idle.optimizer.step()  # PyTorch warns about a schedule that is stepped before its optimizer
     assert idle.update(nothing)["grad_norm"] == 0.0
     assert torch.equal(weights(idle.model), weights(initial))
@@ -167,7 +184,7 @@ def test_stopping_between_micro_batches_leaves_everything_as_it_was(initial, row
     class Stop(Exception):
         pass
 
-    learner = learner_of(initial, max_micro_batch_tokens=40)
+    learner = learner_of(initial, policy__sequence_packing__train_mb_tokens=40)
     calls = []
 
     def stop_at_third():
@@ -181,7 +198,7 @@ def test_stopping_between_micro_batches_leaves_everything_as_it_was(initial, row
     assert torch.equal(weights(learner.model), weights(initial))
     learner.between_micro_batches = lambda: None
     learner.update(rows)
-    whole = learner_of(initial, max_micro_batch_tokens=40)
+    whole = learner_of(initial, policy__sequence_packing__train_mb_tokens=40)
     whole.update(rows)
     assert torch.equal(weights(learner.model), weights(whole.model))
 
@@ -190,8 +207,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(initial, rows):
     def adam(model):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-        surrogate = SurrogateConfig(ratio_clip_min=0.2, ratio_clip_max=0.2)
-        return Learner(model, optimizer, scheduler, LearnerSettings(surrogate))
+        return Learner(model, optimizer, scheduler, demo())
 
     whole = adam(copy.deepcopy(initial))
     for _ in range(3):
@@ -205,8 +221,5 @@ def test_a_restored_learner_goes_on_bit_for_bit(initial, rows):
 
 
 def test_a_kl_penalty_needs_the_reference_policy(initial):
-    surrogate = SurrogateConfig(
-        ratio_clip_min=0.2, ratio_clip_max=0.2, reference_policy_kl_penalty=0.1
-    )
     with pytest.raises(ValueError, match="reference policy"):
-        learner_of(initial, surrogate=surrogate)
+        learner_of(initial, loss_fn__reference_policy_kl_penalty=0.1)

@@ -6,24 +6,23 @@ import random
 import unicodedata
 
 import pytest
+import tiny_runs
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.model import (
-    SmallModelSpec,
-    build_small_model,
-    load_model,
-    save_pretrained_folder,
-)
+from igrpo_nemo.local.model import load_model, save_pretrained_folder
+from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.run.tokenizer import build_small_tokenizer, load_tokenizer
 
-SPEC = SmallModelSpec(32, 2, 4, 2, 48, 128)
+
+def small_model(tokenizer, seed=0):
+    return build_small_model(tiny_runs.SHAPE, tokenizer, context=128, seed=seed)
 
 
 @pytest.fixture
 def folder(tmp_path, tokenizer):
-    save_pretrained_folder(build_small_model(SPEC, tokenizer, 0), tokenizer, tmp_path / "model")
+    save_pretrained_folder(small_model(tokenizer), tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -67,7 +66,7 @@ def test_a_vocabulary_below_the_bytes_is_refused():
 
 def test_small_models_are_deterministic_and_leave_the_random_state(tokenizer):
     state = torch.random.get_rng_state()
-    first, again, other = (build_small_model(SPEC, tokenizer, seed) for seed in (1, 1, 2))
+    first, again, other = (small_model(tokenizer, seed) for seed in (1, 1, 2))
     assert torch.equal(state, torch.random.get_rng_state())
     for name, parameter in first.state_dict().items():
         assert torch.equal(parameter, again.state_dict()[name])
@@ -77,28 +76,25 @@ def test_small_models_are_deterministic_and_leave_the_random_state(tokenizer):
 
 
 def test_a_saved_model_is_the_same_model(folder, tokenizer):
-    model = build_small_model(SPEC, tokenizer, 0)
+    model = small_model(tokenizer)
     ids = torch.arange(20)[None]
-    loaded = load_model(folder, device="cpu", precision="bfloat16")
+    loaded = load_model(folder, device="cpu")
     assert loaded.dtype == torch.float32 and not loaded.training
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model(ids).logits)
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
-    frozen = load_model(folder, device="cpu", precision="float32", trainable=False)
-    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 def test_bad_folders_are_named_in_one_line(folder, tmp_path):
-    def message(path, precision="float32"):
+    def message(path):
         with pytest.raises(UserError) as caught:
-            load_model(path, device="cpu", precision=precision)
+            load_model(path, device="cpu")
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     assert "does not exist" in message(tmp_path / "nowhere")
     assert "does not exist" in message("./nowhere/model")
     assert "is a file" in message(folder / "config.json")
-    assert "float16x" in message(folder, precision="float16x")
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
@@ -116,20 +112,6 @@ def test_bad_folders_are_named_in_one_line(folder, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path, tokenizer):
-    model = build_small_model(SPEC, tokenizer, 0)
+    model = small_model(tokenizer)
     with pytest.raises(UserError, match="config.json"):
         save_pretrained_folder(model, tokenizer, folder / "config.json")
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"hidden_size": 30}, "hidden_size"),
-        ({"num_kv_heads": 3}, "num_kv_heads"),
-        ({"num_layers": 0}, "num_layers"),
-    ],
-)
-def test_impossible_shapes_are_named(change, name):
-    shape = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2)
-    with pytest.raises(UserError, match=name):
-        SmallModelSpec(**(shape | change))

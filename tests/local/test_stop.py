@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import tiny_runs
+import torch
+import yaml
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.checkpoint_manifest import seal
 from igrpo_nemo.local.interrupt import InterruptFlag
 from igrpo_nemo.local.time_limit import TimeLimit
 from igrpo_nemo.run.stop import VARIABLE, StopFile
@@ -140,3 +144,43 @@ def test_a_finished_run_stays_finished_until_it_is_longer(policy, tmp_path):
 def test_the_time_limit_has_nemo_rls_format(policy, tmp_path):
     with pytest.raises(UserError, match="checkpoint_must_save_by='03:45:00'"):
         tiny_runs.tiny_config(policy, tmp_path, "checkpointing.checkpoint_must_save_by='03:45:00'")
+
+
+def _as_earlier_versions_wrote_it(run: Path, option: str) -> None:
+    """Drafts made ahead in the checkpoint, no step of the last validation, the options' keys."""
+    checkpoint = max((run / "checkpoints").iterdir())
+    tensors = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    tensors["ahead"] = {"position": [0, 8], "problem_ids": ["p"], "texts": ["4"], "made_at": 2}
+    torch.save(tensors, checkpoint / "optimizer.pt")
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["extra"].pop("val_step", None)
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "manifest.json").unlink()
+    seal(checkpoint)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["igrpo"] |= {"draft_prefetch": option, "short_circuit": "off"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_run_of_an_earlier_version_goes_on_or_is_refused(policy, whole, tmp_path):
+    run = tmp_path / "run"
+
+    def killed(step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    config = tiny_runs.tiny_config(policy, run)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_runs.run(config, before_update=killed)
+    _as_earlier_versions_wrote_it(run, "fused")
+    with pytest.raises(UserError, match=r"igrpo\.draft_prefetch") as refused:
+        tiny_runs.run(config)
+    assert "\n" not in str(refused.value)
+    _as_earlier_versions_wrote_it(run, "off")
+    assert tiny_runs.same_weights(tiny_runs.run(config).final, whole.final)
+
+
+@pytest.mark.parametrize("option", ["draft_prefetch=fused", "short_circuit=first"])
+def test_options_that_saved_no_time_are_gone(policy, tmp_path, option):
+    with pytest.raises(UserError, match=f"igrpo.{option.split('=')[0]}.* is gone.*leave it out"):
+        tiny_runs.tiny_config(policy, tmp_path, f"igrpo.{option}")

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from igrpo_nemo.config import Config, load_config
+from igrpo_nemo.config.igrpo_keys import SmallModel
 from igrpo_nemo.local import parts, trainer
 from igrpo_nemo.local.learner import Learner
-from igrpo_nemo.local.model import SmallModelSpec, build_small_model, save_pretrained_folder
-from igrpo_nemo.local.step_batches import StepBatches
+from igrpo_nemo.local.model import save_pretrained_folder
+from igrpo_nemo.local.rollout import TwoStageRollout
+from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Rollout, Score
@@ -52,6 +54,17 @@ TASK = [
 """Two epochs of three steps of four problems, N = G = 4."""
 
 
+SHAPE = SmallModel(
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    intermediate_size=48,
+    vocab_size=320,
+    initializer_range=0.15,
+)
+
+
 class TextScorer:
     """Reward 0, 1 or 2, drawn from the text; 2 is the highest."""
 
@@ -72,16 +85,8 @@ class TextScorer:
 def tiny_policy(folder: Path) -> Path:
     """A random model folder; its draws are far from uniform, so that a step changes them."""
     tokenizer = build_small_tokenizer(["<think>12+34=46</think><answer>46</answer>"] * 3, 320)
-    shape = SmallModelSpec(
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=256,
-        initializer_range=0.15,
-    )
-    save_pretrained_folder(build_small_model(shape, tokenizer, 1), tokenizer, folder)
+    model = build_small_model(SHAPE, tokenizer, context=256, seed=1)
+    save_pretrained_folder(model, tokenizer, folder)
     return folder
 
 
@@ -104,10 +109,10 @@ class Seen:
 def run(config: Config, *, before_update: Callable[[int], None] = lambda step: None) -> Seen:
     """Trains; `before_update(n)` is called before the n-th update of this call and may raise."""
     seen = Seen()
-    roll_out, update = StepBatches.roll_out, Learner.update
+    roll_out, update = TwoStageRollout.__call__, Learner.update
 
-    def recorded_roll_out(batches, draw=0):
-        rollouts = roll_out(batches, draw)
+    def recorded_roll_out(rollout, problems, *, step, draw=0):
+        rollouts = roll_out(rollout, problems, step=step, draw=draw)
         if draw:
             seen.rollouts[-1] += rollouts
         else:
@@ -123,7 +128,7 @@ def run(config: Config, *, before_update: Callable[[int], None] = lambda step: N
             seen.final = copied(learner.model)
 
     with (
-        mock.patch.object(StepBatches, "roll_out", recorded_roll_out),
+        mock.patch.object(TwoStageRollout, "__call__", recorded_roll_out),
         mock.patch.object(Learner, "update", recorded_update),
         mock.patch.object(parts, "scorer_of", lambda config: TextScorer()),
     ):

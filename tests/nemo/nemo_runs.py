@@ -39,8 +39,7 @@ TASK = [
 def tiny_policy(folder: Path) -> str:
     """A small model in about ten seconds of CPU: it breaks the answer format half of the time, so
     rewards differ within groups and there is something to learn."""
-    from igrpo_nemo.local.small_policy import warmup_spec
-    from igrpo_nemo.local.warmup import warmed_up_folder
+    from igrpo_nemo.local.warmup import small_policy
 
     config = load_config(
         [
@@ -50,7 +49,7 @@ def tiny_policy(folder: Path) -> str:
             "igrpo.warmup.broken_format=0.5",
         ]
     )
-    return str(warmed_up_folder(warmup_spec(config), cache_dir=folder))
+    return str(small_policy(config, cache_dir=folder).folder)
 
 
 def tiny_config(policy: str, log_dir: Path, *overrides: str) -> Config:

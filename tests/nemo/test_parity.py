@@ -16,11 +16,10 @@ nemo_source.require()
 
 import nemo_runs  # noqa: E402
 
+from igrpo_nemo.local.batch import shape_rows  # noqa: E402
 from igrpo_nemo.local.learner import Learner  # noqa: E402
+from igrpo_nemo.local.model import open_policy  # noqa: E402
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler  # noqa: E402
-from igrpo_nemo.local.policy import open_policy  # noqa: E402
-from igrpo_nemo.local.settings import learner_settings  # noqa: E402
-from igrpo_nemo.local.shaping import shape_rows  # noqa: E402
 from igrpo_nemo.objectives.advantage import group_advantages  # noqa: E402
 from igrpo_nemo.run.core import feedback_of  # noqa: E402
 
@@ -91,7 +90,7 @@ def test_one_step_is_the_same_on_both_engines(
         policy.model,
         optimizer,
         build_scheduler(optimizer, config.policy.scheduler or ()),
-        learner_settings(config),
+        config,
     )
     _same_advantages(config, rows, nemo["data"])
     gradients = _first_gradients(policy.model, optimizer)
@@ -158,7 +157,7 @@ def _trained_rows(config, seen, data):
         start = int(mask.nonzero()[0])
         tokens = tuple(ids[:length].tolist())
         picked.append(known[tokens[:start], tokens[start:]])
-    return shape_rows(picked, config.grpo.reward_scaling, config.grpo.reward_shaping)
+    return shape_rows(picked, config.grpo)
 
 
 def _same_advantages(config, rows, data):

@@ -16,7 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from igrpo_nemo.evaluation.skills.processes import server_answers
 from igrpo_nemo.evaluation.skills.serve import Engine, serving
-from igrpo_nemo.local.policy import open_policy
+from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Problem

@@ -10,7 +10,6 @@ import torch
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.objectives.advantage import group_advantages
 from igrpo_nemo.objectives.reward_shaping import (
-    count_out_of_range,
     nonzero_groups,
     overlong_penalties,
     rewards_differ,
@@ -153,7 +152,6 @@ def test_reward_scaling_is_linear_and_clips_to_the_source_range() -> None:
     assert scale_rewards([0.0, 0.5, 1.0, 2.0], **two_parts) == [-1.0, -0.5, 0.0, 1.0]
     one_part = {**two_parts, "source_max": 1.0}
     assert scale_rewards([-3.0, 0.0, 1.0, 2.0], **one_part) == [-1.0, -1.0, 1.0, 1.0]
-    assert count_out_of_range([-3.0, 0.0, 1.0, 2.0], source_min=0.0, source_max=1.0) == 2
     assert scale_rewards([0.25, 1.0]) == [0.25, 1.0]
     with pytest.raises(UserError, match="source_max"):
         scale_rewards([1.0], source_min=1.0, source_max=1.0)

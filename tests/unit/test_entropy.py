@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from igrpo_nemo.objectives.entropy import sampled_entropy, token_entropy, token_logprobs
+from igrpo_nemo.objectives.entropy import token_entropy, token_logprobs
 
 
 def random_logits(tokens: int, vocabulary: int, scale: float = 3.0) -> torch.Tensor:
@@ -155,24 +155,6 @@ def test_entropy_has_no_gradient_and_inputs_stay_as_they_are() -> None:
     assert not token_entropy(logits, 3).requires_grad
     token_logprobs(logits, torch.tensor([1, 2, 3, 4]), chunk_size=3).sum().backward()
     assert torch.equal(logits.detach(), before)
-
-
-def test_sampled_entropy_estimates_the_exact_one() -> None:
-    logits = random_logits(1, 12, scale=1.5)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.multinomial(logits.softmax(-1)[0], 40_000, replacement=True, generator=generator)
-    logprobs = logits.log_softmax(-1)[0, ids]
-    standard_error = float(logprobs.std()) / 200
-    difference = float(sampled_entropy(logprobs)) - float(direct_entropy(logits))
-    assert abs(difference) < 4 * standard_error < 0.02
-
-
-def test_sampled_entropy_leaves_the_padding_out() -> None:
-    logprobs = torch.tensor([[-1.0, -2.0, math.nan], [-6.0, -math.inf, 7.0]], requires_grad=True)
-    got = sampled_entropy(logprobs, torch.tensor([2, 1]))
-    assert float(got) == 3.0 and not got.requires_grad
-    with pytest.raises(ValueError, match="at least one token"):
-        sampled_entropy(logprobs, torch.tensor([0, 0]))
 
 
 def test_bad_arguments_are_named() -> None:

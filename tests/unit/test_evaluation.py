@@ -314,11 +314,8 @@ def test_evaluation_input_that_cannot_be_used_is_named(tmp_path):
 
 
 def test_single_shot_groups_answer_each_problem():
-    from igrpo_nemo.local.answers import single_shot
-
     answerer = make_answerer(sampler := CountingSampler())
-    parts = (sampler, answerer.prompts, answerer.scorer, answerer.params)
-    groups = single_shot(PROBLEMS, *parts, "7/validation", num_samples=2)
+    groups = answerer([(p, f"7/validation/{p.id}") for p in PROBLEMS], 2)
     assert [g.problem for g in groups] == PROBLEMS
     assert all(len(g.completions) == len(g.scores) == 2 for g in groups)
     for group in groups:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.policy import Policy, open_policy
+from igrpo_nemo.local.model import Policy, open_policy
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.types import Completion
 

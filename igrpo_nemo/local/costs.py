@@ -1,0 +1,123 @@
+"""Where a run's time goes, and what it costs: wall clock by part, rates, peak memory, summary."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from igrpo_nemo.local.checkpoint import TrainerState
+from igrpo_nemo.types import Completion, Rollout
+
+_IMPORTED = time.monotonic()
+
+
+class Stopwatch:
+    """Adds up seconds by name: `with watch("draft"): ...`; `lap()` returns and forgets them."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._lap_start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - start
+
+    def lap(self) -> dict[str, float]:
+        """Seconds by name since the last lap, and `step`: the wall clock of the whole lap."""
+        now = time.perf_counter()
+        seconds = {**self._seconds, "step": now - self._lap_start}
+        self._seconds.clear()
+        self._lap_start = now
+        return seconds
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory in GB (10^9 bytes): of the GPU's allocator, or of this process on a CPU.
+
+    The allocator's peak is what the paper's appendix D.1 reports.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which a Linux process inherits from the one that started it.
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # macOS counts in bytes
+
+
+def counted(state: TrainerState, sampled: Sequence[Rollout], seconds: float) -> dict:
+    """`state.extra` with a step's seconds and completions added to those of the run."""
+    extra = state.extra
+    return {
+        **extra,
+        "seconds": extra.get("seconds", 0.0) + seconds,
+        "completions": extra.get("completions", 0) + sum(1 for _ in _completions(sampled)),
+    }
+
+
+def performance(
+    sampled: Sequence[Rollout], seconds: Mapping[str, float], device: torch.device
+) -> dict[str, float]:
+    """`timing/*` and `perf/*` of a step. Rates count everything sampled, kept or not;
+    `perf/samples_per_s` counts problems, as the paper's appendix D.1 does."""
+    lengths = [len(completion.token_ids) for completion in _completions(sampled)]
+    return {
+        **{f"timing/{name}": value for name, value in seconds.items()},
+        "perf/samples_per_s": len(sampled) / seconds["step"],
+        "perf/completions_per_s": len(lengths) / seconds["step"],
+        "perf/tokens_per_s": sum(lengths) / seconds["step"],
+        "perf/peak_memory_gb": peak_memory_gb(device),
+    }
+
+
+def _completions(rollouts: Sequence[Rollout]) -> Iterator[Completion]:
+    for rollout in rollouts:
+        for group in (rollout.drafts, *rollout.refinements):
+            yield from group.completions
+
+
+def summarize(state: TrainerState, session_seconds: float) -> dict[str, object]:
+    """What a run came to: the content of `summary.json`.
+
+    `seconds` is the wall clock of the whole command with an empty warm-up cache: of this process
+    and those it resumed, plus what the warm-up took when it was made, if it came from the cache.
+    Accuracies are fractions, on held-out problems, single shot on the bare prompt.
+    """
+    extra = state.extra
+    cached_warmup = extra.get("warmup_seconds", 0.0) if extra.get("warmup_cached") else 0.0
+    training = extra.get("seconds", 0.0)
+    completions = extra.get("completions", 0)
+    return {
+        "val_accuracy_start": extra.get("val_accuracy_start"),
+        "val_accuracy_end": extra.get("val_accuracy_end"),
+        "steps": state.step,
+        "seconds": extra.get("earlier_seconds", 0.0) + session_seconds + cached_warmup,
+        "training_seconds": training,
+        "warmup_seconds": extra.get("warmup_seconds"),
+        "warmup_cached": bool(extra.get("warmup_cached")),
+        "completions": completions,
+        "completions_per_second": completions / training if training else None,
+    }
+
+
+def process_seconds() -> float:
+    """Seconds since this process started, imports included (Linux; elsewhere since this import)."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return time.monotonic() - _IMPORTED
+    # Field 22 of proc(5), `starttime`, is the 20th behind the command's name.
+    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
