@@ -59,10 +59,11 @@ test-skills: install ## tests against NeMo-Skills, for whoever has its source (N
 test-slurm: install ## tests on a virtual Slurm cluster, where this machine can hold one (Debian, root)
 	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/slurm
 
-lint: install ## style, formatting and types
+lint: install ## style, formatting, types, and which way imports go
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 clean: ## remove what the targets above made, except .venv
 	rm -rf runs .pytest_cache .ruff_cache

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from igrpo_nemo.chain.checkpoints import find_checkpoint
 from igrpo_nemo.chain.script import run_to_its_end
-from igrpo_nemo.cli.evaluate import evaluated_config
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
 from igrpo_nemo.evaluation.skills.data import checked_rows, write_benchmark
+from igrpo_nemo.run import config_of_model
 
 BENCHMARK = "arithmetic"
 SAMPLES = 4
@@ -37,7 +37,7 @@ def prepare_demo(runs: Path) -> Demo:
         _train(run)
     checkpoint = find_checkpoint(run, "last").folder
     data = run / "evaluation" / "data"
-    write_arithmetic(evaluated_config(checkpoint, []), data)
+    write_arithmetic(config_of_model(checkpoint, []), data)
     return Demo(checkpoint, data)
 
 

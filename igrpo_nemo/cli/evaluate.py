@@ -10,21 +10,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from igrpo_nemo.cli.command import Command
-from igrpo_nemo.run import set_threads
-
-if TYPE_CHECKING:
-    from igrpo_nemo.config import Config
+from igrpo_nemo.run import config_of_model, set_threads
 
 EXAMPLES = """\
   igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8
   igrpo evaluate --model PATH --data problems.jsonl --samples 64 --out results prompt=paper
 """
-
-PARENTS_SEARCHED = 4
-"""A model lies this deep in its run folder at most: checkpoints/step_N/model."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    config = evaluated_config(flags.model, overrides)
+    config = config_of_model(flags.model, overrides)
     set_threads(config.igrpo.threads)
     from igrpo_nemo.evaluation.embedded import evaluate
 
@@ -59,18 +52,6 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     print(evaluation)
     return 0
-
-
-def evaluated_config(model: Path, overrides: Sequence[str]) -> Config:
-    """The config that a model is evaluated under: its run's own, or composed from overrides."""
-    from igrpo_nemo.config import load_config, read_config
-    from igrpo_nemo.config.compose import quoted
-
-    folder = model.resolve()
-    for parent in (folder, *folder.parents[: PARENTS_SEARCHED - 1]):
-        if (parent / "config.yaml").is_file():
-            return read_config(parent / "config.yaml", overrides)
-    return load_config([f"policy.model_name={quoted(str(model))}", *overrides])
 
 
 def _positive(text: str) -> int:

@@ -1,12 +1,177 @@
-"""`igrpo score`: verdicts on a file of completions."""
+"""`igrpo score FILE.jsonl`: verdicts on a file of completions.
+
+    rows (answer, completion or list of completions) --pool--> FILE.verdicts.jsonl + a summary
+
+A verdict line is `{"row", "sample", "correct", "reason"}`, counted from 0; the last line printed is
+`{"accuracy": 0..1, "n": ..., "reasons": {...}}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from igrpo_nemo.cli.command import Command
-from igrpo_nemo.rewards.score_file import add_flags, run
+from igrpo_nemo.data.problems import reference_answer
+from igrpo_nemo.data.rows import Row, read_file
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_or_refuse
+from igrpo_nemo.rewards.accuracy import AccuracySettings, Verdict
+from igrpo_nemo.rewards.extract import AnswerFormat
+from igrpo_nemo.rewards.pool import VerifierPool
+from igrpo_nemo.rewards.weighted import ScoreRequest
+from igrpo_nemo.types import Problem
 
 EXAMPLES = """\
   igrpo score samples.jsonl --answer-key answer --completion-key completions
   igrpo score samples.jsonl --answer-key gold --completion-key text --answer-format boxed
 """
+
+# Items per call of the pool: bounds what is in memory, and how often progress could be lost.
+_CHUNK = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class FileScores:
+    """The verdicts of a file, each with the row and the sample within the row it belongs to."""
+
+    places: tuple[tuple[int, int], ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is printed: `accuracy` (0 where there is nothing to score), `n`, `reasons`."""
+        n = len(self.verdicts)
+        reasons = Counter(str(verdict.reason) for verdict in self.verdicts)
+        accuracy = sum(verdict.correct for verdict in self.verdicts) / n if n else 0.0
+        return {"accuracy": accuracy, "n": n, "reasons": dict(sorted(reasons.items()))}
+
+    def lines(self) -> Iterator[str]:
+        for (row, sample), verdict in zip(self.places, self.verdicts, strict=True):
+            line = {
+                "row": row,
+                "sample": sample,
+                "correct": verdict.correct,
+                "reason": str(verdict.reason),
+            }
+            yield json.dumps(line) + "\n"
+
+
+def score_file(
+    path: Path,
+    *,
+    answer_key: str,
+    completion_key: str,
+    answer_format: AnswerFormat = AnswerFormat.ANY,
+    workers: int | None = None,
+    item_timeout_s: float = 5.0,
+    thinking_open: bool = False,
+) -> FileScores:
+    """Score every completion of a file (JSONL, JSON, Parquet or CSV).
+
+    `completion_key` may hold a text or a list of texts. A reference is read as data sets have it
+    (a solution's last box, what follows `####`). Raises UserError for a missing column or a value
+    that is not text, naming file and row.
+    """
+    places: list[tuple[int, int]] = []
+    requests: list[ScoreRequest] = []
+    for number, row in enumerate(read_file(path)):
+        where = f"{path}, row {number}"
+        answer = reference_answer(_field(row, answer_key, where))
+        problem = Problem(str(number), "", answer)
+        for sample, text in enumerate(_texts(_field(row, completion_key, where), where)):
+            places.append((number, sample))
+            requests.append(ScoreRequest(problem, text, thinking_open=thinking_open))
+    settings = AccuracySettings(answer_format=answer_format)
+    verdicts: list[Verdict] = []
+    with VerifierPool(
+        workers=workers or min(8, os.cpu_count() or 1),
+        item_timeout_s=item_timeout_s,
+        # A file has no one waiting for it: only the limit of each item counts.
+        group_deadline_s=float("inf"),
+        settings=settings,
+    ) as pool:
+        for start in range(0, len(requests), _CHUNK):
+            verdicts += pool.verdicts(requests[start : start + _CHUNK])
+    return FileScores(tuple(places), tuple(verdicts))
+
+
+def _field(row: Row, key: str, where: str) -> Any:
+    if key not in row:
+        raise UserError(f"{where}: no column {key!r}: the columns are {', '.join(map(str, row))}")
+    return row[key]
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{where}: a completion must be text, not {type(text).__name__}")
+    return texts
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `igrpo score`."""
+    parser.add_argument("--answer-key", required=True, help="column of the reference answer")
+    parser.add_argument(
+        "--completion-key", required=True, help="column of the completion, or of a list of them"
+    )
+    parser.add_argument(
+        "--answer-format",
+        choices=[str(kind) for kind in AnswerFormat],
+        default=str(AnswerFormat.ANY),
+        help="where the answer stands: <answer> tags, \\boxed{}, or either (default)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="verdicts (default: FILE without .jsonl, plus .verdicts.jsonl)"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: cores, at most 8)")
+    parser.add_argument(
+        "--item-timeout", type=float, default=5.0, metavar="S", help="seconds per answer"
+    )
+    parser.add_argument(
+        "--thinking-open",
+        action="store_true",
+        help="the prompt ended with <think>: text before </think> is thinking",
+    )
+
+
+def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
+    """`igrpo score FILE`: writes the verdicts, prints the summary as the last line, returns 0."""
+    if len(words) != 1:
+        raise UserError("igrpo score FILE: give one file of completions")
+    path = Path(words[0])
+    if flags.workers is not None and flags.workers < 1:
+        raise UserError(f"--workers {flags.workers}: give at least 1")
+    out = flags.out or default_output(path)
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"cannot write {out}: give another file with --out")
+    scores = score_file(
+        path,
+        answer_key=flags.answer_key,
+        completion_key=flags.completion_key,
+        answer_format=AnswerFormat(flags.answer_format),
+        workers=flags.workers,
+        item_timeout_s=flags.item_timeout,
+        thinking_open=flags.thinking_open,
+    )
+    write_or_refuse(out, "".join(scores.lines()))
+    print(f"verdicts: {out}")
+    print(json.dumps(scores.summary))
+    return 0
+
+
+def default_output(path: Path) -> Path:
+    """`FILE.jsonl` -> `FILE.verdicts.jsonl`."""
+    stem = path.name.removesuffix(".jsonl")
+    return path.with_name(f"{stem}.verdicts.jsonl")
+
 
 COMMAND = Command(
     name="score",

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from igrpo_nemo.data import inspect
+from igrpo_nemo.cli import data as inspect
 from igrpo_nemo.errors import UserError
 
 

@@ -6,15 +6,16 @@ import json
 import pytest
 from shared_data import shared_file
 
+from igrpo_nemo.cli import score
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.rewards import AnswerFormat, score_file
+from igrpo_nemo.rewards import AnswerFormat
 
 
 def _run(capsys, *words: str) -> dict:
     parser = argparse.ArgumentParser()
-    score_file.add_flags(parser)
+    score.add_flags(parser)
     flags, rest = parser.parse_known_args(words)
-    assert score_file.run(flags, rest) == 0
+    assert score.run(flags, rest) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -74,13 +75,13 @@ def test_bad_files_are_named_with_the_place(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        score_file.score_file(path, answer_key="a", completion_key="c", workers=1)
+        score.score_file(path, answer_key="a", completion_key="c", workers=1)
     assert str(path) in str(caught.value)
 
 
 def test_the_math_completions_agree_with_their_labels():
     path = shared_file("completions_math_qwen_100x8.jsonl")
-    scores = score_file.score_file(
+    scores = score.score_file(
         path, answer_key="answer", completion_key="code", answer_format=AnswerFormat.ANY
     )
     labels = [

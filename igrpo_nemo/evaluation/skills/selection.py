@@ -35,13 +35,13 @@ def config_of_model(model: str | None, overrides: Sequence[str]) -> Config:
 
 
 def _config_of_model(model: str | None, overrides: Sequence[str]) -> Config:
-    from igrpo_nemo.cli.evaluate import evaluated_config
+    from igrpo_nemo.run import config_of_model
 
     if model is None or not Path(model).exists():
         return load_config([f"policy.model_name={quoted(model or 'served')}", *overrides])
     groups = [word for word in overrides if word.lstrip("+").startswith("eval=")]
     others = [word for word in overrides if word not in groups]
-    config = evaluated_config(Path(model), others)
+    config = config_of_model(Path(model), others)
     if not groups:
         return config
     keys = [word for word in others if word.lstrip("+~").startswith("igrpo.evaluation.")]
