@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_slurm import FakeSlurm
 from sample_files import write_metrics, write_sample
 from skills_runs import CHECKOUT, write_problems
 
@@ -35,16 +36,6 @@ EXPERIMENT = "table1_openmath_nemotron_14b_igrpo"
 SAMPLES = {"aime24": 3, "amc23": 2}
 ROWS = {"aime24": 30, "amc23": 40}
 
-SBATCH = """\
-#!/bin/bash
-exec 9>"$FAKE_SLURM/lock" && flock 9  # NeMo-Run sends jobs at the same time
-n=$(( $(cat "$FAKE_SLURM/count" 2>/dev/null || echo 100) + 1 ))
-echo "$n" > "$FAKE_SLURM/count"
-printf '%s\\n' "$*" > "$FAKE_SLURM/$n.args"
-for word in "$@"; do [[ $word == *.sh ]] && cp "$word" "$FAKE_SLURM/$n.sh" && break; done
-echo "$n"
-"""
-
 
 @dataclass(frozen=True)
 class Cluster:
@@ -52,6 +43,7 @@ class Cluster:
 
     folder: Path
     env: dict[str, str]
+    slurm: FakeSlurm
 
     @property
     def run(self) -> Path:
@@ -92,24 +84,15 @@ class Cluster:
 
     def sent(self) -> dict[int, str]:
         """Job id -> the words of sbatch and the file it was given."""
-        fake = Path(self.env["FAKE_SLURM"])
-        return {
-            int(path.stem): f"{path.read_text()}\n{fake.joinpath(path.stem + '.sh').read_text()}"
-            for path in sorted(fake.glob("*.args"))
-        }
+        calls = self.slurm.calls("sbatch")
+        return {i: f"{' '.join(call.words)}\n{call.script}" for i, call in enumerate(calls, 101)}
 
 
 @pytest.fixture
 def cluster(tmp_path, skills) -> Cluster:
-    for name in ("bin", "slurm", "models", "hf", "workspace"):
+    for name in ("bin", "models", "hf", "workspace"):
         (tmp_path / name).mkdir()
-    for name, text in {
-        "sbatch": SBATCH,
-        "squeue": "#!/bin/bash\n",
-        "sacct": "#!/bin/bash\n",
-    }.items():
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    slurm = FakeSlurm(tmp_path / "bin")
     profile = {
         "executor": "slurm",
         "containers": {"nemo-skills": "/images/skills.sqsh", "vllm": "/images/vllm.sqsh"},
@@ -127,14 +110,13 @@ def cluster(tmp_path, skills) -> Cluster:
     env = {
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "FAKE_SLURM": str(tmp_path / "slurm"),
         "NEMO_SKILLS_ENV": str(skills.bin.parent),
         "HF_TOKEN": "hf_" + "s" * 30,
         "OMP_NUM_THREADS": "1",
     }
     for name in ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "CONTAINER_IMAGE", "HF_HOME", "VENV"):
         env.pop(name, None)
-    return Cluster(tmp_path, env)
+    return Cluster(tmp_path, env, slurm)
 
 
 def sections(plan: str) -> dict[str, str]:

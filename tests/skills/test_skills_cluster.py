@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_slurm import FakeSlurm, squeue_line
 from skills_runs import CHECKOUT, evaluate, pipeline, write_problems
 
 from igrpo_nemo.cluster.site import VARIABLES
@@ -85,15 +86,13 @@ def test_profiles_that_cannot_be_used(tmp_path: Path) -> None:
 def test_jobs_that_may_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_not_running(tmp_path)
     (tmp_path / "submitted.json").write_text('{"expname": "eval-1234"}')
-    squeue = tmp_path / "bin" / "squeue"
-    squeue.parent.mkdir()
-    monkeypatch.setenv("PATH", str(squeue.parent))
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="give --again"):
         check_not_running(tmp_path)
-    line = "7|{}|None|0:01|1:00|N/A|node1|acc-acc.igrpo-eval-1234-toy"
+    slurm = FakeSlurm(tmp_path / "bin")
     for state, running in (("RUNNING", True), ("PENDING", True), ("COMPLETED", False)):
-        squeue.write_text(f"#!/bin/sh\necho '{line.format(state)}'\n")
-        squeue.chmod(0o755)
+        slurm.answers("squeue", squeue_line(7, state, "acc-acc.igrpo-eval-1234-toy"))
         if running:
             with pytest.raises(UserError, match="1 jobs eval-1234 are queued or running"):
                 check_not_running(tmp_path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, whole_benchmark, write_sample, write_unordered
 from skills_runs import write_problems
 
@@ -64,8 +65,8 @@ class Cluster:
 
     def queue(self, state: str = "RUNNING", reason: str = "None") -> None:
         """One job of the evaluation, as squeue prints it."""
-        line = f"7|{state}|{reason}|0:01|1:00|N/A|node1|acc-igrpo-{self.place.expname}-toy"
-        program(self.folder / "squeue", f"#!/bin/sh\necho '{line}'\n")
+        name = f"acc-igrpo-{self.place.expname}-toy"
+        FakeSlurm(self.folder).answers("squeue", squeue_line(7, state, name, reason=reason))
 
 
 def program(path: Path, text: str) -> None:
@@ -78,7 +79,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     programs = tmp_path / "bin"
     programs.mkdir()
     program(programs / "ns", NS.format(folder=programs))
-    program(programs / "squeue", "#!/bin/sh\n")
+    FakeSlurm(programs)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     # Two lengths of prompts in a context that just does not hold the longest reply beside them.
     for name in ("toy", "toy-long"):

@@ -12,15 +12,19 @@ import pytest
 
 PROGRAM = """\
 #!{python}
-import json, os, sys
-folder = {folder!r}
-name = os.path.basename(sys.argv[0])
-with open(os.path.join(folder, name + ".calls"), "a") as file:
-    file.write(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]) + "\\n")
-answers = json.load(open(os.path.join(folder, name + ".answers")))
+import fcntl, json, os, sys
+folder, name = {folder!r}, os.path.basename(sys.argv[0])
+path = os.path.join(folder, name)
+lock = open(os.path.join(folder, "lock"), "w")
+fcntl.flock(lock, fcntl.LOCK_EX)  # several may be sent at the same time
+scripts = [word for word in sys.argv[1:] if word.endswith(".sh") and os.path.isfile(word)]
+script = open(scripts[0]).read() if scripts else ""
+with open(path + ".calls", "a") as file:
+    file.write(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), script]) + "\\n")
+answers = json.load(open(path + ".answers"))
 code, out, err = answers[0]
 if len(answers) > 1:
-    json.dump(answers[1:], open(os.path.join(folder, name + ".answers"), "w"))
+    json.dump(answers[1:], open(path + ".answers", "w"))
 sys.stdout.write(out)
 sys.stderr.write(err)
 sys.exit(code)
@@ -29,19 +33,25 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class Call:
+    """One call: its words, where it was made, its variables, and the text of the script in it."""
+
     words: list[str]
     folder: Path
     environ: dict[str, str]
+    script: str
 
 
 class FakeSlurm:
-    """`sbatch` and `squeue` that answer what they are told, the last answer for ever."""
+    """`sbatch`, `squeue` and `sacct` in `folder`, which belongs on PATH: they answer what they are
+    told, the last answer for ever. By itself sbatch numbers its jobs from 101 on, and the queue is
+    empty."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.answers("sbatch", "101\n", "102\n", "103\n")
-        self.answers("squeue", "")
-        for name in ("sbatch", "squeue"):
+        self.answers("sbatch", *(f"{number}\n" for number in range(101, 200)))
+        for name in ("squeue", "sacct"):
+            self.answers(name, "")
+        for name in ("sbatch", "squeue", "sacct"):
             path = folder / name
             path.write_text(PROGRAM.format(python=sys.executable, folder=str(folder)))
             path.chmod(0o755)
@@ -56,7 +66,7 @@ class FakeSlurm:
     def calls(self, name: str) -> list[Call]:
         path = self.folder / f"{name}.calls"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [Call(words, Path(cwd), env) for words, cwd, env in map(json.loads, lines)]
+        return [Call(words, Path(cwd), *rest) for words, cwd, *rest in map(json.loads, lines)]
 
     def _write(self, name: str, answers: list[tuple[int, str, str]]) -> None:
         (self.folder / f"{name}.answers").write_text(json.dumps(answers))
