@@ -11,6 +11,7 @@ from typing import Any
 from igrpo_nemo.config.gone_keys import gone_problem
 from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
 from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 
 Check = Callable[[Config], Iterator[str]]
@@ -241,7 +242,7 @@ def _local_engine(config: Config) -> Iterator[str]:
         return
     values = config.to_dict()
     for path, neutral in LOCAL_NEUTRAL.items():
-        value = _at(values, path)
+        value = at(values, path)
         if value is not None and value not in neutral:
             fine = str(neutral[0]).lower() if neutral else "null"
             yield f"{path}={str(value).lower()} is not known to engine local: set it to {fine}"
@@ -262,12 +263,6 @@ def _local_overlap(config: Config) -> Iterator[str]:
         )
     if igrpo.engine == "local" and igrpo.short_circuit != "off":
         yield gone_problem("igrpo.short_circuit") or ""
-
-
-def _at(values: Any, path: str) -> Any:
-    for name in path.split("."):
-        values = values.get(name) if isinstance(values, dict) else None
-    return values
 
 
 CHECKS: tuple[Check, ...] = (

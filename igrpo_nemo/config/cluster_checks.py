@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from igrpo_nemo.config.derive import largest_divisor
 from igrpo_nemo.config.machines import (
     TENSOR,
     generation_parallel,
@@ -34,11 +35,6 @@ def cluster_problems(config: Config) -> list[str]:
     for check in (_packing, _megatron, _dtensor, _generation, _checkpoints):
         problems += check(config)
     return problems
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`."""
-    return next(d for d in range(min(number, max(limit, 1)), 0, -1) if number % d == 0)
 
 
 def _backend(config: Config) -> Iterator[str]:

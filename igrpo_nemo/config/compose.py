@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from igrpo_nemo.config.checks import check
 from igrpo_nemo.config.derive import derived
 from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.section import at
 from igrpo_nemo.config.validate import validated
 from igrpo_nemo.errors import UserError
 
@@ -86,12 +87,9 @@ def _default(
     """What a key holds when of the overrides only the groups are taken; None where that fails."""
     chosen = [word for word in overrides if word.lstrip("+").partition("=")[0] in groups]
     try:
-        value: Any = composed_values(chosen, folders, groups)
+        return at(composed_values(chosen, folders, groups), path)
     except UserError:
         return None
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
 
 
 def config_folders(config_dir: Path | None = None) -> list[Path]:

@@ -166,14 +166,14 @@ def _with_batch(config: Config) -> Config:
             raise UserError(
                 f"igrpo.updates_per_rollout={updates} does not divide the {rows} trained rows of a "
                 f"step ({_product(config)}): set igrpo.updates_per_rollout="
-                f"{_largest_divisor(rows, updates)}"
+                f"{largest_divisor(rows, updates)}"
             )
         batch = rows // updates
     if rows % batch:
         raise UserError(
             f"policy.train_global_batch_size={batch} does not divide the {rows} trained rows of a "
             f"step ({_product(config)}): set policy.train_global_batch_size="
-            f"{_largest_divisor(rows, batch)}, or null for one update per rollout"
+            f"{largest_divisor(rows, batch)}, or null for one update per rollout"
         )
     if updates not in (UNSET, rows // batch):
         raise UserError(
@@ -184,9 +184,9 @@ def _with_batch(config: Config) -> Config:
     return config.replaced("igrpo", updates_per_rollout=rows // batch)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
+def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit`."""
-    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
+    return next(d for d in range(min(number, max(limit, 1)), 0, -1) if number % d == 0)
 
 
 def _problems_per_batch(config: Config) -> int:

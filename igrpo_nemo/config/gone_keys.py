@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_ABSENT = object()
+from igrpo_nemo.config.section import ABSENT, at
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def without_gone(values: Mapping[str, Any], known: frozenset[str]) -> dict[str, 
     """
     kept: dict[str, Any] = dict(values)
     for path, gone in GONE.items():
-        if path not in known and _value(values, path.split(".")) in gone.unused:
+        if path not in known and at(values, path, ABSENT) in gone.unused:
             kept = _without(kept, path.split("."))
     return kept
 
@@ -53,14 +53,6 @@ def _and_above(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def _value(values: Any, path: list[str]) -> Any:
-    for name in path:
-        if not isinstance(values, Mapping) or name not in values:
-            return _ABSENT
-        values = values[name]
-    return values
 
 
 def _without(values: Mapping[str, Any], path: list[str]) -> dict[str, Any]:

@@ -9,9 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from igrpo_nemo.config.architecture_keys import Architecture
-from igrpo_nemo.config.evaluation_keys import Evaluation
-from igrpo_nemo.config.preflight_keys import Preflight
 from igrpo_nemo.config.section import (
     Derivable,
     NonNegative,
@@ -154,6 +151,102 @@ class SmallModel(Section):
     """Base of the rotary frequencies; small for short sequences."""
     initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
+
+
+class Architecture(Section):
+    """`igrpo.architecture`: what preflight and evaluation know of a model without its weights."""
+
+    model_type: Literal["qwen2", "llama", "nemotron_h"]
+    """Family."""
+    hidden_size: Positive
+    """Width."""
+    num_hidden_layers: Positive
+    """Layers of any kind."""
+    num_attention_heads: Positive
+    """Attention heads."""
+    num_key_value_heads: Positive
+    """Key and value heads."""
+    head_dim: Positive | None = None
+    """Width of a head; null is hidden_size / num_attention_heads."""
+    intermediate_size: Positive
+    """Width of a feed-forward layer."""
+    vocab_size: Positive
+    """Rows of the embedding."""
+    max_position_embeddings: Positive
+    """Context in tokens."""
+    tie_word_embeddings: bool = False
+    """Embedding and output projection are one matrix."""
+    attention_bias: bool = False
+    """Query, key and value projections have a bias."""
+    rope_theta: PositiveFloat | None = None
+    """Base of the rotary frequencies."""
+    hybrid_override_pattern: Annotated[str, Field(pattern=r"^[-M*E]+$")] | None = None
+    """Nemotron-H: a letter a layer, M for Mamba-2, * for attention, - for feed-forward."""
+    mamba_num_heads: Positive | None = None
+    """Nemotron-H: heads of a Mamba-2 layer."""
+    mamba_head_dim: Positive | None = None
+    """Nemotron-H: width of such a head."""
+    n_groups: Positive | None = None
+    """Nemotron-H: groups of B and C."""
+    ssm_state_size: Positive | None = None
+    """Nemotron-H: state per channel."""
+    conv_kernel: Positive | None = None
+    """Nemotron-H: width of the causal convolution."""
+
+
+BenchmarkName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+
+
+class Evaluation(Section):
+    """`igrpo.evaluation`: read by the pipelines and the preflight."""
+
+    benchmarks: Annotated[dict[BenchmarkName, Positive], Field(min_length=1)] = {
+        "aime24": 64,
+        "aime25": 64,
+        "math-500": 8,
+        "amc23": 8,
+        "gsm8k": 8,
+        "minerva_math": 8,
+    }
+    """Samples per problem by benchmark, under NeMo-Skills' names."""
+    temperature: NonNegativeFloat = 0.6
+    """Temperature; 0 is greedy."""
+    top_p: TopP = 0.95
+    """Top-p."""
+    max_tokens: Positive = 65_000
+    """Tokens of a reply at most; a model whose context is smaller gets context minus prompt."""
+    profile: Literal["answer_tags", "boxed"] = "answer_tags"
+    """Where the answer stands: `<answer>` tags (models trained here) or `\\boxed{}` (baselines)."""
+    server_gpus: Positive = 8
+    """GPUs of the inference server."""
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Preflight(Section):
+    """`igrpo.preflight`: read by `igrpo preflight` alone.
+
+    The shares and the overhead are those with which the roofline comes within 15 % of every dense
+    bf16 run on NeMo-RL's performance page (`docs/about/performance-summary.md` of v0.5.0, H100).
+    """
+
+    response_share: Fraction = 0.4
+    """Mean tokens of a completion, as a share of `policy.generation.max_new_tokens`."""
+    response_sigma: NonNegativeFloat = 0.8
+    """Spread of the log-normal lengths of completions, before they are cut at the limit."""
+    train_mfu: Fraction = 0.4
+    """Share of the GPU's bf16 peak that training reaches, recomputation counted as work."""
+    prefill_mfu: Fraction = 0.5
+    """Share of the GPU's bf16 peak that prefill and log-prob passes reach."""
+    decode_bandwidth: Fraction = 0.5
+    """Share of the GPU's memory bandwidth that decoding reaches."""
+    decode_overhead_ms: NonNegativeFloat = 3.0
+    """Milliseconds of a decoding step beside its memory traffic: scheduling, sampling, launches."""
+    memory_reserve: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of a GPU's memory that is kept free for the allocator's fragmentation."""
+    refit_gb_per_s: PositiveFloat = 10.0
+    """Gigabytes of weights a second from the trainer to the inference engine."""
 
 
 class IGRPO(Section):

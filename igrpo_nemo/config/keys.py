@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from igrpo_nemo.config import nemo_only
+from igrpo_nemo.config.nemo_keys import NEMO_ONLY
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.section import Section
 
@@ -101,12 +101,6 @@ def _unread(section: Section, prefix: str) -> Iterator[str]:
         value = getattr(section, name)
         if isinstance(value, Section):
             yield from _unread(value, f"{prefix}{name}.")
-        elif _is_nemo_only(type(section), name) and value not in (None, False):
-            yield prefix + name
-
-
-def _is_nemo_only(section: type[Section], name: str) -> bool:
-    return any(
-        base.__module__ == nemo_only.__name__ and name in base.__annotations__
-        for base in section.__mro__
-    )
+        elif NEMO_ONLY in type(section).model_fields[name].metadata:
+            if value not in (None, False):
+                yield prefix + name

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from igrpo_nemo.config.cluster_checks import cluster_problems
-from igrpo_nemo.config.open_keys import open_key_problems
+from igrpo_nemo.config.nemo_schema import open_key_problems
 from igrpo_nemo.config.overlap_checks import overlap_problems
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError

@@ -1,16 +1,17 @@
-"""NeMo-RL's own sections, with the keys that both engines read.
+"""NeMo-RL's own sections: names and meanings are NeMo-RL v0.7.0's.
 
-Names and meanings are NeMo-RL v0.7.0's. A key without a default here has its value in
-`configs/config.yaml` or in a group; one with a default is optional.
+A key without a default here has its value in `configs/config.yaml` or in a group; one with a
+default is optional. `Only` are those that the embedded engine does not read: it says which of them
+are set, and `checks` rejects a value that would change the method. NeMo-RL validates `Open`
+mappings itself; `nemo_schema` has the names inside them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from igrpo_nemo.config import nemo_only as only
 from igrpo_nemo.config.section import (
     Derivable,
     NonNegative,
@@ -22,6 +23,13 @@ from igrpo_nemo.config.section import (
     Text,
     TopP,
 )
+
+T = TypeVar("T")
+NEMO_ONLY = object()
+"""Marks a key that only NeMo-RL reads."""
+Only = Annotated[T | None, NEMO_ONLY]
+Open = dict[str, Any]
+"""A mapping whose keys are NeMo-RL's business."""
 
 
 class RewardShaping(Section):
@@ -54,7 +62,7 @@ class RewardScaling(Section):
     """What `source_max` becomes."""
 
 
-class GRPO(only.GRPONemoOnly):
+class GRPO(Section):
     """`grpo.*`: the loop."""
 
     num_prompts_per_step: Positive
@@ -96,8 +104,27 @@ class GRPO(only.GRPONemoOnly):
     reward_scaling: RewardScaling
     """Linear map of the rewards."""
 
+    max_rollout_turns: Only[int] = None
+    """Turns of a rollout; iGRPO's two stages are one turn each."""
+    async_grpo: Only[Open] = None
+    """Asynchronous training: `enabled`, `max_trajectory_age_steps`, ..."""
+    adv_estimator: Only[Open] = None
+    """Advantage estimator: `name` and its options."""
+    advantage_clip_low: Only[float] = None
+    """Lower clip of the normalised advantages; null is none."""
+    advantage_clip_high: Only[float] = None
+    """Upper clip of the normalised advantages; null is none."""
+    calculate_advantages_on_gpu: Only[bool] = None
+    """Computes advantages on the GPU."""
+    seq_logprob_error_threshold: Only[float] = None
+    """Masks sequences whose two engines' log-probs differ by more; null masks none."""
+    invalid_tool_call_advantage: Only[float] = None
+    """Advantage of invalid tool calls; null leaves it."""
+    malformed_thinking_advantage: Only[float] = None
+    """Advantage of malformed thinking tags; null leaves it."""
 
-class Loss(only.LossNemoOnly):
+
+class Loss(Section):
     """`loss_fn.*`: the clipped surrogate (Eqs. 1 and 5)."""
 
     ratio_clip_min: Annotated[float, Field(ge=0, lt=1)]
@@ -119,8 +146,29 @@ class Loss(only.LossNemoOnly):
     kl_output_clamp_value: float | None = None
     """Clamp of the KL; null is none, as in Eq. 26."""
 
+    use_on_policy_kl_approximation: Only[bool] = None
+    """Importance-weighted KL estimate."""
+    use_importance_sampling_correction: Only[bool] = None
+    """Corrects for the difference between vLLM and the trainer; the embedded engine has none."""
+    truncated_importance_sampling_type: Only[str] = None
+    """Truncation of that correction: `tis`, `icepop` or `seq-mask-tis`."""
+    truncated_importance_sampling_ratio: Only[float] = None
+    """Its upper bound."""
+    truncated_importance_sampling_ratio_min: Only[float] = None
+    """Its lower bound."""
+    force_on_policy_ratio: Only[bool] = None
+    """Fixes the ratio to 1, which saves a forward pass with one update per rollout."""
+    use_kl_in_reward: Only[bool] = None
+    """KL penalty in the reward instead of the loss."""
+    use_cispo: Only[bool] = None
+    """CISPO's objective (arXiv 2506.13585)."""
+    disable_ppo_ratio: Only[bool] = None
+    """REINFORCE-style surrogate without a ratio."""
+    positive_example_nll_weight: Only[float] = None
+    """Weight of VAPO's likelihood term on correct samples."""
 
-class Tokenizer(only.TokenizerNemoOnly):
+
+class Tokenizer(Section):
     """`policy.tokenizer`."""
 
     name: Text
@@ -129,6 +177,13 @@ class Tokenizer(only.TokenizerNemoOnly):
     """Jinja text or a `.jinja` file for models without a template."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Passed to the template, `enable_thinking` for instance."""
+
+    audio: Only[Open] = None
+    """Audio processor options."""
+    video: Only[Open] = None
+    """Video processor options."""
+    use_processor: Only[bool] = None
+    """Loads a multimodal processor."""
 
 
 class OptimizerKwargs(Section):
@@ -157,7 +212,7 @@ class Optimizer(Section):
     """Its arguments."""
 
 
-class SequencePacking(only.SequencePackingNemoOnly):
+class SequencePacking(Section):
     """`policy.sequence_packing`."""
 
     enabled: bool
@@ -165,8 +220,17 @@ class SequencePacking(only.SequencePackingNemoOnly):
     train_mb_tokens: Positive
     """Tokens of a training micro-batch."""
 
+    logprob_mb_tokens: Only[int] = None
+    """Tokens of a log-prob micro-batch."""
+    algorithm: Only[str] = None
+    """Bin packing: `modified_first_fit_decreasing`, ..."""
+    sequence_length_round: Only[int] = None
+    """Lengths are rounded up to a multiple of this."""
+    fuse_loss: Only[bool] = None
+    """Fuses the loss over packed sequences."""
 
-class Generation(only.GenerationNemoOnly):
+
+class Generation(Section):
     """`policy.generation`: sampling in training, both stages."""
 
     max_new_tokens: Positive
@@ -182,8 +246,29 @@ class Generation(only.GenerationNemoOnly):
     stop_token_ids: list[int] | None
     """Tokens that end a completion."""
 
+    backend: Only[str] = None
+    """`vllm`, `sglang` or `megatron`."""
+    model_name: Only[str] = None
+    """Written by NeMo-RL."""
+    use_async_rollouts: Only[bool] = None
+    """Per-sample asynchronous rollouts."""
+    port_range_low: Only[int] = None
+    """First port of the inference servers."""
+    port_range_high: Only[int] = None
+    """Last port of the inference servers."""
+    colocated: Only[Open] = None
+    """Whether generation shares the training GPUs, and its `resources` where not."""
+    vllm_cfg: Only[Open] = None
+    """vLLM: parallelism, memory, context, engine."""
+    vllm_kwargs: Only[Open] = None
+    """Passed to vLLM as they are."""
+    sglang_cfg: Only[Open] = None
+    """SGLang's options."""
+    mcore_generation_config: Only[Open] = None
+    """Megatron inference options."""
 
-class Policy(only.PolicyNemoOnly):
+
+class Policy(Section):
     """`policy.*`: model, optimizer, sampling."""
 
     model_name: Text
@@ -209,8 +294,39 @@ class Policy(only.PolicyNemoOnly):
     generation: Generation
     """Sampling in training."""
 
+    logprob_batch_size: Only[int] = None
+    """Rows of a log-prob micro-batch."""
+    logprob_chunk_size: Only[int] = None
+    """Tokens per chunk of the log-prob computation; null computes it whole."""
+    generation_batch_size: Only[int] = None
+    """Batch of NeMo-RL's Hugging Face generation backend."""
+    make_sequence_length_divisible_by: Only[int] = None
+    """Sequence lengths are padded to a multiple of this."""
+    offload_optimizer_for_logprob: Only[bool] = None
+    """Moves the optimizer off the GPU while log-probs are computed."""
+    refit_buffer_size_gb: Only[float] = None
+    """Buffer of the weight transfer to the inference engine."""
+    hf_config_overrides: Only[Open] = None
+    """Overrides of the Hugging Face model config."""
+    dtensor_cfg: Only[Open] = None
+    """DTensor (FSDP2) training backend."""
+    megatron_cfg: Only[Open] = None
+    """Megatron-Core training backend."""
+    dynamic_batching: Only[Open] = None
+    """Micro-batches of similar lengths."""
+    draft: Only[Open] = None
+    """Speculative-decoding draft model, unrelated to iGRPO's drafts."""
+    router_replay: Only[Open] = None
+    """Mixture-of-experts router replay."""
+    reward_model_cfg: Only[Open] = None
+    """Reward-model policies."""
+    pretrained_checkpoint: Only[Open] = None
+    """Megatron checkpoint of the initial weights."""
+    quant_cfg: Only[str] = None
+    """ModelOpt quantisation; its other keys need NeMo-RL's own launcher."""
 
-class Dataset(only.DatasetNemoOnly):
+
+class Dataset(Section):
     """`data.train` and `data.validation`: one set of problems."""
 
     dataset_name: Text
@@ -238,8 +354,19 @@ class Dataset(only.DatasetNemoOnly):
     lengths: list[Positive] | None = None
     """Operations in a chain of the generated arithmetic."""
 
+    prompt_file: Only[str] = None
+    """NeMo-RL prompt file; iGRPO's prompts stand in `igrpo.prompt`."""
+    system_prompt_file: Only[str] = None
+    """NeMo-RL system prompt file."""
+    processor: Only[str] = None
+    """Registered data processor."""
+    env_name: Only[str] = None
+    """Registered environment."""
+    download_dir: Only[str] = None
+    """Where a downloaded set is kept."""
 
-class Data(only.DataNemoOnly):
+
+class Data(Section):
     """`data.*`: the problems."""
 
     max_input_seq_length: Positive
@@ -250,6 +377,25 @@ class Data(only.DataNemoOnly):
     """Problems to train on."""
     validation: Dataset | None = None
     """Held-out problems."""
+
+    num_workers: Only[int] = None
+    """Data loader workers."""
+    add_bos: Only[bool] = None
+    """Adds a beginning-of-sequence token."""
+    add_eos: Only[bool] = None
+    """Adds an end-of-sequence token."""
+    add_generation_prompt: Only[bool] = None
+    """Adds the template's generation prompt."""
+    add_system_prompt: Only[bool] = None
+    """Adds the template's system prompt."""
+    use_multiple_dataloader: Only[bool] = None
+    """One loader a data set."""
+    num_prompts_per_dataloader: Only[int] = None
+    """Prompts from each of several loaders."""
+    custom_dataloader: Only[str] = None
+    """Dotted name of a loader."""
+    default: Only[Open] = None
+    """Settings that the data sets share."""
 
 
 class MathEnv(Section):
@@ -278,7 +424,7 @@ class Env(Section):
     """The math verifier."""
 
 
-class Checkpointing(only.CheckpointingNemoOnly):
+class Checkpointing(Section):
     """`checkpointing.*`."""
 
     enabled: bool
@@ -295,6 +441,25 @@ class Checkpointing(only.CheckpointingNemoOnly):
     """Steps between checkpoints."""
     checkpoint_must_save_by: Annotated[str, Field(pattern=r"^\d+:\d+:\d+:\d+$")] | None = None
     """Time of training, `DD:HH:MM:SS`, within which a run saves and stops; null is no limit."""
+
+    save_optimizer: Only[bool] = None
+    """Keeps the optimizer state; the embedded engine always does, a resume needs it."""
+    model_save_format: Only[str] = None
+    """`safetensors` or `torch_save` with DTensor v2, null with anything else."""
+    save_consolidated: Only[bool] = None
+    """One consolidated file for Hugging Face."""
+    model_cache_dir: Only[str] = None
+    """Cache of the model."""
+    model_repo_id: Only[str] = None
+    """Repository of the model."""
+    is_peft: Only[bool] = None
+    """The model carries adapters."""
+    peft_config: Only[Open] = None
+    """The adapters' options."""
+    is_async: Only[bool] = None
+    """Saves in the background."""
+    pretrained_checkpoint: Only[Open] = None
+    """Megatron checkpoint of the initial weights."""
 
 
 class Wandb(Section):
@@ -323,7 +488,7 @@ class MLflow(Section):
     """Where artifacts go."""
 
 
-class Logger(only.LoggerNemoOnly):
+class Logger(Section):
     """`logger.*`."""
 
     log_dir: Text
@@ -341,11 +506,29 @@ class Logger(only.LoggerNemoOnly):
     num_val_samples_to_print: NonNegative
     """Validation samples shown on the terminal."""
 
+    swanlab_enabled: Only[bool] = None
+    """Logs to SwanLab."""
+    swanlab: Only[Open] = None
+    """SwanLab's `project` and `name`."""
+    tensorboard: Only[Open] = None
+    """TensorBoard's own `log_dir`."""
+    monitor_gpus: Only[bool] = None
+    """Logs GPU use."""
+    gpu_monitoring: Only[Open] = None
+    """Intervals of that."""
 
-class Cluster(only.ClusterNemoOnly):
+
+class Cluster(Section):
     """`cluster.*`."""
 
     gpus_per_node: NonNegative
     """GPUs of a node."""
     num_nodes: Positive
     """Nodes."""
+
+    master_port_range_low: Only[int] = None
+    """First rendezvous port."""
+    master_port_range_high: Only[int] = None
+    """Last rendezvous port."""
+    segment_size: Only[int] = None
+    """Nodes per NVLink domain."""

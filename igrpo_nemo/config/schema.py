@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from igrpo_nemo.config import nemo_keys as nemo
-from igrpo_nemo.config import nemo_only as only
 from igrpo_nemo.config.igrpo_keys import IGRPO
+from igrpo_nemo.config.section import Section
 
 
-class Config(only.RootNemoOnly):
+class Config(Section):
     """A resolved run: NeMo-RL's sections and `igrpo`. Frozen; `derive` returns changed copies."""
 
     igrpo: IGRPO
@@ -32,6 +32,11 @@ class Config(only.RootNemoOnly):
     """Run folder and loggers."""
     cluster: nemo.Cluster
     """Machines."""
+
+    data_plane: nemo.Only[nemo.Open] = None
+    """NeMo-RL's transfer queue."""
+    on_policy_distillation: nemo.Only[nemo.Open] = None
+    """NeMo-RL's on-policy distillation."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under NeMo-RL's keys and `igrpo`; optional keys nobody set are absent."""

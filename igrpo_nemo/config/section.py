@@ -6,6 +6,7 @@ description, which `igrpo keys` prints.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer
@@ -52,3 +53,15 @@ class Section(BaseModel):
             for key, value in handler(self).items()
             if value is not None or key in self.model_fields_set
         }
+
+
+ABSENT = object()
+
+
+def at(values: Any, path: str, otherwise: Any = None) -> Any:
+    """What nested mappings hold under a dotted path; `otherwise` where they hold nothing."""
+    for name in path.split("."):
+        if not isinstance(values, Mapping) or name not in values:
+            return otherwise
+        values = values[name]
+    return values

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.cluster_checks import largest_divisor
+from igrpo_nemo.config.derive import largest_divisor
 from igrpo_nemo.config.machines import TENSOR, machines, parallel
 from igrpo_nemo.preflight.capacity import GPUS
-from igrpo_nemo.preflight.lengths import Context
-from igrpo_nemo.preflight.questions import Questions
 from igrpo_nemo.preflight.shape import Shape
+from igrpo_nemo.preflight.tokens import Context, Questions
 
 VLLM_TENSOR = f"policy.generation.vllm_cfg.{TENSOR}"
 _CLIPPED = 0.25

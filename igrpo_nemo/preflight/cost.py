@@ -19,15 +19,14 @@ from igrpo_nemo.config.launch_checks import is_async_rollout, is_async_training
 from igrpo_nemo.config.machines import machines, parallel
 from igrpo_nemo.preflight.capacity import GB, GPU
 from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
-from igrpo_nemo.preflight.lengths import Context, Responses
 from igrpo_nemo.preflight.parameters import (
     BF16,
     counts,
     forward_flops,
     matrix_flops_per_token,
 )
-from igrpo_nemo.preflight.questions import DRAFT_FRAME_TOKENS
 from igrpo_nemo.preflight.shape import Shape
+from igrpo_nemo.preflight.tokens import DRAFT_FRAME_TOKENS, Context, Responses
 from igrpo_nemo.preflight.vllm_memory import VllmMemory, engines
 
 _SEED = 0

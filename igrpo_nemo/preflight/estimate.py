@@ -35,12 +35,11 @@ from igrpo_nemo.preflight.checks import (
     usable,
 )
 from igrpo_nemo.preflight.cost import Cost, Estimator
-from igrpo_nemo.preflight.lengths import context, responses
 from igrpo_nemo.preflight.nearest import nearest, words
 from igrpo_nemo.preflight.parameters import counts
 from igrpo_nemo.preflight.plan import Estimates, Plan, Shortage
-from igrpo_nemo.preflight.questions import questions
 from igrpo_nemo.preflight.shape import Shape, differs_from_folder, shape_of
+from igrpo_nemo.preflight.tokens import context, questions, responses
 from igrpo_nemo.preflight.training_memory import training_memory
 from igrpo_nemo.preflight.vllm_memory import TRAINER_ASLEEP, VllmMemory, vllm_memory
 

@@ -12,9 +12,8 @@ from igrpo_nemo.config.machines import machines, parallel, replicas
 from igrpo_nemo.preflight.capacity import GIB, GPU, CheckpointSpace
 from igrpo_nemo.preflight.checks import usable
 from igrpo_nemo.preflight.cost import Cost
-from igrpo_nemo.preflight.lengths import Context
-from igrpo_nemo.preflight.questions import Questions
 from igrpo_nemo.preflight.shape import Shape
+from igrpo_nemo.preflight.tokens import Context, Questions
 from igrpo_nemo.preflight.training_memory import TrainingMemory
 from igrpo_nemo.preflight.vllm_memory import VllmMemory, engines
 

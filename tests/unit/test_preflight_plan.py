@@ -19,7 +19,7 @@ from igrpo_nemo.data.problems import load_problems
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.nearest import changed, words
 from igrpo_nemo.preflight.plan import PAPER_GPU_HOURS
-from igrpo_nemo.preflight.questions import KNOWN, questions
+from igrpo_nemo.preflight.tokens import KNOWN, questions
 
 EXPERIMENTS = sorted(path.stem for path in (builtin_config_dir() / "experiment").glob("*.yaml"))
 S3 = "experiment=tableS3_igrpo"
@@ -100,35 +100,42 @@ B14 = "experiment=table1_openmath_nemotron_14b_igrpo"
 def disk(folder: Path, free: float, *overrides: str):
     words = [B14, f"checkpointing.checkpoint_dir={folder}/run/checkpoints", *overrides]
     config = load_config([*words, f"logger.log_dir={folder}/run"])
-    return preflight(config, environ={}, free=lambda folder: round(free))
+    plan = preflight(config, environ={}, free=lambda folder: round(free))
+    assert plan.estimates is not None
+    return plan, plan.estimates.disk
 
 
 def test_checkpoints_take_14_bytes_a_parameter(tmp_path):
     """14.77e9 parameters; three best, the newest and the one being written, of 6 saves."""
-    found = disk(tmp_path, 2e12).estimates.disk
-    assert (found.each, found.count) == (14 * 14_770_033_664, 5)
-    assert f"at most 5 of {found.each / 2**30:,.1f} GiB" in disk(tmp_path, 2e12).text()
-    weights = disk(tmp_path, 2e12, "checkpointing.save_optimizer=false").estimates.disk
-    assert weights.each == 2 * 14_770_033_664
-    sharded = disk(tmp_path, 2e12, "model=openmath_nemotron_14b_dtensor").estimates.disk
-    assert sharded.each == 12 * 14_770_033_664
-    assert disk(tmp_path, 2e12, "checkpointing.save_period=50").estimates.disk.count == 2
-    assert disk(tmp_path, 0, "checkpointing.enabled=false").estimates.disk is None
+    plan, found = disk(tmp_path, 2e12)
+    assert found is not None and (found.each, found.count) == (14 * 14_770_033_664, 5)
+    assert f"at most 5 of {found.each / 2**30:,.1f} GiB" in plan.text()
+    for override, each, count in (
+        ("checkpointing.save_optimizer=false", 2, 5),
+        ("model=openmath_nemotron_14b_dtensor", 12, 5),
+        ("checkpointing.save_period=50", 14, 2),
+    ):
+        found = disk(tmp_path, 2e12, override)[1]
+        assert found is not None
+        assert (found.each, found.count) == (each * 14_770_033_664, count)
+    assert disk(tmp_path, 0, "checkpointing.enabled=false")[1] is None
 
 
 def test_a_disk_that_is_too_small_is_said_and_refused_where_the_run_is(tmp_path):
     short = 0.9e12
-    [note] = [note for note in disk(tmp_path, short).notes if note.startswith("checkpoints take")]
+    [note] = [
+        note for note in disk(tmp_path, short)[0].notes if note.startswith("checkpoints take")
+    ]
     assert note.endswith("GiB free: set checkpointing.keep_top_k=2")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    [problem] = disk(tmp_path, short).problems
+    [problem] = disk(tmp_path, short)[0].problems
     assert problem.endswith("set checkpointing.keep_top_k=2")
-    assert disk(tmp_path, short, "checkpointing.keep_top_k=2").fits
-    [problem] = disk(tmp_path, 1e9).problems
+    assert disk(tmp_path, short, "checkpointing.keep_top_k=2")[0].fits
+    [problem] = disk(tmp_path, 1e9)[0].problems
     assert problem.endswith("set checkpointing.checkpoint_dir to a larger disk")
     with (tmp_path / "run" / "checkpoints" / "held").open("wb") as stream:
         stream.truncate(10**12)  # what is there already counts
-    assert disk(tmp_path, short).fits
+    assert disk(tmp_path, short)[0].fits
 
 
 def test_a_change_takes_what_follows_from_it_along():

@@ -11,7 +11,7 @@ from typing import Any
 
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.compose import quoted
-from igrpo_nemo.config.evaluation_keys import Evaluation
+from igrpo_nemo.config.igrpo_keys import Evaluation
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import Model, local_model, named_model
 
