@@ -16,9 +16,19 @@ from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.errors import UserError
 
 CHECKOUT = builtin_config_dir().parent
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+ROOT_PAGES = [CHECKOUT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING")]
+PAGES = [*ROOT_PAGES, *sorted((CHECKOUT / "docs").rglob("*.md"))]
 GROUPS = config_groups([CHECKOUT / "configs"])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+NAMED = re.compile(
+    r"(?<![\w./~$<{-])(?!https?:)([a-z_.][\w./-]*(?:/|\.(?:py|md|sh|toml|yaml)))(?![\w*{])"
+)
+MADE_BY_RUNS = (
+    "runs/",
+    "cluster.local.yaml",
+    "configs/cluster_configs/mine.yaml",
+    "pipelines/X.py",
+)
 STARTS = re.compile(r"\b(?:igrpo|python -m igrpo_nemo) ([a-z]+)|\bpython (pipelines/\w+\.py)")
 
 
@@ -78,3 +88,14 @@ def test_a_wrong_flag_and_a_wrong_value_are_seen(monkeypatch: pytest.MonkeyPatch
     assert train[1] == ["experiment=demo", "--cluster", "slurm_a100"]
     with pytest.raises(UserError, match="slurm_a100"):
         parsed(*train, monkeypatch)
+
+
+@pytest.mark.parametrize("page", ROOT_PAGES, ids=lambda page: page.stem)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    names = {name for name in NAMED.findall(text) if not name.startswith(MADE_BY_RUNS)}
+    roots = (CHECKOUT, CHECKOUT / "igrpo_nemo")
+    files = {path.name for path in (CHECKOUT / "igrpo_nemo").rglob("*.py")}
+    absent = [name for name in names if not any((root / name).exists() for root in roots)]
+    assert [name for name in absent if name not in files] == []
+    assert len(names) > 5
