@@ -23,14 +23,18 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.decoder import (
+from igrpo_nemo.local.fused.decoder import (
     can_fuse,
     decode,
     decoder_logits,
     decoder_weights,
     rotary_tables,
 )
-from igrpo_nemo.local.group_attention import GroupLayout, group_attention_forward, group_layout
+from igrpo_nemo.local.fused.group_attention import (
+    GroupLayout,
+    group_attention_forward,
+    group_layout,
+)
 from igrpo_nemo.objectives.entropy import token_entropy, token_logprobs
 from igrpo_nemo.types import TrainingRow
 

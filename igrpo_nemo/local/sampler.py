@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.cached_sampler import CachedDecoder
-from igrpo_nemo.local.decoder import can_fuse
-from igrpo_nemo.local.fused_sampler import FusedDecoder
+from igrpo_nemo.local.cached_decoder import CachedDecoder
+from igrpo_nemo.local.fused.decoder import can_fuse
+from igrpo_nemo.local.fused.decoding import FusedDecoder
 from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
 from igrpo_nemo.local.stopping import CompletionText, StopStrings
 from igrpo_nemo.run.tokenizer import token_id

@@ -8,8 +8,8 @@ from families import FAMILIES
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local import packing
-from igrpo_nemo.local.decoder import can_fuse
-from igrpo_nemo.local.group_attention import expanded_attention, group_attention, group_layout
+from igrpo_nemo.local.fused.decoder import can_fuse
+from igrpo_nemo.local.fused.group_attention import expanded_attention, group_attention, group_layout
 from igrpo_nemo.local.packing import can_pack, completion_logprobs, split_micro_batches
 
 # Groups of several, a group of one, a one-token context, completions of one token.

@@ -20,15 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from igrpo_nemo.local.decoder import (
+from igrpo_nemo.local.fused.decoder import (
     DecoderWeights,
     LayerWeights,
     decoder_weights,
     keys_and_values,
     rotary_tables,
 )
-from igrpo_nemo.local.group_attention import group_layout
-from igrpo_nemo.local.kernels import matmul_nt, rotate_, split_heads, unit_rms
+from igrpo_nemo.local.fused.group_attention import group_layout
+from igrpo_nemo.local.fused.kernels import matmul_nt, rotate_, split_heads, unit_rms
 
 # Row counts are rounded up to a multiple of this: few shapes, which matrix libraries cache.
 _ROW_MULTIPLE = 8
