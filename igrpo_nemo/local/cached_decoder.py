@@ -18,18 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 
-class CachedDecoder:
-    """Decodes with the model as it is; there is nothing to keep between batches."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-
-    def start(
-        self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]
-    ) -> CachedBatch:
-        return CachedBatch(self._model, prompts, rows_per_prompt)
-
-
 class CachedBatch:
     """One batch of rows being decoded. Rows are numbered in order, prompt by prompt."""
 

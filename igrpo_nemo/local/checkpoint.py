@@ -14,6 +14,7 @@ import errno
 import json
 import math
 import os
+import random
 import re
 import shutil
 import warnings
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from igrpo_nemo.errors import UserError
@@ -314,6 +316,33 @@ class CheckpointStore:
             "free; earlier checkpoints are untouched. Free some space, lower "
             "checkpointing.keep_top_k, or set checkpointing.checkpoint_dir to another disk"
         )
+
+
+def capture_rng() -> dict[str, object]:
+    """States of the global generators (Python, numpy, torch, every CUDA device).
+
+    Plain numbers and tensors only, so that they load with `weights_only=True`.
+    """
+    name, words, *rest = np.random.get_state()
+    states: dict[str, object] = {
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(words).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_rng(states: Mapping[str, object]) -> None:
+    """Undo `capture_rng`. CUDA states are restored only where as many devices are present."""
+    version, words, gauss = states["python"]  # type: ignore[misc]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(states["numpy"])  # type: ignore[arg-type]
+    torch.set_rng_state(states["torch"])  # type: ignore[arg-type]
+    cuda = states.get("cuda")
+    if isinstance(cuda, list) and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
 
 
 def _step_of(path: Path) -> int:

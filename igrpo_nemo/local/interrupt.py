@@ -1,8 +1,9 @@
-"""Requests to stop: the trainer finishes its micro-batch, saves, and exits with its own code.
+"""What stops a run early: the trainer finishes its micro-batch, saves, and exits with its own code.
 
     SIGINT | SIGTERM | SIGUSR1 -> flag; the trainer looks at it between micro-batches
     the stop file appears      -> likewise
     a second SIGINT            -> KeyboardInterrupt, at once
+    the time limit             -> asked between steps
 
 Slurm announces the end of a job with SIGUSR1 (`--signal`) and then SIGTERM: both are one request.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
@@ -100,3 +102,28 @@ class InterruptFlag:
             self._announce(
                 f"{name}: finishing the micro-batch, then saving; press again to stop at once"
             )
+
+
+class TimeLimit:
+    """`checkpointing.checkpoint_must_save_by`: training ends itself while there is time to save.
+
+    Asked after every step, as NeMo-RL asks its `TimeoutChecker` (nemo_rl/utils/timer.py): a step
+    of average length more must fit into `limit` (DD:HH:MM:SS), counted from here.
+    """
+
+    def __init__(self, limit: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = None if limit is None else _seconds(limit)
+        self._clock = clock
+        self._start = clock()
+        self._steps = 0
+
+    def reached(self) -> bool:
+        """Call once at the end of each step: whether the next one would end too late."""
+        self._steps += 1
+        elapsed = self._clock() - self._start
+        return self._seconds is not None and elapsed * (1 + 1 / self._steps) >= self._seconds
+
+
+def _seconds(limit: str) -> int:
+    days, hours, minutes, seconds = (int(part) for part in limit.split(":"))
+    return 86400 * days + 3600 * hours + 60 * minutes + seconds

@@ -23,8 +23,8 @@ from igrpo_nemo.local.checkpoint import (
     CheckpointWarning,
     LoadedCheckpoint,
     TrainerState,
+    restore_rng,
 )
-from igrpo_nemo.local.generators import restore_rng
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import Policy, load_weights, open_policy, reference_of
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,11 +23,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.cached_decoder import CachedDecoder
+from igrpo_nemo.local.cached_decoder import CachedBatch
 from igrpo_nemo.local.fused.decoder import can_fuse
 from igrpo_nemo.local.fused.decoding import FusedDecoder
-from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
-from igrpo_nemo.local.stopping import CompletionText, StopStrings
+from igrpo_nemo.local.sampling import (
+    CompletionText,
+    SamplingParams,
+    StopStrings,
+    UniformTable,
+    draw,
+)
 from igrpo_nemo.run.tokenizer import token_id
 from igrpo_nemo.types import Completion, StopReason
 
@@ -51,10 +57,8 @@ class DecodingBatch(Protocol):
     def keep(self, rows: Sequence[int]) -> None: ...
 
 
-class Decoder(Protocol):
-    def start(
-        self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]
-    ) -> DecodingBatch: ...
+Start = Callable[[Sequence[tuple[int, ...]], Sequence[int]], DecodingBatch]
+"""Prefills prompts, given how many rows each is to have."""
 
 
 @dataclass(slots=True)
@@ -132,10 +136,12 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         # For this call only: the weights change in between, and their memory is needed elsewhere.
-        decoder: Decoder = FusedDecoder(self.model) if self._fused else CachedDecoder(self.model)
+        start: Start = (
+            FusedDecoder(self.model).start if self._fused else partial(CachedBatch, self.model)
+        )
         try:
             for rows in self._batches(requests, params.max_new_tokens):
-                for ended in self._run(decoder, rows, call):
+                for ended in self._run(start, rows, call):
                     done += ended
                     on_progress(done, total)
                 for row in rows:
@@ -197,9 +203,9 @@ class Sampler:
         if batch:
             yield batch
 
-    def _run(self, decoder: Decoder, rows: Sequence[_Row], call: _Call) -> Iterator[int]:
+    def _run(self, start: Start, rows: Sequence[_Row], call: _Call) -> Iterator[int]:
         """Decodes the rows to their ends; yields how many ended, whenever some did."""
-        batch = _start(decoder, rows, call.requests)
+        batch = start(*_prompts(rows, call.requests))
         logits_RV = batch.first_logits
         uniforms = None
         if call.params.temperature > 0:
@@ -254,10 +260,10 @@ class Sampler:
         return Completion(self._text_of(ids), tuple(row.token_ids), tuple(row.logprobs), reason)
 
 
-def _start(
-    decoder: Decoder, rows: Sequence[_Row], requests: Sequence[SampleRequest]
-) -> DecodingBatch:
-    """The batch of these rows, each prompt prefilled once."""
+def _prompts(
+    rows: Sequence[_Row], requests: Sequence[SampleRequest]
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The prompts of these rows, each once, and how many rows each has."""
     prompts, counts = [], []
     for position, row in enumerate(rows):
         if position and rows[position - 1].request == row.request:
@@ -265,4 +271,4 @@ def _start(
         else:
             prompts.append(requests[row.request].prompt_ids)
             counts.append(1)
-    return decoder.start(prompts, counts)
+    return prompts, counts

@@ -18,14 +18,13 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.data.order import Position
 from igrpo_nemo.local.answers import validate
 from igrpo_nemo.local.batch import Batch, Draw, collect_batch, shape_rows
+from igrpo_nemo.local.checkpoint import capture_rng
 from igrpo_nemo.local.costs import Stopwatch, counted, performance, process_seconds, summarize
-from igrpo_nemo.local.generators import capture_rng
-from igrpo_nemo.local.interrupt import EXIT_INTERRUPTED, InterruptFlag
+from igrpo_nemo.local.interrupt import EXIT_INTERRUPTED, InterruptFlag, TimeLimit
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.parts import Parts, open_parts
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampling import sampling_params
-from igrpo_nemo.local.time_limit import TimeLimit
 from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.run.stop import StopFile
 from igrpo_nemo.tracking.samples import response_rows, sample_rows

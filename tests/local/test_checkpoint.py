@@ -20,9 +20,14 @@ import torch
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local import checkpoint_manifest
-from igrpo_nemo.local.checkpoint import CheckpointStore, CheckpointWarning, TrainerState
+from igrpo_nemo.local.checkpoint import (
+    CheckpointStore,
+    CheckpointWarning,
+    TrainerState,
+    capture_rng,
+    restore_rng,
+)
 from igrpo_nemo.local.checkpoint_manifest import find_damage
-from igrpo_nemo.local.generators import capture_rng, restore_rng
 
 
 def write_model(folder: Path) -> None:

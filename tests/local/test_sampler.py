@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections import Counter
@@ -13,6 +14,7 @@ from families import FAMILIES
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
+from igrpo_nemo.local.sampling import CompletionText, StopStrings
 from igrpo_nemo.types import Stage, StopReason, TrainingRow
 
 
@@ -189,6 +191,18 @@ def test_stop_strings_may_span_tokens(suffix, make_model, tokenizer):
         assert (stop in after.text) == (after.stop_reason is StopReason.STOP_STRING)
         if after.stop_reason is StopReason.STOP_STRING:
             assert stop not in tokenizer.decode(after.token_ids[:-1], skip_special_tokens=True)
+
+
+def test_tags_are_text_where_a_tokenizer_counts_them_as_control_tokens(make_model, tokenizer):
+    special = copy.deepcopy(tokenizer)
+    special.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    written = "<think>46</think>"
+    ids = special(written, add_special_tokens=False).input_ids
+    assert len(ids) == 4 and special.decode(ids, skip_special_tokens=True) == "46"
+    text_of = CompletionText(special)
+    assert text_of([special.eos_token_id, *ids, special.eos_token_id]) == written
+    assert CompletionText(tokenizer)([*ids, tokenizer.eos_token_id]) == written
+    assert StopStrings(["</think>"], text_of).reached(ids)
 
 
 def test_the_context_limits_prompts_and_completions(make_model, tokenizer):

@@ -12,8 +12,7 @@ import yaml
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.checkpoint_manifest import seal
-from igrpo_nemo.local.interrupt import InterruptFlag
-from igrpo_nemo.local.time_limit import TimeLimit
+from igrpo_nemo.local.interrupt import InterruptFlag, TimeLimit
 from igrpo_nemo.run.stop import VARIABLE, StopFile
 
 
