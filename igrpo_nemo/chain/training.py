@@ -15,8 +15,13 @@ import yaml
 
 from igrpo_nemo.chain.script import STOPPED, run_to_its_end
 from igrpo_nemo.chain.stamp import Stamp, first_change, read_stamp, write_stamp
-from igrpo_nemo.cluster.launch import plan_text, prepare_launch, submit_launch
-from igrpo_nemo.cluster.submit import is_finished, submitted_text
+from igrpo_nemo.cluster.launch import (
+    is_finished,
+    plan_text,
+    prepare_launch,
+    submit_launch,
+    submitted_text,
+)
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import flat, scrub

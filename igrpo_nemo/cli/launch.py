@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from igrpo_nemo.cluster.checkout import find_checkout
+    from igrpo_nemo.cluster.job import find_checkout
 
     start = Path.cwd()
     checkout = find_checkout(start)
@@ -83,9 +83,8 @@ def _print_exports(profile: str, checkout: Path, overrides: Sequence[str]) -> in
 
 def _print_settings(script: str | None, checkout: Path, words: Sequence[str]) -> int:
     from igrpo_nemo.cluster.job import absolute
-    from igrpo_nemo.cluster.launch import composed, job_words
+    from igrpo_nemo.cluster.launch import composed, job_words, reopen_if_longer
     from igrpo_nemo.cluster.settings import assignments, job_settings
-    from igrpo_nemo.cluster.submit import reopen_if_longer
 
     config, site = composed(job_words(script, words), checkout, os.environ)
     text = assignments(job_settings(config, site, checkout, os.environ))
@@ -100,8 +99,8 @@ def _launch(flags: argparse.Namespace, words: Sequence[str], start: Path, checko
         plan_text,
         prepare_launch,
         submit_launch,
+        submitted_text,
     )
-    from igrpo_nemo.cluster.submit import submitted_text
 
     try:
         launch = prepare_launch(

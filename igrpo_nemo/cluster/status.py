@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,38 +30,41 @@ _CHECKPOINT = re.compile(r"step_(\d+)")
 class RunStatus:
     """One run. Times are seconds, accuracies fractions; None is what nobody has written yet.
 
-    `reward` is by stage; `eta_s` extrapolates the newest steps; `updated` is the time of the newest
-    record; `starts` counts the logs of jobs and restarts; `writer` is a process outside of Slurm.
+    `tail` is what the newest steps logged; `eta_s` extrapolates them; `checkpoint` is step and time
+    of the newest one; `starts` counts the logs of jobs and restarts; `writer` is a process outside
+    of Slurm.
     """
 
     folder: Path
     state: State
-    step: int
+    tail: MetricsTail
     total_steps: int | None
-    reward: Mapping[str, float]
-    accuracy: float | None
-    accuracy_step: int | None
-    accuracy_start: float | None
-    tokens_per_s: float | None
-    seconds_per_step: float | None
-    eta_s: float | None
-    checkpoint_step: int | None
-    checkpoint_time: float | None
-    updated: float | None
+    checkpoint: tuple[int, float] | None
     starts: int
     restarts: int
     jobs: tuple[Job, ...]
     writer: str | None
 
+    @property
+    def eta_s(self) -> float | None:
+        pace = self.tail.seconds_per_step
+        if self.total_steps is None or pace is None:
+            return None
+        return max(0, self.total_steps - self.tail.step) * pace
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `--json`."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        jobs = [{name: getattr(job, name) for name in job.__slots__} for job in self.jobs]
+        values = asdict(self)
+        tail, checkpoint = values.pop("tail"), values.pop("checkpoint") or (None, None)
+        updated = tail.pop("time")
         return {
             **values,
+            **tail,
             "folder": str(self.folder),
-            "reward": dict(self.reward),
-            "jobs": jobs,
+            "updated": updated,
+            "eta_s": self.eta_s,
+            "checkpoint_step": checkpoint[0],
+            "checkpoint_time": checkpoint[1],
         }
 
 
@@ -75,28 +78,14 @@ def run_status(folder: Path, jobs: Sequence[Job] = ()) -> RunStatus:
     mine = tuple(jobs_of(folder, jobs))
     tail = read_metrics_tail(folder / "metrics.jsonl")
     total = read_json(folder / PLAN).get("total_steps")
-    total = total if isinstance(total, int) else None
     writer = writer_of(folder)
-    state = _state(folder, tail, mine, writer)
-    left = None if total is None else max(0, total - tail.step)
-    pace = tail.seconds_per_step
-    checkpoint = _newest_checkpoint(folder)
     starts = list(log_folders(folder))
     return RunStatus(
         folder=folder,
-        state=state,
-        step=tail.step,
-        total_steps=total,
-        reward=tail.reward,
-        accuracy=tail.accuracy,
-        accuracy_step=tail.accuracy_step,
-        accuracy_start=tail.accuracy_start,
-        tokens_per_s=tail.tokens_per_s,
-        seconds_per_step=pace,
-        eta_s=None if left is None or pace is None else left * pace,
-        checkpoint_step=checkpoint[0] if checkpoint else None,
-        checkpoint_time=checkpoint[1] if checkpoint else None,
-        updated=tail.time,
+        state=_state(folder, tail, mine, writer),
+        tail=tail,
+        total_steps=total if isinstance(total, int) else None,
+        checkpoint=_newest_checkpoint(folder),
         starts=len(starts),
         restarts=sum(restart > 0 for _, restart in starts),
         jobs=mine,
@@ -170,35 +159,35 @@ def clock(seconds: float) -> str:
 def _row(status: RunStatus, root: Path) -> tuple[str, ...]:
     folder = status.folder
     name = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
-    ago = seconds_since(status.updated)
+    ago = seconds_since(status.tail.time)
     return (
         name,
         status.state,
         _steps(status),
         _rewards(status) or "-",
-        "-" if status.accuracy is None else f"{status.accuracy:.1%}",
+        "-" if status.tail.accuracy is None else f"{status.tail.accuracy:.1%}",
         "-" if ago is None else f"{clock(ago)} ago",
     )
 
 
 def _facts(status: RunStatus, log: LogTail | None) -> Iterator[tuple[str, str]]:
-    running = status.state == "running"
+    running, tail = status.state == "running", status.tail
     yield "state", status.state + (f": {status.writer}" if running and status.writer else "")
     for job in status.jobs:
         yield "job", _job(job)
     yield "step", _steps(status) + _pace(status)
     if told := _rewards(status):
         yield "reward", told
-    if status.accuracy is not None:
-        start = "" if status.accuracy_start is None else f", {status.accuracy_start:.1%} at step 0"
-        yield "held-out", f"{status.accuracy:.1%} at step {status.accuracy_step}{start}"
-    if status.tokens_per_s is not None:
-        yield "tokens/s", f"{status.tokens_per_s:,.0f}"
-    if (ago := seconds_since(status.updated)) is not None:
+    if tail.accuracy is not None:
+        start = "" if tail.accuracy_start is None else f", {tail.accuracy_start:.1%} at step 0"
+        yield "held-out", f"{tail.accuracy:.1%} at step {tail.accuracy_step}{start}"
+    if tail.tokens_per_s is not None:
+        yield "tokens/s", f"{tail.tokens_per_s:,.0f}"
+    if (ago := seconds_since(tail.time)) is not None:
         yield "last record", f"{clock(ago)} ago"
-    if status.checkpoint_step is not None:
-        ago = seconds_since(status.checkpoint_time) or 0.0
-        yield "checkpoint", f"step {status.checkpoint_step}, {clock(ago)} ago"
+    if status.checkpoint is not None:
+        step, moment = status.checkpoint
+        yield "checkpoint", f"step {step}, {clock(seconds_since(moment) or 0.0)} ago"
     if status.starts:
         yield "starts", f"{status.starts}, {status.restarts} of them restarts"
     if log is not None:
@@ -218,20 +207,20 @@ def _job(job: Job) -> str:
 
 
 def _steps(status: RunStatus) -> str:
-    return f"{status.step}/{'?' if status.total_steps is None else status.total_steps}"
+    return f"{status.tail.step}/{'?' if status.total_steps is None else status.total_steps}"
 
 
 def _pace(status: RunStatus) -> str:
-    if status.seconds_per_step is None:
+    if status.tail.seconds_per_step is None:
         return ""
-    told = f", {status.seconds_per_step:.3g} s a step"
+    told = f", {status.tail.seconds_per_step:.3g} s a step"
     if status.state != "running" or status.eta_s is None:
         return told
     return f"{told}, ETA {clock(status.eta_s)}"
 
 
 def _rewards(status: RunStatus) -> str:
-    shown = status.reward
+    shown = status.tail.reward
     if "refinement" in shown:
         shown = {stage: shown[stage] for stage in ("draft", "refinement") if stage in shown}
         return ", ".join(f"{stage} {value:.2f}" for stage, value in shown.items())

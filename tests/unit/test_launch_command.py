@@ -98,7 +98,7 @@ def test_a_script_that_is_not_there(capsys):
 
 
 def test_without_scripts_it_says_where_it_works(tmp_path, monkeypatch, capsys):
-    from igrpo_nemo.cluster import checkout as module
+    from igrpo_nemo.cluster import job as module
 
     monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages/igrpo_nemo/cluster/x.py"))
     (tmp_path / "home").mkdir()
@@ -108,7 +108,7 @@ def test_without_scripts_it_says_where_it_works(tmp_path, monkeypatch, capsys):
 
 
 def test_outside_of_a_checkout_it_works_in_its_own(tmp_path, monkeypatch, capsys):
-    from igrpo_nemo.cluster import checkout as module
+    from igrpo_nemo.cluster import job as module
 
     own = tmp_path / "own"
     (own / "slurm").mkdir(parents=True)

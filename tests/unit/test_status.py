@@ -230,7 +230,7 @@ def test_records_are_read_from_the_end(tmp_path):
 def test_plain_grpo_has_one_reward(tmp_path, capsys, no_slurm):
     with RunFolder(tmp_path / "run") as folder:
         folder.append_metrics("train", 1, time.time(), {"igrpo/draft_reward": 0.5})
-    assert run_status(tmp_path / "run").reward == {"draft": 0.5}
+    assert run_status(tmp_path / "run").tail.reward == {"draft": 0.5}
     assert "  reward       0.50\n" in status(capsys, "run")
 
 
@@ -239,7 +239,7 @@ def test_checkpoints_elsewhere_are_found(tmp_path):
     with RunFolder(run) as folder:
         folder.write_config({"checkpointing": {"checkpoint_dir": str(other)}})
     (other / "step_5").mkdir(parents=True)
-    assert run_status(run).checkpoint_step == 5
+    assert run_status(run).checkpoint[0] == 5
 
 
 def test_a_checkpoint_that_is_removed_while_it_is_looked_at_does_not_count(tmp_path):
@@ -247,4 +247,4 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_at_does_not_count(tmp_p
     (checkpoints / "step_1").mkdir(parents=True)
     # Listed, and not there: as where it is removed after the listing.
     (checkpoints / "step_2").symlink_to("gone")
-    assert run_status(tmp_path / "run").checkpoint_step == 1
+    assert run_status(tmp_path / "run").checkpoint[0] == 1
