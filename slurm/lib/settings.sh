@@ -28,7 +28,7 @@ submit() {
 # Exports what the config and the profile say. Nothing in it is secret.
 read_settings() {
   local line name text
-  text=$("${IGRPO[@]}" launch --script "slurm/$KIND.sh" --job-settings "$@") ||
+  text=$("${IGRPO[@]}" launch --job-settings --script "slurm/$KIND.sh" "$@") ||
     die 2 "the settings of this job cannot be used (see the line above)"
   SETTING_NAMES=()
   while IFS= read -r line; do

@@ -44,7 +44,8 @@ def test_words_reach_settings_preflight_and_driver_as_they_are(run):
     run.submit(*words, flags=("--time=1-00:00:00",))
     assert ended(run)[0] == "COMPLETED", run.log()
     told = (run.folder / "words").read_text().splitlines()
-    head = ["launch", "--job-settings", *words, "preflight", *words, "train", *words]
+    settings = ["launch", "--job-settings", "--script", "slurm/train.sh"]
+    head = [*settings, *words, "preflight", *words, "train", *words]
     assert told == head
 
 
