@@ -56,35 +56,8 @@ def _nemo_keys(config: Config) -> Iterator[str]:
         yield f"unknown key {path}: {hint}"
 
 
-def _stages(config: Config) -> Iterator[str]:
-    igrpo = config.igrpo
-    stages = ", ".join(igrpo.train_stages)
-    if igrpo.feedback == "none":
-        if igrpo.train_stages != ["draft"]:
-            yield (
-                f"igrpo.train_stages=[{stages}], but feedback none has only the stage draft: use "
-                "the group feedback=none, which sets [draft]"
-            )
-    elif "refine" not in igrpo.train_stages:
-        yield (
-            f"igrpo.train_stages=[{stages}] leaves out refine, which igrpo.feedback="
-            f"{igrpo.feedback} is for: use [refine], [draft, refine], or feedback=none"
-        )
-    if len(set(igrpo.train_stages)) < len(igrpo.train_stages):
-        yield f"igrpo.train_stages=[{stages}] names a stage twice"
-
-
-def _group_sizes(config: Config) -> Iterator[str]:
-    igrpo = config.igrpo
-    needs = "needs at least 2 rows: with one its advantage is always 0"
-    if igrpo.feedback == "none":
-        if igrpo.budget < 2:
-            yield f"igrpo.budget={igrpo.budget}: a group {needs}; set igrpo.budget=8"
-        return
-    if igrpo.num_refinements < 2:
-        yield f"igrpo.num_refinements={igrpo.num_refinements}: a group {needs}"
-    if "draft" in igrpo.train_stages and igrpo.num_drafts < 2:
-        yield f"igrpo.num_drafts={igrpo.num_drafts} with trained drafts: a group {needs}"
+def _feedback(config: Config) -> Iterator[str]:
+    yield from config.feedback.problems()
 
 
 def _lengths(config: Config) -> Iterator[str]:
@@ -93,13 +66,13 @@ def _lengths(config: Config) -> Iterator[str]:
     new = config.policy.generation.max_new_tokens
     need = f"data.max_input_seq_length={question} + policy.generation.max_new_tokens={new}"
     # Room for a whole draft, and an eighth of it for the texts around.
-    roomy = question + new + (0 if config.igrpo.feedback == "none" else new + new // 8)
+    roomy = question + new + (new + new // 8 if config.feedback.two_stage else 0)
     if question + new > total:
         yield (
             f"policy.max_total_sequence_length={total} is less than {need} = {question + new}: "
             f"set policy.max_total_sequence_length={roomy}"
         )
-    elif question + new == total and config.igrpo.feedback != "none":
+    elif question + new == total and config.feedback.two_stage:
         yield (
             f"policy.max_total_sequence_length={total} equals {need}, which leaves no token for a "
             f"draft in q': set policy.max_total_sequence_length={roomy}"
@@ -267,8 +240,7 @@ def _local_overlap(config: Config) -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (
     _nemo_keys,
-    _stages,
-    _group_sizes,
+    _feedback,
     _lengths,
     _objective,
     _sampling,

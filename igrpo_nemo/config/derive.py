@@ -63,15 +63,6 @@ def rollout_steps(config: Config, num_problems: int) -> int:
     return min(config.grpo.max_num_steps, config.grpo.max_num_epochs * per_epoch)
 
 
-def trained_rows(config: Config) -> int:
-    """Trained rows per problem: G; N + G when drafts are trained; the budget without feedback."""
-    igrpo = config.igrpo
-    if igrpo.feedback == "none":
-        return igrpo.budget
-    rows = igrpo.num_refinements
-    return rows + igrpo.num_drafts if "draft" in igrpo.train_stages else rows
-
-
 def scheduler_stages(config: Config, updates: int) -> list[dict[str, Any]]:
     """`igrpo.schedule` over `updates` optimizer updates, in NeMo-RL's list form.
 
@@ -131,7 +122,7 @@ def _with_budget(config: Config) -> Config:
     total = igrpo.num_drafts + igrpo.num_refinements
     if igrpo.budget == UNSET:
         return config.replaced("igrpo", budget=total)
-    if igrpo.feedback != "none" and total != igrpo.budget:
+    if config.feedback.two_stage and total != igrpo.budget:
         raise UserError(
             f"igrpo.num_drafts={igrpo.num_drafts} + igrpo.num_refinements={igrpo.num_refinements} "
             f"is {total}, but igrpo.budget={igrpo.budget}: make them agree, or set "
@@ -141,14 +132,14 @@ def _with_budget(config: Config) -> Config:
 
 
 def _with_rows(config: Config) -> Config:
-    rows, given = trained_rows(config), config.grpo.num_generations_per_prompt
+    rows, given = config.feedback.num_trained, config.grpo.num_generations_per_prompt
     if given not in (UNSET, rows):
         igrpo = config.igrpo
         source = (
-            f"igrpo.budget={igrpo.budget} with feedback none"
-            if igrpo.feedback == "none"
-            else f"igrpo.num_drafts={igrpo.num_drafts}, igrpo.num_refinements="
-            f"{igrpo.num_refinements} and igrpo.train_stages=[{', '.join(igrpo.train_stages)}]"
+            f"igrpo.num_drafts={igrpo.num_drafts}, igrpo.num_refinements={igrpo.num_refinements} "
+            f"and igrpo.train_stages=[{', '.join(igrpo.train_stages)}]"
+            if config.feedback.two_stage
+            else f"igrpo.budget={igrpo.budget} with feedback {igrpo.feedback}"
         )
         raise UserError(
             f"grpo.num_generations_per_prompt={given} is the number of trained rows per problem, "
@@ -158,7 +149,7 @@ def _with_rows(config: Config) -> Config:
 
 
 def _with_batch(config: Config) -> Config:
-    rows = config.grpo.num_prompts_per_step * trained_rows(config)
+    rows = config.grpo.num_prompts_per_step * config.feedback.num_trained
     batch, updates = config.policy.train_global_batch_size, config.igrpo.updates_per_rollout
     if batch == UNSET:
         updates = 1 if updates == UNSET else updates
@@ -194,7 +185,7 @@ def _problems_per_batch(config: Config) -> int:
 
 
 def _product(config: Config) -> str:
-    P, rows = config.grpo.num_prompts_per_step, trained_rows(config)
+    P, rows = config.grpo.num_prompts_per_step, config.feedback.num_trained
     return f"grpo.num_prompts_per_step={P} times {rows} rows per problem"
 
 
@@ -219,14 +210,14 @@ class RolloutBudget:
     def of(cls, config: Config, num_problems: int | None = None) -> RolloutBudget:
         """The budget of a derived config."""
         igrpo, grpo = config.igrpo, config.grpo
-        P, two_stages = grpo.num_prompts_per_step, igrpo.feedback != "none"
+        P, feedback = grpo.num_prompts_per_step, config.feedback
         if num_problems is None and config.data.train.dataset_name == "arithmetic":
             num_problems = config.data.train.num_problems
         draws = grpo.dynamic_sampling_max_gen_batches * grpo.batch_multiplier
         return cls(
             problems=P,
-            drafts=P * (igrpo.num_drafts if two_stages else igrpo.budget),
-            refinements=P * igrpo.num_refinements if two_stages else 0,
+            drafts=P * feedback.num_drafts,
+            refinements=P * feedback.num_refinements,
             trained_rows=P * grpo.num_generations_per_prompt,
             updates=igrpo.updates_per_rollout,
             steps=None if num_problems is None else rollout_steps(config, num_problems),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from igrpo_nemo.config.section import (
     Derivable,
@@ -20,6 +20,7 @@ from igrpo_nemo.config.section import (
     TopP,
 )
 from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.feedback import FEEDBACKS
 
 
 class PromptTexts(Section):
@@ -249,12 +250,18 @@ class Preflight(Section):
     """Gigabytes of weights a second from the trainer to the inference engine."""
 
 
+def _known_feedback(name: str) -> str:
+    if name not in FEEDBACKS:
+        raise ValueError(f"should be {' or '.join(map(repr, FEEDBACKS))}")
+    return name
+
+
 class IGRPO(Section):
     """`igrpo.*`: the two stages."""
 
     engine: Literal["local", "nemo_rl", "nemo_rl_local"]
     """What runs the training: the embedded engine, NeMo-RL, or NeMo-RL's loop on this machine."""
-    feedback: Literal["none", "best_draft"]
+    feedback: Annotated[str, AfterValidator(_known_feedback)]
     """What Stage 2 sees: nothing (plain GRPO) or the best draft (iGRPO)."""
     num_drafts: Positive
     """Drafts per problem in Stage 1 (N)."""

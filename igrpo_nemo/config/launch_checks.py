@@ -80,7 +80,7 @@ def _method(config: Config) -> Iterator[str]:
             f"grpo.max_rollout_turns={grpo.max_rollout_turns}: each stage is one turn; set "
             "grpo.max_rollout_turns=1"
         )
-    if igrpo.feedback == "none" or "draft" not in igrpo.train_stages:
+    if not (config.feedback.two_stage and config.feedback.trains_drafts):
         return
     if grpo.use_dynamic_sampling:
         yield (
@@ -88,7 +88,7 @@ def _method(config: Config) -> Iterator[str]:
             "filters groups by the bare prompt, which would mix both stages; set "
             "igrpo.train_stages=[refine]"
         )
-    if igrpo.draft_choice == "none" or igrpo.draft_dropout or igrpo.on_all_zero == "no_draft":
+    if config.feedback.repeats_question:
         yield (
             "igrpo.train_stages=[draft, refine] where q' may equal q (igrpo.draft_choice=none, "
             "igrpo.draft_dropout, igrpo.on_all_zero=no_draft): NeMo-RL groups rows by their "
@@ -145,7 +145,7 @@ def _truncated_importance_sampling(config: Config) -> Iterator[str]:
 
 def _overlap(config: Config) -> Iterator[str]:
     igrpo = config.igrpo
-    if igrpo.feedback == "none":
+    if not config.feedback.two_stage:
         return
     if igrpo.draft_prefetch != "off":
         if config.data.use_multiple_dataloader:

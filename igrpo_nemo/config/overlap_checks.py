@@ -10,9 +10,9 @@ from igrpo_nemo.config.schema import Config
 def overlap_problems(config: Config) -> Iterator[str]:
     """One line for each contradiction. With feedback `none` both options are without effect."""
     igrpo = config.igrpo
-    if igrpo.feedback == "none":
+    if not config.feedback.two_stage:
         return
-    if igrpo.draft_prefetch != "off" and "draft" in igrpo.train_stages:
+    if igrpo.draft_prefetch != "off" and config.feedback.trains_drafts:
         yield (
             "igrpo.draft_prefetch=fused samples drafts one step early, too old to be trained on: "
             "igrpo.train_stages must be [refine]"
@@ -23,5 +23,5 @@ def overlap_problems(config: Config) -> Iterator[str]:
         yield "igrpo.short_circuit and igrpo.draft_prefetch exclude each other: set one to off"
     if igrpo.draft_choice != "best" or igrpo.tie_break != "first":
         yield "igrpo.short_circuit needs igrpo.draft_choice=best and igrpo.tie_break=first"
-    if "draft" in igrpo.train_stages:
+    if config.feedback.trains_drafts:
         yield "igrpo.short_circuit cancels drafts, so igrpo.train_stages must be [refine]"

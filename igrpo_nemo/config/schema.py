@@ -9,6 +9,7 @@ import yaml
 from igrpo_nemo.config import nemo_keys as nemo
 from igrpo_nemo.config.igrpo_keys import IGRPO
 from igrpo_nemo.config.section import Section
+from igrpo_nemo.feedback import FEEDBACKS, Feedback
 
 
 class Config(Section):
@@ -37,6 +38,11 @@ class Config(Section):
     """NeMo-RL's transfer queue."""
     on_policy_distillation: nemo.Only[nemo.Open] = None
     """NeMo-RL's on-policy distillation."""
+
+    @property
+    def feedback(self) -> Feedback:
+        """`igrpo.feedback` with its options: what Stage 2 sees, which rows are trained."""
+        return FEEDBACKS[self.igrpo.feedback].of(self.igrpo, self.grpo.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under NeMo-RL's keys and `igrpo`; optional keys nobody set are absent."""

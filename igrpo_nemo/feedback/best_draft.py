@@ -9,10 +9,11 @@ questions the paper leaves open (ties, all drafts wrong, training both stages).
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
-from igrpo_nemo.feedback.protocol import NextPrompt, group_name, rows_of_group
+from igrpo_nemo.feedback.protocol import NextPrompt, group_name, rows_of_group, too_small
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, TrainingRow
 
@@ -41,10 +42,51 @@ class BestDraft:
     draft_dropout: float = 0.0
     train_stages: tuple[Stage, ...] = (Stage.REFINE,)
 
+    two_stage = True
+
+    @classmethod
+    def of(cls, igrpo: Any, seed: int) -> Self:
+        return cls(
+            num_drafts=igrpo.num_drafts,
+            num_refinements=igrpo.num_refinements,
+            seed=seed,
+            draft_choice=igrpo.draft_choice,
+            tie_break=igrpo.tie_break,
+            on_all_zero=igrpo.on_all_zero,
+            rank_truncated_last=igrpo.rank_truncated_last,
+            draft_dropout=igrpo.draft_dropout,
+            train_stages=tuple(Stage(stage) for stage in igrpo.train_stages),
+        )
+
+    @property
+    def trains_drafts(self) -> bool:
+        return Stage.DRAFT in self.train_stages
+
+    @property
+    def repeats_question(self) -> bool:
+        bare = self.draft_choice == "none" or self.on_all_zero == "no_draft"
+        return bare or self.draft_dropout > 0
+
     @property
     def num_trained(self) -> int:
-        drafts = self.num_drafts if Stage.DRAFT in self.train_stages else 0
+        drafts = self.num_drafts if self.trains_drafts else 0
         return drafts + (self.num_refinements if Stage.REFINE in self.train_stages else 0)
+
+    def problems(self) -> Iterator[str]:
+        stages = ", ".join(self.train_stages)
+        if Stage.REFINE not in self.train_stages:
+            yield (
+                f"igrpo.train_stages=[{stages}] leaves out refine, which igrpo.feedback=best_draft "
+                "is for: use [refine], [draft, refine], or feedback=none"
+            )
+        if len(set(self.train_stages)) < len(self.train_stages):
+            yield f"igrpo.train_stages=[{stages}] names a stage twice"
+        yield from too_small("igrpo.num_refinements", self.num_refinements)
+        if self.trains_drafts and self.num_drafts < 2:
+            yield (
+                f"igrpo.num_drafts={self.num_drafts} with trained drafts: a group needs at least "
+                "2 rows: with one its advantage is always 0"
+            )
 
     def select(self, drafts: Group, step: int) -> Selection:
         rng = random.Random(f"{self.seed}/{step}/{drafts.problem.id}/select")
@@ -81,7 +123,7 @@ class BestDraft:
         rows: list[TrainingRow] = []
         if rollout.selection is not None and rollout.selection.skipped:
             return rows
-        if Stage.DRAFT in self.train_stages:
+        if self.trains_drafts:
             rows += rows_of_group(rollout.drafts, group_name(rollout.problem.id, Stage.DRAFT))
         if Stage.REFINE in self.train_stages:
             for i, group in enumerate(rollout.refinements):

@@ -1,13 +1,15 @@
 """What a feedback decides: what Stage 2 sees, and which rows are trained under which context.
 
 iGRPO's self-feedback is a wrapper over any group objective (paper section 5): a feedback knows
-nothing of advantages or losses, and nothing outside this folder branches on a feedback's name.
+nothing of advantages or losses. Nothing outside this folder branches on a feedback's name: what
+others must know, they ask of it (`two_stage`, `num_trained`, `problems`, ...).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Prompt, Rollout, Selection, Stage, TrainingRow
@@ -24,14 +26,43 @@ class NextPrompt:
 class Feedback(Protocol):
     """The decisions between the stages; pure functions of their arguments."""
 
+    @classmethod
+    def of(cls, igrpo: Any, seed: int) -> Self:
+        """The feedback that the config section `igrpo` describes, with the run's seed."""
+        ...
+
+    @property
+    def two_stage(self) -> bool:
+        """Whether there is a Stage 2 at all."""
+        ...
+
     @property
     def num_drafts(self) -> int:
         """Completions of the bare prompt q per problem (N; the whole budget for `none`)."""
         ...
 
     @property
+    def num_refinements(self) -> int:
+        """Completions of Stage 2 prompts per problem (G; 0 for `none`)."""
+        ...
+
+    @property
+    def trains_drafts(self) -> bool:
+        """Whether the completions of q are among the trained rows."""
+        ...
+
+    @property
+    def repeats_question(self) -> bool:
+        """Whether a Stage 2 prompt may be q itself."""
+        ...
+
+    @property
     def num_trained(self) -> int:
         """Trained rows per problem: `grpo.num_generations_per_prompt`."""
+        ...
+
+    def problems(self) -> Iterator[str]:
+        """One line for each contradiction in its keys, which says what to change."""
         ...
 
     def select(self, drafts: Group, step: int) -> Selection | None:
@@ -65,6 +96,12 @@ def rows_of_group(group: Group, name: str) -> list[TrainingRow]:
         )
         for completion, score in zip(group.completions, group.scores, strict=True)
     ]
+
+
+def too_small(key: str, size: int) -> Iterator[str]:
+    """Says that a group of `size` rows, which `key` sets, has nothing to be relative to (Eq. 4)."""
+    if size < 2:
+        yield f"{key}={size}: a group needs at least 2 rows: with one its advantage is always 0"
 
 
 def group_name(problem_id: str, stage: Stage, index: int = 0) -> str:

@@ -30,7 +30,7 @@ from igrpo_nemo.local.model import Policy, load_weights, open_policy, reference_
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.warmup import small_policy
-from igrpo_nemo.run.core import feedback_of, prompt_builder, scorer_of
+from igrpo_nemo.run.core import prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.tracking import Tracker, open_console, open_tracker
@@ -82,7 +82,7 @@ def open_parts(config: Config) -> Iterator[Parts]:
         check_same_run(folder.path, config.to_dict())
         scorer = scorer_of(config)
         stack.callback(scorer.close)
-        environment = TwoStageEnvironment(prompts, scorer, feedback_of(config))
+        environment = TwoStageEnvironment(prompts, scorer, config.feedback)
         sampler = Sampler(
             policy.model,
             policy.tokenizer,

@@ -24,7 +24,7 @@ from nemo_rl.experience import rollouts as nemo_rollouts
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.validate import validated
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
-from igrpo_nemo.run.core import evaluation_scorer, feedback_of, prompt_builder, scorer_of
+from igrpo_nemo.run.core import evaluation_scorer, prompt_builder, scorer_of
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Stage, StopReason
 
 ENV_NAME = "igrpo"
@@ -49,12 +49,12 @@ class TwoStageWorker(EnvironmentInterface):
         config: Config = validated(cfg["config"])
         self.scorer = scorer_of(config)
         prompts = prompt_builder(config, get_tokenizer(cfg["tokenizer"]))
-        self.environment = TwoStageEnvironment(prompts, self.scorer, feedback_of(config))
+        self.environment = TwoStageEnvironment(prompts, self.scorer, config.feedback)
         self.validation = self.environment
         if "judge" in self.scorer.weights:
             # Measured in accuracy alone, it asks no judge.
             self.validation = TwoStageEnvironment(
-                prompts, evaluation_scorer(config), feedback_of(config)
+                prompts, evaluation_scorer(config), config.feedback
             )
         # A call of the synchronous engine has all groups of a step, each with its own deadline.
         self._threads = ThreadPoolExecutor(CONCURRENT_STEPS, thread_name_prefix="groups")

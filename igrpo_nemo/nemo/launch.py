@@ -151,7 +151,6 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     from igrpo_nemo.nemo.short_circuit import ShortCircuit
     from igrpo_nemo.nemo.spec import SingleStageMap, TwoStageMap, TwoStageSpec
     from igrpo_nemo.nemo.trainers import finished_steps, trainer
-    from igrpo_nemo.run.core import feedback_of
 
     config, master = opened.config, opened.master
     environment.register()
@@ -193,13 +192,13 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     earlier = Earlier.of(folder.path, clock.finished)
     reward = config.igrpo.reward
     spec = TwoStageSpec(
-        feedback=feedback_of(config),
+        feedback=config.feedback,
         weights={name: w for name, w in reward.model_dump().items() if w},
         short_circuit=ShortCircuit(
             config.igrpo.short_circuit, reward.best, config.igrpo.rank_truncated_last
         ),
     )
-    if config.igrpo.feedback == "none":
+    if not spec.feedback.two_stage:
         task_to_env = SingleStageMap(task_to_env, spec, clock)
     else:
         prefetcher = None

@@ -20,7 +20,6 @@ from igrpo_nemo.nemo.earlier import Earlier
 from igrpo_nemo.nemo.prefetch import StepClock
 from igrpo_nemo.nemo.spec import SAMPLES
 from igrpo_nemo.rewards import format_reward
-from igrpo_nemo.run.core import feedback_of
 from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.samples import sample_rows
 from igrpo_nemo.types import Rollout
@@ -170,9 +169,7 @@ class RunLog:
     def _sums(self, means: Mapping[str, float]) -> dict[str, float]:
         """What the asynchronous trainer's means over problems, rolled out one by one, stand for."""
         config = self._config
-        predicted = best_draft_prediction(
-            means["igrpo/draft_accuracy"], feedback_of(config).num_drafts
-        )
+        predicted = best_draft_prediction(means["igrpo/draft_accuracy"], config.feedback.num_drafts)
         return {
             COMPLETIONS: means[COMPLETIONS] * config.grpo.num_prompts_per_step,
             TOKENS: means[TOKENS] * config.grpo.num_prompts_per_step,

@@ -157,7 +157,7 @@ def data_notes(config: Config, asked: Questions, budget: Context) -> Iterator[st
         yield f"{too_long} questions are longer than data.max_input_seq_length and are left out"
     if asked.count is None:
         yield "the number of problems is known when the data is loaded: no steps, no cost of a run"
-    if config.igrpo.feedback != "none" and budget.clipped > _CLIPPED:
+    if config.feedback.two_stage and budget.clipped > _CLIPPED:
         yield (
             f"{100 * budget.clipped:.0f} % of the drafts are shortened in q' at the assumed "
             "lengths: raise policy.max_total_sequence_length where the model allows it"

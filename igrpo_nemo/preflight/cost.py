@@ -118,13 +118,13 @@ class Estimator:
         return round(grpo.num_prompts_per_step * grpo.batch_multiplier)
 
     def _problem(self, rng: random.Random) -> _Problem:
-        igrpo, draw = self.config.igrpo, self.responses.draw
+        feedback, draw = self.config.feedback, self.responses.draw
         question = round(self.context.mean_question)
-        if igrpo.feedback == "none":
-            return _Problem(question, tuple(draw(rng) for _ in range(igrpo.budget)), 0, ())
-        drafts = tuple(draw(rng) for _ in range(igrpo.num_drafts))
+        drafts = tuple(draw(rng) for _ in range(feedback.num_drafts))
+        if not feedback.two_stage:
+            return _Problem(question, drafts, 0, ())
         shown = min(rng.choice(drafts), self.context.draft_room[0.5])
-        refinements = tuple(draw(rng) for _ in range(igrpo.num_refinements))
+        refinements = tuple(draw(rng) for _ in range(feedback.num_refinements))
         return _Problem(question, drafts, question + DRAFT_FRAME_TOKENS + shown, refinements)
 
     def _stages(self, drawn: Sequence[_Problem]) -> tuple[list[Group], list[Group]]:
@@ -141,7 +141,7 @@ class Estimator:
         where the engine is synchronous, in one call with fused drafts."""
         igrpo = self.config.igrpo
         first, second = self._stages(drawn)
-        if igrpo.feedback == "none":
+        if not self.config.feedback.two_stage:
             return self._slowest(first)
         if igrpo.draft_prefetch == "fused":
             return self._slowest([*first, *second])
@@ -206,8 +206,8 @@ class Estimator:
 
 def other_method(config: Config) -> Config:
     """The same run without feedback, or with half of the budget as drafts; nothing else changes."""
-    igrpo, rows = config.igrpo, config.igrpo.budget
-    if igrpo.feedback != "none":
+    rows = config.igrpo.budget
+    if config.feedback.two_stage:
         changed = config.replaced("igrpo", feedback="none", train_stages=["draft"])
         return changed.replaced("grpo", num_generations_per_prompt=rows)
     half = rows // 2

@@ -76,7 +76,7 @@ class Plan:
         if self.cost is None or self.other is None:
             return None
         igrpo, grpo = self.cost, self.other
-        if self.config.igrpo.feedback == "none":
+        if not self.config.feedback.two_stage:
             igrpo, grpo = grpo, igrpo
         return igrpo.gpu_hours / grpo.gpu_hours
 
@@ -126,10 +126,10 @@ def _run(plan: Plan) -> Iterator[str]:
         size = f", {plan.parameters:,} parameters"
     yield f"{config.logger.log_dir}: engine {igrpo.engine}"
     yield _row("model", f"{config.policy.model_name}{size}")
-    if igrpo.feedback == "none":
-        method = f"GRPO: {igrpo.budget} completions of q a problem"
-    else:
+    if config.feedback.two_stage:
         method = f"{igrpo.num_drafts} drafts and {igrpo.num_refinements} refinements a problem"
+    else:
+        method = f"GRPO: {igrpo.budget} completions of q a problem"
     yield _row("method", method)
     rows = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
     yield _row(
@@ -170,7 +170,7 @@ def _tokens(plan: Plan, found: Estimates) -> Iterator[str]:
         f"at most {budget.new_tokens:,}, mean {mean:,.0f} assumed "
         f"(igrpo.preflight.response_share={assumed.response_share:g})",
     )
-    if plan.config.igrpo.feedback != "none":
+    if plan.config.feedback.two_stage:
         room = budget.draft_room
         clipped = f", {100 * budget.clipped:.0f} % shortened" if budget.clipped else ""
         yield _row(
@@ -218,7 +218,7 @@ def _vllm(plan: Plan, found: Estimates) -> Iterator[str]:
         yield _row(label, f"{size / GIB:6.1f}")
     state = f" + {memory.state_per_sequence:,} a sequence" if memory.state_per_sequence else ""
     yield _row("cache of a token", f"{memory.kv_per_token:,} bytes{state}")
-    two = plan.config.igrpo.feedback != "none"
+    two = plan.config.feedback.two_stage
     prompt = found.context.mean_refinement_prompt if two else found.context.mean_question
     mean = prompt + plan.config.igrpo.preflight.response_share * found.context.new_tokens
     what = "q' + refinement" if two else "q + completion"
@@ -231,7 +231,7 @@ def _vllm(plan: Plan, found: Estimates) -> Iterator[str]:
 
 
 def _cost(plan: Plan, cost: Cost, other: Cost) -> Iterator[str]:
-    two_stages = plan.config.igrpo.feedback != "none"
+    two_stages = plan.config.feedback.two_stage
     first, second = (other, cost) if two_stages else (cost, other)
     yield "seconds of a step by the roofline        GRPO     iGRPO   (the same budget)"
     for label, name in (

@@ -254,7 +254,7 @@ def context(config: Config, asked: Questions) -> Context:
     lengths = responses(config)
     question = {q: min(tokens + template, limit) for q, tokens in asked.tokens.items()}
     room = {q: max(0, total - new - n - DRAFT_FRAME_TOKENS) for q, n in question.items()}
-    two_stages = config.igrpo.feedback != "none"
+    two_stages = config.feedback.two_stage
     longest = total - new if two_stages else question[1.0]
     return Context(
         total=total,

@@ -184,8 +184,8 @@ def _budget(run: Run) -> tuple[int, int, int, int] | None:
     N, G = run.setting("igrpo.num_drafts"), run.setting("igrpo.num_refinements")
     if not isinstance(P, int):
         return None
-    # With feedback `none` there are no refinements, whatever N and G say.
-    if run.setting("igrpo.feedback") != "none" and isinstance(N, int) and isinstance(G, int):
+    # Without a trained Stage 2 there are no refinements, whatever N and G say.
+    if run.setting("igrpo.train_stages") != ["draft"] and isinstance(N, int) and isinstance(G, int):
         return P, N, G, trained if isinstance(trained, int) else G
     single = trained if isinstance(trained, int) else run.setting("igrpo.budget")
     return (P, single, 0, single) if isinstance(single, int) else None

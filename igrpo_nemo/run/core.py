@@ -6,29 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.feedback import BestDraft, Feedback, NoFeedback
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import Scorer, build_scorer
 from igrpo_nemo.rewards.judge import Judge, JudgeSettings
-from igrpo_nemo.types import Stage
-
-
-def feedback_of(config: Config) -> Feedback:
-    """`igrpo.feedback` with its options."""
-    igrpo = config.igrpo
-    if igrpo.feedback == "none":
-        return NoFeedback(igrpo.budget)
-    return BestDraft(
-        num_drafts=igrpo.num_drafts,
-        num_refinements=igrpo.num_refinements,
-        seed=config.grpo.seed,
-        draft_choice=igrpo.draft_choice,
-        tie_break=igrpo.tie_break,
-        on_all_zero=igrpo.on_all_zero,
-        rank_truncated_last=igrpo.rank_truncated_last,
-        draft_dropout=igrpo.draft_dropout,
-        train_stages=tuple(Stage(stage) for stage in igrpo.train_stages),
-    )
 
 
 def prompt_profile(config: Config) -> PromptProfile:

@@ -21,7 +21,6 @@ from igrpo_nemo.local.learner import Learner  # noqa: E402
 from igrpo_nemo.local.model import open_policy  # noqa: E402
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler  # noqa: E402
 from igrpo_nemo.objectives.advantage import group_advantages  # noqa: E402
-from igrpo_nemo.run.core import feedback_of  # noqa: E402
 
 CASES = [
     ("grpo", "[refine]"),
@@ -144,7 +143,7 @@ def _close(ours, theirs):
 
 def _trained_rows(config, seen, data):
     """The core's training rows in the order in which NeMo-RL trained on them."""
-    feedback = feedback_of(config)
+    feedback = config.feedback
     known = {}
     for call in seen.rollouts:
         for rollout in call:

@@ -75,7 +75,7 @@ class Scoring:
         from igrpo_nemo.rewards import build_scorer
 
         self.core = TwoStageEnvironment(
-            core.prompt_builder(config, tokenizer), build_scorer(), core.feedback_of(config)
+            core.prompt_builder(config, tokenizer), build_scorer(), config.feedback
         )
 
     def step_all(self, stage, attempts):
@@ -107,7 +107,7 @@ def world(policy_folder, tmp_path, monkeypatch):
         return rl_collate_fn(datums).repeat_interleave(2)
 
     def run(texts, *questions, asynchronous=False, short_circuit="off", **changes):
-        feedback = core.feedback_of(config.replaced("igrpo", **changes))
+        feedback = config.replaced("igrpo", **changes).feedback
         scoring.core.feedback = feedback
         rule = ShortCircuit(short_circuit, best_reward=1.0)
         spec = TwoStageSpec(feedback, {"accuracy": 1.0, "format": 1.0}, rule)
