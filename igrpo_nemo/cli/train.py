@@ -59,7 +59,7 @@ def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | No
     Both are as the run will have them where the number of problems is known without the data.
     """
     from igrpo_nemo.config import RolloutBudget, with_problems
-    from igrpo_nemo.config.keys import unread_by_local
+    from igrpo_nemo.config.keys import unread
     from igrpo_nemo.config.origins import annotated_yaml, origins_of
     from igrpo_nemo.run.problems import expected_problems
 
@@ -69,8 +69,8 @@ def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | No
     known = [] if problems is None else [f"training problems: {problems:,}"]
     budget = [*known, *RolloutBudget.of(config, problems).lines()]
     lines = ["", "rollout budget", *(f"  {line}" for line in budget)]
-    if config.igrpo.engine == "local" and (unread := unread_by_local(config)):
-        lines.append(f"not read by engine local: {', '.join(unread)}")
+    if keys := unread(config):
+        lines.append(f"not read by engine {config.igrpo.engine}: {', '.join(keys)}")
     yaml = annotated_yaml(config, origins_of(config, overrides, config_dir))
     return yaml + "".join(f"# {line}".rstrip() + "\n" for line in lines)
 

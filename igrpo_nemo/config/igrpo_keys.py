@@ -22,6 +22,9 @@ from igrpo_nemo.config.section import (
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.feedback import FEEDBACKS
 
+LOCAL_ONLY = object()
+"""Marks a key that only the embedded engine reads."""
+
 
 class PromptTexts(Section):
     """`igrpo.prompt`: the fixed texts around problem and draft."""
@@ -307,10 +310,10 @@ class IGRPO(Section):
     """Samples the next step's drafts beside this step's refinements, one update behind."""
     short_circuit: Literal["off", "index_order", "first"] = "off"
     """Ends Stage 1 of a problem early, at a draft of the highest reward."""
-    val_temperature: NonNegativeFloat = 0.6
-    """Temperature in validation; 0 is greedy."""
-    val_top_p: TopP = 0.95
-    """Top-p in validation."""
+    val_temperature: Annotated[NonNegativeFloat, LOCAL_ONLY] = 0.6
+    """Temperature in validation; 0 is greedy. NeMo-RL validates at the training temperature."""
+    val_top_p: Annotated[TopP, LOCAL_ONLY] = 0.95
+    """Top-p in validation; NeMo-RL's is that of training."""
     val_draft_conditioned: bool = False
     """Also validates on q' and logs the gap to q."""
     sample_table_period: NonNegative = 10

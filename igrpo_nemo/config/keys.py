@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from igrpo_nemo.config.igrpo_keys import LOCAL_ONLY
 from igrpo_nemo.config.nemo_keys import NEMO_ONLY
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.section import Section
@@ -91,16 +92,16 @@ def _choices(annotation: Any) -> Iterator[str]:
         yield from _choices(part)
 
 
-def unread_by_local(config: Config) -> list[str]:
-    """The keys in use that only the NeMo-RL engine reads, for the user of the local engine."""
-    return sorted(_unread(config, ""))
+def unread(config: Config) -> list[str]:
+    """The keys whose value is not the default and that the config's engine does not read."""
+    mark = NEMO_ONLY if config.igrpo.engine == "local" else LOCAL_ONLY
+    return sorted(_unread(config, "", mark))
 
 
-def _unread(section: Section, prefix: str) -> Iterator[str]:
+def _unread(section: Section, prefix: str, mark: object) -> Iterator[str]:
     for name in section.model_fields_set:
-        value = getattr(section, name)
+        value, field = getattr(section, name), type(section).model_fields[name]
         if isinstance(value, Section):
-            yield from _unread(value, f"{prefix}{name}.")
-        elif NEMO_ONLY in type(section).model_fields[name].metadata:
-            if value not in (None, False):
-                yield prefix + name
+            yield from _unread(value, f"{prefix}{name}.", mark)
+        elif mark in field.metadata and value not in (None, False, field.default):
+            yield prefix + name

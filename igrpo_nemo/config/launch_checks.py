@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from igrpo_nemo.config.cluster_checks import cluster_problems
+from igrpo_nemo.config.keys import all_keys, unread
 from igrpo_nemo.config.nemo_schema import open_key_problems
 from igrpo_nemo.config.overlap_checks import overlap_problems
 from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 
 NEMO_ADVANTAGE_DELTA = 1e-6
@@ -41,7 +43,7 @@ def launch_problems(config: Config) -> list[str]:
     if wrong := list(open_key_problems(config)):
         return wrong
     problems = [*_method(config), *_loss(config), *_overlap(config), *_async_training(config)]
-    problems += _entropy(config)
+    problems += [*_entropy(config), *_unread(config)]
     if config.igrpo.engine == "nemo_rl":
         problems += cluster_problems(config)
     return problems
@@ -220,3 +222,11 @@ def _entropy(config: Config) -> Iterator[str]:
         why = "hides the logits with policy.sequence_packing.fuse_loss=true"
     if why:
         yield f"igrpo.entropy.exact=true: NeMo-RL {why}; set igrpo.entropy.exact=false"
+
+
+def _unread(config: Config) -> Iterator[str]:
+    """Keys of the embedded engine, where ignoring them would change what is measured."""
+    known = {key.path: key.default for key in all_keys()}
+    for path in unread(config):
+        value, works = at(config.to_dict(), path), known[path]
+        yield f"{path}={value} is not read by engine {config.igrpo.engine}: set {path}={works}"

@@ -31,7 +31,7 @@ from igrpo_nemo.config.compose import (
     finished,
 )
 from igrpo_nemo.config.derive import scheduler_stages
-from igrpo_nemo.config.keys import all_keys, nearest_key, unread_by_local
+from igrpo_nemo.config.keys import all_keys, nearest_key, unread
 from igrpo_nemo.errors import UserError
 
 DEMO = [
@@ -326,7 +326,7 @@ def test_nemo_only_keys_are_accepted_and_reported() -> None:
         ]
     )
     assert config.policy.megatron_cfg == {"tensor_model_parallel_size": 4}
-    assert unread_by_local(config) == [
+    assert unread(config) == [
         "grpo.async_grpo",
         "policy.generation.vllm_cfg",
         "policy.make_sequence_length_divisible_by",
