@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from composed import config_of
 from omegaconf import OmegaConf
 
 from igrpo_nemo.config import (
@@ -62,7 +63,7 @@ def test_every_config_file_composes(group: str, option: str) -> None:
     base = [] if group == "experiment" else HF
     if group == "cluster" and option != "laptop":
         base = [*base, "engine=nemo_rl"]
-    config = load_config([*base, f"{group}={option}", *NEEDS.get((group, option), [])])
+    config = config_of(*base, f"{group}={option}", *NEEDS.get((group, option), []))
     assert config.grpo.num_generations_per_prompt >= 2
 
 
@@ -73,7 +74,7 @@ def test_every_group_is_in_the_defaults_list() -> None:
 
 
 def test_defaults_are_the_papers() -> None:
-    config = load_config(HF)
+    config = config_of(*HF)
     budget = RolloutBudget.of(config)
     assert (budget.completions, budget.trained_rows, budget.updates) == (1024, 512, 1)
     assert (config.igrpo.num_drafts, config.igrpo.num_refinements, config.igrpo.budget) == (4, 4, 8)
@@ -94,23 +95,23 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("objective", ["dapo", "gspo"])
 def test_table_2_presets_use_four_updates(objective: str) -> None:
-    config = load_config([*HF, f"objective={objective}"])
+    config = config_of(*HF, f"objective={objective}")
     assert config.igrpo.updates_per_rollout == 4
     assert config.policy.train_global_batch_size == 512 // 4
 
 
 def test_dapo_preset_fits_reward_and_length() -> None:
-    config = load_config([*HF, "objective=dapo"])
+    config = config_of(*HF, "objective=dapo")
     assert config.grpo.reward_scaling.source_max == 2.0
     assert config.grpo.reward_shaping.overlong_buffer_length == 819
     assert config.grpo.reward_shaping.max_response_length == 4096
     assert config.loss_fn.ratio_clip_max == 0.28 and config.loss_fn.token_level_loss
-    accuracy_only = load_config([*HF, "objective=dapo", "reward=accuracy"])
+    accuracy_only = config_of(*HF, "objective=dapo", "reward=accuracy")
     assert accuracy_only.grpo.reward_scaling.source_max == 1.0
 
 
 def test_dr_grpo_divides_by_the_completion_limit() -> None:
-    config = load_config([*HF, "objective=dr_grpo", "policy.generation.max_new_tokens=100"])
+    config = config_of(*HF, "objective=dr_grpo", "policy.generation.max_new_tokens=100")
     assert config.igrpo.constant_length_divisor == 100
     assert not config.grpo.normalize_rewards
 
@@ -128,7 +129,7 @@ def test_dr_grpo_divides_by_the_completion_limit() -> None:
     ],
 )
 def test_trained_rows_are_derived(overrides: list[str], rows: int) -> None:
-    config = load_config([*DEMO, *overrides])
+    config = config_of(*DEMO, *overrides)
     assert config.grpo.num_generations_per_prompt == rows
     assert config.policy.train_global_batch_size == 32 * rows
     assert config.igrpo.updates_per_rollout == 1
@@ -311,7 +312,7 @@ def test_missing_model_says_what_to_give() -> None:
 
 
 def test_a_plus_before_a_built_in_group_is_accepted() -> None:
-    assert load_config(["+experiment=demo"]) == load_config(["experiment=demo"])
+    assert load_config(["+experiment=demo"]) == config_of("experiment=demo")
 
 
 def test_nemo_only_keys_are_accepted_and_reported() -> None:
@@ -340,7 +341,7 @@ def test_keys_below_an_open_mapping_of_nemo_rl_are_free() -> None:
 
 
 def test_keys_that_nobody_set_are_absent_from_the_dump() -> None:
-    dump = load_config(DEMO).to_dict()
+    dump = config_of(*DEMO).to_dict()
     assert "megatron_cfg" not in dump["policy"]
     assert dump["policy"]["generation"]["top_k"] is None
 
@@ -359,14 +360,14 @@ def test_a_written_config_reads_back_equal(overrides: list[str], tmp_path: Path)
 
 def test_a_written_text_is_not_interpolated(tmp_path: Path) -> None:
     text = "braces {x} and ${y}"
-    config = load_config(DEMO).replaced("igrpo.prompt", system=text)
+    config = config_of(*DEMO).replaced("igrpo.prompt", system=text)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert read_config(tmp_path / "config.yaml").igrpo.prompt.system == text
 
 
 def test_a_written_config_takes_no_groups_and_no_typos(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(load_config(DEMO).to_yaml())
+    path.write_text(config_of(*DEMO).to_yaml())
     with pytest.raises(UserError, match="composed already"):
         read_config(path, ["prompt=paper"])
     with pytest.raises(UserError, match="did you mean grpo.seed"):
@@ -403,7 +404,7 @@ def test_a_group_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
 
 
 def test_demo_and_its_baseline_differ_in_feedback_alone() -> None:
-    ours, baseline = load_config(["experiment=demo"]), load_config(["experiment=demo_grpo"])
+    ours, baseline = config_of("experiment=demo"), config_of("experiment=demo_grpo")
     assert RolloutBudget.of(ours).completions == RolloutBudget.of(baseline).completions
     assert (ours.igrpo.feedback, baseline.igrpo.feedback) == ("best_draft", "none")
     for section in ("loss_fn", "data", "env"):
@@ -411,7 +412,7 @@ def test_demo_and_its_baseline_differ_in_feedback_alone() -> None:
 
 
 def test_configs_are_frozen() -> None:
-    config = load_config(DEMO)
+    config = config_of(*DEMO)
     with pytest.raises(ValueError, match="frozen"):
         config.grpo.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -428,24 +429,24 @@ def test_configs_are_frozen() -> None:
 def test_steps_are_whole_batches_of_all_epochs(
     problems: int, overrides: list[str], steps: int
 ) -> None:
-    assert rollout_steps(load_config([*HF, *overrides]), problems) == steps
+    assert rollout_steps(config_of(*HF, *overrides), problems) == steps
 
 
 def test_budget_counts_both_stages() -> None:
-    budget = RolloutBudget.of(load_config(HF), 7500)
+    budget = RolloutBudget.of(config_of(*HF), 7500)
     assert (budget.drafts, budget.refinements, budget.steps) == (512, 512, 58)
     assert budget.max_tokens == 1024 * 4096
     text = "\n".join(budget.lines())
     assert "completions in all: 59,392" in text
-    assert "steps: known when the data is loaded" in RolloutBudget.of(load_config(HF)).lines()
-    alone = RolloutBudget.of(load_config([*HF, "feedback=none"]), 7500)
+    assert "steps: known when the data is loaded" in RolloutBudget.of(config_of(*HF)).lines()
+    alone = RolloutBudget.of(config_of(*HF, "feedback=none"), 7500)
     assert (alone.drafts, alone.refinements, alone.trained_rows) == (1024, 0, 1024)
-    dapo = RolloutBudget.of(load_config([*HF, "objective=dapo"]), 7500)
+    dapo = RolloutBudget.of(config_of(*HF, "objective=dapo"), 7500)
     assert "dynamic sampling: at most 30 times these samples" in dapo.lines()
 
 
 def test_schedule_is_derived_once_the_problems_are_counted() -> None:
-    config = load_config(HF)
+    config = config_of(*HF)
     assert config.policy.scheduler is None
     ramp, decay, joint = with_problems(config, 7500).policy.scheduler or []
     assert ramp["kwargs"]["total_iters"] == 6 and joint == {"milestones": [6]}
@@ -457,13 +458,13 @@ def test_schedule_is_derived_once_the_problems_are_counted() -> None:
 
 def test_a_given_schedule_is_kept() -> None:
     given = "policy.scheduler=[{name:torch.optim.lr_scheduler.ConstantLR,kwargs:{factor:1.0}}]"
-    assert len(with_problems(load_config([*HF, given]), 7500).policy.scheduler or []) == 1
+    assert len(with_problems(config_of(*HF, given), 7500).policy.scheduler or []) == 1
 
 
 def rates(overrides: list[str], updates: int) -> list[float]:
     """The learning rate of each update under the derived schedule, run by PyTorch."""
     torch = pytest.importorskip("torch")
-    config = load_config([*DEMO, *overrides])
+    config = config_of(*DEMO, *overrides)
     lr = config.policy.optimizer.kwargs.lr
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     stages = scheduler_stages(config, updates)
@@ -496,7 +497,7 @@ def test_cosine_schedule_rises_peaks_and_falls_to_the_minimum() -> None:
 def test_megatron_warms_up_like_the_other_engines(ratio: float) -> None:
     """By its formula (Megatron-Core, OptimizerParamScheduler.get_lr) in the run's 58 steps."""
     changes = ["engine=nemo_rl", "cluster=a100_2x8", f"igrpo.schedule.warmup_ratio={ratio}"]
-    megatron = with_problems(load_config([*HF, *changes]), 7_500).policy.megatron_cfg or {}
+    megatron = with_problems(config_of(*HF, *changes), 7_500).policy.megatron_cfg or {}
     schedule, peak = megatron["scheduler"], megatron["optimizer"]["lr"]
     warmup, start = schedule["lr_warmup_iters"], schedule["lr_warmup_init"]
     assert (schedule["lr_decay_iters"], warmup) == (58, math.ceil(58 * ratio))
@@ -508,7 +509,7 @@ def test_megatron_warms_up_like_the_other_engines(ratio: float) -> None:
 
 def test_a_given_start_of_megatrons_warm_up_is_kept() -> None:
     given = "policy.megatron_cfg.scheduler.lr_warmup_init=1.0e-9"
-    config = with_problems(load_config([*HF, "engine=nemo_rl", "cluster=a100_2x8", given]), 7_500)
+    config = with_problems(config_of(*HF, "engine=nemo_rl", "cluster=a100_2x8", given), 7_500)
     assert (config.policy.megatron_cfg or {})["scheduler"]["lr_warmup_init"] == 1e-9
 
 

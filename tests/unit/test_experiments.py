@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from composed import config_of
 
 from igrpo_nemo.config import Config, RolloutBudget, load_config, rollout_steps, with_problems
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
@@ -53,7 +54,7 @@ FOURTEEN = "table1_openmath_nemotron_14b_igrpo"
 @cache
 def composed(experiment: str, *overrides: str) -> Config:
     """An experiment with what follows from the number of its problems."""
-    config = load_config([f"experiment={experiment}", *overrides])
+    config = config_of(f"experiment={experiment}", *overrides)
     problems = expected_problems(config)
     assert problems is not None
     return with_problems(config, problems)
@@ -106,8 +107,8 @@ def test_an_experiment_has_no_key_that_nemo_rl_does_not_annotate(experiment: str
 @pytest.mark.parametrize("model", MODELS)
 def test_a_dtensor_alternative_differs_in_the_backend_alone(model: str) -> None:
     base = ["engine=nemo_rl", "cluster=a100_2x8"]
-    megatron = load_config([*base, f"model={model}"])
-    dtensor = load_config([*base, f"model={model}_dtensor"])
+    megatron = config_of(*base, f"model={model}")
+    dtensor = config_of(*base, f"model={model}_dtensor")
     assert megatron.policy.model_name == dtensor.policy.model_name == MODELS[model]
     assert megatron.igrpo == dtensor.igrpo
     backends = [
@@ -298,7 +299,7 @@ def test_rows_of_table_s4_that_are_table_1s() -> None:
 def test_the_schedule_follows_from_data_batch_and_epochs(
     experiment: str, problems: int, steps: int, warmup: int
 ) -> None:
-    written = load_config([f"experiment={experiment}"])
+    written = config_of(f"experiment={experiment}")
     assert at(written, "policy.megatron_cfg.scheduler.lr_decay_iters") is None
     config = composed(experiment)
     assert expected_problems(config) == problems
