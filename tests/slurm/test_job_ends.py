@@ -218,7 +218,6 @@ def test_an_evaluation_is_a_python_program_of_the_checkout(run):
     assert ended(run) == ("FAILED", "3:0")
     told = (run.folder / "words").read_text().splitlines()
     assert told == [str(CHECKOUT), "pipelines/evaluate.py", *words]
-    # The settings come from the profile; the rest of the words is the program's.
+    # `igrpo launch` knows which of the words are the profile's.
     asked = (run.folder / "asked").read_text().splitlines()
-    assert asked[:2] == ["launch", "--job-settings"]
-    assert asked[5:] == ["cluster=a100_1x8", "igrpo.site.offline=false"]
+    assert asked == ["launch", "--job-settings", "--script", "slurm/evaluate.sh", *words]
