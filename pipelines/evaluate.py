@@ -117,7 +117,7 @@ def _has_demo(runs: Path) -> bool:
 
 
 def _choose_demo(flags: argparse.Namespace) -> None:
-    from igrpo_nemo.chain.demo import BENCHMARK, SAMPLES, prepare_demo
+    from igrpo_nemo.chain.evaluation import BENCHMARK, SAMPLES, prepare_demo
 
     demo = prepare_demo(CHECKOUT / "runs")
     flags.model, flags.data_dir, flags.serve = str(demo.checkpoint), demo.data, True

@@ -10,20 +10,19 @@ is submitted. The plan prints exactly what would be.
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from igrpo_nemo.chain.comparison import Request, compare, summary_text
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
 from igrpo_nemo.chain.evaluation import Choices, evaluated_config, skills_evaluation
 from igrpo_nemo.chain.experiment import Chain
 from igrpo_nemo.chain.here import with_chain
-from igrpo_nemo.chain.skills_profile import chain_profile, default_profile, read_values
 from igrpo_nemo.chain.training import is_trained, submit_training, training_inputs, training_plan
 from igrpo_nemo.cluster.settings import job_settings
 from igrpo_nemo.cluster.site import site_profile
@@ -38,21 +37,22 @@ from igrpo_nemo.cluster.stage import (
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import check_same
-from igrpo_nemo.evaluation.skills import sbatch_text
 from igrpo_nemo.evaluation.skills.cluster_yaml import sbatch_options
-from igrpo_nemo.evaluation.skills.command import Place, eval_commands
+from igrpo_nemo.evaluation.skills.command import Place
 from igrpo_nemo.evaluation.skills.environment import (
-    child_environ,
     find_environment,
-    without_secrets,
 )
-from igrpo_nemo.evaluation.skills.evaluate import Evaluation, FolderLock, lacking_of, prepare
-from igrpo_nemo.evaluation.skills.submit import ClusterProfile, cluster_profile, submit
-from igrpo_nemo.evaluation.skills.submitted import check_not_running
+from igrpo_nemo.evaluation.skills.evaluate import Evaluation, lacking_of
+from igrpo_nemo.evaluation.skills.submit import (
+    ClusterProfile,
+    cluster_profile,
+    evaluation_text,
+    submit,
+)
+from igrpo_nemo.files.atomic import write_or_refuse
 
 CONVERT_TIME = "04:00:00"
 COMPARE_TIME = "01:00:00"
-RENDER_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def _evaluation_plan(
         name, folder = _profile_of(slurm, prepared.where.site)
         own = replace(cluster_profile(name, folder), account=prepared.profile.account)
         text = _warning(own) + evaluation_text(evaluation, place, environ)
-        real = {scratch: read_values(name, folder)["job_dir"]}
+        real = {scratch: _read_values(name, folder)["job_dir"]}
         real[f"--config_dir={scratch}"] = f"--config_dir={chain.run / 'stages'}"
     for before in sorted(real, key=len, reverse=True):
         text = text.replace(before, real[before])
@@ -190,37 +190,6 @@ def compare_job(
     flags += ["--anyway"] if whole.anyway else []
     command = ("python", "pipelines/compare.py", "--out", str(chain.comparison), *flags)
     return StageJob("compare", (*command, *map(str, whole.systems)), 0, COMPARE_TIME, tuple(after))
-
-
-def evaluation_text(evaluation: Evaluation, place: Place, environ: Mapping[str, str]) -> str:
-    """The `ns` commands, and every batch file and script that they would submit.
-
-    Raises `UserError` with NeMo-Skills' last line where it refuses, and while jobs that were sent
-    before read what is written here for it.
-    """
-    parts = [evaluation.setting.to_json().rstrip()]
-    child = without_secrets(child_environ(evaluation.environment.bin, environ))
-    with closing(FolderLock(evaluation.out)):
-        check_not_running(evaluation.out)
-        prepared = prepare(evaluation)
-    # In a git checkout NeMo-Skills would look at that one.
-    with tempfile.TemporaryDirectory() as outside:
-        for arguments in eval_commands(prepared.setting, prepared.names, prepared.server, place):
-            parts.append(f"# {shlex.join(['ns', *arguments])}")
-            done = subprocess.run(
-                [str(evaluation.environment.python), sbatch_text.__file__, *arguments],
-                cwd=outside,
-                env=child,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=RENDER_S,
-            )
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if line.strip()]
-                raise UserError(f"ns eval refused: {lines[-1].strip() if lines else 'no reason'}")
-            parts.append(done.stdout.rstrip())
-    return "\n".join(parts)
 
 
 def _prepared(
@@ -260,7 +229,7 @@ def _warning(profile: ClusterProfile) -> str:
 
 def _profile_of(slurm: SlurmChoices, site: Site) -> tuple[str, Path]:
     folder = slurm.config_dir or slurm.checkout / "configs" / "cluster_configs"
-    return slurm.skills_profile or default_profile(site.gpu), folder
+    return slurm.skills_profile or _default_profile(site.gpu), folder
 
 
 def _surroundings(chain: Chain, slurm: SlurmChoices, environ: Mapping[str, str]) -> Surroundings:
@@ -308,3 +277,38 @@ def _stage_text(job: StageJob, where: Surroundings) -> str:
 
 def _titled(stage: str, text: str) -> str:
     return f"##### {stage}\n{text.rstrip()}\n"
+
+
+def chain_profile(
+    name: str, config_dir: Path, site: Site, needed: Sequence[Path], folder: Path, **values: Any
+) -> ClusterProfile:
+    """Writes `folder/NAME.yaml` and reads it: what the site says wins, and every `needed` folder
+    (absolute) that no mount has is mounted at its own name, as the training's containers do.
+    `values` replace keys of the profile."""
+    cluster_profile(name, config_dir)  # its complaints name the user's file
+    values = {**_read_values(name, config_dir), **_of_site(site), **values}
+    mounts = [str(mount) for mount in values.get("mounts") or []]
+    for path in needed:
+        sources = [Path(mount.split(":")[0]) for mount in mounts]
+        if not any(path == source or source in path.parents for source in sources):
+            mounts.append(f"{path}:{path}")
+    values["mounts"] = mounts
+    write_or_refuse(folder / f"{name}.yaml", yaml.safe_dump(values, sort_keys=False))
+    return cluster_profile(name, folder)
+
+
+def _read_values(name: str, config_dir: Path) -> dict[str, Any]:
+    """The keys of `config_dir/NAME.yaml`."""
+    return yaml.safe_load((config_dir / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _default_profile(gpu: str) -> str:
+    """The profile's name for a kind of GPU."""
+    return f"slurm_{gpu.partition('_')[0]}"
+
+
+def _of_site(site: Site) -> dict[str, Any]:
+    values = {"account": site.account, "partition": site.partition, "default_timeout": site.time}
+    # A chain's stages start where the one before succeeded.
+    known: dict[str, Any] = {name: value for name, value in values.items() if value}
+    return {**known, "dependency_type": "afterok"}

@@ -32,7 +32,7 @@ def test_a_dry_run_trains_no_demo(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[Path] = []
-    monkeypatch.setattr("igrpo_nemo.chain.demo._train", trained.append)
+    monkeypatch.setattr("igrpo_nemo.chain.evaluation._train", trained.append)
     assert script.main(["--demo", "--dry-run"]) == 0
     assert "a short one would be trained first" in capsys.readouterr().out
     assert not trained and not script.CHECKOUT.exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from skills_runs import evaluate
 
-from igrpo_nemo.chain.demo import write_arithmetic
+from igrpo_nemo.chain.evaluation import write_arithmetic
 from igrpo_nemo.config import Config, read_config
 from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
 from igrpo_nemo.evaluation.results import read_results

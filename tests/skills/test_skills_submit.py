@@ -15,7 +15,7 @@ from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, whole_benchmark, write_sample, write_unordered
 from skills_runs import write_problems
 
-from igrpo_nemo.chain.on_slurm import _submit_evaluation, evaluation_text
+from igrpo_nemo.chain.on_slurm import _submit_evaluation
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import Model, setting_of
@@ -24,7 +24,7 @@ from igrpo_nemo.evaluation.skills.data import read_benchmark, write_benchmark
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
 from igrpo_nemo.evaluation.skills.evaluate import Evaluation, complete_here, prepare
 from igrpo_nemo.evaluation.skills.selection import with_benchmarks
-from igrpo_nemo.evaluation.skills.submit import submit
+from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit
 from igrpo_nemo.evaluation.skills.submitted import check_not_running, write_note
 
 NS = """\

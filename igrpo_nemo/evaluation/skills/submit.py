@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -19,6 +21,7 @@ import yaml
 
 from igrpo_nemo.cluster.job import sbatch_environment
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.skills import sbatch_text
 from igrpo_nemo.evaluation.skills.cluster_yaml import ACCOUNT
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands, mounted_path
 from igrpo_nemo.evaluation.skills.environment import child_environ, without_secrets
@@ -35,6 +38,7 @@ from igrpo_nemo.evaluation.skills.submitted import check_not_running, write_note
 
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 """What NeMo-Run says of each job that Slurm took."""
+_RENDER_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +189,34 @@ def _launched(log: Path) -> list[int]:
     if not log.is_file():
         return []
     return [int(number) for number in _LAUNCHED.findall(log.read_text(errors="replace"))]
+
+
+def evaluation_text(evaluation: Evaluation, place: Place, environ: Mapping[str, str]) -> str:
+    """The `ns` commands, and every batch file and script that they would submit.
+
+    Raises `UserError` with NeMo-Skills' last line where it refuses, and while jobs that were sent
+    before read what is written here for it.
+    """
+    parts = [evaluation.setting.to_json().rstrip()]
+    child = without_secrets(child_environ(evaluation.environment.bin, environ))
+    with closing(FolderLock(evaluation.out)):
+        check_not_running(evaluation.out)
+        prepared = prepare(evaluation)
+    # In a git checkout NeMo-Skills would look at that one.
+    with tempfile.TemporaryDirectory() as outside:
+        for arguments in eval_commands(prepared.setting, prepared.names, prepared.server, place):
+            parts.append(f"# {shlex.join(['ns', *arguments])}")
+            done = subprocess.run(
+                [str(evaluation.environment.python), sbatch_text.__file__, *arguments],
+                cwd=outside,
+                env=child,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_RENDER_S,
+            )
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if line.strip()]
+                raise UserError(f"ns eval refused: {lines[-1].strip() if lines else 'no reason'}")
+            parts.append(done.stdout.rstrip())
+    return "\n".join(parts)
