@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,21 +87,30 @@ def checkpoint_space(config: Config, parameters: int, steps: int | None) -> Chec
 
 
 def disk_shortage(space: CheckpointSpace, run_folder: Path, free: FreeSpace) -> tuple[str, bool]:
-    """What a disk on this host lacks, in a line that ends with what to set, and whether the run is
-    this host's: its own folder is here. The line is empty where nothing is known or nothing lacks.
+    """What the disk of the checkpoint folder lacks on this host, in a line that ends with what to
+    set (empty where it lacks nothing), and whether the run cannot go on: its own folder is here,
+    and the newest checkpoint does not fit beside the one that is being written.
     """
     here = [folder for folder in (space.folder, run_folder) if folder.is_dir()]
-    ours = bool(here)
-    here += [folder for folder in space.folder.absolute().parents if folder.is_dir()]
-    room = free(here[0])
-    held = sum(f.stat().st_size for f in space.folder.rglob("*") if f.is_file()) if ours else 0
-    if room + held >= space.total:
-        return "", ours
+    above = [folder for folder in space.folder.absolute().parents if folder.is_dir()]
+    where = [*here, *above][0]
+    room = free(where)
+    usable = room + (_held(space.folder) if here else 0)
+    if usable >= space.total:
+        return "", False
+    keep = usable // space.each - 2
+    remedy = f"keep_top_k={keep}" if keep >= 1 else "checkpoint_dir to a larger disk"
     line = (
         f"checkpoints take {space.total / GIB:,.1f} GiB ({space.count} of {space.each / GIB:,.1f} "
-        f"GiB), and {here[0]} has {room / GIB:,.1f} GiB free: "
+        f"GiB), and {where} has {room / GIB:,.1f} GiB free: set checkpointing.{remedy}"
     )
-    keep = (room + held) // space.each - 2
-    if keep >= 1:
-        return f"{line}set checkpointing.keep_top_k={keep}", ours
-    return f"{line}set checkpointing.checkpoint_dir to a larger disk", ours
+    return line, bool(here) and usable < min(space.count, 2) * space.each
+
+
+def _held(folder: Path) -> int:
+    """Bytes of the files below a folder that a run may be clearing up meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            total += file.lstat().st_size
+    return total

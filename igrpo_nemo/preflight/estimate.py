@@ -71,8 +71,8 @@ def preflight(
     problems += [_with_remedy(config, shortage, environ) for shortage in found.shortages]
     notes = list(_notes(config, shape, found))
     if found.disk is not None:
-        lacks, ours = disk_shortage(found.disk, Path(config.logger.log_dir), free)
-        (problems if ours else notes).extend([lacks] if lacks else [])
+        lacks, fatal = disk_shortage(found.disk, Path(config.logger.log_dir), free)
+        (problems if fatal else notes).extend([lacks] if lacks else [])
     plan = Plan(config, problems, notes, shape, parameters, found)
     return plan if problems else _with_cost(plan)
 
