@@ -35,6 +35,7 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     from igrpo_nemo.cluster.site import site_profile
     from igrpo_nemo.config import load_config
     from igrpo_nemo.preflight import preflight
+    from igrpo_nemo.rewards.judge import judge_problems
 
     config = load_config(overrides, flags.config_dir)
     site = site_profile(config, Path.cwd(), os.environ, overrides)
@@ -42,6 +43,7 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         config.replaced("igrpo", site=site),
         environ={**os.environ, **({"HF_HOME": site.hf_home} if site.hf_home else {})},
     )
+    plan.problems.extend(judge_problems(config.igrpo))
     if flags.json:
         print(json.dumps(plan.to_dict(), indent=2))
     else:

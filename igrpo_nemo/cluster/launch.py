@@ -34,6 +34,7 @@ from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight import Plan, preflight
+from igrpo_nemo.rewards.judge import judge_problems
 from igrpo_nemo.run.folder import FINISHED, check_same_run
 
 NO_RUN = ("engine=nemo_rl", "policy.model_name=none")
@@ -122,6 +123,8 @@ def prepare_launch(
         return Launch(config, job, checkout, finished=True)
     queued = () if dry_run else queued_jobs(job, in_chain=chain is not None)
     plan = _passed(config, environ)
+    if not dry_run and (problems := judge_problems(config.igrpo)):
+        raise PreflightRefusal(problems)
     check_worker_environments(config, site, checkout, environ)
     return Launch(config, job, checkout, plan, chain or 1, queued=tuple(queued))
 

@@ -75,8 +75,16 @@ class Judge(Section):
     """Seconds for one completion, retries included."""
     group_deadline_s: PositiveFloat = 300.0
     """Seconds for one batch; then the rule-based verdict stands in, and is counted."""
-    max_tokens: Positive = 1024
-    """Tokens of a reply at most."""
+    temperature: NonNegativeFloat | None = 0.0
+    """Temperature; null is not sent, for models that refuse it."""
+    max_tokens: Positive | None = 1024
+    """Tokens of a reply at most; null is not sent, for models that refuse it."""
+    max_completion_tokens: Positive | None = None
+    """The same for a reasoning model, whose reasoning counts; null is not sent."""
+    reasoning_effort: str | None = None
+    """How long a reasoning model thinks, such as `low`; null is not sent."""
+    check: bool = True
+    """Asks the judge once in `igrpo preflight` and before a job is submitted."""
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     """Structured output of the endpoint."""
     prompt_price: NonNegativeFloat = 0.0

@@ -15,13 +15,15 @@ import hashlib
 import json
 import os
 import random
+import re
 import sqlite3
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import Verdict
 from igrpo_nemo.rewards.judge_prompt import RESPONSE_SCHEMA, judge_messages, read_score
 from igrpo_nemo.rewards.weighted import ScoreRequest
+from igrpo_nemo.types import Problem
 
 # What the endpoint says about us rather than about the moment: retrying does not help.
 _REFUSALS = {
@@ -38,28 +41,16 @@ _REFUSALS = {
     404: "does not know the model",
     422: "does not accept the request",
 }
-_RESPONSE_FORMATS = ("json_schema", "json_object", "none")
+_TIMEOUT = "does not answer in time: raise igrpo.judge.attempt_timeout_s"
 
-
-@dataclass(frozen=True, slots=True)
-class JudgeSettings:
-    """Where the judge is, and its limits (seconds; prices per million tokens)."""
-
-    model: str
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    cache_path: Path | None = None
-    concurrency: int = 16
-    attempts: int = 8
-    attempt_timeout_s: float = 30.0
-    item_deadline_s: float = 120.0
-    group_deadline_s: float = 300.0
-    backoff_s: float = 0.5
-    max_tokens: int = 1_024
-    response_format: str = "json_schema"
-    """`json_schema`, `json_object`, or `none` for endpoints without structured output."""
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
+# The request's parameters that are keys of `igrpo.judge`, and what works where one is refused.
+_PARAMETERS = {
+    "temperature": "igrpo.judge.temperature=null",
+    "max_completion_tokens": "igrpo.judge.max_completion_tokens=null igrpo.judge.max_tokens=1024",
+    "max_tokens": "igrpo.judge.max_tokens=null igrpo.judge.max_completion_tokens=8192",
+    "reasoning_effort": "igrpo.judge.reasoning_effort=null",
+    "response_format": "igrpo.judge.response_format=none",
+}
 
 
 @dataclass(slots=True)
@@ -88,38 +79,42 @@ class Judge:
     returns within `group_deadline_s`; what is missing then, or fails to the end, gets 1.0 or 0.0
     by its accuracy verdict. Raises UserError without a key, and where the endpoint refuses the
     first requests for a reason that no retry mends.
+
+    Args:
+        keys: The config section `igrpo.judge`.
+        cache_path: The file of the scores where the section names none; None keeps them in memory.
+        backoff_s: Seconds before a first retry; they double from there.
     """
 
-    def __init__(self, settings: JudgeSettings) -> None:
+    def __init__(
+        self, keys: Any, cache_path: Path | None = None, *, backoff_s: float = 0.5
+    ) -> None:
         try:
             import openai
         except ImportError:
             raise UserError(
                 "the judge needs the openai client: pip install 'igrpo-nemo[judge]'"
             ) from None
-        key = os.environ.get(settings.api_key_env)
+        key = os.environ.get(keys.api_key_env)
         if not key:
-            raise UserError(f"the judge's key is not set: export {settings.api_key_env}")
-        if settings.response_format not in _RESPONSE_FORMATS:
-            raise UserError(
-                f"judge response_format {settings.response_format!r}: known are "
-                f"{', '.join(_RESPONSE_FORMATS)}"
-            )
-        self.settings = settings
+            raise UserError(f"the judge's key is not set: export {keys.api_key_env}")
+        self.keys = keys
         self.stats = JudgeStats()
         self._openai = openai
         self._key = key
-        self._cache = _Cache(settings.cache_path)
+        self._backoff_s = backoff_s
+        self._answered = self._warned = False
+        self._cache = _Cache(Path(keys.cache_path) if keys.cache_path else cache_path)
         self._stats_lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"Judge(model={self.settings.model!r}, base_url={self.settings.base_url!r})"
+        return f"Judge(model={self.keys.model!r}, base_url={self.keys.base_url!r})"
 
     def __call__(
         self, requests: Sequence[ScoreRequest], verdicts: Sequence[Verdict]
     ) -> list[float]:
         """A score per request, in order, within the group's deadline."""
-        deadline = time.monotonic() + self.settings.group_deadline_s
+        deadline = time.monotonic() + self.keys.group_deadline_s
         messages = [judge_messages(r.problem, r.text) for r in requests]
         keys = [self._cache_key(message) for message in messages]
         scores = self._cache.read(keys)
@@ -128,6 +123,14 @@ class Judge:
         if fresh:
             scores.update(self._judge_in_thread(fresh, deadline))
         judged = sum(key in scores for key in keys)
+        if fresh and not self._answered and not self._warned:
+            self._warned = True
+            kinds = ", ".join(f"{n} {kind}" for kind, n in self.stats.failures.most_common())
+            warnings.warn(
+                f"{self._name} has given no score yet ({kinds or 'no reply in time'}): the "
+                "rule-based verdict stands in, counted in reward/judge/fallbacks",
+                stacklevel=2,
+            )
         with self._stats_lock:
             self.stats.judged += judged
             self.stats.cached += known
@@ -142,7 +145,7 @@ class Judge:
 
     def _cache_key(self, messages: list[dict[str, str]]) -> str:
         # The messages hold the prompt, the problem and the completion.
-        text = json.dumps([self.settings.model, self.settings.response_format, messages])
+        text = json.dumps([self.keys.model, self.keys.response_format, messages])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _judge_in_thread(
@@ -167,7 +170,7 @@ class Judge:
     async def _judge_all(
         self, fresh: dict[str, list[dict[str, str]]], deadline: float, found: dict[str, float]
     ) -> dict[str, float]:
-        slots = asyncio.Semaphore(self.settings.concurrency)
+        slots = asyncio.Semaphore(self.keys.concurrency)
 
         async def one(client: Any, key: str, messages: list[dict[str, str]]) -> None:
             async with slots:
@@ -176,12 +179,7 @@ class Judge:
                 found[key] = score
                 self._cache.write(key, score)
 
-        async with self._openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=self.settings.base_url,
-            max_retries=0,  # Retries are ours: they know the deadline and are counted.
-            timeout=self.settings.attempt_timeout_s,
-        ) as client:
+        async with self._client() as client:
             tasks = [asyncio.ensure_future(one(client, k, m)) for k, m in fresh.items()]
             finished, late = await asyncio.wait(
                 tasks,
@@ -190,28 +188,37 @@ class Judge:
             )
             for task in late:
                 task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
             errors = [task.exception() for task in finished]
         for error in filter(None, errors):
             raise error
         return dict(found)
 
+    def _client(self) -> Any:
+        return self._openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=self.keys.base_url,
+            max_retries=0,  # Retries are ours: they know the deadline and are counted.
+            timeout=self.keys.attempt_timeout_s,
+        )
+
     async def _judge_one(
         self, client: Any, messages: list[dict[str, str]], deadline: float
     ) -> float | None:
         """The score, or None after the last attempt or at the item's deadline."""
-        limit = min(deadline, time.monotonic() + self.settings.item_deadline_s)
-        for attempt in range(self.settings.attempts):
+        limit = min(deadline, time.monotonic() + self.keys.item_deadline_s)
+        for attempt in range(self.keys.attempts):
             left = limit - time.monotonic()
             if left <= 0:
                 break
-            timeout = min(left, self.settings.attempt_timeout_s)
+            timeout = min(left, self.keys.attempt_timeout_s)
             try:
                 return await asyncio.wait_for(self._ask(client, messages), timeout)
             except _Failed as failure:
                 self._count(str(failure))
             except TimeoutError:
                 self._count("timeout")
-            pause = self.settings.backoff_s * 2**attempt * (0.5 + random.random())
+            pause = self._backoff_s * 2**attempt * (0.5 + random.random())
             await asyncio.sleep(min(pause, max(0.0, limit - time.monotonic())))
         return None
 
@@ -222,16 +229,14 @@ class Judge:
             self.stats.requests += 1
         try:
             reply = await client.chat.completions.create(
-                model=self.settings.model,
+                model=self.keys.model,
                 messages=messages,
-                temperature=0.0,
-                max_tokens=self.settings.max_tokens,
-                **_response_format(self.settings.response_format),
+                **self._parameters(),
             )
         except openai.APITimeoutError:
             raise _Failed("timeout") from None
         except openai.APIStatusError as error:
-            self._refuse(error.status_code)
+            self._refuse(error)
             raise _Failed(f"status_{error.status_code}") from None
         except openai.APIConnectionError:
             raise _Failed("connection") from None
@@ -243,17 +248,68 @@ class Judge:
         choices = getattr(reply, "choices", None)
         score = read_score(choices[0].message.content) if choices else None
         if score is None:
-            raise _Failed("malformed")
+            cut = bool(choices) and getattr(choices[0], "finish_reason", None) == "length"
+            raise _Failed("cut_off" if cut else "malformed")
+        self._answered = True
         return score
 
-    def _refuse(self, status: int) -> None:
-        """Stop on an answer that no retry mends, unless the judge has worked before."""
-        if status in _REFUSALS and self.stats.judged == 0:
-            where = self.settings.base_url or "api.openai.com"
+    def _parameters(self) -> dict[str, Any]:
+        """What is sent beside model and messages: no key that is null."""
+        names = ("temperature", "max_tokens", "max_completion_tokens", "reasoning_effort")
+        given = {name: getattr(self.keys, name) for name in names}
+        sent = {name: value for name, value in given.items() if value is not None}
+        return sent | _response_format(self.keys.response_format)
+
+    def _refuse(self, error: Any) -> None:
+        """Stop on an answer that no retry mends, unless the judge has worked before.
+
+        The endpoint's own words may quote the key: only a parameter's name is taken from them.
+        """
+        status = error.status_code
+        if status not in _REFUSALS or self._answered:
+            return
+        said = f"{getattr(error, 'param', None)} {getattr(error, 'body', None)}"
+        sent = [name for name in _PARAMETERS if name in self._parameters()]
+        blamed = getattr(error, "param", None)
+        named = [n for n in sent if n == blamed] or [
+            n for n in sent if re.search(rf"\b{n}\b", said)
+        ]
+        if named and status in (400, 422):
             raise UserError(
-                f"the judge at {where} {_REFUSALS[status]} (HTTP {status}): check the model "
-                f"{self.settings.model!r} and {self.settings.api_key_env}"
+                f"{self._name} does not accept {named[0]} (HTTP {status}): set "
+                f"{_PARAMETERS[named[0]]}"
             ) from None
+        raise UserError(
+            f"{self._name} {_REFUSALS[status]} (HTTP {status}): check the model "
+            f"{self.keys.model!r} and {self.keys.api_key_env}"
+        ) from None
+
+    @property
+    def _name(self) -> str:
+        return f"the judge at {self.keys.base_url or 'api.openai.com'}"
+
+    def check(self) -> None:
+        """One request, uncached; raises UserError with one line where it earns no score."""
+        messages = judge_messages(Problem("check", "What is 1 + 1?", "2"), "<answer>2</answer>")
+
+        async def ask() -> None:
+            async with self._client() as client:
+                await asyncio.wait_for(self._ask(client, messages), self.keys.attempt_timeout_s)
+
+        try:
+            asyncio.run(ask())
+        except _Failed as failure:
+            what = {
+                "connection": "cannot be reached from this host: check igrpo.judge.base_url",
+                "timeout": _TIMEOUT,
+                "cut_off": "ends its reply at the limit: raise igrpo.judge.max_completion_tokens",
+                "malformed": "answers in another form: check igrpo.judge.response_format",
+            }.get(str(failure), f"fails with {failure}: try again later")
+        except TimeoutError:
+            what = _TIMEOUT
+        else:
+            return
+        raise UserError(f"{self._name} {what}")
 
     def _count(self, kind: str) -> None:
         with self._stats_lock:
@@ -266,16 +322,34 @@ class Judge:
             self.stats.prompt_tokens += prompt
             self.stats.completion_tokens += completion
             self.stats.cost += (
-                prompt * self.settings.prompt_price + completion * self.settings.completion_price
+                prompt * self.keys.prompt_price + completion * self.keys.completion_price
             ) / 1e6
 
     def metrics(self) -> dict[str, float]:
         """The counts of `stats` by name, failed requests by kind, since the judge was made."""
         with self._stats_lock:
-            counts = asdict(self.stats)
-        failures = counts.pop("failures")
+            counts = {each.name: getattr(self.stats, each.name) for each in fields(self.stats)}
+            failures = dict(counts.pop("failures"))
         counts.update({f"failures/{kind}": number for kind, number in failures.items()})
         return {name: float(value) for name, value in counts.items()}
+
+
+def judge_problems(igrpo: Any) -> list[str]:
+    """What one request to the judge of the config section `igrpo` finds wrong, from this host.
+
+    Empty where no judge is used, where `igrpo.judge.check` is false, and where it answers.
+    """
+    if not igrpo.reward.judge or igrpo.judge is None or not igrpo.judge.check:
+        return []
+    try:
+        judge = Judge(igrpo.judge.model_copy(update={"cache_path": None}))
+        try:
+            judge.check()
+        finally:
+            judge.close()
+    except UserError as error:
+        return [f"{error} (igrpo.judge.check=false leaves this check out)"]
+    return []
 
 
 class _Failed(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import Scorer, build_scorer
-from igrpo_nemo.rewards.judge import Judge, JudgeSettings
+from igrpo_nemo.rewards.judge import Judge
 
 
 def prompt_profile(config: Config) -> PromptProfile:
@@ -64,6 +64,4 @@ def _scorer(
 def _judge_of(config: Config) -> Judge:
     """`igrpo.judge`; its cache lies in the run folder unless it is told elsewhere."""
     assert config.igrpo.judge is not None
-    values = config.igrpo.judge.model_dump()
-    cache = values.pop("cache_path", None) or Path(config.logger.log_dir) / "judge_cache.sqlite"
-    return Judge(JudgeSettings(cache_path=Path(cache), **values))
+    return Judge(config.igrpo.judge, Path(config.logger.log_dir) / "judge_cache.sqlite")

@@ -26,6 +26,7 @@ class JudgeStub:
 
     def __init__(self, fault: Fault = lambda number: None) -> None:
         self.fault = fault
+        self.error: dict[str, Any] = {"message": "echo: stub-key"}
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str] = set()
         self._lock = threading.Lock()
@@ -63,7 +64,7 @@ class JudgeStub:
 
     def _answer(self, body: dict[str, Any], fault: str | None) -> tuple[int, Any]:
         if fault is not None and fault.startswith("status_"):
-            return int(fault.removeprefix("status_")), {"error": {"message": "echo: stub-key"}}
+            return int(fault.removeprefix("status_")), {"error": self.error}
         if fault == "slow":
             time.sleep(3.0)
         if fault == "not_http_json":
@@ -76,14 +77,16 @@ class JudgeStub:
             "no_reason": '{"score": 1}',
             "cut": content[:-3],
             "empty": "",
+            "length": "",
         }
         message = {"role": "assistant", "content": malformed.get(fault or "", content)}
+        finish = "length" if fault == "length" else "stop"
         return 200, {
             "id": "1",
             "object": "chat.completion",
             "created": 0,
             "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }
 

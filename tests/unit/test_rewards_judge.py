@@ -7,10 +7,12 @@ import time
 import pytest
 from judge_stub import JudgeStub, random_faults
 
+from igrpo_nemo.config import load_config
+from igrpo_nemo.config.igrpo_keys import Judge as Keys
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards import ScoreRequest, build_scorer
 from igrpo_nemo.rewards.accuracy import Reason, Verdict
-from igrpo_nemo.rewards.judge import Judge, JudgeSettings
+from igrpo_nemo.rewards.judge import Judge, judge_problems
 from igrpo_nemo.rewards.judge_prompt import judge_messages, read_score
 from igrpo_nemo.types import Problem
 
@@ -39,8 +41,8 @@ def make_judge(stub, monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", "stub-key")
 
     def make(**options) -> Judge:
-        defaults = {"cache_path": tmp_path / "judge.sqlite", "backoff_s": 0.005}
-        return Judge(JudgeSettings("stub", stub.url, **{**defaults, **options}))
+        path = options.pop("cache_path", tmp_path / "judge.sqlite")
+        return Judge(Keys(model="stub", base_url=stub.url, **options), path, backoff_s=0.005)
 
     return make
 
@@ -56,7 +58,7 @@ def test_scores_come_in_order_rounded_and_are_counted(stub, make_judge):
     assert stub.bodies[0]["response_format"]["json_schema"]["strict"] is True
 
 
-def test_a_second_run_over_the_same_items_makes_no_request(stub, make_judge):
+def test_a_second_run_over_the_same_items_makes_no_request(stub, make_judge, tmp_path):
     requests, verdicts = _items(10)
     first = make_judge()
     scores = first(requests + requests[:3], verdicts + verdicts[:3])
@@ -65,7 +67,7 @@ def test_a_second_run_over_the_same_items_makes_no_request(stub, make_judge):
     again = make_judge()
     assert again(requests + requests[:3], verdicts + verdicts[:3]) == scores
     assert len(stub.bodies) == 10 and again.stats.cached == 13
-    other_model = Judge(JudgeSettings("other", stub.url, cache_path=again.settings.cache_path))
+    other_model = Judge(Keys(model="other", base_url=stub.url), tmp_path / "judge.sqlite")
     other_model(requests[:1], verdicts[:1])
     assert len(stub.bodies) == 11
 
@@ -132,19 +134,105 @@ def test_a_refusal_that_no_retry_mends_is_told_at_once_without_the_key(stub, mak
     judge = make_judge()
     with pytest.raises(UserError, match="refuses the key .HTTP 401.") as caught:
         judge(*_items(3))
-    said = str(caught.value) + repr(judge) + repr(judge.settings) + caplog.text
+    said = str(caught.value) + repr(judge) + repr(judge.keys) + caplog.text
     assert "stub-key" not in said and "OPENAI_API_KEY" in str(caught.value)
+
+
+def test_parameters_that_are_null_are_not_sent(stub, make_judge):
+    sent = ("temperature", "max_tokens", "max_completion_tokens", "reasoning_effort")
+    make_judge(cache_path=None)(*_items(1))
+    newer = {"temperature": None, "max_tokens": None, "max_completion_tokens": 64}
+    make_judge(cache_path=None, reasoning_effort="low", **newer)(*_items(1))
+    assert [{k: v for k, v in body.items() if k in sent} for body in stub.bodies] == [
+        {"temperature": 0.0, "max_tokens": 1024},
+        {"max_completion_tokens": 64, "reasoning_effort": "low"},
+    ]
+
+
+@pytest.mark.parametrize("in_param", [True, False], ids=["param", "text"])
+@pytest.mark.parametrize(
+    ("parameter", "remedy"),
+    [
+        ("temperature", "igrpo.judge.temperature=null"),
+        ("max_tokens", "igrpo.judge.max_tokens=null igrpo.judge.max_completion_tokens=8192"),
+        ("response_format", "igrpo.judge.response_format=none"),
+    ],
+)
+def test_a_refused_parameter_is_named_with_its_key(stub, make_judge, parameter, remedy, in_param):
+    stub.error = {
+        "message": f"Unsupported parameter: '{parameter}' is not supported for stub-key.",
+        "type": "invalid_request_error",
+        "param": parameter if in_param else None,
+    }
+    stub.fault = lambda number: "status_400"
+    judge = make_judge()
+    for asked in (lambda: judge(*_items(40)), judge.check):
+        with pytest.raises(UserError) as caught:
+            asked()
+        assert str(caught.value).endswith(f"does not accept {parameter} (HTTP 400): set {remedy}")
+        assert "stub-key" not in str(caught.value)
+
+
+def test_a_judge_that_never_answers_is_told_once_and_failures_have_names(stub, make_judge):
+    stub.fault = lambda number: "status_429"
+    judge = make_judge(attempts=2)
+    with pytest.warns(UserWarning, match="no score yet .8 status_429.: the rule-based"):
+        judge(*_items(4))
+    assert judge.metrics()["failures/status_429"] == 8.0
+
+
+def _igrpo(stub, **options):
+    values = load_config(["experiment=table3_judge"]).igrpo
+    judge = values.judge.model_copy(update={"base_url": stub.url, **options})
+    return values.model_copy(update={"judge": judge})
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (None, None),
+        ("status_400", "does not accept the request (HTTP 400)"),
+        ("status_401", "refuses the key (HTTP 401)"),
+        ("status_404", "does not know the model (HTTP 404)"),
+        ("status_503", "fails with status_503"),
+        ("slow", "does not answer in time: raise igrpo.judge.attempt_timeout_s"),
+        ("length", "ends its reply at the limit: raise igrpo.judge.max_completion_tokens"),
+        ("prose", "answers in another form: check igrpo.judge.response_format"),
+    ],
+)
+def test_the_judge_is_asked_once_before_a_run(stub, monkeypatch, fault, said):
+    monkeypatch.setenv("OPENAI_API_KEY", "stub-key")
+    stub.fault = lambda number: fault
+    found = judge_problems(_igrpo(stub, attempt_timeout_s=1.0))
+    assert len(stub.bodies) == 1 and not stub.bodies[0].keys() & {"temperature", "max_tokens"}
+    if said is None:
+        assert found == []
+        return
+    (line,) = found
+    assert said in line and "igrpo.judge.check=false" in line
+    assert "stub-key" not in line and "\n" not in line
+
+
+def test_the_check_can_be_left_out_and_says_what_it_lacks(stub, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert "export OPENAI_API_KEY" in judge_problems(_igrpo(stub))[0]
+    assert judge_problems(_igrpo(stub, check=False)) == []
+    assert judge_problems(load_config(["experiment=demo"]).igrpo) == []
+    monkeypatch.setenv("OPENAI_API_KEY", "stub-key")
+    stub.close()
+    assert "cannot be reached from this host" in judge_problems(_igrpo(stub))[0]
+    assert stub.bodies == []
 
 
 def test_a_missing_key_or_a_broken_cache_is_told(monkeypatch, tmp_path):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(UserError, match="export MY_KEY"):
-        Judge(JudgeSettings("m", api_key_env="MY_KEY"))
+        Judge(Keys(model="m", api_key_env="MY_KEY"))
     monkeypatch.setenv("MY_KEY", "k")
     broken = tmp_path / "judge.sqlite"
     broken.write_bytes(b"not a database, but long enough to be read as one" * 9)
     with pytest.raises(UserError, match="cache .* cannot be used"):
-        Judge(JudgeSettings("m", api_key_env="MY_KEY", cache_path=broken))
+        Judge(Keys(model="m", api_key_env="MY_KEY", cache_path=str(broken)))
 
 
 def test_the_judge_is_a_component_of_the_weighted_reward(make_judge):
