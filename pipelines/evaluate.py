@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
@@ -38,14 +37,14 @@ from igrpo_nemo.evaluation.skills.environment import (
     version_warning,
 )
 from igrpo_nemo.evaluation.skills.evaluate import (
-    LOG_FOLDER,
     Evaluation,
     complete_here,
     missing_text,
     results_text,
+    with_vllm,
 )
 from igrpo_nemo.evaluation.skills.submit import cluster_profile, submit
-from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_serving
+from igrpo_nemo.evaluation.skills.vllm_server import find_vllm
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -133,7 +132,10 @@ def _served(stack: ExitStack, flags: argparse.Namespace, config: Config) -> str:
         raise UserError("--serve serves --model here: leave out --address and --cluster")
     set_threads(config.igrpo.threads)
     folder = Path(local_model(Path(flags.model), config).name)
-    return stack.enter_context(serving(folder, precision=config.policy.precision))
+    template = config.policy.tokenizer.chat_template
+    return stack.enter_context(
+        serving(folder, precision=config.policy.precision, chat_template=template)
+    )
 
 
 def _evaluation(
@@ -160,8 +162,7 @@ def _evaluation(
 
 
 def _here(flags: argparse.Namespace, evaluation: Evaluation, vllm: str | None) -> int:
-    logs = evaluation.out / LOG_FOLDER
-    serving = partial(vllm_serving, vllm, evaluation.server, logs, os.environ) if vllm else None
+    serving = with_vllm(vllm, evaluation, os.environ) if vllm else None
     complete_here(evaluation, os.environ, again=flags.again, serving=serving)
     return _report(evaluation.out, evaluation.names)
 

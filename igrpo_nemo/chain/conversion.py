@@ -20,10 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
 from igrpo_nemo.chain.script import run_to_its_end
 from igrpo_nemo.chain.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.chat_template import (
+    chat_template_text,
+    stored_chat_template,
+    write_chat_template,
+)
 from igrpo_nemo.run.folder import FINISHED
 from igrpo_nemo.run.lock import RunLock, writer_of
 
@@ -82,7 +89,7 @@ def convert(
         if target.is_symlink() or target.exists():
             raise UserError(f"{target} is there without a stamp: remove it to convert again")
         if checkpoint.form is Form.HUGGING_FACE:
-            _link(checkpoint.weights, target)
+            _link(checkpoint, target)
         else:
             _converted(checkpoint, target, find_converter(checkpoint.form, python), gpus)
         write_stamp(stamp, made)
@@ -194,9 +201,26 @@ def _alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _link(weights: Path, target: Path) -> None:
+def _link(checkpoint: Checkpoint, target: Path) -> None:
+    """A link to the weights; file by file where the tokenizer lies elsewhere (DTensor's
+    consolidated folders have none)."""
+    weights, saved = checkpoint.weights.resolve(), _saved_tokenizer(checkpoint)
+    has_own = not saved.is_dir() or (
+        (weights / "tokenizer_config.json").is_file()
+        and stored_chat_template(weights) == stored_chat_template(saved)
+    )
+    partial = _partial(target)
     try:
-        target.symlink_to(os.path.relpath(weights.resolve(), target.parent.resolve()))
+        if has_own:
+            target.symlink_to(os.path.relpath(weights, target.parent.resolve()))
+            return
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for file in weights.iterdir():
+            if not (saved / file.name).exists():
+                (partial / file.name).symlink_to(os.path.relpath(file, partial.resolve()))
+        _add_tokenizer(checkpoint, partial)
+        partial.rename(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from error
 
@@ -204,7 +228,7 @@ def _link(weights: Path, target: Path) -> None:
 def _converted(
     checkpoint: Checkpoint, target: Path, converter: Converter, gpus: int | None
 ) -> None:
-    partial = target.with_name(f".{target.name}.partial")
+    partial = _partial(target)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         command = conversion_command(checkpoint, partial, converter, gpus)
@@ -221,11 +245,32 @@ def _converted(
         raise UserError(f"cannot convert to {target}: {error.strerror or error}") from error
 
 
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _saved_tokenizer(checkpoint: Checkpoint) -> Path:
+    return checkpoint.folder / "policy" / "tokenizer"
+
+
 def _add_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """The tokenizer as it was trained with, its chat template included, over the base model's."""
-    saved = checkpoint.folder / "policy" / "tokenizer"
+    """The tokenizer as it was trained with, over the base model's, and its chat template.
+
+    A template that stands in the config alone is in no tokenizer that a converter writes: NeMo-RL's
+    Megatron-Core worker saves none, and the converters take the base model's.
+    """
+    saved = _saved_tokenizer(checkpoint)
     if saved.is_dir():
         shutil.copytree(saved, folder, dirs_exist_ok=True)
+    if template := stored_chat_template(saved) or _configured_template(checkpoint.folder):
+        write_chat_template(folder, template)
+
+
+def _configured_template(folder: Path) -> str | None:
+    config = folder / "config.yaml"
+    values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    tokenizer = ((values or {}).get("policy") or {}).get("tokenizer") or {}
+    return chat_template_text(tokenizer.get("chat_template"))
 
 
 def missing_files(folder: Path) -> Sequence[str]:

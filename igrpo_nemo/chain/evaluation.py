@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from igrpo_nemo.chain.checkpoints import find_checkpoint
@@ -32,15 +31,15 @@ from igrpo_nemo.evaluation.skills.command import Server, tensor_parallel
 from igrpo_nemo.evaluation.skills.data import checked_rows, read_benchmark, write_benchmark
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, find_environment
 from igrpo_nemo.evaluation.skills.evaluate import (
-    LOG_FOLDER,
     Evaluation,
     complete_here,
     lacking_of,
     missing_text,
+    with_vllm,
 )
 from igrpo_nemo.evaluation.skills.selection import with_benchmarks
 from igrpo_nemo.evaluation.skills.thinking import opens_thinking
-from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_serving
+from igrpo_nemo.evaluation.skills.vllm_server import find_vllm
 from igrpo_nemo.run import config_of_model
 
 BENCHMARK = "arithmetic"
@@ -189,8 +188,7 @@ def evaluate_here(chain: Chain, choices: Choices, environ: Mapping[str, str]) ->
                     f"nothing serves {chain.model}, and no vllm is on PATH (or named by VLLM): "
                     "give the --address of a server, or --cluster slurm"
                 )
-            logs = evaluation.out / LOG_FOLDER
-            serving = partial(vllm_serving, vllm, evaluation.server, logs, environ)
+            serving = with_vllm(vllm, evaluation, environ)
         lacking = complete_here(evaluation, environ, serving=serving)
     if lacking:
         print(missing_text(evaluation.out, lacking), file=sys.stderr)
@@ -244,7 +242,11 @@ def _served(stack: ExitStack, chain: Chain, evaluation: Evaluation) -> Server:
 
     set_threads(chain.config.igrpo.threads)
     folder = chain.model.resolve()
-    address = stack.enter_context(serving(folder, precision=chain.config.policy.precision))
+    policy = chain.config.policy
+    template = policy.tokenizer.chat_template
+    address = stack.enter_context(
+        serving(folder, precision=policy.precision, chat_template=template)
+    )
     return replace(evaluation.server, model=str(folder), address=address)
 
 

@@ -23,6 +23,7 @@ from igrpo_nemo.evaluation.results import RESULTS_FOLDER, SETTING_FILE, read_set
 from igrpo_nemo.evaluation.skills.data import BenchmarkData
 from igrpo_nemo.evaluation.skills.thinking import opens_thinking
 from igrpo_nemo.files.atomic import write_atomic
+from igrpo_nemo.run.chat_template import chat_template_text
 
 TEMPLATE_TOKENS = 64
 """Room for the chat template around system prompt and problem."""
@@ -53,12 +54,16 @@ class Setting:
     """Of each benchmark: `rows`, `sha256` of its data, and the `tokens` that a request asks for."""
     thinking_open: bool = False
     """Whether `answer_tags` takes a reply as begun inside a thinking part (`skills.thinking`)."""
+    chat_template: str | None = None
+    """A hash of the config's chat template; None: the model's own."""
 
     def to_json(self) -> str:
-        values = asdict(self)
-        if not self.thinking_open:
-            del values["thinking_open"]
+        values = {name: v for name, v in asdict(self).items() if _DEFAULTS.get(name, ...) != v}
         return json.dumps(values, indent=2) + "\n"
+
+
+_DEFAULTS: dict[str, Any] = {"thinking_open": False, "chat_template": None}
+"""Left out of setting.json, which older ones do not have them in either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +85,19 @@ def local_model(path: Path, config: Config) -> Model:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     context = values.get("max_position_embeddings") or _configured_context(config)
     folder = folder.absolute()
-    opened = opens_thinking(folder, config.igrpo.prompt.system)
+    opened = _opens_thinking(folder, config)
     return Model(plain_path(folder), weights_fingerprint(folder), context, opened)
 
 
 def named_model(name: str, config: Config, context: int | None = None) -> Model:
     """A model that a server has or loads under a name; `context` is what the server says."""
-    hf_home = config.igrpo.site.hf_home
-    opened = opens_thinking(name, config.igrpo.prompt.system, hf_home=hf_home)
+    opened = _opens_thinking(name, config)
     return Model(name, name, context or _configured_context(config), opened)
+
+
+def _opens_thinking(model: Path | str, config: Config) -> bool:
+    template, hf_home = config.policy.tokenizer.chat_template, config.igrpo.site.hf_home
+    return opens_thinking(model, config.igrpo.prompt.system, template, hf_home=hf_home)
 
 
 def setting_of(
@@ -102,6 +111,7 @@ def setting_of(
     """The setting of `igrpo.evaluation` for a model and its benchmarks' data."""
     keys = config.igrpo.evaluation
     system = config.igrpo.prompt.system if keys.profile == "answer_tags" else None
+    template = chat_template_text(config.policy.tokenizer.chat_template)
     return Setting(
         model=model.name,
         weights=model.weights,
@@ -125,6 +135,7 @@ def setting_of(
             for one in data
         },
         thinking_open=keys.profile == "answer_tags" and model.thinking_open,
+        chat_template=hashlib.sha256(template.encode()).hexdigest()[:16] if template else None,
     )
 
 
@@ -200,7 +211,7 @@ def plain_path(path: Path) -> str:
 
 def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
     wanted = json.loads(json.dumps(asdict(setting)))
-    found = {"thinking_open": False, **found}
+    found = {**_DEFAULTS, **found}
     for name, value in wanted.items():
         if name not in ("benchmarks", "problems") and found.get(name) != value:
             raise _another(out, name, found.get(name), value)

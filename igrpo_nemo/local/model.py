@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.chat_template import chat_template_text
 from igrpo_nemo.run.tokenizer import load_tokenizer
 
 # The console shows what is going on; bars of single files would tear its lines.
@@ -59,8 +60,8 @@ def open_policy(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(folder, device=device)
     tokenizer = load_tokenizer(tokenizer_name or folder)
-    if chat_template:
-        tokenizer.chat_template = _template_text(chat_template)
+    if template := chat_template_text(chat_template):
+        tokenizer.chat_template = template
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     if device.type == "cuda" and precision == "bfloat16":
 
@@ -68,15 +69,6 @@ def open_policy(
             return torch.autocast("cuda", dtype=torch.bfloat16)
 
     return Policy(model, tokenizer, autocast)
-
-
-def _template_text(chat_template: str) -> str:
-    if not chat_template.endswith(".jinja"):
-        return chat_template
-    path = Path(chat_template)
-    if not path.is_file():
-        raise UserError(f"policy.tokenizer.chat_template: there is no file {path}")
-    return path.read_text()
 
 
 def reference_of(policy: Policy) -> PreTrainedModel:

@@ -15,6 +15,24 @@ from typing import Any
 import torch
 
 
+def carry_tokenizer(checkpointer: Any, tokenizer: Any) -> None:
+    """Lets every checkpoint hold the tokenizer, its chat template included.
+
+    NeMo-RL asks its policy workers to save it, and the Megatron-Core one does not
+    (megatron_policy_worker.py: save_checkpoint takes `tokenizer_path` as any other keyword): what
+    is not there when a checkpoint is whole is saved here.
+    """
+    finalize = checkpointer.finalize_checkpoint
+
+    def finalize_with_tokenizer(checkpoint_path: Any) -> Any:
+        folder = Path(checkpoint_path) / "policy" / "tokenizer"
+        if not folder.is_dir():
+            tokenizer.save_pretrained(str(folder))
+        return finalize(checkpoint_path)
+
+    checkpointer.finalize_checkpoint = finalize_with_tokenizer
+
+
 def newest_step(checkpointer: Any) -> int:
     """The step of the newest checkpoint; 0 without one."""
     path = checkpointer.get_latest_checkpoint_path()

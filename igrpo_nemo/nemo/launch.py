@@ -144,7 +144,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     from igrpo_nemo.nemo import data, environment
     from igrpo_nemo.nemo.converted_model import converted_once
     from igrpo_nemo.nemo.earlier import Earlier
-    from igrpo_nemo.nemo.last_checkpoint import newest_step, save_last_step
+    from igrpo_nemo.nemo.last_checkpoint import carry_tokenizer, newest_step, save_last_step
     from igrpo_nemo.nemo.loss import build_loss
     from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock
     from igrpo_nemo.nemo.run_log import RunLog
@@ -184,6 +184,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         aliases,
     ) = made
 
+    carry_tokenizer(checkpointer, tokenizer)
     clock = StepClock(finished_steps(config, state))
     folder.truncate_after(clock.finished if clock.finished else -1)
     if clock.finished:

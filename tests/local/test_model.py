@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.model import load_model, save_pretrained_folder
+from igrpo_nemo.local.model import load_model, open_policy, save_pretrained_folder
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.run.tokenizer import build_small_tokenizer, load_tokenizer
 
@@ -52,6 +52,20 @@ def test_any_text_round_trips_and_ids_survive_the_folder(folder, tokenizer):
         )
         ids = other.encode(text, add_special_tokens=False)
         assert ids.count(other.eos_token_id) == 2 and other.decode(ids) == text
+
+
+def test_the_configs_chat_template_is_saved_with_the_model(folder, tmp_path):
+    """A base model has none: a checkpoint must not need the config to be asked a question."""
+    plain = AutoTokenizer.from_pretrained(folder)
+    plain.chat_template = None
+    (folder / "chat_template.jinja").unlink()
+    plain.save_pretrained(folder)
+    template = "{{ messages[0]['content'] + ' =>' }}"
+    policy = open_policy(folder, precision="float32", chat_template=template)
+    save_pretrained_folder(policy.model, policy.tokenizer, tmp_path / "checkpoint")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "checkpoint")
+    assert loaded.chat_template == template
+    assert open_policy(folder, precision="float32").tokenizer.chat_template is None
 
 
 def test_digits_are_single_tokens_and_training_text_is_short(tokenizer):

@@ -106,6 +106,25 @@ def test_a_jobs_server_samples_as_the_request_says() -> None:
     assert given(replace(RUNNING, arguments="--seed 1")) == []
 
 
+def test_a_server_that_is_started_gets_the_configs_chat_template(tmp_path: Path) -> None:
+    setting = replace(SETTING, chat_template="0123456789abcdef")
+
+    def given(server: Server) -> list[str]:
+        (call,) = eval_commands(setting, ["gsm8k"], server, Place("/out", "mine"))
+        return [word.removeprefix("--server_args=") for word in call if "server_args" in word]
+
+    flag = "--chat-template /out/profile/chat_template.jinja"
+    assert given(Server("/m", gpus=4, arguments="-x")) == [f"--generation-config vllm {flag} -x"]
+    assert given(Server("/m", "sglang", gpus=4)) == [flag]
+    assert given(RUNNING) == []
+    with pytest.raises(UserError, match="chat_template cannot be given to a server of type trt"):
+        given(Server("/m", "trtllm", gpus=4))
+    model = ["model=nemotron_h_8b", "engine=nemo_rl", "cluster=a100_2x8"]
+    write_profile(config := load_config(model), tmp_path)
+    written = (tmp_path / "profile" / "chat_template.jinja").read_text()
+    assert written == config.policy.tokenizer.chat_template
+
+
 @pytest.mark.parametrize(("heads", "size"), [(28, 4), (32, 8), (40, 8), (6, 2), (7, 1), (None, 8)])
 def test_a_model_is_split_over_gpus_that_divide_its_heads(heads: int | None, size: int) -> None:
     assert tensor_parallel(8, heads) == size

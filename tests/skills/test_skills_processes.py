@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from skills_environment import REQUIREMENTS
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills import processes
@@ -93,6 +96,15 @@ def test_where_nemo_skills_is_looked_for(tmp_path: Path, monkeypatch) -> None:
     (folder / "python").write_text("#!/bin/sh\necho 'ModuleNotFoundError: no' >&2; exit 1\n")
     with pytest.raises(UserError, match="does not run: ModuleNotFoundError: no"):
         find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": os.environ["PATH"]})
+
+
+def test_the_docs_install_what_the_tests_run_with() -> None:
+    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    pins = {re.split("[<>=[]", word)[0]: word for word in REQUIREMENTS}
+    (install,) = [shlex.split(line) for line in lines if "pip install git+" in line]
+    # What NeMo-Skills itself leaves open; the rest of the environment's pins are its own.
+    assert install[3:] == [f"{name}<{pins[name].rpartition('<')[2]}" for name in ("mcp", "typer")]
 
 
 def test_what_a_command_inherits() -> None:

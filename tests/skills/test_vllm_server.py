@@ -71,9 +71,8 @@ def vllm(tmp_path: Path) -> Vllm:
 
 def test_the_gpus_are_split_between_shards_and_copies() -> None:
     def sizes(gpus: int, of_model: int) -> list[str]:
-        command = vllm_command("vllm", Server("/m", gpus=of_model, arguments="--seed 1"), 1, gpus)
-        assert command[:3] == ["vllm", "serve", "/m"]
-        assert command[-4:] == ["--generation-config", "vllm", "--seed", "1"]
+        command = vllm_command("vllm", Server("/m", gpus=of_model), "--seed '1 2'", 1, gpus)
+        assert command[:3] == ["vllm", "serve", "/m"] and command[-2:] == ["--seed", "1 2"]
         return [
             word for before, word in zip(command, command[1:], strict=False) if "-size" in before
         ]
@@ -88,8 +87,8 @@ def test_the_server_answers_and_ends_with_all_that_it_started(
     vllm: Vllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = {**os.environ, "SLURM_NTASKS": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
-    server = Server("/m", gpus=1, arguments="--api-key s3cret")
-    with vllm_serving(str(vllm.path), server, tmp_path / "logs", environ) as address:
+    server, arguments = Server("/m", gpus=1), "--generation-config vllm --api-key s3cret"
+    with vllm_serving(str(vllm.path), server, arguments, tmp_path / "logs", environ) as address:
         assert server_answers(address) and not vllm.has_ended()
     assert not server_answers(address) and vllm.has_ended()
     (note,) = vllm.called()
@@ -105,7 +104,7 @@ def test_a_server_that_does_not_start_is_said_with_its_last_line(
     vllm.write("#!/bin/sh\necho 'ValueError: no such model'\necho\nexit 3\n")
     with (
         pytest.raises(UserError, match=r"exit code 3: ValueError: no such model; see .*vllm\.log"),
-        vllm_serving(str(vllm.path), Server("/m", gpus=1), tmp_path, os.environ),
+        vllm_serving(str(vllm.path), Server("/m", gpus=1), "", tmp_path, os.environ),
     ):
         raise AssertionError("it does not answer")
 
@@ -135,11 +134,13 @@ def test_a_model_folder_is_all_that_an_evaluation_needs(
     write_problems(tmp_path / "data", "toy", ["4", "5"])
     model = tmp_path / "model"
     model.mkdir()
+    # No tokenizer of its own: the config's chat template goes to the server.
     shape = {"num_attention_heads": 28, "max_position_embeddings": 131_072}
     (model / "config.json").write_text(json.dumps(shape))
     words = [
         *("--model", str(model), "--data-dir", str(tmp_path / "data"), "--benchmarks", "toy:2"),
         *("--out", str(tmp_path / "out"), "cluster=a100_1x8"),
+        "policy.tokenizer.chat_template=\"{{ messages[-1]['content'] }}\"",
     ]
     began = time.monotonic()
     ended = evaluate(*words, env=skills.bin.parent)
@@ -147,6 +148,10 @@ def test_a_model_folder_is_all_that_an_evaluation_needs(
     results = read_results(tmp_path / "out").benchmarks["toy"]
     assert results.correct_P_K.tolist() == [[True, True], [False, False]]
     assert vllm.has_ended() and time.monotonic() - began < 200
+    (note,) = vllm.called()
+    template = tmp_path / "out" / "profile" / "chat_template.jinja"
+    assert note["words"][-4:] == ["--generation-config", "vllm", "--chat-template", str(template)]
+    assert template.read_text() == "{{ messages[-1]['content'] }}"
     # Nothing is missing any more: nothing is started.
     assert evaluate(*words, env=skills.bin.parent).code == 0
     assert len(vllm.called()) == 1

@@ -16,12 +16,16 @@ from pathlib import Path
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import Setting
 from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
-from igrpo_nemo.evaluation.skills.profiles import profile_arguments
+from igrpo_nemo.evaluation.skills.profiles import TEMPLATE_FILE, profile_arguments
 
 _OWN_ARGUMENTS = {"vllm": ("--generation-config vllm",)}
 """vLLM would take what a request leaves open (top-k, a limit of tokens) from the model's
 generation_config.json; its end-of-sequence ids it takes from there all the same
 (vllm/config/model.py: try_get_generation_config, get_diff_sampling_param)."""
+
+
+TAKES_TEMPLATE = ("vllm", "sglang")
+"""Servers whose `--chat-template` is a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def _eval_command(
         f"--data_dir={place.out}/data",
         f"--benchmarks={samples}",
         f"--expname={place.expname}",
-        *_server_arguments(server),
+        *_server_arguments(server, setting, place),
         *_place_arguments(place),
         *profile_arguments(setting.profile, kind, f"{place.out}/profile"),
         f"++inference.temperature={setting.temperature}",
@@ -91,19 +95,30 @@ def _eval_command(
     ]
 
 
-def _server_arguments(server: Server) -> list[str]:
+def _server_arguments(server: Server, setting: Setting, place: Place) -> list[str]:
     arguments = [f"--model={server.model}", f"--server_type={server.server_type}"]
     if server.address is not None:
         return [*arguments, f"--server_address={server.address}"]
     arguments.append(f"--server_gpus={server.gpus}")
-    text = started_arguments(server)
+    text = started_arguments(server, setting, place.out)
     return [*arguments, f"--server_args={text}"] if text else arguments
 
 
-def started_arguments(server: Server) -> str:
-    """The arguments of a server that is started for the evaluation, as a shell would read them."""
-    own = [*_OWN_ARGUMENTS.get(server.server_type, ()), server.arguments]
-    return " ".join(argument for argument in own if argument)
+def started_arguments(server: Server, setting: Setting, out: str) -> str:
+    """The arguments of a server that is started for the evaluation, as a shell would read them.
+
+    `out` is the evaluation's folder as the server sees it: the chat template of the config lies
+    there. Raises `UserError` for a kind of server that is not known to take one.
+    """
+    own = [*_OWN_ARGUMENTS.get(server.server_type, ())]
+    if setting.chat_template is not None:
+        if server.server_type not in TAKES_TEMPLATE:
+            raise UserError(
+                "policy.tokenizer.chat_template cannot be given to a server of type "
+                f"{server.server_type}: start one with that template and give its --address"
+            )
+        own.append(f"--chat-template {out}/profile/{TEMPLATE_FILE}")
+    return " ".join(argument for argument in [*own, server.arguments] if argument)
 
 
 def _place_arguments(place: Place) -> list[str]:

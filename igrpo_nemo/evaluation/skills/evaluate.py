@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from igrpo_nemo.evaluation.results import (
     sample_path,
 )
 from igrpo_nemo.evaluation.setting import Setting, claim_folder
-from igrpo_nemo.evaluation.skills.command import Place, Server, eval_commands
+from igrpo_nemo.evaluation.skills.command import Place, Server, eval_commands, started_arguments
 from igrpo_nemo.evaluation.skills.data import BenchmarkData, freeze
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, child_environ
 from igrpo_nemo.evaluation.skills.processes import (
@@ -39,6 +40,7 @@ from igrpo_nemo.evaluation.skills.processes import (
 from igrpo_nemo.evaluation.skills.profiles import write_profile
 from igrpo_nemo.evaluation.skills.repair import repair
 from igrpo_nemo.evaluation.skills.submitted import check_not_running
+from igrpo_nemo.evaluation.skills.vllm_server import vllm_serving
 from igrpo_nemo.run.lock import RunLock
 
 LOG_FOLDER = "eval-logs"
@@ -128,6 +130,15 @@ def complete_here(
                 print(f"the server at {address} stopped answering", file=sys.stderr)
                 break
         return lacking_of(evaluation)
+
+
+def with_vllm(
+    vllm: str, evaluation: Evaluation, environ: Mapping[str, str]
+) -> Callable[[], AbstractContextManager[str]]:
+    """What starts the command `vllm` for an evaluation on this machine."""
+    server, out = evaluation.server, evaluation.out
+    arguments = started_arguments(server, evaluation.setting, str(out.absolute()))
+    return partial(vllm_serving, vllm, server, arguments, out / LOG_FOLDER, environ)
 
 
 def check_alone(out: Path) -> None:

@@ -17,11 +17,13 @@ import yaml
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.evaluation.skills.benchmarks import Kind
+from igrpo_nemo.run.chat_template import chat_template_text
 
 CONFIG_NAMES: dict[Kind, str] = {"math": "answer_tags", "multichoice": "answer_tags_multichoice"}
 OPENED_CONFIG_NAME = "answer_tags_opened"
 """In the place of `answer_tags` for models whose chat template opens the thinking."""
 PROMPT_FILE = "prompt.yaml"
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 def generation_config_dir() -> Path:
@@ -48,7 +50,7 @@ def prompt_text(system: str) -> str:
 
 
 def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> Path:
-    """What `answer_tags` needs, in the evaluation's folder, where every node can read it.
+    """What `answer_tags` and a server need, in the evaluation's folder, where every node reads it.
 
     The files have the same names for every model; multiple choice builds upon `answer_tags`.
     """
@@ -58,6 +60,8 @@ def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> 
         source = generation_config_dir() / _source(kind, thinking_open)
         shutil.copyfile(source, folder / f"{name}.yaml")
     (folder / PROMPT_FILE).write_text(prompt_text(config.igrpo.prompt.system), encoding="utf-8")
+    if template := chat_template_text(config.policy.tokenizer.chat_template):
+        (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     return folder
 
 

@@ -112,9 +112,12 @@ class Engine:
 
 
 @contextmanager
-def serving(model: Path, *, port: int = 0, precision: str = "float32") -> Iterator[str]:
-    """Serves a model folder on loopback; yields the address, ending in /v1."""
-    engine = Engine(open_policy(model, precision=precision))
+def serving(
+    model: Path, *, port: int = 0, precision: str = "float32", chat_template: str | None = None
+) -> Iterator[str]:
+    """Serves a model folder on loopback; yields the address, ending in /v1. `chat_template` is
+    that of the config, None the model's own."""
+    engine = Engine(open_policy(model, precision=precision, chat_template=chat_template))
     server = _Server(engine, str(model.absolute()), port)
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-
-_TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+from igrpo_nemo.run.chat_template import chat_template_text, stored_chat_template
 
 
 def opens_thinking(
@@ -29,8 +28,10 @@ def opens_thinking(
     folder = _folder(model, hf_home)
     if folder is None:
         return False
-    template = _text(chat_template)
-    if "think" not in (template or _templates(folder)):  # spares the import of transformers
+    template = chat_template_text(chat_template)
+    if "think" not in (
+        template or stored_chat_template(folder) or ""
+    ):  # spares the import of transformers
         return False
     from jinja2 import TemplateError
 
@@ -61,14 +62,3 @@ def _folder(model: str | Path, hf_home: str | None) -> Path | None:
         if isinstance(found, str):
             return Path(found).parent
     return None
-
-
-def _templates(folder: Path) -> str:
-    files = (folder / name for name in _TEMPLATE_FILES)
-    return "".join(file.read_text("utf-8", "replace") for file in files if file.is_file())
-
-
-def _text(chat_template: str | None) -> str | None:
-    if chat_template and chat_template.endswith(".jinja") and Path(chat_template).is_file():
-        return Path(chat_template).read_text(encoding="utf-8")
-    return chat_template

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.command import Server, started_arguments
+from igrpo_nemo.evaluation.skills.command import Server
 from igrpo_nemo.evaluation.skills.processes import end_with_all, last_line, server_answers
 
 START_S = 3600.0
@@ -37,7 +37,7 @@ def find_vllm(environ: Mapping[str, str]) -> str | None:
 
 @contextmanager
 def vllm_serving(
-    vllm: str, server: Server, logs: Path, environ: Mapping[str, str]
+    vllm: str, server: Server, arguments: str, logs: Path, environ: Mapping[str, str]
 ) -> Iterator[str]:
     """Runs `vllm serve` with its output in `logs`/vllm.log; yields the address, ending in /v1.
 
@@ -45,7 +45,7 @@ def vllm_serving(
     """
     log = logs / "vllm.log"
     port = _free_port()
-    command = vllm_command(vllm, server, port, _gpus(environ))
+    command = vllm_command(vllm, server, arguments, port, _gpus(environ))
     # Not the command: further arguments may hold a key.
     print(f"vllm serve {server.model}; it says the rest in {log}", flush=True)
     logs.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def vllm_serving(
             end_with_all(process)
 
 
-def vllm_command(vllm: str, server: Server, port: int, gpus: int) -> list[str]:
+def vllm_command(vllm: str, server: Server, arguments: str, port: int, gpus: int) -> list[str]:
     """`vllm serve MODEL` on loopback: on `server.gpus` GPUs at most, times as many as fit."""
     size = server.gpus or 1
     while size > max(gpus, 1):
@@ -76,7 +76,7 @@ def vllm_command(vllm: str, server: Server, port: int, gpus: int) -> list[str]:
         *(vllm, "serve", server.model, "--host", "127.0.0.1", "--port", str(port)),
         *("--tensor-parallel-size", str(size)),
         *(("--data-parallel-size", str(copies)) if copies > 1 else ()),
-        *shlex.split(started_arguments(server)),
+        *shlex.split(arguments),
     ]
 
 

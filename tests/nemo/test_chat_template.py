@@ -1,0 +1,63 @@
+"""The config's chat template through NeMo-RL's own saving and its own converter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nemo_source
+import pytest
+
+nemo_source.require()
+
+from pydantic import BaseModel  # noqa: E402
+from test_data import PLAIN  # noqa: E402
+
+from igrpo_nemo.chain.conversion import convert  # noqa: E402
+from igrpo_nemo.nemo.last_checkpoint import carry_tokenizer  # noqa: E402
+
+
+class Saved(BaseModel):
+    """What a checkpoint's config.yaml has of a run's config."""
+
+    policy: dict
+
+
+@pytest.mark.parametrize("worker_saves_it", [True, False])
+def test_a_base_models_template_reaches_the_converted_folder(
+    policy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_saves_it: bool
+) -> None:
+    """DTensor's worker saves the tokenizer that it was given; Megatron-Core's saves none."""
+    from nemo_rl.algorithms.utils import get_tokenizer
+    from nemo_rl.utils.checkpoint import CheckpointManager
+    from nemo_rl.utils.native_checkpoint import save_checkpoint
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, run = tmp_path / "base", tmp_path / "run"
+    plain = AutoTokenizer.from_pretrained(policy_folder)
+    plain.chat_template = None
+    plain.save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(policy_folder)
+    model.save_pretrained(base)
+    section = {"name": str(base), "chat_template": PLAIN}
+    tokenizer = get_tokenizer(section)
+    settings = {"checkpoint_dir": run / "checkpoints", "metric_name": None, "enabled": True}
+    settings |= {"higher_is_better": True, "keep_top_k": None, "save_optimizer": False}
+    checkpointer = CheckpointManager(settings)
+    carry_tokenizer(checkpointer, tokenizer)
+    config = Saved(policy={"model_name": str(base), "tokenizer": section})
+    folder = Path(checkpointer.init_tmp_checkpoint(3, {}, config))
+    kept = {"tokenizer": tokenizer, "tokenizer_path": str(folder / "policy" / "tokenizer")}
+    save_checkpoint(model, str(folder / "policy" / "weights"), **(kept if worker_saves_it else {}))
+    checkpointer.finalize_checkpoint(folder)
+    (run / "config.yaml").write_text("{}")
+    (run / "finished").touch()
+
+    monkeypatch.setenv("NEMO_RL_SRC", str(Path(sys.modules["nemo_rl"].__file__ or "").parents[1]))
+    convert(run, "last", python=sys.executable)
+    converted = AutoTokenizer.from_pretrained(run / "hf" / "last")
+    asked = [{"role": "user", "content": "1+2="}]
+    text = converted.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert text == "1+2=\n\nAnswer:"
+    assert json.loads((run / "stages" / "convert-last.json").read_text())["outputs"]["step"] == 3
