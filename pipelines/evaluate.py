@@ -25,9 +25,16 @@ from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import site_profile
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.model import (
+    attention_heads,
+    chosen_model,
+    default_base,
+    evaluated_config,
+    local_model,
+)
 from igrpo_nemo.evaluation.results import inspected, results_of
-from igrpo_nemo.evaluation.setting import default_folder, local_model, setting_of
-from igrpo_nemo.evaluation.skills import selection
+from igrpo_nemo.evaluation.setting import default_folder, setting_of
+from igrpo_nemo.evaluation.skills.benchmarks import with_benchmarks
 from igrpo_nemo.evaluation.skills.cluster_yaml import sbatch_options
 from igrpo_nemo.evaluation.skills.command import Place, Server, eval_commands, tensor_parallel
 from igrpo_nemo.evaluation.skills.data import default_data_folder, read_benchmark
@@ -37,7 +44,7 @@ from igrpo_nemo.evaluation.skills.environment import (
     version_warning,
 )
 from igrpo_nemo.evaluation.skills.evaluate import (
-    Evaluation,
+    SkillsEvaluation,
     complete_here,
     missing_text,
     results_text,
@@ -72,8 +79,8 @@ def main(words: Sequence[str]) -> int:
                 "nothing answers for the model, and no vllm is on PATH (or named by VLLM): give "
                 "the --address of a running server, --serve for a small model, or --cluster"
             )
-    config = selection.config_of_model(flags.model, overrides)
-    config = selection.with_benchmarks(config, flags.benchmarks)
+    config = evaluated_config(flags.model, overrides)
+    config = with_benchmarks(config, flags.benchmarks)
     with ExitStack() as stack:
         if flags.serve and not flags.dry_run:
             flags.address = _served(stack, flags, config)
@@ -140,17 +147,17 @@ def _served(stack: ExitStack, flags: argparse.Namespace, config: Config) -> str:
 
 def _evaluation(
     flags: argparse.Namespace, config: Config, environment: SkillsEnvironment
-) -> Evaluation:
+) -> SkillsEvaluation:
     """Model, data, setting and output folder, everything checked that can be before it starts."""
-    model = selection.chosen_model(flags.model, flags.address, config)
+    model = chosen_model(flags.model, flags.address, config)
     data_dir = flags.data_dir or default_data_folder(os.environ)
     names = config.igrpo.evaluation.benchmarks
     data = tuple(read_benchmark(data_dir, name) for name in names)
     setting = setting_of(
         config, model, data, server_type=flags.server_type, nemo_skills=environment.version
     )
-    out = flags.out or default_folder(selection.default_base(flags.model), setting)
-    heads = selection.attention_heads(model.name, config)
+    out = flags.out or default_folder(default_base(flags.model), setting)
+    heads = attention_heads(model.name, config)
     server = Server(
         model=model.name,
         server_type=flags.server_type,
@@ -158,16 +165,18 @@ def _evaluation(
         gpus=tensor_parallel(config.igrpo.evaluation.server_gpus, heads),
         arguments=flags.server_args,
     )
-    return Evaluation(config, setting, data, server, out, environment)
+    return SkillsEvaluation(config, setting, data, server, out, environment)
 
 
-def _here(flags: argparse.Namespace, evaluation: Evaluation, vllm: str | None) -> int:
+def _here(flags: argparse.Namespace, evaluation: SkillsEvaluation, vllm: str | None) -> int:
     serving = with_vllm(vllm, evaluation, os.environ) if vllm else None
     complete_here(evaluation, os.environ, again=flags.again, serving=serving)
     return _report(evaluation.out, evaluation.names)
 
 
-def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation, overrides: Sequence[str]) -> int:
+def _on_cluster(
+    flags: argparse.Namespace, evaluation: SkillsEvaluation, overrides: Sequence[str]
+) -> int:
     config_dir = flags.config_dir or CHECKOUT / "configs" / "cluster_configs"
     profile = cluster_profile(flags.cluster, config_dir)
     site = site_profile(evaluation.config, CHECKOUT, os.environ, overrides)
@@ -187,7 +196,7 @@ def _on_cluster(flags: argparse.Namespace, evaluation: Evaluation, overrides: Se
     return DONE
 
 
-def _print_commands(evaluation: Evaluation, place: Place) -> int:
+def _print_commands(evaluation: SkillsEvaluation, place: Place) -> int:
     import shlex
 
     print(evaluation.setting.to_json(), end="")

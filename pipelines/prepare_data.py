@@ -23,11 +23,11 @@ from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
 from igrpo_nemo.evaluation.skills.data import (
     checked_rows,
     default_data_folder,
+    prepared_by_skills,
     rows_of_file,
     write_benchmark,
 )
 from igrpo_nemo.evaluation.skills.environment import find_environment
-from igrpo_nemo.evaluation.skills.prepare import prepared_by_skills
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 

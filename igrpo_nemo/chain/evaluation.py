@@ -24,21 +24,20 @@ from igrpo_nemo.chain.script import DONE, NO, run_to_its_end
 from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.model import Model, opens_thinking
 from igrpo_nemo.evaluation.results import RESULTS_FOLDER, read_results
-from igrpo_nemo.evaluation.setting import Model, check_same, default_folder, setting_of
-from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
+from igrpo_nemo.evaluation.setting import check_same, default_folder, setting_of
+from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named, with_benchmarks
 from igrpo_nemo.evaluation.skills.command import Server, tensor_parallel
 from igrpo_nemo.evaluation.skills.data import checked_rows, read_benchmark, write_benchmark
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, find_environment
 from igrpo_nemo.evaluation.skills.evaluate import (
-    Evaluation,
+    SkillsEvaluation,
     complete_here,
     lacking_of,
     missing_text,
     with_vllm,
 )
-from igrpo_nemo.evaluation.skills.selection import with_benchmarks
-from igrpo_nemo.evaluation.skills.thinking import opens_thinking
 from igrpo_nemo.evaluation.skills.vllm_server import find_vllm
 from igrpo_nemo.run import config_of_model
 
@@ -142,7 +141,7 @@ def skills_evaluation(
     environment: SkillsEnvironment,
     *,
     hf_home: str | None = None,
-) -> Evaluation:
+) -> SkillsEvaluation:
     """The evaluation of a chain's model, which need not exist yet. `hf_home` has the model that
     training starts from (default: the config's, or this shell's).
 
@@ -167,7 +166,7 @@ def skills_evaluation(
         arguments=choices.server_args,
     )
     out = default_folder(chain.evaluations, setting)
-    return Evaluation(config, setting, data, server, out, environment)
+    return SkillsEvaluation(config, setting, data, server, out, environment)
 
 
 def evaluate_here(chain: Chain, choices: Choices, environ: Mapping[str, str]) -> tuple[int, Path]:
@@ -236,7 +235,7 @@ def _serves(chain: Chain, choices: Choices) -> bool:
     return choices.address is None and chain.config.igrpo.engine == "local"
 
 
-def _served(stack: ExitStack, chain: Chain, evaluation: Evaluation) -> Server:
+def _served(stack: ExitStack, chain: Chain, evaluation: SkillsEvaluation) -> Server:
     from igrpo_nemo.evaluation.skills.serve import serving
     from igrpo_nemo.run import set_threads
 

@@ -42,7 +42,7 @@ from igrpo_nemo.evaluation.skills.command import Place
 from igrpo_nemo.evaluation.skills.environment import (
     find_environment,
 )
-from igrpo_nemo.evaluation.skills.evaluate import Evaluation, lacking_of
+from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, lacking_of
 from igrpo_nemo.evaluation.skills.submit import (
     ClusterProfile,
     cluster_profile,
@@ -73,7 +73,7 @@ class Prepared:
 
     where: Surroundings
     profile: ClusterProfile
-    evaluation: Evaluation
+    evaluation: SkillsEvaluation
     place: Place
 
 
@@ -244,7 +244,7 @@ def _is_converted(chain: Chain) -> bool:
     return is_converted(chain.run, chain.which, training_inputs(chain.config))
 
 
-def _is_evaluated(chain: Chain, evaluation: Evaluation) -> bool:
+def _is_evaluated(chain: Chain, evaluation: SkillsEvaluation) -> bool:
     """Whether the evaluation is complete, and of weights that are there.
 
     Raises `UserError` where its folder holds samples of other data.
@@ -254,7 +254,7 @@ def _is_evaluated(chain: Chain, evaluation: Evaluation) -> bool:
 
 
 def _submit_evaluation(
-    evaluation: Evaluation, place: Place, environ: Mapping[str, str]
+    evaluation: SkillsEvaluation, place: Place, environ: Mapping[str, str]
 ) -> list[int]:
     """The jobs of what is missing; none where mending the files made it complete."""
     jobs = submit(evaluation, place, environ)

@@ -21,17 +21,17 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.files import (
-    check_same_evaluation,
+from igrpo_nemo.evaluation.metrics import bench_metrics, format_table
+from igrpo_nemo.evaluation.model import default_base, model_folder, weights_fingerprint
+from igrpo_nemo.evaluation.results import (
+    RESULTS_FOLDER,
+    done_path,
     finished_files,
-    is_finished,
     read_samples,
-    sample_file,
-    weights_fingerprint,
     write_metrics,
     write_rows,
 )
-from igrpo_nemo.evaluation.metrics import bench_metrics, format_table
+from igrpo_nemo.evaluation.setting import claim_embedded
 from igrpo_nemo.files.atomic import is_disk_full
 from igrpo_nemo.local.answers import Answerer, Progress
 from igrpo_nemo.local.sampler import Sampler
@@ -66,7 +66,7 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EmbeddedResult:
     """A finished evaluation: `metrics` are those of `evaluation.bench_metrics`, in `folder`.
 
     As text it is the table that NeMo-Skills prints, and where the files are.
@@ -93,7 +93,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
-) -> Evaluation:
+) -> EmbeddedResult:
     """Evaluates a model folder, or the model of a checkpoint.
 
     `config` gives the prompt texts, the token limits, stop strings and the reward. `data` is a file
@@ -128,7 +128,7 @@ def evaluate(
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
     context = config.policy.max_total_sequence_length
     sampler = Sampler(policy.model, policy.tokenizer, max_model_len=context)
-    out = Path(out) if out is not None else _default_out(folder)
+    out = Path(out) if out is not None else default_base(str(folder.resolve()))
     console = open_console(samples * len(problems))
     with closing(evaluation_scorer(config)) as scorer, console, policy.autocast():
         metrics = evaluate_with(
@@ -139,13 +139,7 @@ def evaluate(
             identity={"model": weights_fingerprint(folder)},
             on_progress=lambda done, total: console.stage("evaluate", done, total),
         )
-    return Evaluation(benchmark, metrics, out / "eval-results" / benchmark)
-
-
-def model_folder(path: Path) -> Path:
-    """The Hugging Face folder meant by a path: itself, or the `model/` of a checkpoint."""
-    inner = path / "model"
-    return inner if not (path / "config.json").is_file() and inner.is_dir() else path
+    return EmbeddedResult(benchmark, metrics, out / RESULTS_FOLDER / benchmark)
 
 
 def evaluate_with(
@@ -164,25 +158,25 @@ def evaluate_with(
     """
     if not problems:
         raise UserError(f"{settings.benchmark} has no problems: give at least one")
-    folder = out / "eval-results" / settings.benchmark
+    folder = out / RESULTS_FOLDER / settings.benchmark
     params = replace(answerer.params, temperature=settings.temperature, top_p=settings.top_p)
     answerer = replace(answerer, params=params)
     fingerprint = {**_fingerprint(answerer, problems, settings), **(identity or {})}
     try:  # boundary: the file system
         folder.mkdir(parents=True, exist_ok=True)
-        check_same_evaluation(folder, fingerprint)
+        claim_embedded(folder, fingerprint)
         wanted = range(settings.num_samples)
-        missing = [i for i in wanted if not is_finished(sample_file(folder, i))]
+        missing = [i for i in wanted if not done_path(folder, i).exists()]
         total = settings.num_samples * len(problems)
         done = total - len(missing) * len(problems)
         for seeds in _blocks(missing, max(1, settings.batch_size // len(problems))):
             report = partial(_add_to, done, total, on_progress)
             rows = _sample_files(answerer, seeds, problems, settings, report)
             for i, file_rows in zip(seeds, rows, strict=True):
-                write_rows(sample_file(folder, i), file_rows)
+                write_rows(folder, i, file_rows)
             done += len(seeds) * len(problems)
         metrics = bench_metrics(read_samples(finished_files(folder)))
-        write_metrics(folder / "metrics.json", {settings.benchmark: metrics})
+        write_metrics(folder, metrics)
     except OSError as error:
         reason = "the disk is full" if is_disk_full(error) else error.strerror or error
         raise UserError(f"cannot write the evaluation to {folder}: {reason}") from error
@@ -206,15 +200,6 @@ def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str,
     config = config.replaced("grpo", max_val_samples=limit or sys.maxsize)
     name = Path(dataset.data_path).stem if dataset.data_path else dataset.dataset_name
     return name, validation_problems(config)
-
-
-def _default_out(model: Path) -> Path:
-    """`RUN/evaluation/step_N` for a checkpoint of a run, else `evaluation/NAME` right here."""
-    for parent in model.resolve().parents:
-        if parent.name == "checkpoints":
-            step = model.resolve().relative_to(parent).parts[0]
-            return parent.parent / "evaluation" / step
-    return Path("evaluation") / model.resolve().name
 
 
 def _sample_files(

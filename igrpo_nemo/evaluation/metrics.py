@@ -28,7 +28,8 @@ from igrpo_nemo.metrics import pass_at_k
 class SampleResult:
     """One scored sample: what NeMo-Skills' math metrics read from a row of `output-rs{i}.jsonl`.
 
-    `started` and `ended` are unix seconds of the generation, None where unknown.
+    `tokens` is 0 where the server did not count them. `started` and `ended` are unix seconds of the
+    generation, None where unknown. `truncated`: cut at its token limit.
     """
 
     correct: bool
@@ -36,6 +37,7 @@ class SampleResult:
     tokens: int
     started: float | None = None
     ended: float | None = None
+    truncated: bool = False
 
 
 def bench_metrics(samples_P_K: Sequence[Sequence[SampleResult]]) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,14 @@
-"""An evaluation's output folder, read and checked: what `ns` says about itself is not trusted.
+"""The files of an evaluation, in NeMo-Skills' layout: written, and read and checked, here alone.
 
-    OUT/setting.json      what was asked for (skills.setting); a folder made by others has none
-    OUT/eval-results/<bench>/output-rs{i}.jsonl (+ .done), metrics.json
+    OUT/setting.json                what was asked for (`setting`); a folder made by others has none
+    OUT/eval-results/<bench>/  output-rs{i}.jsonl       sample i of every problem, one a line
+                               output-rs{i}.jsonl.done  it is whole: not sampled again
+                               metrics.json             {bench: metrics.bench_metrics}
+                               evaluation.json          what `igrpo evaluate` was asked for
         --read_results--> Results, or a `UserError` that names what is missing
 
-NeMo-Skills exits with 0 when a job failed, and computes metrics.json from the samples that happen
-to be there. Dimensions: P problems, K samples a problem.
+What `ns` says about itself is not trusted: it exits with 0 when a job failed, and computes
+metrics.json from the samples that happen to be there. Dimensions: P problems, K samples a problem.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from typing import Any
 import numpy as np
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.metrics import SampleResult
+from igrpo_nemo.files.atomic import write_atomic
 
 SETTING_FILE = "setting.json"
+EMBEDDED_FILE = "evaluation.json"
 RESULTS_FOLDER = "eval-results"
 SHOWN_SAMPLES = 8
 """A message lists no more missing samples than this."""
@@ -40,6 +46,8 @@ class BenchmarkResults:
     """K seeds, ascending."""
     problems: tuple[str, ...]
     """P keys that two evaluations of the same data share: the row's id, else a hash of its text."""
+    samples_P_K: Sequence[Sequence[SampleResult]]
+    """The same replies, one object each."""
     correct_P_K: np.ndarray
     """bool: the evaluator's verdict (`symbolic_correct`)."""
     answers_P_K: np.ndarray
@@ -69,13 +77,10 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class SampleFile:
-    """What is kept of one `output-rs{i}.jsonl`: a value a problem, in the data's order."""
+    """What is kept of one `output-rs{i}.jsonl`: a key and a result a problem, in its order."""
 
     problems: tuple[str, ...]
-    correct: tuple[bool, ...]
-    answers: tuple[str | None, ...]
-    tokens: tuple[int, ...]
-    truncated: tuple[bool, ...]
+    samples: tuple[SampleResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +129,24 @@ def results_of(folder: Path, inspections: Sequence[Inspection]) -> Results:
 
 def read_setting(folder: Path) -> dict[str, Any]:
     """The folder's setting.json; empty where there is none."""
-    path = folder / SETTING_FILE
+    return _json_object(folder / SETTING_FILE)
+
+
+def read_embedded_setting(where: Path) -> dict[str, Any]:
+    """What `igrpo evaluate` left beside a benchmark's samples; empty where it did not."""
+    return _json_object(where / EMBEDDED_FILE)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
     try:
-        setting = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(setting, dict):
+    if not isinstance(values, dict):
         raise UserError(f"{path} holds no setting: evaluate into another folder")
-    return setting
+    return values
 
 
 def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> Inspection:
@@ -148,7 +161,7 @@ def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> Inspect
     files = {seed: read_sample_file(sample_path(where, seed)) for seed in done}
     whole = {seed: file for seed, file in files.items() if file is not None}
     rows = setting.get("problems", {}).get(benchmark, {}).get("rows")
-    rows = rows or max((len(file.correct) for file in whole.values()), default=0)
+    rows = rows or max((len(file.samples) for file in whole.values()), default=0)
 
     missing = []
     if absent := [seed for seed in seeds if seed not in present]:
@@ -158,8 +171,8 @@ def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> Inspect
         missing.append(f"{count} are unfinished ({_shown(unfinished)})")
     if broken := [seed for seed in done if seed not in whole]:
         missing.append(f"a row is broken in {_shown(broken)}")
-    if short := [seed for seed, file in whole.items() if len(file.correct) != rows]:
-        found = len(whole[short[0]].correct)
+    if short := [seed for seed, file in whole.items() if len(file.samples) != rows]:
+        found = len(whole[short[0]].samples)
         missing.append(f"{_shown(short)} should have {rows} rows, rs{short[0]} has {found}")
     elif mixed := [seed for seed, file in whole.items() if file.problems != _first(whole).problems]:
         missing.append(f"{_shown(mixed)} holds other problems than rs{min(whole)}")
@@ -179,15 +192,69 @@ def done_path(where: Path, seed: int) -> Path:
     return where / f"output-rs{seed}.jsonl.done"
 
 
+def finished_files(where: Path) -> list[Path]:
+    """The `output-rs*.jsonl` with a `.done` file, in NeMo-Skills' order.
+
+    That order is by *name* (rs0, rs1, rs10, rs2, ...), and decides which samples the first k are.
+    """
+    files = sorted(where.glob("output-rs*.jsonl"), key=lambda path: path.name)
+    return [path for path in files if path.with_name(f"{path.name}.done").exists()]
+
+
+def write_rows(where: Path, seed: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a sample file, and its `.done` once it is whole."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(sample_path(where, seed), text.encode("ascii"))
+    done_path(where, seed).touch()
+
+
+def write_metrics(where: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the `metrics.json` of the benchmark whose folder this is."""
+    write_atomic(
+        where / "metrics.json", json.dumps({where.name: metrics}, indent=2).encode("ascii")
+    )
+
+
+def read_samples(files: Sequence[Path]) -> list[list[SampleResult]]:
+    """samples_P_K from K files with one row a problem in the same order.
+
+    Raises `UserError` naming the file and line that is not a result, or the file that is shorter.
+    """
+    columns = [parsed_file(path).samples for path in files]
+    for path, column in zip(files, columns, strict=True):
+        if len(column) != len(columns[0]):
+            raise UserError(
+                f"{path} has {len(column)} rows but {files[0].name} has {len(columns[0])}: "
+                "delete it and its .done file and evaluate again"
+            )
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
 def read_sample_file(path: Path) -> SampleFile | None:
     """A sample file; None where a row is cut off or has no verdict."""
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            rows = [_verdict(json.loads(line)) for line in file]
-    except (ValueError, KeyError, TypeError):
+        return parsed_file(path)
+    except UserError:
         return None
-    columns = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    return SampleFile(*(tuple(column) for column in columns))
+
+
+def parsed_file(path: Path) -> SampleFile:
+    """A sample file. Raises `UserError` naming the first line that is not a result."""
+    problems, samples = [], []
+    # Only "\n" ends a row: str.splitlines would also cut at separators inside a model's text.
+    with path.open("rb") as file:
+        lines = list(file)
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            problems.append(problem_key(row))
+            samples.append(_sample(row))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}:{number} is not a row of results ({error!r}): "
+                "delete the file and its .done file and evaluate again"
+            ) from None
+    return SampleFile(tuple(problems), tuple(samples))
 
 
 def problem_key(row: Mapping[str, Any]) -> str:
@@ -197,13 +264,14 @@ def problem_key(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(str(row.get("problem", "")).encode()).hexdigest()[:16]
 
 
-def _verdict(row: Mapping[str, Any]) -> tuple[str, bool, str | None, int, bool]:
-    return (
-        problem_key(row),
-        bool(row["symbolic_correct"]),
-        row["predicted_answer"],
-        int(row.get("num_generated_tokens") or 0),
-        row.get("finish_reason") == "length",
+def _sample(row: Mapping[str, Any]) -> SampleResult:
+    return SampleResult(
+        correct=bool(row["symbolic_correct"]),
+        predicted_answer=row["predicted_answer"],
+        tokens=int(row.get("num_generated_tokens") or 0),
+        started=row.get("generation_start_time"),
+        ended=row.get("generation_end_time"),
+        truncated=row.get("finish_reason") == "length",
     )
 
 
@@ -244,31 +312,33 @@ def _metrics_problem(
     headline = metrics.get("pass@1" if K == 1 else f"pass@1[avg-of-{K}]")
     if headline is None or f"pass@{K + 1}" in metrics:
         return f"metrics.json is not of {K} samples"
-    rows = len(samples[0].correct)
+    rows = len(samples[0].samples)
     if headline.get("num_entries") != rows:
         return f"metrics.json counts {headline.get('num_entries')} problems, not {rows}"
-    accuracy = 100.0 * sum(sum(file.correct) for file in samples) / (K * rows)
+    right = sum(sample.correct for file in samples for sample in file.samples)
+    accuracy = 100.0 * right / (K * rows)
     if abs(accuracy - float(headline.get("symbolic_correct", -1))) > 1e-6:
         return "metrics.json is not of these samples"
     return None
 
 
 def _arrays(inspection: Inspection) -> BenchmarkResults:
-    files = inspection.samples
-    seeds = tuple(sorted(files))
+    seeds = tuple(sorted(inspection.samples))
+    samples_P_K = list(zip(*(inspection.samples[seed].samples for seed in seeds), strict=True))
 
-    def columns(field: str, dtype: type) -> np.ndarray:
-        return np.array([getattr(files[seed], field) for seed in seeds], dtype=dtype).T
+    def array(field: str, dtype: type) -> np.ndarray:
+        return np.array([[getattr(s, field) for s in row] for row in samples_P_K], dtype=dtype)
 
-    answers_P_K = columns("answers", object)
+    answers_P_K = array("predicted_answer", object)
     return BenchmarkResults(
         benchmark=inspection.benchmark,
         seeds=seeds,
-        problems=_first(files).problems,
-        correct_P_K=columns("correct", bool),
+        problems=_first(inspection.samples).problems,
+        samples_P_K=samples_P_K,
+        correct_P_K=array("correct", bool),
         answers_P_K=answers_P_K,
         no_answer_P_K=np.array([[a is None for a in row] for row in answers_P_K], dtype=bool),
-        tokens_P_K=columns("tokens", np.int64),
-        truncated_P_K=columns("truncated", bool),
+        tokens_P_K=array("tokens", np.int64),
+        truncated_P_K=array("truncated", bool),
         metrics=inspection.metrics,
     )

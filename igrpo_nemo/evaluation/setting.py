@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +17,21 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.files import weights_fingerprint
-from igrpo_nemo.evaluation.results import RESULTS_FOLDER, SETTING_FILE, read_setting
+from igrpo_nemo.evaluation.model import Model, plain_path
+from igrpo_nemo.evaluation.results import (
+    EMBEDDED_FILE,
+    RESULTS_FOLDER,
+    SETTING_FILE,
+    finished_files,
+    read_embedded_setting,
+    read_setting,
+)
 from igrpo_nemo.evaluation.skills.data import BenchmarkData
-from igrpo_nemo.evaluation.skills.thinking import opens_thinking
 from igrpo_nemo.files.atomic import write_atomic
 from igrpo_nemo.run.chat_template import chat_template_text
 
 TEMPLATE_TOKENS = 64
 """Room for the chat template around system prompt and problem."""
-
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Setting:
     problems: Mapping[str, Mapping[str, Any]]
     """Of each benchmark: `rows`, `sha256` of its data, and the `tokens` that a request asks for."""
     thinking_open: bool = False
-    """Whether `answer_tags` takes a reply as begun inside a thinking part (`skills.thinking`)."""
+    """Whether `answer_tags` takes a reply as begun inside a thinking part."""
     chat_template: str | None = None
     """A hash of the config's chat template; None: the model's own."""
 
@@ -64,40 +67,6 @@ class Setting:
 
 _DEFAULTS: dict[str, Any] = {"thinking_open": False, "chat_template": None}
 """Left out of setting.json, which older ones do not have them in either."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What is evaluated: a name or path, what identifies its weights, its context in tokens, and
-    whether its chat template opens the thinking."""
-
-    name: str
-    weights: str
-    context: int | None
-    thinking_open: bool = False
-
-
-def local_model(path: Path, config: Config) -> Model:
-    """The model of a Hugging Face folder, or of a checkpoint that holds one in `model/`."""
-    folder = path / "model" if not (path / "config.json").is_file() else path
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{path} is no model folder: it has no config.json (nor model/config.json)")
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    context = values.get("max_position_embeddings") or _configured_context(config)
-    folder = folder.absolute()
-    opened = _opens_thinking(folder, config)
-    return Model(plain_path(folder), weights_fingerprint(folder), context, opened)
-
-
-def named_model(name: str, config: Config, context: int | None = None) -> Model:
-    """A model that a server has or loads under a name; `context` is what the server says."""
-    opened = _opens_thinking(name, config)
-    return Model(name, name, context or _configured_context(config), opened)
-
-
-def _opens_thinking(model: Path | str, config: Config) -> bool:
-    template, hf_home = config.policy.tokenizer.chat_template, config.igrpo.site.hf_home
-    return opens_thinking(model, config.igrpo.prompt.system, template, hf_home=hf_home)
 
 
 def setting_of(
@@ -200,21 +169,12 @@ def check_same(out: Path, setting: Setting) -> Setting:
     return _joined(out, found, setting)
 
 
-def plain_path(path: Path) -> str:
-    """The path as text. Raises `UserError` for one that NeMo-Skills' unquoted commands break at."""
-    if not _PLAIN_PATH.fullmatch(str(path)):
-        raise UserError(
-            f"{path}: NeMo-Skills does not quote paths, use one of letters, digits and . _ / + -"
-        )
-    return str(path)
-
-
 def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
     wanted = json.loads(json.dumps(asdict(setting)))
     found = {**_DEFAULTS, **found}
-    for name, value in wanted.items():
-        if name not in ("benchmarks", "problems") and found.get(name) != value:
-            raise _another(out, name, found.get(name), value)
+    _check_equal(
+        out, found, {n: v for n, v in wanted.items() if n not in ("benchmarks", "problems")}
+    )
     for name, samples in wanted["benchmarks"].items():
         before = found.get("benchmarks", {}).get(name, 0)
         if samples < before:
@@ -231,6 +191,27 @@ def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
     )
 
 
+def claim_embedded(where: Path, setting: Mapping[str, Any]) -> None:
+    """Writes a benchmark's evaluation.json, or raises `UserError` as `claim_folder` does.
+
+    `setting` is all that two calls of `igrpo evaluate` must share for their samples to be joined.
+    """
+    wanted = json.loads(json.dumps(dict(setting)))
+    if found := read_embedded_setting(where):
+        _check_equal(where, found, wanted)
+    elif finished_files(where):
+        raise UserError(
+            f"{where} holds samples that another program made: evaluate into another folder (--out)"
+        )
+    write_atomic(where / EMBEDDED_FILE, json.dumps(wanted, indent=2).encode())
+
+
+def _check_equal(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise _another(out, name, found.get(name), value)
+
+
 def _another(out: Path, name: str, old: object, new: object) -> UserError:
     return UserError(
         f"{out} holds another evaluation ({name} was {_short(old)}, is {_short(new)}): "
@@ -241,8 +222,3 @@ def _another(out: Path, name: str, old: object, new: object) -> UserError:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _configured_context(config: Config) -> int | None:
-    architecture = getattr(config.igrpo, "architecture", None)
-    return architecture.max_position_embeddings if architecture else None

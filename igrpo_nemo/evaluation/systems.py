@@ -9,7 +9,6 @@ problems, K samples a problem. All rates are fractions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,15 @@ from typing import Any
 import numpy as np
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.metrics import majority_score
 from igrpo_nemo.evaluation.published import Published
-from igrpo_nemo.evaluation.results import RESULTS_FOLDER, BenchmarkResults, Results, read_results
+from igrpo_nemo.evaluation.results import (
+    RESULTS_FOLDER,
+    BenchmarkResults,
+    Results,
+    read_embedded_setting,
+    read_results,
+)
 from igrpo_nemo.evaluation.statistics import (
     Difference,
     Estimate,
@@ -164,26 +170,13 @@ def summarize(found: BenchmarkResults) -> Summary:
         means_P=correct_P_K.mean(axis=1),
         accuracy=estimate(correct_P_K),
         passes=pass_at_k_curve(correct_P_K.sum(axis=1), K),
-        majority=over_problems(majority_scores(found)) if K > 1 else None,
+        majority=over_problems([majority_score(row) for row in found.samples_P_K])
+        if K > 1
+        else None,
         no_answer=estimate(found.no_answer_P_K),
         truncated=estimate(found.truncated_P_K),
         tokens=estimate(found.tokens_P_K) if found.tokens_P_K.any() else None,
     )
-
-
-def majority_scores(found: BenchmarkResults) -> list[float]:
-    """The majority vote's score of each problem, over all its samples, as NeMo-Skills counts it."""
-    from igrpo_nemo.evaluation.metrics import SampleResult, majority_score
-
-    return [
-        majority_score(
-            [
-                SampleResult(bool(right), answer, 0)
-                for right, answer in zip(correct_K, answers_K, strict=True)
-            ]
-        )
-        for correct_K, answers_K in zip(found.correct_P_K, found.answers_P_K, strict=True)
-    ]
 
 
 def compared(
@@ -294,12 +287,9 @@ def _setting(results: Results) -> dict[str, Any]:
         return {"evaluator": "NeMo-Skills", **results.setting}
     found: dict[str, Any] = {}
     for name in results.benchmarks:
-        path = results.folder / RESULTS_FOLDER / name / "evaluation.json"
-        if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values["max_tokens"] = values.get("max_new_tokens")
+        if values := read_embedded_setting(results.folder / RESULTS_FOLDER / name):
             own = {"evaluator": "igrpo evaluate", "profile": "its run's", "system_prompt": None}
-            found.update({**values, **own})
+            found |= {**values, "max_tokens": values.get("max_new_tokens"), **own}
     return found
 
 

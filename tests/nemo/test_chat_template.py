@@ -15,7 +15,21 @@ from pydantic import BaseModel  # noqa: E402
 from test_data import PLAIN  # noqa: E402
 
 from igrpo_nemo.chain.conversion import convert  # noqa: E402
+from igrpo_nemo.config.igrpo_keys import SmallModel  # noqa: E402
+from igrpo_nemo.local.model import save_pretrained_folder  # noqa: E402
+from igrpo_nemo.local.warmup import build_small_model  # noqa: E402
 from igrpo_nemo.nemo.last_checkpoint import carry_tokenizer  # noqa: E402
+from igrpo_nemo.run.tokenizer import build_small_tokenizer  # noqa: E402
+
+SHAPE = SmallModel(
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    intermediate_size=48,
+    vocab_size=300,
+    initializer_range=0.15,
+)
 
 
 class Saved(BaseModel):
@@ -26,20 +40,19 @@ class Saved(BaseModel):
 
 @pytest.mark.parametrize("worker_saves_it", [True, False])
 def test_a_base_models_template_reaches_the_converted_folder(
-    policy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_saves_it: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_saves_it: bool
 ) -> None:
     """DTensor's worker saves the tokenizer that it was given; Megatron-Core's saves none."""
     from nemo_rl.algorithms.utils import get_tokenizer
     from nemo_rl.utils.checkpoint import CheckpointManager
     from nemo_rl.utils.native_checkpoint import save_checkpoint
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     base, run = tmp_path / "base", tmp_path / "run"
-    plain = AutoTokenizer.from_pretrained(policy_folder)
+    plain = build_small_tokenizer(["user: 1+2=3"], 300)
     plain.chat_template = None
-    plain.save_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(policy_folder)
-    model.save_pretrained(base)
+    model = build_small_model(SHAPE, plain, context=128, seed=0)
+    save_pretrained_folder(model, plain, base)
     section = {"name": str(base), "chat_template": PLAIN}
     tokenizer = get_tokenizer(section)
     settings = {"checkpoint_dir": run / "checkpoints", "metric_name": None, "enabled": True}

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from igrpo_nemo.evaluation.files import read_samples
 from igrpo_nemo.evaluation.metrics import bench_metrics
+from igrpo_nemo.evaluation.results import read_samples
 
 PROBLEMS = ("one?", "two?", "three?")
 

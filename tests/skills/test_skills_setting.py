@@ -15,22 +15,26 @@ from igrpo_nemo.chain import on_slurm as slurm_chain
 from igrpo_nemo.chain.experiment import chain_of
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.setting import (
+from igrpo_nemo.evaluation.model import (
     Model,
+    default_base,
+    evaluated_config,
+    local_model,
+    named_model,
+    opens_thinking,
+)
+from igrpo_nemo.evaluation.setting import (
     Setting,
     claim_folder,
     default_folder,
-    local_model,
-    named_model,
     reply_tokens,
     setting_of,
 )
+from igrpo_nemo.evaluation.skills.benchmarks import with_benchmarks
 from igrpo_nemo.evaluation.skills.command import Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
-from igrpo_nemo.evaluation.skills.evaluate import Evaluation
-from igrpo_nemo.evaluation.skills.selection import config_of_model, default_base, with_benchmarks
-from igrpo_nemo.evaluation.skills.thinking import opens_thinking
+from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 
@@ -97,7 +101,7 @@ def test_a_chain_does_not_take_samples_of_other_data_for_its_own(
     (data,) = [read_benchmark(tmp_path / "data", "toy")]
     config = load_config(["policy.model_name=x"])
     environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
-    evaluation = Evaluation(config, setting, (data,), Server("m"), out, environment)
+    evaluation = SkillsEvaluation(config, setting, (data,), Server("m"), out, environment)
     chain = chain_of([], config, tmp_path)
     monkeypatch.setattr(pipeline, "find_environment", lambda environ: environment)
     monkeypatch.setattr(pipeline, "skills_evaluation", lambda *_: evaluation)
@@ -256,7 +260,7 @@ def test_a_runs_config_takes_another_evaluation(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     model = tmp_path / "checkpoints" / "step_5"
     model.mkdir(parents=True)
-    found = config_of_model(str(model), ["eval=all_64", "igrpo.evaluation.profile=boxed"])
+    found = evaluated_config(str(model), ["eval=all_64", "igrpo.evaluation.profile=boxed"])
     assert found.igrpo.prompt.system == config.igrpo.prompt.system
     assert found.igrpo.evaluation.benchmarks["math-500"] == 64
     assert found.igrpo.evaluation.profile == "boxed"

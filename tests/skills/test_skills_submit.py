@@ -18,12 +18,13 @@ from skills_runs import write_problems
 from igrpo_nemo.chain.on_slurm import _submit_evaluation
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.setting import Model, setting_of
+from igrpo_nemo.evaluation.model import Model
+from igrpo_nemo.evaluation.setting import setting_of
+from igrpo_nemo.evaluation.skills.benchmarks import with_benchmarks
 from igrpo_nemo.evaluation.skills.command import Place, Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark, write_benchmark
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
-from igrpo_nemo.evaluation.skills.evaluate import Evaluation, complete_here, prepare
-from igrpo_nemo.evaluation.skills.selection import with_benchmarks
+from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, complete_here, prepare
 from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit
 from igrpo_nemo.evaluation.skills.submitted import check_not_running, write_note
 
@@ -45,7 +46,7 @@ class Cluster:
     """An evaluation that takes two calls of `ns`, and the queue that its jobs would stand in."""
 
     folder: Path
-    evaluation: Evaluation
+    evaluation: SkillsEvaluation
     place: Place
 
     @property
@@ -90,7 +91,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     setting = setting_of(config, model, data, server_type="vllm", nemo_skills="0.7.0")
     environment = SkillsEnvironment(programs, "0.7.0")
     server = Server("m", gpus=8)
-    evaluation = Evaluation(config, setting, data, server, tmp_path / "out", environment)
+    evaluation = SkillsEvaluation(config, setting, data, server, tmp_path / "out", environment)
     return Cluster(programs, evaluation, Place("/out", "mine", expname="eval-1234"))
 
 

@@ -14,11 +14,11 @@ from skills_runs import evaluate, write_problems
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.model import evaluated_config
 from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.command import Server
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
 from igrpo_nemo.evaluation.skills.processes import server_answers
-from igrpo_nemo.evaluation.skills.selection import config_of_model
 from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_command, vllm_serving
 
 STAND_IN = """\
@@ -120,7 +120,7 @@ def test_the_command_is_found_or_named(vllm: Vllm) -> None:
 def test_the_cluster_of_an_evaluation_is_read_for_its_profile_alone() -> None:
     """No engine that evaluates uses eight GPUs."""
     words = ["cluster=a100_5x8", "igrpo.site.qos=high", "igrpo.evaluation.temperature=0.5"]
-    config = config_of_model("some/model", words)
+    config = evaluated_config("some/model", words)
     site = load_config(["engine=nemo_rl", "policy.model_name=x", *words[:2]]).igrpo.site
     assert config.igrpo.site == site and site.gpu == "a100_80gb"
     assert config.igrpo.evaluation.temperature == 0.5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from igrpo_nemo.evaluation.files import sample_file, write_metrics, write_rows
 from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
+from igrpo_nemo.evaluation.results import write_metrics, write_rows
 
 SETTING = {
     "profile": "answer_tags",
@@ -53,8 +53,8 @@ def write_evaluation(
                         "finish_reason": "length" if answer is None else "stop",
                     }
                 )
-            write_rows(sample_file(where, k), rows)
-        write_metrics(where / "metrics.json", {name: bench_metrics(results)})
+            write_rows(where, k, rows)
+        write_metrics(where, bench_metrics(results))
     samples = {name: verdicts_P_K.shape[1] for name, verdicts_P_K in verdicts.items()}
     problems = {
         name: {"rows": verdicts_P_K.shape[0], "sha256": data}

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.files import finished_files, read_samples, weights_fingerprint
 from igrpo_nemo.evaluation.metrics import (
     SampleResult,
     bench_metrics,
@@ -21,6 +20,8 @@ from igrpo_nemo.evaluation.metrics import (
     majority_score,
     std_err_across_problems,
 )
+from igrpo_nemo.evaluation.model import weights_fingerprint
+from igrpo_nemo.evaluation.results import finished_files, read_samples
 from igrpo_nemo.types import Completion, Problem, Prompt, StopReason
 
 
@@ -289,7 +290,7 @@ def test_samples_of_different_settings_are_never_mixed(tmp_path):
     run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"}, num_samples=4)
     with pytest.raises(UserError, match="temperature was 0.6, is 0.7"):
         run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"}, temperature=0.7)
-    with pytest.raises(UserError, match="model was aaaa, is bbbb"):
+    with pytest.raises(UserError, match=r'model was "aaaa", is "bbbb"'):
         run_evaluation(tmp_path, CountingSampler(), identity={"model": "bbbb"})
     with pytest.raises(UserError, match="another evaluation"):
         run_evaluation(

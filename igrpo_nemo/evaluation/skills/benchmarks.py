@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.igrpo_keys import Evaluation
+from igrpo_nemo.errors import UserError
+
 Kind = Literal["math", "multichoice"]
+DEFAULT_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +43,24 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _KNOWN}
 def benchmark_named(name: str) -> Benchmark:
     """A known benchmark, or one of math problems whose data is the user's own."""
     return BENCHMARKS.get(name) or Benchmark(name, "problems of your own")
+
+
+def with_benchmarks(config: Config, text: str | None) -> Config:
+    """The config with the benchmarks of `--benchmarks aime24:64,gsm8k` alone.
+
+    Without a number a benchmark keeps the config's, or gets eight samples.
+    """
+    if text is None:
+        return config
+    keys = config.igrpo.evaluation
+    chosen: dict[str, int] = {}
+    for word in text.split(","):
+        name, colon, samples = word.strip().partition(":")
+        if colon and not (samples.isdecimal() and int(samples) > 0):
+            raise UserError(f"--benchmarks {word}: write NAME or NAME:K with K of 1 or more")
+        chosen[name] = int(samples) if colon else keys.benchmarks.get(name, DEFAULT_SAMPLES)
+    try:
+        checked = Evaluation.model_validate({**keys.model_dump(), "benchmarks": chosen})
+    except ValueError as error:
+        raise UserError(f"--benchmarks {text}: no benchmark has such a name") from error
+    return config.replaced("igrpo", evaluation=checked)

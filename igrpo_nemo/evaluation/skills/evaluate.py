@@ -48,7 +48,7 @@ PROGRESS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class SkillsEvaluation:
     """What to evaluate, and with what. `setting` holds the benchmarks of this call alone."""
 
     config: Config
@@ -81,7 +81,7 @@ class FolderLock(RunLock):
 
 
 def complete_here(
-    evaluation: Evaluation,
+    evaluation: SkillsEvaluation,
     environ: Mapping[str, str],
     *,
     again: bool = False,
@@ -133,7 +133,7 @@ def complete_here(
 
 
 def with_vllm(
-    vllm: str, evaluation: Evaluation, environ: Mapping[str, str]
+    vllm: str, evaluation: SkillsEvaluation, environ: Mapping[str, str]
 ) -> Callable[[], AbstractContextManager[str]]:
     """What starts the command `vllm` for an evaluation on this machine."""
     server, out = evaluation.server, evaluation.out
@@ -151,7 +151,7 @@ def check_alone(out: Path) -> None:
         )
 
 
-def prepare(evaluation: Evaluation) -> Evaluation:
+def prepare(evaluation: SkillsEvaluation) -> SkillsEvaluation:
     """Claims the folder and fills it with what the jobs read; the setting is then the folder's."""
     setting = claim_folder(evaluation.out, evaluation.setting)
     try:  # boundary: the file system
@@ -163,14 +163,14 @@ def prepare(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, setting=setting)
 
 
-def mend_and_inspect(evaluation: Evaluation) -> list[Inspection]:
+def mend_and_inspect(evaluation: SkillsEvaluation) -> list[Inspection]:
     """Mends half-written sample files, and returns the benchmarks that lack something."""
     for one in evaluation.data:
         repair(evaluation.out, one.name, evaluation.setting.benchmarks[one.name], one.rows)
     return lacking_of(evaluation)
 
 
-def lacking_of(evaluation: Evaluation) -> list[Inspection]:
+def lacking_of(evaluation: SkillsEvaluation) -> list[Inspection]:
     """The benchmarks of this call that lack something."""
     setting = json.loads(evaluation.setting.to_json())
     found = [inspect(evaluation.out, name, setting) for name in evaluation.names]
@@ -180,7 +180,7 @@ def lacking_of(evaluation: Evaluation) -> list[Inspection]:
 class Progress:
     """Prints how many replies there are, every `PROGRESS_S` seconds."""
 
-    def __init__(self, evaluation: Evaluation, names: Sequence[str]) -> None:
+    def __init__(self, evaluation: SkillsEvaluation, names: Sequence[str]) -> None:
         self._files = [
             (sample_path(evaluation.out / RESULTS_FOLDER / name, seed), rows)
             for name in names

@@ -45,7 +45,7 @@ def _is_whole(where: Path, seed: int, rows: int) -> bool:
     if not done_path(where, seed).is_file() or not sample_path(where, seed).is_file():
         return False
     file = read_sample_file(sample_path(where, seed))
-    return file is not None and len(file.correct) == rows
+    return file is not None and len(file.samples) == rows
 
 
 def _mend(where: Path, seed: int, problems: Sequence[str]) -> bool:

@@ -26,8 +26,8 @@ from igrpo_nemo.evaluation.skills.cluster_yaml import ACCOUNT
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands, mounted_path
 from igrpo_nemo.evaluation.skills.environment import child_environ, without_secrets
 from igrpo_nemo.evaluation.skills.evaluate import (
-    Evaluation,
     FolderLock,
+    SkillsEvaluation,
     lacking_of,
     mend_and_inspect,
     new_log,
@@ -117,7 +117,7 @@ def cluster_profile(name: str, config_dir: Path) -> ClusterProfile:
 
 
 def submit(
-    evaluation: Evaluation,
+    evaluation: SkillsEvaluation,
     place: Place,
     environ: Mapping[str, str],
     *,
@@ -146,7 +146,7 @@ def submit(
 
 
 def _send(
-    evaluation: Evaluation,
+    evaluation: SkillsEvaluation,
     place: Place,
     environ: Mapping[str, str],
     names: Sequence[str],
@@ -167,7 +167,7 @@ def _send(
 
 
 def _run_ns(
-    evaluation: Evaluation,
+    evaluation: SkillsEvaluation,
     place: Place,
     environ: Mapping[str, str],
     names: Sequence[str],
@@ -191,7 +191,7 @@ def _launched(log: Path) -> list[int]:
     return [int(number) for number in _LAUNCHED.findall(log.read_text(errors="replace"))]
 
 
-def evaluation_text(evaluation: Evaluation, place: Place, environ: Mapping[str, str]) -> str:
+def evaluation_text(evaluation: SkillsEvaluation, place: Place, environ: Mapping[str, str]) -> str:
     """The `ns` commands, and every batch file and script that they would submit.
 
     Raises `UserError` with NeMo-Skills' last line where it refuses, and while jobs that were sent

@@ -1,0 +1,241 @@
+"""What is evaluated: its config, its weights, its context, and where its evaluations lie.
+
+--model PATH | NAME, --address --chosen_model--> Model
+a checkpoint of a run carries its config: the prompt it was trained with
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from igrpo_nemo.config import Config, load_config
+from igrpo_nemo.config.compose import quoted
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.run import config_of_model
+from igrpo_nemo.run.chat_template import chat_template_text, stored_chat_template
+
+ANSWER_TIMEOUT_S = 10
+
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is evaluated: a name or path, what identifies its weights, its context in tokens, and
+    whether its chat template opens the thinking."""
+
+    name: str
+    weights: str
+    context: int | None
+    thinking_open: bool = False
+
+
+def evaluated_config(model: str | None, overrides: Sequence[str]) -> Config:
+    """The config that a model is evaluated under: its run's own prompt, else the overrides alone.
+
+    A run's config is composed already, so `eval=NAME` and its keys are read on their own there.
+    `cluster=NAME` says which machines, for an engine that evaluates nothing: so is it.
+    """
+    clusters = [word for word in overrides if word.lstrip("+").startswith("cluster=")]
+    if clusters:
+        config = evaluated_config(model, [word for word in overrides if word not in clusters])
+        site = [word for word in overrides if word.lstrip("+~").startswith("igrpo.site.")]
+        chosen = load_config(["engine=nemo_rl", "policy.model_name=served", *clusters, *site])
+        return config.replaced("igrpo", site=chosen.igrpo.site)
+    return _evaluated_config(model, overrides)
+
+
+def _evaluated_config(model: str | None, overrides: Sequence[str]) -> Config:
+    if model is None or not Path(model).exists():
+        return load_config([f"policy.model_name={quoted(model or 'served')}", *overrides])
+    groups = [word for word in overrides if word.lstrip("+").startswith("eval=")]
+    others = [word for word in overrides if word not in groups]
+    config = config_of_model(Path(model), others)
+    if not groups:
+        return config
+    keys = [word for word in others if word.lstrip("+~").startswith("igrpo.evaluation.")]
+    chosen = load_config(["policy.model_name=served", *groups, *keys])
+    return config.replaced("igrpo", evaluation=chosen.igrpo.evaluation)
+
+
+def model_folder(path: Path) -> Path:
+    """The Hugging Face folder meant by a path: itself, or the `model/` of a checkpoint."""
+    inner = path / "model"
+    return inner if not (path / "config.json").is_file() and inner.is_dir() else path
+
+
+def default_base(model: str | None) -> Path:
+    """`RUN/evaluation/step_N` for a checkpoint of a run, else `evaluation/NAME` right here."""
+    path = Path(model or "served").absolute()
+    for parent in path.parents:
+        if parent.name == "checkpoints":
+            return parent.parent / "evaluation" / path.relative_to(parent).parts[0]
+    return Path("evaluation") / path.name
+
+
+def chosen_model(model: str | None, address: str | None, config: Config) -> Model:
+    """The model: a folder's, a name's, or the one of a running server.
+
+    With a server, its name is one that the server knows. Raises `UserError` where nothing answers
+    or the server has other models.
+    """
+    if address is None:
+        assert model is not None
+        return local_model(Path(model), config) if _is_path(model) else named_model(model, config)
+    served = _served_models(address)
+    if not served:
+        if model is None:
+            raise UserError(f"the server at {address} lists no models: name one with --model")
+        return named_model(model, config)
+    by_name = {str(one.get("id")): one for one in served}
+    local = local_model(Path(model), config) if model and Path(model).is_dir() else None
+    names = [model, local.name if local else None] if model else list(by_name)
+    name = next((name for name in names if name in by_name), None)
+    if name is None:
+        raise UserError(f"the server at {address} serves {', '.join(by_name)}, not {model}")
+    context = by_name[name].get("max_model_len")
+    if local is not None:
+        return replace(local, name=name, context=context or local.context)
+    return named_model(name, config, context)
+
+
+def local_model(path: Path, config: Config) -> Model:
+    """The model of a Hugging Face folder, or of a checkpoint that holds one in `model/`."""
+    folder = model_folder(path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} is no model folder: it has no config.json (nor model/config.json)")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    context = values.get("max_position_embeddings") or _configured_context(config)
+    folder = folder.absolute()
+    opened = _opens_thinking(folder, config)
+    return Model(plain_path(folder), weights_fingerprint(folder), context, opened)
+
+
+def named_model(name: str, config: Config, context: int | None = None) -> Model:
+    """A model that a server has or loads under a name; `context` is what the server says."""
+    opened = _opens_thinking(name, config)
+    return Model(name, name, context or _configured_context(config), opened)
+
+
+def attention_heads(model: str, config: Config) -> int | None:
+    """The heads that a server splits over its GPUs; None where the model's shape is not known."""
+    file = Path(model) / "config.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8")).get("num_attention_heads")
+    architecture = config.igrpo.architecture
+    return architecture.num_attention_heads if architecture else None
+
+
+def weights_fingerprint(model: Path) -> str:
+    """Short hash that tells two sets of weights apart: names, sizes and both ends of each file.
+
+    A Hugging Face name that is no folder stands for itself. Training changes every parameter, so
+    the ends suffice, and a 14B model need not be read twice.
+    """
+    if not model.is_dir():
+        return str(model)
+    digest = hashlib.sha256()
+    files = sorted([*model.glob("*.safetensors"), *model.glob("*.bin"), *model.glob("config.json")])
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 16))
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def opens_thinking(
+    model: str | Path,
+    system: str,
+    chat_template: str | None = None,
+    *,
+    hf_home: str | None = None,
+) -> bool:
+    """Whether the prompt of a model ends with `<think>`, as a server renders it: its replies then
+    begin inside a thinking part, and one that was cut off there has neither tag nor answer.
+
+    `model` is a folder, or a name on the hub whose files are in the cache of `hf_home` or in the
+    default one; nothing is downloaded, and of a model that is not here False is said.
+    `chat_template`, a Jinja text or a `.jinja` file, stands in the place of the model's own.
+    """
+    folder = _cached_folder(model, hf_home)
+    if folder is None:
+        return False
+    template = chat_template_text(chat_template)
+    if "think" not in (
+        template or stored_chat_template(folder) or ""
+    ):  # spares the import of transformers
+        return False
+    from jinja2 import TemplateError
+
+    from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
+    from igrpo_nemo.run.tokenizer import load_tokenizer
+
+    try:  # boundary: files of others; what is wrong with them, their server says
+        tokenizer = load_tokenizer(folder)
+        if template is not None:
+            tokenizer.chat_template = template
+        profile = PromptProfile(system, "", "draft")
+        return PromptBuilder(tokenizer, profile, TokenBudget(2, 1)).thinking_open
+    except (UserError, TemplateError):
+        return False
+
+
+def plain_path(path: Path) -> str:
+    """The path as text. Raises `UserError` for one that NeMo-Skills' unquoted commands break at."""
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        raise UserError(
+            f"{path}: NeMo-Skills does not quote paths, use one of letters, digits and . _ / + -"
+        )
+    return str(path)
+
+
+def _opens_thinking(model: Path | str, config: Config) -> bool:
+    template, hf_home = config.policy.tokenizer.chat_template, config.igrpo.site.hf_home
+    return opens_thinking(model, config.igrpo.prompt.system, template, hf_home=hf_home)
+
+
+def _configured_context(config: Config) -> int | None:
+    architecture = getattr(config.igrpo, "architecture", None)
+    return architecture.max_position_embeddings if architecture else None
+
+
+def _cached_folder(model: str | Path, hf_home: str | None) -> Path | None:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for cache in ([Path(hf_home) / "hub"] if hf_home else []) + [None]:
+        try:
+            found = try_to_load_from_cache(str(model), "tokenizer_config.json", cache_dir=cache)
+        except HFValidationError:  # a name that no hub has
+            return None
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def _is_path(model: str) -> bool:
+    return Path(model).exists() or model.startswith((".", "/", "~"))
+
+
+def _served_models(address: str) -> list[dict[str, Any]]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:  # boundary: a server of somebody's
+        with opener.open(f"{address.rstrip('/')}/models", timeout=ANSWER_TIMEOUT_S) as reply:
+            return list(json.load(reply)["data"])
+    except urllib.request.HTTPError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"no server answers at {address} ({error}): start it, or give another --address"
+        ) from error
