@@ -155,11 +155,13 @@ def test_in_a_container_the_images_python_runs_the_driver(run):
         '[[ $1 == --help ]] && exec echo "--container-image --container-env"',
         f'printf "%s\\n" "$@" >{run.folder}/srun',
         'for word; do shift; [[ $word == --*container* ]] || set -- "$@" "$word"; done',
+        # What the image sets; a container inherits all else.
+        "export PYTHONPATH=/of/the/image${PYTHONPATH:+:$PYTHONPATH}",
         'exec /usr/bin/srun "$@"',
     ]
     srun.write_text("\n".join(lines) + "\n")
     srun.chmod(0o755)
-    run.submit("a=1", PATH=f"{srun.parent}:/usr/bin:/bin", PYTHONPATH="/of/the/image")
+    run.submit("a=1", PATH=f"{srun.parent}:/usr/bin:/bin", PYTHONPATH="/of/the/host")
     assert ended(run)[0] == "COMPLETED", run.log()
     told = (run.folder / "words").read_text().splitlines()
     assert told == ["-m", "igrpo_nemo", "train", "a=1", f"{CHECKOUT}:/of/the/image"]
