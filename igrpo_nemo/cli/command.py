@@ -23,3 +23,15 @@ class Command:
     run: Callable[[argparse.Namespace, Sequence[str]], int]
     examples: str = ""
     passes_flags: Callable[[argparse.Namespace], bool] = lambda flags: False
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of a flag that is a whole number, `least` or more."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    return number

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import Command, at_least
 from igrpo_nemo.run import config_of_model, set_threads
 
 EXAMPLES = """\
@@ -24,11 +24,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="PATH", help="model folder or checkpoint")
     add("--data", metavar="NAME_OR_FILE", help="problems (default: the config's data.validation)")
-    add("--samples", type=_positive, default=1, metavar="K", help="samples a problem (1)")
+    add("--samples", type=at_least(1), default=1, metavar="K", help="samples a problem (1)")
     add("--temperature", type=float, default=0.6, help="sampling temperature; 0 is greedy (0.6)")
     add("--top-p", type=float, default=0.95, help="share of the probability mass (0.95)")
-    add("--max-tokens", type=_positive, help="tokens of an answer at most (default: as trained)")
-    add("--limit", type=_positive, metavar="N", help="the first N problems alone")
+    add("--max-tokens", type=at_least(1), help="tokens of an answer at most (default: as trained)")
+    add("--limit", type=at_least(1), metavar="N", help="the first N problems alone")
     add("--seed", type=int, default=0, help="seed of the samples (0)")
     add("--out", type=Path, metavar="DIR", help="where samples and metrics.json are written")
 
@@ -52,13 +52,6 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     print(evaluation)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 COMMAND = Command(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import Command, at_least
 from igrpo_nemo.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--lines",
-        type=_lines,
+        type=at_least(0),
         default=15,
         metavar="N",
         help="lines of the log to show (default: %(default)s)",
@@ -99,13 +99,6 @@ def _all_runs() -> list[Path]:
 
     found = [folder for pattern in ("*", "*/*") for folder in RUNS.glob(pattern)]
     return sorted(folder for folder in found if folder.is_dir() and is_run(folder))
-
-
-def _lines(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return number
 
 
 COMMAND = Command(

@@ -35,7 +35,6 @@ from igrpo_nemo.report.charts import (
     thin_out,
 )
 from igrpo_nemo.report.figures import FIGURES, draw_figures, mean_curve
-from igrpo_nemo.report.picture import write_picture
 from igrpo_nemo.report.runs import Curve, load_run, load_runs
 from igrpo_nemo.report.shares import time_figure
 from igrpo_nemo.report.tables import budget_rows, duration, rollout_totals, shorten
@@ -374,13 +373,18 @@ summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
 """
 
 
+def script(name):
+    """A script of the checkout as a module."""
+    spec = importlib.util.spec_from_file_location("script", Path(__file__).parents[2] / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
     """benchmarks/compare.py with a training that takes no time."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "compare.py"
-    spec = importlib.util.spec_from_file_location("benchmark_compare", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("benchmarks/compare.py")
     (tmp_path / "train.py").write_text(FAKE_TRAINING)
     monkeypatch.setattr(module, "TRAIN", (sys.executable, str(tmp_path / "train.py")))
     return lambda *words: module.main(["--out", str(tmp_path / "out"), "--seeds", "2", *words])
@@ -409,6 +413,7 @@ def test_comparison_names_a_run_of_other_settings_and_a_failed_one(compare, caps
 
 
 def test_picture_is_one_svg_without_the_page(run_dir, tmp_path):
+    write_picture = script("docs/picture.py").write_picture
     out = write_picture([run_dir], ["validation", "reward"], tmp_path / "demo.svg")
     root = ElementTree.parse(out).getroot()
     texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]

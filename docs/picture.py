@@ -1,6 +1,6 @@
 """Figures of a report as one SVG file for a README: its own styles, light and dark, no script.
 
-python -m igrpo_nemo.report.picture OUT.svg KEY,KEY RUN_DIR [RUN_DIR ...]
+python docs/picture.py OUT.svg KEY,KEY RUN_DIR [RUN_DIR ...]        such as docs/demo.svg
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.charts import HEIGHT, WIDTH
 from igrpo_nemo.report.figures import FIGURES, Figure, draw_figures
+from igrpo_nemo.report.page import HERE
 from igrpo_nemo.report.runs import load_runs
 
 HEAD, GAP, CHARACTER = 52.0, 24.0, 7.2
@@ -41,7 +42,7 @@ def write_picture(
         raise UserError(f"figure {absent[0]}: {drawn[absent[0]].missing}")
     width = len(keys) * (WIDTH + GAP) + GAP
     parts = [_placed(drawn[key], GAP + i * (WIDTH + GAP)) for i, key in enumerate(keys)]
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = (HERE / "page.css").read_text(encoding="utf-8")
     path = Path(out)
     write_or_refuse(
         path,
