@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
@@ -26,9 +26,11 @@ from igrpo_nemo.evaluation.results import (
     read_embedded_setting,
     read_setting,
 )
-from igrpo_nemo.evaluation.skills.data import BenchmarkData
 from igrpo_nemo.files.atomic import write_atomic
 from igrpo_nemo.run.chat_template import chat_template_text
+
+if TYPE_CHECKING:
+    from igrpo_nemo.evaluation.skills.data import BenchmarkData
 
 TEMPLATE_TOKENS = 64
 """Room for the chat template around system prompt and problem."""
