@@ -3,10 +3,12 @@
 import json
 import logging
 import time
+from argparse import Namespace
 
 import pytest
 from judge_stub import JudgeStub, random_faults
 
+from igrpo_nemo.cli import preflight
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Judge as Keys
 from igrpo_nemo.errors import UserError
@@ -183,6 +185,7 @@ def test_a_judge_that_never_answers_is_told_once_and_failures_have_names(stub, m
 
 def _igrpo(stub, **options):
     values = load_config(["experiment=table3_judge"]).igrpo
+    assert values.judge is not None
     judge = values.judge.model_copy(update={"base_url": stub.url, **options})
     return values.model_copy(update={"judge": judge})
 
@@ -222,6 +225,14 @@ def test_the_check_can_be_left_out_and_says_what_it_lacks(stub, monkeypatch):
     stub.close()
     assert "cannot be reached from this host" in judge_problems(_igrpo(stub))[0]
     assert stub.bodies == []
+
+
+def test_the_preflight_asks_the_judge(stub, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "stub-key")
+    stub.fault = lambda number: "status_404"
+    words = ["experiment=table3_judge", f"igrpo.judge.base_url={stub.url}"]
+    assert preflight.run(Namespace(json=False, config_dir=None), words) == 1
+    assert "does not know the model (HTTP 404)" in capsys.readouterr().out
 
 
 def test_a_missing_key_or_a_broken_cache_is_told(monkeypatch, tmp_path):
