@@ -136,8 +136,9 @@ def _comparison_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
 
     `lift` is the mean over problems of (refinement accuracy - accuracy of the selected draft);
     `refinement_better` and `refinement_worse` compare rewards; `copy_rate` counts texts equal to
-    the whole draft but for surrounding white space; `overlap` is `bag_overlap`. With several
-    refinement groups per problem, all of them are compared with the one selected draft.
+    the whole draft but for surrounding white space; `overlap` is the Dice
+    coefficient of their tokens. With several refinement groups per problem, all of them are
+    compared with the one selected draft.
     """
     lifts: list[float] = []
     better: list[bool] = []
@@ -190,22 +191,18 @@ def _reason_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     }
 
 
-def bag_overlap(first: Completion, second: Completion) -> float:
-    """Token-multiset overlap (Dice): 2 |A and B| / (|A| + |B|), in [0, 1].
-
-    A and B count each token id of a completion without its end-of-sequence token; their
-    intersection takes the smaller count. Order does not matter, so that this is an upper bound on
-    what was taken over, at a cost linear in the lengths. Two empty completions overlap by 1.
-    """
-    return _dice(_bag(first), _bag(second))
-
-
 def _bag(completion: Completion) -> Counter[int]:
+    """How often each token occurs; the end-of-sequence token does not count."""
     ends = completion.stop_reason is StopReason.EOS
     return Counter(completion.token_ids[:-1] if ends else completion.token_ids)
 
 
 def _dice(first: Counter[int], second: Counter[int]) -> float:
+    """Token-multiset overlap: 2 |A and B| / (|A| + |B|), in [0, 1]; two empty ones overlap by 1.
+
+    Order does not matter, so that this is an upper bound on what was taken over, at a cost linear
+    in the lengths.
+    """
     total = first.total() + second.total()
     if total == 0:
         return 1.0

@@ -79,6 +79,19 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A completion to score.
+
+    `thinking_open`: the prompt ended inside a thinking part. `truncated`: it met the token limit.
+    """
+
+    problem: Problem
+    text: str
+    thinking_open: bool = False
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The reward of one completion: a weighted sum, and what it was made of.
 

@@ -6,11 +6,10 @@ from igrpo_nemo.rewards.format import format_reward
 from igrpo_nemo.rewards.weighted import (
     DEFAULT_WEIGHTS,
     Scorer,
-    ScoreRequest,
     WeightedScorer,
     build_scorer,
-    reason_fractions,
 )
+from igrpo_nemo.types import ScoreRequest
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -24,5 +23,4 @@ __all__ = [
     "build_scorer",
     "extract_answer",
     "format_reward",
-    "reason_fractions",
 ]

@@ -30,8 +30,7 @@ from typing import Any
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import Verdict
 from igrpo_nemo.rewards.judge_prompt import RESPONSE_SCHEMA, judge_messages, read_score
-from igrpo_nemo.rewards.weighted import ScoreRequest
-from igrpo_nemo.types import Problem
+from igrpo_nemo.types import Problem, ScoreRequest
 
 # What the endpoint says about us rather than about the moment: retrying does not help.
 _REFUSALS = {
@@ -268,12 +267,9 @@ class Judge:
         status = error.status_code
         if status not in _REFUSALS or self._answered:
             return
-        said = f"{getattr(error, 'param', None)} {getattr(error, 'body', None)}"
+        blamed, said = error.param, str(error.body)
         sent = [name for name in _PARAMETERS if name in self._parameters()]
-        blamed = getattr(error, "param", None)
-        named = [n for n in sent if n == blamed] or [
-            n for n in sent if re.search(rf"\b{n}\b", said)
-        ]
+        named = [blamed] if blamed in sent else [n for n in sent if re.search(rf"\b{n}\b", said)]
         if named and status in (400, 422):
             raise UserError(
                 f"{self._name} does not accept {named[0]} (HTTP {status}): set "

@@ -4,13 +4,12 @@
     one thread per worker: answer --socket--> worker process --> reason, or SIGKILL at the limit
     caller: waits until all are back or the group's deadline, then fills in the fallback
 
-The caller may be any thread, an event loop (`verdicts_async`) or a Ray actor: no signal handler is
-installed and no process is forked from it. See `rewards.nursery` for the processes.
+The caller may be any thread, an event loop's (`asyncio.to_thread`) or a Ray actor: no signal
+handler is installed and no process is forked from it. See `rewards.nursery` for the processes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import queue
 import threading
@@ -30,7 +29,7 @@ from igrpo_nemo.rewards.accuracy import (
     quick_verdict,
 )
 from igrpo_nemo.rewards.nursery import Nursery, Pair, Worker
-from igrpo_nemo.rewards.weighted import ScoreRequest
+from igrpo_nemo.types import ScoreRequest
 
 _CACHE_ENTRIES = 65_536
 
@@ -183,10 +182,6 @@ class VerifierPool:
         """`accuracy.gold_verdict` for each, in order, with the item limit and no group deadline."""
         reasons = self._compare([(gold, None) for gold in dict.fromkeys(golds)], math.inf)
         return [reasons[gold, None] for gold in golds]
-
-    async def verdicts_async(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
-        """`verdicts` for an event loop: waits in a thread, so the loop goes on."""
-        return await asyncio.to_thread(self.verdicts, requests)
 
     def warm_up(self) -> None:
         """Wait until the processes are up: otherwise the first group waits for them."""

@@ -6,7 +6,6 @@ reward = sum of weight x component                         (paper S.2: accuracy 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -19,22 +18,9 @@ from igrpo_nemo.rewards.accuracy import (
     verify_completion,
 )
 from igrpo_nemo.rewards.format import format_reward
-from igrpo_nemo.types import Problem, Score
+from igrpo_nemo.types import Score, ScoreRequest
 
 DEFAULT_WEIGHTS: Mapping[str, float] = {"accuracy": 1.0, "format": 1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """A completion to score.
-
-    `thinking_open`: the prompt ended inside a thinking part. `truncated`: it met the token limit.
-    """
-
-    problem: Problem
-    text: str
-    thinking_open: bool = False
-    truncated: bool = False
 
 
 @runtime_checkable
@@ -178,9 +164,3 @@ def build_scorer(
         workers=workers, item_timeout_s=item_timeout_s, settings=settings, **pool_options
     )
     return WeightedScorer(weights, pool, components)
-
-
-def reason_fractions(scores: Sequence[Score]) -> dict[str, float]:
-    """`reward/reason/<reason>` metrics: the fraction of completions with each verdict reason."""
-    counts = Counter(score.reason for score in scores if score.reason)
-    return {f"reward/reason/{reason}": n / len(scores) for reason, n in sorted(counts.items())}

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import pytest
 
 from igrpo_nemo.metrics import (
-    bag_overlap,
     best_draft_prediction,
     mean_and_stderr,
     pass_at_k,
@@ -231,18 +230,21 @@ def test_a_step_without_problems_has_no_metrics() -> None:
 
 @pytest.mark.parametrize(
     ("first", "second", "wanted"),
-    [("abc", "abc", 1.0), ("abc", "cab", 1.0), ("aab", "abb", 2 / 3), ("ab", "cd", 0.0)],
+    [
+        ("abc", "abc", 1.0),
+        ("abc", "cab", 1.0),
+        ("aab", "abb", 2 / 3),
+        ("ab", "cd", 0.0),  # the end token is no overlap
+        ("", "", 1.0),
+        ("", "a", 0.0),
+    ],
 )
-def test_bag_overlap_counts_tokens(first: str, second: str, wanted: float) -> None:
-    assert bag_overlap(completion(first), completion(second)) == pytest.approx(wanted)
-    assert bag_overlap(completion(second), completion(first)) == pytest.approx(wanted)
-
-
-def test_the_end_token_is_no_overlap() -> None:
-    assert bag_overlap(completion("ab"), completion("cd")) == 0
-    assert bag_overlap(completion("ab"), completion("ab", ends=False)) == 1
-    assert bag_overlap(completion(""), completion("")) == 1
-    assert bag_overlap(completion(""), completion("a")) == 0
+def test_overlap_counts_tokens(first: str, second: str, wanted: float) -> None:
+    for shown, answer in ((first, second), (second, first)):
+        drafts = group("a", Stage.DRAFT, [shown], [RIGHT])
+        refined = group("a", Stage.REFINE, [answer], [RIGHT])
+        rollout = Rollout(drafts.problem, drafts, Selection(0, "best"), (refined,))
+        assert rollout_metrics([rollout], [])["igrpo/overlap"] == pytest.approx(wanted)
 
 
 def test_pass_at_k_equals_the_enumeration_of_all_subsets() -> None:

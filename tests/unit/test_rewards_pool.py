@@ -152,7 +152,7 @@ def test_threads_share_a_pool(pool):
 def test_an_event_loop_goes_on_while_it_waits(pool):
     async def wait_and_tick():
         ticks = 0
-        task = asyncio.ensure_future(pool.verdicts_async([_request("w + 1", "1 + w")]))
+        task = asyncio.ensure_future(asyncio.to_thread(pool.verdicts, [_request("w + 1", "1 + w")]))
         while not task.done():
             ticks += 1
             await asyncio.sleep(0.001)
