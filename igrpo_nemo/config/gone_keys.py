@@ -1,7 +1,7 @@
 """Keys that earlier versions knew: what stands in their place.
 
-An entry takes effect once its key has left the schema. A run folder of an earlier version names
-every key: a value that changed nothing is left out of what is read, any other is refused.
+A run folder of an earlier version names every key: a value that changed nothing is left out of
+what is read, any other is refused.
 """
 
 from __future__ import annotations
@@ -29,14 +29,11 @@ GONE: dict[str, Gone] = {
 """Dotted keys. YAML reads a bare `off` as false."""
 
 
-def without_gone(values: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """A copy of plain values without the gone keys that changed nothing.
-
-    `known` are the schema's keys: what stands there is not gone yet.
-    """
+def without_gone(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plain values without the gone keys that changed nothing."""
     kept: dict[str, Any] = dict(values)
     for path, gone in GONE.items():
-        if path not in known and at(values, path, ABSENT) in gone.unused:
+        if at(values, path, ABSENT) in gone.unused:
             kept = _without(kept, path.split("."))
     return kept
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from igrpo_nemo.config.gone_keys import gone_problem, without_gone
-from igrpo_nemo.config.keys import all_keys, nearest_key
+from igrpo_nemo.config.keys import nearest_key
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
@@ -30,7 +30,7 @@ def validated(
     at the root may have meant; `default` knows what a key holds where nobody overrides it.
     """
     try:
-        return Config.model_validate(without_gone(values, frozenset(k.path for k in all_keys())))
+        return Config.model_validate(without_gone(values))
     except ValidationError as error:
         problems = [_describe(problem, groups, default) for problem in error.errors()]
     shown = "; ".join(problems[:SHOWN_PROBLEMS])

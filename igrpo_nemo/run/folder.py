@@ -145,9 +145,11 @@ def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
     path = run_folder / "config.yaml"
     if not path.is_file():
         return
-    before = _settings(yaml.safe_load(path.read_text()) or {})
+    from igrpo_nemo.config.gone_keys import without_gone
+
+    before = _settings(without_gone(yaml.safe_load(path.read_text()) or {}))
     # The stored config is scrubbed: secrets neither compare nor show.
-    now = _settings(scrub(config))
+    now = _settings(scrub(without_gone(config)))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(FREE_KEYS):
             continue

@@ -265,11 +265,14 @@ def test_unknown_key_names_the_nearest(override: str, expected: str) -> None:
 
 def test_a_key_that_is_gone_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = gone_keys.Gone(("off", False), "leave it out")
-    monkeypatch.setattr(gone_keys, "GONE", {"igrpo.old": entry, "grpo.seed": entry})
+    monkeypatch.setattr(gone_keys, "GONE", {"igrpo.old": entry})
     assert error_of("igrpo.old=on") == "igrpo.old is gone: leave it out"
     assert error_of("igrpo.old.part=1") == "igrpo.old is gone: leave it out"
-    same = load_config([*DEMO, "igrpo.old=off", "grpo.seed=7"])
-    assert same == load_config([*DEMO, "grpo.seed=7"])
+    assert load_config([*DEMO, "igrpo.old=off"]) == config_of(*DEMO)
+
+
+def test_short_circuits_are_gone() -> None:
+    assert "igrpo.short_circuit is gone: " in error_of("igrpo.short_circuit=first")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,17 @@ def test_free_keys_may_change_and_others_are_named(tmp_path):
         check_same_run(tmp_path, CONFIG | {"z": 3})
 
 
+def test_a_key_that_is_gone_and_changed_nothing_makes_no_other_run(tmp_path):
+    for value in ("off", "first"):
+        old = CONFIG | {"igrpo": {"short_circuit": value}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+        if value == "off":
+            check_same_run(tmp_path, CONFIG)
+        else:
+            with pytest.raises(UserError, match="holds a run with igrpo.short_circuit='first'"):
+                check_same_run(tmp_path, CONFIG)
+
+
 def test_a_run_on_megatron_may_be_made_longer_but_not_change_its_schedule(tmp_path):
     """`lr_decay_iters` and its like follow from the number of steps."""
 
