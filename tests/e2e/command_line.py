@@ -1,4 +1,4 @@
-"""Runs of the command line in processes of their own, small enough for seconds."""
+"""Runs of the command line, small enough for seconds: in this process, or in one of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SMALL = (
     "experiment=demo",
@@ -24,37 +26,60 @@ SMALL = (
 )
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class InProcess:
+    """`igrpo` in this process, which saves the start of another one.
+
+    Runs are folders of `folder`, which is the working directory meanwhile.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: Any, capfd: Any, cache: Path) -> None:
+        self.folder = folder
+        self._capfd = capfd
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+    def __call__(self, *words: str, code: int = 0) -> Done:
+        from igrpo_nemo.cli import main
+
+        self._capfd.readouterr()
+        returned = main(words)
+        done = Done(returned, *self._capfd.readouterr())
+        assert returned == code, f"exit {returned}\n{done.stdout}\n{done.stderr}"
+        return done
+
+
 class CommandLine:
-    """`igrpo` with a warm-up cache of its own; runs are folders of a temporary directory."""
+    """`igrpo` in processes of their own, for what a process is killed, stopped or locked out."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder = folder
         self.env = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "igrpo_nemo", *words]
-
-    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*words),
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
-
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command(*words),
+            [sys.executable, "-m", "igrpo_nemo", *words],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
         )
+
+    def __call__(self, *words: str, code: int = 0) -> Done:
+        process = self.start(*words)
+        output = process.communicate(timeout=240)
+        done = Done(process.returncode, *output)
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
 
 
 def records(run: Path, kind: str) -> dict[int, dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
+from command_line import CommandLine, InProcess
 
 
 @pytest.fixture(scope="session")
@@ -14,5 +14,11 @@ def warmup_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def igrpo(tmp_path, warmup_cache) -> CommandLine:
+def igrpo(tmp_path, monkeypatch, capfd, warmup_cache) -> InProcess:
+    return InProcess(tmp_path, monkeypatch, capfd, warmup_cache)
+
+
+@pytest.fixture
+def process(tmp_path, warmup_cache) -> CommandLine:
+    """The same folder as `igrpo`'s."""
     return CommandLine(tmp_path, warmup_cache)

@@ -16,6 +16,10 @@ def refused(igrpo, *words):
     return lines[0]
 
 
+def test_a_process_ends_with_code_2_and_one_line(process):
+    assert "igrpo.num_drafts" in refused(process, "train", *SMALL, "igrpo.num_draft=4")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

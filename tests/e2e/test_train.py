@@ -64,8 +64,7 @@ def test_ten_steps_of_igrpo_leave_everything_a_run_promises(igrpo):
         ("objective=gspo",),
         ("objective=dr_grpo",),
         ("igrpo.train_stages=[draft,refine]",),
-        ("igrpo.draft_choice=none",),
-        ("igrpo.num_drafts=2", "igrpo.num_refinements=6", "igrpo.draft_choice=random"),
+        ("igrpo.num_drafts=2", "igrpo.num_refinements=6"),
         ("igrpo.on_all_zero=skip", "igrpo.tie_break=random"),
         (
             "loss_fn.reference_policy_kl_penalty=0.01",
@@ -84,8 +83,36 @@ def test_every_kind_of_run_takes_its_steps(igrpo, options):
     assert any(metrics["grad_norm"] > 0 for metrics in train.values())
     if options == ("feedback=none",):
         assert not any(name.startswith("igrpo/refinement") for name in train[1])
+        assert "igrpo/best_draft_reward" in train[1] and "igrpo/lift" not in train[1]
     if "reference" in options[0]:
         assert train[3]["policy/kl"] > 0
+
+
+def test_stage_2_is_shown_the_draft_that_was_chosen(igrpo):
+    """Step 1 has the same drafts under every rule: what differs is which one is shown."""
+    shown, drafts = {}, []
+    for choice in ("best", "random", "worst", "none"):
+        options = [f"igrpo.draft_choice={choice}", "igrpo.num_drafts=6", "igrpo.num_refinements=2"]
+        one_step = ["grpo.max_num_steps=1", "grpo.num_prompts_per_step=16"]
+        quick = ["grpo.val_at_start=false", "grpo.val_period=0", "grpo.val_at_end=false"]
+        quick += ["checkpointing.metric_name=null"]
+        igrpo("train", *SMALL, *options, *one_step, *quick, f"logger.log_dir={choice}")
+        step = records(igrpo.folder / choice, "train")[1]
+        drafts.append((step["igrpo/draft_reward"], step["igrpo/best_draft_reward"]))
+        shown[choice] = step
+    assert len(set(drafts)) == 1
+    mean, best = drafts[0]
+    reward = {
+        choice: step["igrpo/selected_draft_reward"]
+        for choice, step in shown.items()
+        if choice != "none"
+    }
+    assert reward["worst"] < reward["random"] < reward["best"] == best
+    assert reward["worst"] < mean < best
+    lengths = {choice: step["igrpo/refine_prompt_tokens"] for choice, step in shown.items()}
+    assert lengths["none"] == shown["none"]["igrpo/prompt_tokens"]
+    assert min(lengths[choice] for choice in reward) > lengths["none"]
+    assert not {"igrpo/selected_draft_reward", "igrpo/lift"} & shown["none"].keys()
 
 
 def test_a_finished_run_is_not_repeated_and_a_changed_one_is_refused(igrpo):
