@@ -44,49 +44,49 @@ def wait_for_steps(running, run, count):
         time.sleep(0.02)
 
 
-def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(igrpo, process, uninterrupted):
-    rng, run = random.Random(0), igrpo.folder / "run"
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(process, uninterrupted):
+    rng, run = random.Random(0), process.folder / "run"
     for steps in (0, 2, 5, 8):
         running = process.start("train", *SMALL, "logger.log_dir=run")
         wait_for_steps(running, run, steps)
         time.sleep(rng.uniform(0.0, 0.4))
         running.kill()
         running.communicate()
-    igrpo("train", *SMALL, "logger.log_dir=run")
+    process("train", *SMALL, "logger.log_dir=run")
     assert weights(run) == weights(uninterrupted)
     assert learned(run) == learned(uninterrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_75(igrpo, process, uninterrupted, number):
+def test_a_signal_saves_and_exits_75(process, uninterrupted, number):
     running = process.start("train", *SMALL, "logger.log_dir=run")
-    run = igrpo.folder / "run"
+    run = process.folder / "run"
     wait_for_steps(running, run, 1)
     running.send_signal(number)
     output, errors = running.communicate(timeout=120)
     assert running.returncode == 75, output + errors
     assert "run again to continue" in output
-    igrpo("train", *SMALL, "logger.log_dir=run")
+    process("train", *SMALL, "logger.log_dir=run")
     assert weights(run) == weights(uninterrupted)
     assert learned(run) == learned(uninterrupted)
 
 
-def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(igrpo, uninterrupted):
-    run = igrpo.folder / "run"
+def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(process, uninterrupted):
+    run = process.folder / "run"
     shutil.copytree(uninterrupted, run)
     torn = run / "checkpoints" / "step_00000010" / "model" / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-7])
-    done = igrpo("train", *SMALL, "logger.log_dir=run")
+    done = process("train", *SMALL, "logger.log_dir=run")
     assert "step_00000010" in done.stderr and "model.safetensors" in done.stderr
     assert "resuming after step 8" in done.stdout
     assert weights(run) == weights(uninterrupted)
 
 
-def test_two_runs_never_write_one_folder(igrpo, process):
+def test_two_runs_never_write_one_folder(process):
     running = process.start("train", *SMALL, "grpo.max_num_steps=60", "logger.log_dir=run")
-    run = igrpo.folder / "run"
+    run = process.folder / "run"
     wait_for_steps(running, run, 0)
-    done = igrpo("train", *SMALL, "logger.log_dir=run", code=2)
+    done = process("train", *SMALL, "logger.log_dir=run", code=2)
     running.kill()
     running.communicate()
     assert f"pid {running.pid}" in done.stderr and done.stderr.count("\n") == 1
