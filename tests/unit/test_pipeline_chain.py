@@ -16,6 +16,8 @@ from igrpo_nemo.config import load_config
 from igrpo_nemo.config.site_keys import Site
 from igrpo_nemo.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 SMALL = (
     "experiment=demo",
