@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def origins(overrides: list[str], config_dir: Path | None = None) -> dict[str, A
     return {".".join(path): origin for path, origin in found.items()}
 
 
+@cache
+def origins_once(*overrides: str) -> dict[str, Any]:
+    return origins(list(overrides))
+
+
 @pytest.mark.parametrize(
     ("overrides", "key", "where"),
     [
@@ -66,7 +72,7 @@ def origins(overrides: list[str], config_dir: Path | None = None) -> dict[str, A
     ],
 )  # fmt: skip
 def test_where_a_value_comes_from(overrides: list[str], key: str, where: str) -> None:
-    assert origins(overrides)[key].where == where
+    assert origins_once(*overrides)[key].where == where
 
 
 def test_derived_values_say_so() -> None:
