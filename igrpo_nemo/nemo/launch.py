@@ -40,7 +40,7 @@ def train(config: Config) -> int:
     where Ray lost a process of the run.
     """
     _prepare_environment(config)
-    from igrpo_nemo.nemo.requirements import check_nemo_rl
+    from igrpo_nemo.nemo.names import check_nemo_rl
 
     check_nemo_rl()
     from igrpo_nemo.nemo.seam import installed
@@ -317,7 +317,7 @@ def _with_model_folder(config: Config) -> Config:
         return config
     if config.igrpo.engine == "nemo_rl":
         raise UserError("engine=nemo_rl trains a Hugging Face model: use model=hf")
-    from igrpo_nemo.nemo.local_setup import with_small_model
+    from igrpo_nemo.nemo.cpu.setup import with_small_model
 
     return with_small_model(config)
 
@@ -326,7 +326,7 @@ def _with_model_folder(config: Config) -> Config:
 def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
     """How `setup()` makes the policy; for the local engine, its generation too."""
     if config.igrpo.engine == "nemo_rl_local":
-        from igrpo_nemo.nemo.local_setup import local_policy_factory
+        from igrpo_nemo.nemo.cpu.setup import local_policy_factory
 
         with local_policy_factory(master) as factory:
             yield factory

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from igrpo_nemo.nemo.requirements import CALLERS, ROLLOUTS
+from igrpo_nemo.nemo.names import CALLERS, ROLLOUTS
 from igrpo_nemo.nemo.spec import RunMap, SingleStageMap
 
 _lock = threading.RLock()

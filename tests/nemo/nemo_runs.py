@@ -78,11 +78,12 @@ class Seen:
 @contextmanager
 def watched() -> Iterator[Seen]:
     """Records every two-stage rollout of the runs inside, and the policies they train."""
-    from igrpo_nemo.nemo import local_policy, rollout
+    from igrpo_nemo.nemo import rollout
+    from igrpo_nemo.nemo.cpu import policy
 
     seen = Seen()
     original = rollout._Call.result
-    make = local_policy.LocalPolicy.__init__
+    make = policy.LocalPolicy.__init__
 
     def result(call: Any, rollouts: list[Rollout]) -> Any:
         seen.rollouts.append(list(rollouts))
@@ -96,7 +97,7 @@ def watched() -> Iterator[Seen]:
 
     with (
         mock.patch.object(rollout._Call, "result", result),
-        mock.patch.object(local_policy.LocalPolicy, "__init__", init),
+        mock.patch.object(policy.LocalPolicy, "__init__", init),
     ):
         yield seen
 

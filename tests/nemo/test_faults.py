@@ -16,7 +16,8 @@ import nemo_runs  # noqa: E402
 import ray  # noqa: E402
 from nemo_rl.experience import rollouts as nemo_rollouts  # noqa: E402
 
-from igrpo_nemo.nemo import launch, local_generation  # noqa: E402
+from igrpo_nemo.nemo import launch  # noqa: E402
+from igrpo_nemo.nemo.cpu import generation  # noqa: E402
 from igrpo_nemo.nemo.errors import LostProcessError, RolloutError  # noqa: E402
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
@@ -106,7 +107,7 @@ def test_a_generation_error_fails_the_step(
     ray_cluster, policy_folder, tmp_path, monkeypatch, engine
 ):
     """In the second stage of the second step; the checkpoint of the first one is resumed."""
-    sample = local_generation.LocalGeneration._sample
+    sample = generation.LocalGeneration._sample
 
     def failing(generation, prompts, greedy, **options):
         decode = generation._sampler.tokenizer.decode
@@ -118,7 +119,7 @@ def test_a_generation_error_fails_the_step(
     folder = tmp_path / "run"
     config = nemo_runs.tiny_config(policy_folder, folder, *SHORT, *saving, engine)
     with monkeypatch.context() as patch:
-        patch.setattr(local_generation.LocalGeneration, "_sample", failing)
+        patch.setattr(generation.LocalGeneration, "_sample", failing)
         with pytest.raises(RolloutError, match=r"stage refine.*engine on fire") as raised:
             nemo_runs.train(config)
     assert "\n" not in str(raised.value)
@@ -131,7 +132,7 @@ def test_without_feedback_a_lost_answer_fails_the_step_too(
     ray_cluster, policy_folder, tmp_path, monkeypatch
 ):
     """NeMo-RL's own rollout prints the error and keeps the row with reward 0: a wrong group."""
-    generate = local_generation.LocalGeneration.generate_async
+    generate = generation.LocalGeneration.generate_async
     asked = []
 
     async def failing(generation, data, greedy=False):
@@ -141,7 +142,7 @@ def test_without_feedback_a_lost_answer_fails_the_step_too(
         async for each in generate(generation, data, greedy):
             yield each
 
-    monkeypatch.setattr(local_generation.LocalGeneration, "generate_async", failing)
+    monkeypatch.setattr(generation.LocalGeneration, "generate_async", failing)
     options = ["feedback=none", "igrpo.budget=4", ASYNC]
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, *options)
     with pytest.raises(RolloutError, match=r"^problem \S+, stage draft: .*no answer"):
@@ -155,7 +156,7 @@ def test_a_reward_that_times_out_is_counted_and_the_step_completes(
     """One answer of the first step takes for ever to compare: its group is whole, the verifier's
     fallback is its reward, and the log says so."""
     hanging = "<answer>9^{9^{9^{9}}}</answer>"
-    complete = local_generation.LocalGeneration._output
+    complete = generation.LocalGeneration._output
     answered = []
 
     def output(generation, prompts, completions):
@@ -170,7 +171,7 @@ def test_a_reward_that_times_out_is_counted_and_the_step_completes(
             )
         return complete(generation, prompts, completions)
 
-    monkeypatch.setattr(local_generation.LocalGeneration, "_output", output)
+    monkeypatch.setattr(generation.LocalGeneration, "_output", output)
     options = ["env.math.num_workers=1", "env.math.item_timeout_s=1"]
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, *options, SYNC)
     launch.train(config)

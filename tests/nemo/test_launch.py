@@ -145,8 +145,8 @@ def _plain_nemo_rl(config):
     from nemo_rl.models.generation import configure_generation_config
 
     from igrpo_nemo.nemo import data, environment
+    from igrpo_nemo.nemo.cpu.setup import local_policy_factory
     from igrpo_nemo.nemo.launch import open_run
-    from igrpo_nemo.nemo.local_setup import local_policy_factory
     from igrpo_nemo.run.folder import RunFolder
 
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ nemo_source.require()
 from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 
-from igrpo_nemo.nemo.local_policy import next_token_logprobs  # noqa: E402
+from igrpo_nemo.nemo.cpu.policy import next_token_logprobs  # noqa: E402
 from igrpo_nemo.nemo.loss import IGRPOLoss, Shards, exact_entropy, masked_entropy  # noqa: E402
 
 R, T, V = 3, 7, 12

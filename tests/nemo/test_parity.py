@@ -35,10 +35,10 @@ CASES = [
 
 def _nemo_step(policy_folder, log_dir, monkeypatch, *overrides):
     """One step of NeMo-RL's loop: its config, rollouts, training data and the policy around it."""
-    from igrpo_nemo.nemo import local_policy
+    from igrpo_nemo.nemo.cpu import policy
 
     taken = {}
-    original = local_policy.LocalPolicy.train
+    original = policy.LocalPolicy.train
 
     def train(policy, data, loss_fn, *args, **kwargs):
         taken["before"] = copy.deepcopy(policy.model.state_dict())
@@ -47,7 +47,7 @@ def _nemo_step(policy_folder, log_dir, monkeypatch, *overrides):
         taken["result"] = original(policy, data, loss_fn, *args, **kwargs)
         return taken["result"]
 
-    monkeypatch.setattr(local_policy.LocalPolicy, "train", train)
+    monkeypatch.setattr(policy.LocalPolicy, "train", train)
     config = nemo_runs.tiny_config(
         policy_folder,
         log_dir,

@@ -106,7 +106,7 @@ def _kept(sequence):
 
 def _versions(monkeypatch):
     """Which policy version sampled each (prompt, completion)."""
-    from igrpo_nemo.nemo.local_generation import LocalGeneration
+    from igrpo_nemo.nemo.cpu.generation import LocalGeneration
 
     made = {}
     original = LocalGeneration._sample

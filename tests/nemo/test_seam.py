@@ -14,7 +14,7 @@ nemo_source.require()
 
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.feedback import BestDraft  # noqa: E402
-from igrpo_nemo.nemo import requirements, rollout, seam  # noqa: E402
+from igrpo_nemo.nemo import names, rollout, seam  # noqa: E402
 from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
 from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
 
@@ -37,7 +37,7 @@ def _names():
 
 
 def test_this_nemo_rl_is_what_the_package_stands_on():
-    requirements.check_nemo_rl()
+    names.check_nemo_rl()
 
 
 def test_nemo_rl_gets_its_own_functions_back():
@@ -126,7 +126,7 @@ def test_another_version_is_refused(monkeypatch):
     info = importlib.import_module("nemo_rl.package_info")
     monkeypatch.setattr(info, "VERSION", (0, 8, 1, ""))
     with pytest.raises(UserError, match=r"NeMo-RL 0\.8\.1 is installed.*0\.7"):
-        requirements.check_nemo_rl()
+        names.check_nemo_rl()
 
 
 def test_an_old_python_is_told_so(monkeypatch):
@@ -140,7 +140,7 @@ def test_an_old_python_is_told_so(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 11, 9, "final", 0))
     monkeypatch.setattr(typing, "TypedDict", Standard)
     with pytest.raises(UserError, match="Python 3.12 or newer, this is 3.11"):
-        requirements.check_nemo_rl()
+        names.check_nemo_rl()
 
 
 def test_the_command_line_says_what_is_missing(tmp_path):
@@ -152,7 +152,7 @@ def test_the_command_line_says_what_is_missing(tmp_path):
     words = ["engine=nemo_rl_local", "experiment=demo", f"logger.log_dir={tmp_path / 'run'}"]
     done = subprocess.run(
         [sys.executable, "-m", "igrpo_nemo", "train", *words],
-        env={"PATH": os.defpath, "PYTHONPATH": str(Path(requirements.__file__).parents[2])},
+        env={"PATH": os.defpath, "PYTHONPATH": str(Path(names.__file__).parents[2])},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -174,7 +174,7 @@ def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
     monkeypatch.delattr(rollouts, "calculate_rewards")
     monkeypatch.setattr(rollouts, "generate_responses", lambda policy_generation, batch: None)
     with pytest.raises(UserError) as raised:
-        requirements.check_nemo_rl()
+        names.check_nemo_rl()
     message = str(raised.value)
     assert "nemo_rl.experience.rollouts has no calculate_rewards" in message
     assert "generate_responses takes no generation_input_data" in message
@@ -183,17 +183,17 @@ def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
 def test_a_missing_attribute_is_named(monkeypatch):
     """Without these, routing would quietly do nothing."""
     monkeypatch.setitem(
-        requirements.NEEDED_ATTRIBUTES,
+        names.NEEDED_ATTRIBUTES,
         "nemo_rl.distributed.worker_groups:RayWorkerGroup",
         ("dp_size", "data_parallel_size"),
     )
     monkeypatch.setitem(
-        requirements.NEEDED_ATTRIBUTES,
+        names.NEEDED_ATTRIBUTES,
         "nemo_rl.models.generation.vllm.vllm_generation:VllmGeneration",
         ("worker_group", "next_shard"),
     )
     with pytest.raises(UserError) as raised:
-        requirements.check_nemo_rl()
+        names.check_nemo_rl()
     message = str(raised.value)
     assert "worker_groups.RayWorkerGroup has no data_parallel_size" in message
     assert "vllm_generation.VllmGeneration has no next_shard" in message

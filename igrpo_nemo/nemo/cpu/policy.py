@@ -1,10 +1,10 @@
 """The embedded engine's model behind NeMo-RL's policy interface: the real loop on one machine.
 
     grpo_train ─ get_logprobs, train(data, loss_fn) ─> padded forward passes, NeMo-RL's loss
-               ─ generate, generate_async ───────────> local_generation
+               ─ generate, generate_async ───────────> generation
 
 Policy and generation are one object with one set of weights, so a refit has nothing to move; where
-generation runs in a process of its own (`local_remote`), a refit sends the weights there.
+generation runs in a process of its own (`remote`), a refit sends the weights there.
 Shape legend: R rows, T tokens (prompt and completion, padded on the right), V vocabulary.
 """
 
@@ -27,8 +27,8 @@ from torch import Tensor
 from igrpo_nemo.local.model import load_weights, open_policy, reference_of, save_pretrained_folder
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
 from igrpo_nemo.local.sampler import Sampler
-from igrpo_nemo.nemo.local_generation import LocalGeneration, sampling_params
-from igrpo_nemo.nemo.local_remote import RemoteGeneration
+from igrpo_nemo.nemo.cpu.generation import LocalGeneration, sampling_params
+from igrpo_nemo.nemo.cpu.remote import RemoteGeneration
 
 _STATE_FILE = "state.pt"
 

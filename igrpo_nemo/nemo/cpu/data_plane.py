@@ -21,7 +21,7 @@ from nemo_rl.data_plane.schema import (
 )
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-from igrpo_nemo.nemo.local_policy import LocalPolicy
+from igrpo_nemo.nemo.cpu.policy import LocalPolicy
 
 REFERENCE = "reference_policy_logprobs"
 

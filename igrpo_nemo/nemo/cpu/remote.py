@@ -19,7 +19,7 @@ from nemo_rl.models.generation.interfaces import GenerationInterface
 
 from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.local.sampler import Sampler
-from igrpo_nemo.nemo.local_generation import LocalGeneration, sampling_params
+from igrpo_nemo.nemo.cpu.generation import LocalGeneration, sampling_params
 
 CONCURRENT_REQUESTS = 4_096
 

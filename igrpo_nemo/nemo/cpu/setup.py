@@ -8,8 +8,8 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.local.warmup import small_policy
-from igrpo_nemo.nemo.local_policy import LocalPolicy
-from igrpo_nemo.nemo.local_remote import RemoteGeneration
+from igrpo_nemo.nemo.cpu.policy import LocalPolicy
+from igrpo_nemo.nemo.cpu.remote import RemoteGeneration
 
 VLLM_ACTORS = (
     "nemo_rl.algorithms.async_utils.AsyncTrajectoryCollector",
@@ -89,7 +89,7 @@ class _Apart:
             return LocalPolicy(self._master.policy, **options)
         from nemo_rl.data_plane.adapters import transfer_queue
 
-        from igrpo_nemo.nemo.local_data_plane import DataPlanePolicy
+        from igrpo_nemo.nemo.cpu.data_plane import DataPlanePolicy
 
         # Else NeMo-RL has Ray install TransferQueue for its actors, as its own package requires it.
         transfer_queue._TQ_RUNTIME_ENV_PATCHED = True
