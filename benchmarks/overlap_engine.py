@@ -70,14 +70,12 @@ class EngineModel:
     """Continuous batching as a fluid: every running sequence gains one token per decode step.
 
     Between admissions and departures the step's length is constant, so a sequence ends when the
-    common progress has grown by its length. A cancelled request leaves at once; without `aborts`
-    it is decoded to its end, for nobody.
+    common progress has grown by its length. A cancelled request leaves at once.
     """
 
-    def __init__(self, seed: int, cut: bool, aborts: bool = True) -> None:
+    def __init__(self, seed: int, cut: bool) -> None:
         self._seed = seed
         self._cut = cut
-        self._aborts = aborts
         self._drawn: dict[str, int] = {}
         self._progress = 0.0
         self._updated = 0.0
@@ -86,9 +84,6 @@ class EngineModel:
         self._queue: dict[int, tuple[int, asyncio.Future[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._count = 0
-
-    def load(self) -> int:
-        return len(self._running) + len(self._queue)
 
     async def sample(self, prompt: Prompt, route: str) -> Completion:
         """The next completion of a route, after the time that it takes to decode.
@@ -104,11 +99,6 @@ class EngineModel:
         verdict = "right" if right and not cut else "wrong"
         return Completion(f"{verdict} {number}", (0,) * length, (), reason)
 
-    async def drain(self) -> None:
-        """Returns when nothing runs any more, as the product's engine without `aborts` does."""
-        while left := [*self._running.values(), *(done for _, done in self._queue.values())]:
-            await asyncio.wait(left)
-
     async def _decode(self, length: int) -> None:
         loop = asyncio.get_running_loop()
         self._advance(loop.time())
@@ -116,9 +106,6 @@ class EngineModel:
         number, done = self._count, loop.create_future()
         self._queue[number] = (length, done)
         self._admit(loop)
-        if not self._aborts:
-            await asyncio.shield(done)
-            return
         try:
             await done
         finally:
@@ -176,12 +163,9 @@ class RewardModel:
     def __init__(self, feedback: BestDraft) -> None:
         self._feedback = feedback
 
-    async def step(
-        self, stage: Stage | None, attempt: Attempt, *, scores: tuple[Score, ...] | None = None
-    ) -> StepReturn:
-        if scores is None:
-            await asyncio.sleep(REWARD_S)
-            scores = tuple(Score(float(c.text.startswith("right"))) for c in attempt.completions)
+    async def step(self, stage: Stage | None, attempt: Attempt) -> StepReturn:
+        await asyncio.sleep(REWARD_S)
+        scores = tuple(Score(float(c.text.startswith("right"))) for c in attempt.completions)
         group = Group(
             attempt.problem, stage or Stage.DRAFT, attempt.prompt, attempt.completions, scores
         )

@@ -35,14 +35,14 @@ from overlap_engine import (
 )
 
 from igrpo_nemo.feedback import BestDraft
-from igrpo_nemo.nemo.short_circuit import ShortCircuit
+from igrpo_nemo.nemo.prefetch import roll_out_fused
 from igrpo_nemo.nemo.stages import (
-    Ahead,
     Backends,
     Item,
-    draft_stage,
     refine_stage,
     roll_out,
+    sample_drafts,
+    score_drafts,
     together,
 )
 from igrpo_nemo.types import Problem, Prompt, Rollout
@@ -55,14 +55,8 @@ TRAINING_TIMES = (0.25, 0.5, 1.0, 2.0)
 PROBLEMS = (8, 16, 32, 64, 128, 256, 512, 1_024)
 STEP_PROBLEMS = 16
 """Problems per engine for whole steps."""
-VARIANTS = {
-    "barrier": "barrier",
-    "pipelined": "pipelined",
-    "short_circuit": "index_order",
-    "no_abort": "no abort",
-    "fused": "fused",
-}
-"""Columns of the tables; `no_abort` is index_order on an engine that cannot stop a request."""
+VARIANTS = ("barrier", "pipelined", "fused")
+"""Columns of the tables."""
 
 
 def problems(count: int) -> list[Item]:
@@ -70,9 +64,9 @@ def problems(count: int) -> list[Item]:
     return [Item(Problem(f"p{n}", "q", "a"), prompt, n) for n in range(count)]
 
 
-def backends(seed: int, cut: bool, aborts: bool = True) -> Backends:
+def backends(seed: int, cut: bool) -> Backends:
     feedback = BestDraft(DRAFTS, REFINEMENTS)
-    return Backends(EngineModel(seed, cut, aborts), RewardModel(feedback), feedback)
+    return Backends(EngineModel(seed, cut), RewardModel(feedback), DRAFTS)
 
 
 async def grpo(items: Sequence[Item], on: Backends) -> None:
@@ -90,26 +84,21 @@ async def grpo(items: Sequence[Item], on: Backends) -> None:
 
 async def barrier(items: Sequence[Item], on: Backends) -> list[Rollout]:
     """iGRPO with a barrier between the stages, as a synchronous engine has it."""
-    drafted = await together([draft_stage(item, on) for item in items])
+    drafts = await together([sample_drafts(item, on) for item in items])
+    drafted = await together(
+        [score_drafts(item, each, on) for item, each in zip(items, drafts, strict=True)]
+    )
     return await together(
         [refine_stage(item, step, on) for item, step in zip(items, drafted, strict=True)]
     )
 
 
-async def without_aborts(items: Sequence[Item], on: Backends) -> None:
-    """A rollout that ends when the engine has decoded what was given up too."""
-    await roll_out(items, on)
-    assert isinstance(on.engine, EngineModel)
-    await on.engine.drain()
-
-
 async def fused_steps(items: Sequence[Item], on: Backends, steps: int) -> list[float]:
     """Seconds of each step with the next step's drafts beside this step's refinements."""
-    loop, seconds, taken = asyncio.get_running_loop(), [], None
+    loop, seconds, drafts = asyncio.get_running_loop(), [], None
     for _ in range(steps):
-        start, ahead = loop.time(), Ahead(items)
-        await roll_out(items, on, taken, ahead)
-        taken = dict(ahead.drafts)
+        start = loop.time()
+        _, drafts = await roll_out_fused(items, on, drafts, items)
         seconds.append(loop.time() - start)
     return seconds
 
@@ -128,18 +117,12 @@ class Generation:
 def measure(count: int, seeds: Sequence[int], steps: int, cut: bool = False) -> Generation:
     """All variants for a number of problems on one engine."""
     items, found = problems(count), []
-    exact = ShortCircuit("index_order", best_reward=1.0)
     for seed in seeds:
-        short, stubborn = (
-            replace(backends(seed, cut, aborts), short_circuit=exact) for aborts in (True, False)
-        )
         found.append(
             {
                 "grpo": seconds(grpo, items, backends(seed, cut)),
                 "barrier": seconds(barrier, items, backends(seed, cut)),
                 "pipelined": seconds(roll_out, items, backends(seed, cut)),
-                "short_circuit": seconds(roll_out, items, short),
-                "no_abort": seconds(without_aborts, items, stubborn),
                 "fused": steady_fused(items, backends(seed, cut), steps),
             }
         )
@@ -225,7 +208,7 @@ def driver_ms_per_completion(count: int, tokens: int = MAX_TOKENS) -> float | No
     items = [replace(item, prompt=prompt) for item in problems(count)]
     feedback = BestDraft(DRAFTS, REFINEMENTS)
     engine = AsyncEngine(InstantGeneration(tokens), tokenizer, stop_strings=None, greedy=False)
-    on = Backends(engine, RewardModel(feedback), feedback)
+    on = Backends(engine, RewardModel(feedback), DRAFTS)
     batch: Any = BatchedDataDict(
         {
             "message_log": [[]] * (count * REFINEMENTS),
@@ -262,7 +245,7 @@ def generation_table(
 
 
 def header() -> str:
-    return " ".join(f"{title:>12}" for title in VARIANTS.values())
+    return " ".join(f"{title:>12}" for title in VARIANTS)
 
 
 def line(ratios: dict[str, float]) -> str:

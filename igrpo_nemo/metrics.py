@@ -58,12 +58,6 @@ def prefetch_metrics(
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def short_circuit_metrics(rollouts: Sequence[Rollout], num_drafts: int) -> dict[str, float]:
-    """`drafts_given_up`: the mean number, of a problem's `num_drafts`, that was not finished."""
-    given_up = _mean(num_drafts - len(rollout.drafts.completions) for rollout in rollouts)
-    return {} if given_up is None else {"igrpo/drafts_given_up": given_up}
-
-
 def _draft_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     """Stage 1. `best_draft_*` are means over problems of the maximum over the problem's drafts.
 

@@ -137,7 +137,7 @@ class PromptBuilder:
         rendered = _render_template(tokenizer, profile.system, chat_template_kwargs or {})
         self._fixed_texts = rendered.split(PLACEHOLDER)
         self._fixed_ids = [_encode_template(tokenizer, text) for text in self._fixed_texts]
-        self.thinking_open = self._fixed_texts[-1].rstrip().endswith("<think>")
+        self.thinking_open = opens_thinking(self._fixed_texts[-1])
         self._open_ids = self._plain(profile.draft_open)
         self._close_ids = self._plain(profile.draft_close)
         self._ellipsis_ids = self._plain(ELLIPSIS)
@@ -218,6 +218,11 @@ class PromptBuilder:
             tail = room - gap - head
             return [*draft_ids[:head], *self._ellipsis_ids, *draft_ids[-tail:]], excess + gap
         return draft_ids[len(draft_ids) - room :], excess
+
+
+def opens_thinking(question: str) -> bool:
+    """Whether a templated prompt ends inside a thinking part, as R1's templates do."""
+    return question.rstrip().endswith("<think>")
 
 
 def _render_template(tokenizer: Any, system: str, kwargs: dict[str, Any]) -> str:

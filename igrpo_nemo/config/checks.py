@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from igrpo_nemo.config.gone_keys import gone_problem
 from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.section import at
@@ -227,15 +226,13 @@ def _local_engine(config: Config) -> Iterator[str]:
 
 
 def _local_overlap(config: Config) -> Iterator[str]:
-    """Options that the embedded engine knew, and that saved no time there."""
+    """An option that the embedded engine knew, and that saved no time there."""
     igrpo = config.igrpo
     if igrpo.engine == "local" and igrpo.draft_prefetch != "off":
         yield (
             f"igrpo.draft_prefetch={igrpo.draft_prefetch} is gone from engine local, where it "
             "saved no time: leave it out (engine nemo_rl has it)"
         )
-    if igrpo.engine == "local" and igrpo.short_circuit != "off":
-        yield gone_problem("igrpo.short_circuit") or ""
 
 
 CHECKS: tuple[Check, ...] = (

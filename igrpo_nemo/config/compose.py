@@ -33,6 +33,7 @@ RESOLVERS: dict[str, Any] = {
     "max": lambda a, b: max(a, b),
     "add": lambda a, b: a + b,
     "floor": lambda a: math.floor(a),
+    "pick": lambda condition, yes, no: yes if condition else no,
 }
 """Functions that config files may call as `${mul:a,b}`; the first three are NeMo-RL's."""
 

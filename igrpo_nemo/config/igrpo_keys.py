@@ -316,8 +316,6 @@ class IGRPO(Section):
     """Entropy logging."""
     draft_prefetch: Literal["off", "fused"] = "off"
     """Samples the next step's drafts beside this step's refinements, one update behind."""
-    short_circuit: Literal["off", "index_order", "first"] = "off"
-    """Ends Stage 1 of a problem early, at a draft of the highest reward."""
     val_temperature: Annotated[NonNegativeFloat, LOCAL_ONLY] = 0.6
     """Temperature in validation; 0 is greedy. NeMo-RL validates at the training temperature."""
     val_top_p: Annotated[TopP, LOCAL_ONLY] = 0.95
@@ -326,6 +324,8 @@ class IGRPO(Section):
     """Also validates on q' and logs the gap to q."""
     sample_table_period: NonNegative = 10
     """Steps between sample tables; 0 is never."""
+    row_dump_period: NonNegative = 0
+    """Steps between NeMo-RL's dumps of all trained rows; 0 is never."""
     threads: Positive | None = None
     """CPU threads; null leaves it to PyTorch."""
     model: SmallModel | None = None

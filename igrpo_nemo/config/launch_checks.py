@@ -15,7 +15,6 @@ from typing import Any
 from igrpo_nemo.config.cluster_checks import cluster_problems
 from igrpo_nemo.config.keys import all_keys, unread
 from igrpo_nemo.config.nemo_schema import open_key_problems
-from igrpo_nemo.config.overlap_checks import overlap_problems
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
@@ -122,6 +121,17 @@ def _loss(config: Config) -> Iterator[str]:
             if wrong:
                 yield f"loss_fn.use_cispo=true excludes this {key}: set {key}={value}"
     yield from _truncated_importance_sampling(config)
+    if loss.sequence_level_importance_ratios and loss.use_importance_sampling_correction:
+        # NeMo-RL issue 2269: the weight of a row is the product of its tokens' ratios.
+        setting = (
+            "grpo.async_grpo.enabled=false and loss_fn.use_importance_sampling_correction=false"
+            if is_async_training(config)
+            else "loss_fn.use_importance_sampling_correction=false"
+        )
+        yield (
+            "loss_fn.use_importance_sampling_correction=true with sequence-level ratios (gspo): "
+            f"NeMo-RL then weighs a whole row by the product over its tokens; set {setting}"
+        )
 
 
 def _truncated_importance_sampling(config: Config) -> Iterator[str]:
@@ -150,6 +160,11 @@ def _overlap(config: Config) -> Iterator[str]:
     if not config.feedback.two_stage:
         return
     if igrpo.draft_prefetch != "off":
+        if config.feedback.trains_drafts:
+            yield (
+                "igrpo.draft_prefetch=fused samples drafts one step early, too old to be trained "
+                "on: igrpo.train_stages must be [refine]"
+            )
         if config.data.use_multiple_dataloader:
             yield (
                 "igrpo.draft_prefetch=fused looks one batch ahead: set "
@@ -162,12 +177,11 @@ def _overlap(config: Config) -> Iterator[str]:
             )
         if (config.data_plane or {}).get("enabled"):
             yield "igrpo.draft_prefetch=fused holds the batch itself: set data_plane.enabled=false"
-    if igrpo.short_circuit != "off" and not is_async_rollout(config):
+    if igrpo.val_draft_conditioned and (config.data_plane or {}).get("enabled"):
         yield (
-            f"igrpo.short_circuit={igrpo.short_circuit} needs the asynchronous engine: set "
-            "policy.generation.vllm_cfg.async_engine=true"
+            "igrpo.val_draft_conditioned=true: the data plane keeps what an actor validates, set "
+            "data_plane.enabled=false"
         )
-    yield from overlap_problems(config)
 
 
 def _async_training(config: Config) -> Iterator[str]:

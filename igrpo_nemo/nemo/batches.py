@@ -18,7 +18,8 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.feedback.protocol import group_name, rows_of_group
-from igrpo_nemo.nemo.errors import RolloutError
+from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.prefetch import SEQUENCE_KEY
 from igrpo_nemo.nemo.stages import Item
 from igrpo_nemo.types import (
     Completion,
@@ -30,9 +31,6 @@ from igrpo_nemo.types import (
     StopReason,
     TrainingRow,
 )
-
-SEQUENCE_KEY = "igrpo_sequence"
-"""The loader's number of a batch, on each of its rows."""
 
 
 @dataclass(frozen=True, slots=True)

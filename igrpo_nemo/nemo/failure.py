@@ -1,4 +1,4 @@
-"""A rollout that fails where nobody listens ends the run with its own error.
+"""The error of a rollout: which problem, which stage; and how it ends the run from anywhere.
 
     rollout in NeMo-RL's collector ─ Reporter ─> actor ─> Watchdog, a thread of the driver
                                                           interrupts the trainer, raises the error
@@ -19,12 +19,56 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from igrpo_nemo.nemo.errors import LostProcessError, RolloutError, is_lost_process
+from igrpo_nemo.types import Problem
 
 POLL_S = 5.0
 """Seconds between two looks at an actor that rolls out."""
 ENDING_S = 20.0
 """Seconds that a trainer which has ended its actors has to return."""
+
+
+class RolloutError(RuntimeError):
+    """A problem's rollout failed; its group would be incomplete, so the step must not go on."""
+
+    @classmethod
+    @contextmanager
+    def at(cls, problem: Problem, stage: str) -> Iterator[None]:
+        """Names problem and stage in whatever is raised inside; keeps a `RolloutError` as it is."""
+        try:
+            yield
+        except RolloutError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise cls(f"problem {problem.id}, stage {stage}: {reason[:500]}") from error
+
+
+class LostProcessError(RolloutError):
+    """Ray lost a process of the run: with it a node, or memory; not a fault of what was asked.
+
+    `exit_code` tells a launcher that starting again may help.
+    """
+
+    exit_code = 70
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether an actor, a node or what they held is gone, at the bottom of an error."""
+    from ray.exceptions import (
+        NodeDiedError,
+        ObjectLostError,
+        RayActorError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
+
+    if error is None:
+        return False
+    if isinstance(error, RayActorError | NodeDiedError | ObjectLostError | WorkerCrashedError):
+        return True
+    # By name: a checker without Ray takes the class for `Unknown` and the error for no such thing.
+    below = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
+    return is_lost_process(below or error.__cause__)
 
 
 class Reporter:

@@ -6,6 +6,7 @@ Config (NeMo-RL's keys + igrpo) ─ master_config ─> MasterConfig
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ DATA_PLANE_DEFAULTS: dict[str, Any] = {
     "local_buffer_size": 2**36,
 }
 """Upstream's example config; the last two are for the backend `mooncake_cpu`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A config that is known to work, with its problems written down, and NeMo-RL's form of it."""
+
+    config: Config
+    master: Any
+    num_problems: int
+    total_steps: int
 
 
 def master_config(

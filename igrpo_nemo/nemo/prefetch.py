@@ -2,6 +2,7 @@
 
     LookaheadLoader: pulls batch k+1 before it yields batch k; its state is the plain loader's
     Prefetcher:      keeps the drafts made for batch k+1 until the rollout of batch k+1 asks
+    roll_out_fused:  the stages of batch k with the drafts of batch k+1 beside Stage 2
 
 On-policy: refinements, their log-probs and ratios come from the current weights, given q'. One
 update behind: the drafts, and so the choice of q'. Fresh drafts: the first step of a run, of an
@@ -10,22 +11,28 @@ epoch, and after a resume.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from igrpo_nemo import metrics
-from igrpo_nemo.nemo.batches import SEQUENCE_KEY, items_of
-from igrpo_nemo.nemo.stages import Item
+from igrpo_nemo.environment import StepReturn
+from igrpo_nemo.metrics import prefetch_metrics
+from igrpo_nemo.nemo.seam import StepClock
+from igrpo_nemo.nemo.stages import (
+    Backends,
+    Item,
+    answer_overlong,
+    refine_stage,
+    sample_drafts,
+    score_drafts,
+    together,
+)
 from igrpo_nemo.types import Completion, Rollout
 
-
-class StepClock:
-    """Training steps finished so far, those before a resume included."""
-
-    def __init__(self, finished: int = 0) -> None:
-        self.finished = finished
+SEQUENCE_KEY = "igrpo_sequence"
+"""The loader's number of a batch, on each of its rows."""
 
 
 class LookaheadLoader:
@@ -104,18 +111,19 @@ class Prefetcher:
             return None
         return kept
 
-    def staleness(self, taken: PrefetchedDrafts | None) -> int:
-        """Updates between drafts and refinements: 0 for fresh drafts."""
-        return 0 if taken is None else self._clock.finished - taken.made_at
+    def metrics(
+        self, taken: PrefetchedDrafts | None, rollouts: Sequence[Rollout]
+    ) -> dict[str, float]:
+        """What of this step was prefetched, how many updates ago (0 is fresh), and how good."""
+        age = None if taken is None else self._clock.finished - taken.made_at
+        return prefetch_metrics(rollouts, [age] * len(rollouts), self.dropped)
 
-    def upcoming(self, batch: Any) -> list[Item]:
-        """The problems to draft for beside this batch's refinements; none before the end."""
+    def upcoming(self, batch: Any) -> Any:
+        """The batch to draft for beside this batch's refinements; None before the end."""
         following = self._loader.upcoming
         if following is None or self._clock.finished + 1 >= self._total_steps:
-            return []
-        if _sequence(following) != (_sequence(batch) or 0) + 1:
-            return []
-        return items_of(following, 1)
+            return None
+        return following if _sequence(following) == (_sequence(batch) or 0) + 1 else None
 
     def keep(self, items: Sequence[Item], drafts: Sequence[Sequence[Completion]]) -> None:
         """Keeps the drafts of the upcoming batch for its own rollout."""
@@ -128,14 +136,39 @@ class Prefetcher:
             )
 
 
-def prefetch_metrics(
-    prefetcher: Prefetcher | None, taken: PrefetchedDrafts | None, rollouts: Sequence[Rollout]
-) -> dict[str, float]:
-    """What of this step was prefetched, how old it was, and how good; nothing where it is off."""
-    if prefetcher is None:
-        return {}
-    age = None if taken is None else prefetcher.staleness(taken)
-    return metrics.prefetch_metrics(rollouts, [age] * len(rollouts), prefetcher.dropped)
+async def roll_out_fused(
+    items: Sequence[Item],
+    on: Backends,
+    drafts: Sequence[Sequence[Completion]] | None,
+    upcoming: Sequence[Item],
+) -> tuple[list[Rollout], list[list[Completion]]]:
+    """`stages.roll_out` with `drafts` that were sampled beforehand, or None, and with the drafts of
+    the `upcoming` problems, which it returns too.
+
+    The upcoming problem at a position waits for the drafts of this step's problem there.
+    """
+    ahead: dict[int, list[Completion]] = {}
+
+    async def second_stage(item: Item, drafted: StepReturn | None) -> Rollout:
+        if drafted is None:
+            return await answer_overlong(item, on)
+        return await refine_stage(item, drafted, on)
+
+    async def draft_ahead(position: int) -> None:
+        await asyncio.sleep(0)  # this step's refinements ask the engine first
+        ahead[position] = await sample_drafts(upcoming[position], on)
+
+    async def problem(item: Item) -> Rollout:
+        drafted = None
+        if not item.overlong:
+            own = await sample_drafts(item, on) if drafts is None else drafts[item.position]
+            drafted = await score_drafts(item, own, on)
+        beside = [draft_ahead(item.position)] if item.position < len(upcoming) else []
+        rollout, *_ = await together([second_stage(item, drafted), *beside])
+        return rollout
+
+    rollouts = await together([problem(item) for item in items])
+    return rollouts, [ahead[position] for position in sorted(ahead)]
 
 
 def _sequence(batch: Any) -> int | None:

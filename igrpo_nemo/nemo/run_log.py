@@ -10,19 +10,23 @@ the step clock, by which the rollout numbers steps and tells how old a draft is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.metrics import best_draft_prediction, mean_and_stderr
-from igrpo_nemo.nemo.draws import COMPLETIONS, TOKENS, together
-from igrpo_nemo.nemo.earlier import Earlier
-from igrpo_nemo.nemo.prefetch import StepClock
-from igrpo_nemo.nemo.spec import SAMPLES
+from igrpo_nemo.nemo.resume import Earlier
+from igrpo_nemo.nemo.seam import SAMPLES, StepClock
+from igrpo_nemo.prompts import opens_thinking
 from igrpo_nemo.rewards import format_reward
 from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.samples import sample_rows
 from igrpo_nemo.types import Rollout
+
+COMPLETIONS = "igrpo/completions"
+TOKENS = "igrpo/generated_tokens"
+DROPPED = "igrpo/drafts_dropped"
+"""Counted since the start of the run."""
 
 PASSED_ON = ("igrpo/", "reward/reason/", "timing/")
 """Prefixes of metrics that are the project's own already."""
@@ -54,7 +58,7 @@ SAMPLE_ROWS = 8
 """Problems in a sample table."""
 
 DUMPS = "nemo_rl"
-"""Sub-folder for the rows that NeMo-RL writes out at every step and validation."""
+"""Sub-folder for the rows that NeMo-RL writes out."""
 
 
 class RunLog:
@@ -66,16 +70,22 @@ class RunLog:
         config: Config,
         tracker: Tracker,
         clock: StepClock,
-        rollouts: Any = None,
+        rollouts: Callable[[], Sequence[Rollout]] = list,
         *,
+        conditioned: Callable[[], Sequence[bool]] = list,
+        peak_memory: Callable[[], float | None] = lambda: None,
         earlier: Earlier | None = None,
     ) -> None:
-        """`rollouts()` gives those of the last step; `earlier` is what a resumed run did before."""
+        """`rollouts()` gives those of the last step, `conditioned()` whether the answers under q'
+        of the last validation were right, `peak_memory()` the bytes of the fullest training GPU
+        where they are known. `earlier` is what a resumed run did before."""
         self._logger = logger
         self._config = config
         self._tracker = tracker
         self._clock = clock
-        self._rollouts = rollouts or (lambda: [])
+        self._rollouts = rollouts
+        self._conditioned = conditioned
+        self._peak_memory = peak_memory
         self._pending: dict[str, Any] = {}
         self._draws: list[dict[str, Any]] = []
         self._samples: list[dict[str, object]] = []
@@ -124,8 +134,14 @@ class RunLog:
             self._samples = rows[:SAMPLE_ROWS]
 
     def log_batched_dict_as_jsonl(self, to_log: Any, filename: str) -> None:
-        """NeMo-RL's row dumps, kept apart; validation answers are measured on the way."""
-        if filename.startswith("val_data"):
+        """NeMo-RL's dumps of rows, padded ones of every step: those that were asked for, kept
+        apart. Validation answers, which are short, are measured on the way and always kept."""
+        if filename.startswith("train_data"):
+            period = self._config.igrpo.row_dump_period
+            step = int("".join(c for c in filename if c.isdigit()))
+            if not period or step % period:
+                return
+        elif filename.startswith("val_data"):
             self._answers = [
                 {"reward": reward, "log": log}
                 for reward, log in zip(to_log["rewards"], to_log["content"], strict=True)
@@ -188,7 +204,12 @@ class RunLog:
             "perf/completions_per_s": completions / seconds,
             "perf/tokens_per_s": tokens / seconds,
             "perf/gpu_hours": self.seconds * cluster.num_nodes * cluster.gpus_per_node / 3600,
-        } | peak_memory()
+        } | self._memory()
+
+    def _memory(self) -> dict[str, float]:
+        """Peak memory of the fullest training GPU in GB (10^9 bytes), where it is known."""
+        peak = self._peak_memory()
+        return {} if peak is None else {"perf/peak_memory_gb": peak / 1e9}
 
     def _validation(self, metrics: Mapping[str, Any], step: int) -> None:
         if "accuracy" not in metrics:
@@ -197,23 +218,33 @@ class RunLog:
         named = {"val/accuracy": float(metrics["accuracy"])}
         if rewards:
             named["val/accuracy_stderr"] = mean_and_stderr(rewards)[1]
-            texts = [_answer(each["log"]) for each in self._answers]
-            named["val/format"] = sum(format_reward(text) for text in texts) / len(texts)
+            formats = [_format(each["log"]) for each in self._answers]
+            named["val/format"] = sum(formats) / len(formats)
         if "avg_length" in metrics:
             named["val/tokens"] = float(metrics["avg_length"])
+        if conditioned := self._conditioned():
+            accuracy = sum(conditioned) / len(conditioned)
+            named["val/draft_conditioned_accuracy"] = accuracy
+            named["val/transfer_gap"] = accuracy - named["val/accuracy"]
         self._tracker.log("val", step, named)
         self.last_accuracy = named["val/accuracy"]
         if self.first_accuracy is None:
             self.first_accuracy = self.last_accuracy
 
 
-def peak_memory() -> dict[str, float]:
-    """Peak GPU memory of this process in GB, where it has used a GPU (10^9 bytes)."""
-    import torch
+def together(draws: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """The metrics `names` of several rollouts; one that only some have is a mean over those."""
+    return {name: _together(name, [draw for draw in draws if name in draw]) for name in names}
 
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
-        return {}
-    return {"perf/peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+
+def _together(name: str, draws: Sequence[Mapping[str, Any]]) -> float:
+    values = [float(draw[name]) for draw in draws]
+    if name == DROPPED:
+        return values[-1]
+    if name in (COMPLETIONS, TOKENS) or name.startswith("timing/"):
+        return sum(values)
+    weights = [float(draw.get(COMPLETIONS, 1.0)) for draw in draws]
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def _own(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -230,5 +261,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _answer(log: Sequence[Mapping[str, Any]]) -> str:
-    return next((str(m["content"]) for m in reversed(log) if m["role"] == "assistant"), "")
+def _format(log: Sequence[Mapping[str, Any]]) -> float:
+    """The format reward of the last answer; a template may have opened its thinking part."""
+    answer = next((str(m["content"]) for m in reversed(log) if m["role"] == "assistant"), "")
+    question = next((str(m["content"]) for m in log if m["role"] == "user"), "")
+    return format_reward(answer, thinking_open=opens_thinking(question))

@@ -2,9 +2,11 @@
 
 `grpo_train` has no hook for rollouts. While the seam is installed, the names
 `run_multi_turn_rollout` and `run_async_multi_turn_rollout` in the modules that call them dispatch
-on the type of `task_to_env`: a `TwoStageMap` gets the two-stage rollout, a `SingleStageMap`
-NeMo-RL's own and metrics, anything else, validation included, NeMo-RL's own with the arguments as
-they came.
+on the type of `task_to_env`: a `RunMap` rolls out itself, with NeMo-RL's own function at hand; a
+plain dict gets NeMo-RL's own with the arguments as they came.
+
+NeMo-RL passes `task_to_env` untouched from the trainer to its rollout, into its Ray actors too.
+Unpickling a `RunMap` installs the seam in the process it arrives in.
 """
 
 from __future__ import annotations
@@ -13,12 +15,19 @@ import functools
 import importlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from igrpo_nemo.feedback import Feedback
+from igrpo_nemo.nemo.failure import Reporter
 from igrpo_nemo.nemo.names import CALLERS, ROLLOUTS
-from igrpo_nemo.nemo.spec import RunMap, SingleStageMap
+from igrpo_nemo.tracking.samples import sample_rows
+from igrpo_nemo.types import Rollout
+
+SAMPLES = "igrpo_samples"
+"""Among the metrics of a rollout in another process: rows for the sample table."""
 
 _lock = threading.RLock()
 _originals: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -62,6 +71,20 @@ def installed() -> Iterator[None]:
         uninstall()
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutCall:
+    """NeMo-RL's call of its rollout: `original` is the function that it meant, `arguments` are by
+    name. `concurrently`: it meant the one for the asynchronous engine."""
+
+    original: Callable[..., tuple[Any, dict[str, Any]]]
+    arguments: Mapping[str, Any]
+    concurrently: bool
+
+    def as_it_was(self) -> tuple[Any, dict[str, Any]]:
+        """What NeMo-RL's own function returns: the batch and its metrics."""
+        return self.original(**self.arguments)
+
+
 def _dispatching(original: Callable[..., Any], name: str) -> Callable[..., Any]:
     signature = inspect.signature(original)
 
@@ -71,12 +94,79 @@ def _dispatching(original: Callable[..., Any], name: str) -> Callable[..., Any]:
         task_to_env = given["task_to_env"]
         if not isinstance(task_to_env, RunMap):
             return original(*args, **kwargs)
-        from igrpo_nemo.nemo import rollout, single_stage
-
         with task_to_env.report.watching():
-            if isinstance(task_to_env, SingleStageMap):
-                batch, metrics = original(*args, **kwargs)
-                return single_stage.described(batch, metrics, task_to_env)
-            return rollout.two_stage_rollout(**given, concurrently=name == ROLLOUTS[1])
+            return task_to_env.roll_out(RolloutCall(original, given, name == ROLLOUTS[1]))
 
     return dispatch
+
+
+class StepClock:
+    """Training steps finished so far, those before a resume included."""
+
+    def __init__(self, finished: int = 0) -> None:
+        self.finished = finished
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """What a rollout must know; plain data that travels to other processes.
+
+    `weights` are the reward's, by component.
+    """
+
+    feedback: Feedback
+    weights: Mapping[str, float]
+
+
+class RunMap(dict):
+    """`task_to_env` that rolls out itself: of a run's problems, or of its validation.
+
+    `report` tells the run of a failure, from wherever it happens. `rollouts` are those of the last
+    call, for sample tables; they stay in their process.
+    """
+
+    def __init__(
+        self,
+        task_to_env: Mapping[str, Any],
+        spec: RolloutSpec,
+        clock: StepClock | None = None,
+        report: Reporter | None = None,
+    ) -> None:
+        super().__init__(task_to_env)
+        self.spec = spec
+        self.clock = clock or StepClock()
+        self.report = report or Reporter()
+        self.rollouts: list[Rollout] = []
+        self._away = False
+        self._lock = threading.Lock()
+
+    def roll_out(self, call: RolloutCall) -> tuple[Any, dict[str, Any]]:
+        """The batch that NeMo-RL goes on with, and the rollout's metrics."""
+        raise NotImplementedError
+
+    def rolled_out(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+        """Takes note of a call's rollouts. In another process no log counts its steps, so calls do
+        there, and the rows for the sample table go back among the metrics, which this returns."""
+        self.rollouts = list(rollouts)
+        if not self._away:
+            return {}
+        with self._lock:
+            self.clock.finished += 1
+        return {SAMPLES: sample_rows(self.rollouts)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (type(self), dict(self), self.spec, self.clock.finished, self.report)
+
+
+def _arrive(
+    kind: type[RunMap],
+    task_to_env: dict[str, Any],
+    spec: RolloutSpec,
+    finished: int,
+    report: Reporter,
+) -> RunMap:
+    install()
+    report.watch_this_actor()
+    arrived = kind(task_to_env, spec, StepClock(finished), report)
+    arrived._away = True
+    return arrived

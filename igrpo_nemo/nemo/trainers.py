@@ -16,8 +16,7 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.launch_checks import is_async_training
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.nemo.errors import RolloutError
-from igrpo_nemo.nemo.failure import Reporter, Watchdog
+from igrpo_nemo.nemo.failure import Reporter, RolloutError, Watchdog
 
 
 def uses_data_plane(config: Config) -> bool:

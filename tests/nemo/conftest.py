@@ -44,9 +44,12 @@ def ray_cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def policy_folder(tmp_path_factory) -> str:
-    """A small policy that answers in the format half of the time: rewards differ within groups."""
+def policy_folder() -> str:
+    """A small policy that answers in the format half of the time: rewards differ within groups.
+
+    It is kept for later sessions, under a name that its settings make.
+    """
     assert nemo_source.FOUND
     from nemo_runs import tiny_policy
 
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
+    return tiny_policy(nemo_source.DEFAULT_SOURCE.parent / "test-policies")

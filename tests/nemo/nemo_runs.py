@@ -33,6 +33,7 @@ TASK = [
     "igrpo.schedule.warmup_ratio=0.0",
     "logger.tensorboard_enabled=false",
     "igrpo.budget=null",
+    "igrpo.row_dump_period=1",
 ]
 
 
@@ -82,21 +83,25 @@ def watched() -> Iterator[Seen]:
     from igrpo_nemo.nemo.cpu import policy
 
     seen = Seen()
-    original = rollout._Call.result
+    roll_out, run = rollout.TwoStageMap.roll_out, rollout._TwoStages.run
     make = policy.LocalPolicy.__init__
 
-    def result(call: Any, rollouts: list[Rollout]) -> Any:
-        seen.rollouts.append(list(rollouts))
-        returned = original(call, rollouts)
+    def rolled_out(task_to_env: Any, call: Any) -> Any:
+        returned = roll_out(task_to_env, call)
         seen.batches.append(returned[0])
         return returned
+
+    def ran(call: Any, *args: Any) -> list[Rollout]:
+        seen.rollouts.append(run(call, *args))
+        return seen.rollouts[-1]
 
     def init(policy: Any, *args: Any, **kwargs: Any) -> None:
         make(policy, *args, **kwargs)
         seen.policies.append(policy)
 
     with (
-        mock.patch.object(rollout._Call, "result", result),
+        mock.patch.object(rollout.TwoStageMap, "roll_out", rolled_out),
+        mock.patch.object(rollout._TwoStages, "run", ran),
         mock.patch.object(policy.LocalPolicy, "__init__", init),
     ):
         yield seen
@@ -142,7 +147,8 @@ UNSEEN_BY_ENVIRONMENTS = (
     "constant_length_divisor",
     "train_stages",
     "draft_prefetch",
-    "short_circuit",
+    "row_dump_period",
+    "val_draft_conditioned",
     "entropy",
 )
 """Keys of `igrpo` that change nothing in the environment."""

@@ -18,7 +18,7 @@ from igrpo_nemo.chain.conversion import convert  # noqa: E402
 from igrpo_nemo.config.igrpo_keys import SmallModel  # noqa: E402
 from igrpo_nemo.local.model import save_pretrained_folder  # noqa: E402
 from igrpo_nemo.local.warmup import build_small_model  # noqa: E402
-from igrpo_nemo.nemo.last_checkpoint import carry_tokenizer  # noqa: E402
+from igrpo_nemo.nemo.resume import carry_tokenizer  # noqa: E402
 from igrpo_nemo.run.tokenizer import build_small_tokenizer  # noqa: E402
 
 SHAPE = SmallModel(

@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from igrpo_nemo.environment import Attempt  # noqa: E402
 from igrpo_nemo.nemo import environment  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
-from igrpo_nemo.types import Completion, Problem, Prompt, Score, Stage, StopReason  # noqa: E402
+from igrpo_nemo.types import Completion, Problem, Prompt, Stage, StopReason  # noqa: E402
 
 RIGHT = "<think>3</think><answer>3</answer>"
 WRONG = "<think>4</think><answer>4</answer>"
@@ -63,27 +63,23 @@ def _log(*texts):
 
 
 def test_the_draft_stage_returns_q_prime_and_goes_on(worker):
-    """Rows of one attempt are a group; two attempts in one step stay apart."""
-    infos = [_info(stage="draft", attempt=n // 2) for n in range(4)]
-    logs = [_log(WRONG), _log(RIGHT), _log(WRONG), _log("nothing")]
-    step = worker.step(logs, infos)
-    assert step.terminateds.tolist() == [False] * 4
-    assert [o["role"] for o in step.observations] == ["user"] * 4
-    assert RIGHT in step.observations[0]["content"]
-    assert WRONG in step.observations[2]["content"]
-    assert step.metadata[0]["selection"].index == 1
-    assert step.metadata[1]["selection"] is None
-    [following] = step.metadata[0]["following"]
+    """Two attempts in one call stay apart."""
+    first, second = worker.grade(
+        Stage.DRAFT, [_attempt(WRONG, RIGHT), _attempt(WRONG, "nothing")], 3
+    )
+    assert not first.terminated and not second.terminated
+    [following], [other] = first.observations, second.observations
+    assert RIGHT in following.prompt.text
+    assert WRONG in other.prompt.text
     assert following.num_samples == 4
-    assert following.prompt.text == step.observations[0]["content"]
-    assert step.rewards.tolist() == [[0, 1], [1, 1], [0, 1], [0, 0]]
+    assert (first.selection.index, second.selection.index) == (1, 0)
+    assert [first.group.rewards, second.group.rewards] == [(1.0, 2.0), (1.0, 0.0)]
 
 
 def test_the_refine_stage_ends(worker):
-    step = worker.step([_log(RIGHT)], [_info(stage="refine")])
-    assert step.terminateds.tolist() == [True]
-    assert step.observations[0]["content"] == ""
-    assert step.metadata[0]["following"] == ()
+    [step] = worker.grade(Stage.REFINE, [_attempt(RIGHT)], 3)
+    assert step.terminated
+    assert step.observations == ()
 
 
 def test_without_a_stage_it_scores_the_last_answer(worker):
@@ -96,29 +92,17 @@ def test_without_a_stage_it_scores_the_last_answer(worker):
     assert validation.rewards.tolist() == [0, 1]
 
 
-def test_known_scores_are_not_taken_again(worker):
-    """A short circuit has scored its drafts already."""
-    scores = [
-        Score(2.0, {"accuracy": 1.0, "format": 1.0}),
-        Score(0.0, {"accuracy": 0.0, "format": 0.0}),
-    ]
-    infos = [_info(stage="draft", attempt=0, score=score) for score in scores]
-    step = worker.step([_log(WRONG), _log(RIGHT)], infos)
-    assert WRONG in step.observations[0]["content"]
-    assert [each["score"] for each in step.metadata] == scores
-
-
 def test_an_overlong_draft_still_gives_a_q_prime_within_the_budget(worker, settings):
     budget = settings["config"]["policy"]["max_total_sequence_length"]
     budget -= settings["config"]["policy"]["generation"]["max_new_tokens"]
-    for length in (1, 50, 5_000):
-        step = worker.step([_log("7" * length)], [_info(stage="draft")])
-        [following] = step.metadata[0]["following"]
+    attempts = [_attempt("7" * length) for length in (1, 50, 5_000)]
+    for step in worker.grade(Stage.DRAFT, attempts, 1):
+        [following] = step.observations
         assert len(following.prompt.token_ids) <= budget
 
 
 def test_the_client_speaks_the_cores_types(actor):
-    client = environment.NemoEnvironment({"igrpo": actor}, "igrpo", step_number=3)
+    client = environment.EnvironmentClient(actor, 3)
     attempts = [_attempt(WRONG, RIGHT), _attempt(RIGHT, WRONG, problem=Problem("r", "2+2=", "4"))]
     first, second = client.step_all(Stage.DRAFT, attempts)
     assert first.group.rewards == (1.0, 2.0)
@@ -135,7 +119,7 @@ def test_steps_run_concurrently(actor):
     """Sixty-four steps at once, each with its own answer."""
     from concurrent.futures import ThreadPoolExecutor
 
-    client = environment.NemoEnvironment({"igrpo": actor}, "igrpo", step_number=1)
+    client = environment.EnvironmentClient(actor, 1)
     attempts = [
         _attempt(f"<answer>{n}</answer>", problem=Problem(f"p{n}", f"{n}+0=", str(n)))
         for n in range(64)
@@ -152,7 +136,7 @@ def test_an_actor_that_dies_is_restarted_and_the_step_completes(settings, ray_cl
     import signal
 
     actor = environment.TwoStageActor.remote(settings)
-    client = environment.NemoEnvironment({"igrpo": actor}, "igrpo", step_number=1)
+    client = environment.EnvironmentClient(actor, 1)
     before = client.step_all(Stage.DRAFT, [_attempt(WRONG, RIGHT)])[0]
     os.kill(ray.get(actor.__ray_call__.remote(lambda worker: os.getpid())), signal.SIGKILL)
     after = client.step_all(Stage.DRAFT, [_attempt(WRONG, RIGHT)])[0]
@@ -168,14 +152,14 @@ def test_a_reward_that_times_out_is_counted_and_the_group_is_whole(policy_folder
         {"config": config.to_dict(), "tokenizer": {"name": policy_folder}}
     )
     try:
-        logs = [_log(f"<answer>{HANGS}</answer>"), _log(RIGHT), _log(WRONG)]
-        step = worker.step(logs, [_info(stage="draft", attempt=0)] * 3)
+        attempt = _attempt(f"<answer>{HANGS}</answer>", RIGHT, WRONG)
+        [step] = worker.grade(Stage.DRAFT, [attempt], 1)
     finally:
         worker.shutdown()
-    scores = [each["score"] for each in step.metadata]
+    scores = step.group.scores
     assert [score.reason for score in scores] == ["timeout", "match", "mismatch"]
     assert [score.correct for score in scores] == [False, True, False]
-    assert step.metadata[0]["selection"].index == 1
+    assert step.selection.index == 1
 
 
 def test_validation_asks_no_judge(settings, monkeypatch):
@@ -197,7 +181,10 @@ def test_validation_asks_no_judge(settings, monkeypatch):
         validated = worker.step([_log(RIGHT), _log(WRONG)], [_info(validation=True)] * 2)
         assert validated.rewards.tolist() == [1.0, 0.0]
         assert asked == []
-        worker.step([_log(RIGHT)], [_info(stage="refine", attempt=0)])
+        [measured] = worker.grade(None, [_attempt(WRONG)], 1, judged=False)
+        assert not measured.group.scores[0].correct
+        assert asked == []
+        worker.grade(Stage.REFINE, [_attempt(RIGHT)], 1)
         assert asked == [RIGHT]
     finally:
         worker.shutdown()
@@ -213,9 +200,8 @@ def test_groups_of_a_call_are_scored_beside_each_other(worker, monkeypatch):
         return score(self, stage, attempts)
 
     monkeypatch.setattr(type(worker.environment), "_score", waiting)
-    infos = [_info(stage="refine", attempt=number) for number in (0, 0, 1)]
-    step = worker.step([_log(RIGHT), _log(WRONG), _log(RIGHT)], infos)
-    assert [each["score"].correct for each in step.metadata] == [True, False, True]
+    steps = worker.grade(Stage.REFINE, [_attempt(RIGHT, WRONG), _attempt(RIGHT)], 1)
+    assert [[s.correct for s in each.group.scores] for each in steps] == [[True, False], [True]]
 
 
 def test_registering_twice_is_harmless():

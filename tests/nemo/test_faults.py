@@ -14,11 +14,11 @@ nemo_source.require()
 
 import nemo_runs  # noqa: E402
 import ray  # noqa: E402
-from nemo_rl.experience import rollouts as nemo_rollouts  # noqa: E402
 
 from igrpo_nemo.nemo import launch  # noqa: E402
 from igrpo_nemo.nemo.cpu import generation  # noqa: E402
-from igrpo_nemo.nemo.errors import LostProcessError, RolloutError  # noqa: E402
+from igrpo_nemo.nemo.environment import EnvironmentClient  # noqa: E402
+from igrpo_nemo.nemo.failure import LostProcessError, RolloutError  # noqa: E402
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"
@@ -48,18 +48,20 @@ def _end(environment):
 
 
 def _at_calls(monkeypatch, numbers, act):
-    """Calls `act(environment)` right before these reward calls, beside those in flight."""
+    """Calls `act(environment)` right before these calls of it, beside those in flight."""
     calls = []
-    calculate = nemo_rollouts.calculate_rewards
 
-    def calculated(batch, task_to_env):
-        calls.append(batch)
-        if len(calls) in numbers:
-            [environment] = task_to_env.values()
-            act(environment)
-        return calculate(batch, task_to_env)
+    def counted(original):
+        def call(client, *args, **kwargs):
+            calls.append(args)
+            if len(calls) in numbers:
+                act(client._actor)
+            return original(client, *args, **kwargs)
 
-    monkeypatch.setattr(nemo_rollouts, "calculate_rewards", calculated)
+        return call
+
+    for name in ("step_all", "step"):
+        monkeypatch.setattr(EnvironmentClient, name, counted(getattr(EnvironmentClient, name)))
     return calls
 
 

@@ -72,13 +72,23 @@ REFUSALS = [
         ["igrpo.draft_prefetch=fused", "data.use_multiple_dataloader=true"],
         "use_multiple_dataloader",
     ),
-    (["igrpo.draft_prefetch=fused", "igrpo.short_circuit=first"], "exclude each other"),
+    (["igrpo.draft_prefetch=fused", TRAINED_DRAFTS], r"must be \[refine\]"),
     (
-        ["igrpo.short_circuit=first", "policy.generation.vllm_cfg.async_engine=false"],
-        "vllm_cfg.async_engine=true",
+        ["igrpo.val_draft_conditioned=true", "data_plane.enabled=true"],
+        "set data_plane.enabled=false",
     ),
-    (["igrpo.short_circuit=index_order", "igrpo.tie_break=random"], "tie_break=first"),
-    (["igrpo.short_circuit=index_order", TRAINED_DRAFTS], r"must be \[refine\]"),
+    (
+        ["objective=gspo", "loss_fn.use_importance_sampling_correction=true"],
+        "set loss_fn.use_importance_sampling_correction=false",
+    ),
+    (
+        [
+            "objective=gspo",
+            "grpo.async_grpo.enabled=true",
+            "loss_fn.use_importance_sampling_correction=true",
+        ],
+        "set grpo.async_grpo.enabled=false and loss_fn",
+    ),
     (["grpo.async_grpo.enabled=true", "objective=dapo"], "use_dynamic_sampling=true does not go"),
     (["grpo.async_grpo.enabled=true"], "use_importance_sampling_correction=true"),
     (
@@ -208,9 +218,20 @@ def _summary(folder):
 
 def test_the_log_has_the_projects_names(ray_cluster, policy_folder, tmp_path):
     config = nemo_runs.tiny_config(
-        policy_folder, tmp_path / "run", "igrpo.sample_table_period=1", "grpo.max_num_steps=1"
+        policy_folder,
+        tmp_path / "run",
+        "igrpo.sample_table_period=1",
+        "igrpo.val_draft_conditioned=true",
+        "grpo.max_num_steps=1",
+        "grpo.val_at_start=true",
     )
     nemo_runs.train(config)
+    [validated] = nemo_runs.metrics(tmp_path / "run", "val")
+    conditioned = validated["val/draft_conditioned_accuracy"]
+    assert 0 < conditioned <= 1 and conditioned * 16 * 4 == pytest.approx(
+        round(conditioned * 16 * 4)
+    )
+    assert validated["val/transfer_gap"] == pytest.approx(conditioned - validated["val/accuracy"])
     [logged] = nemo_runs.metrics(tmp_path / "run")
     assert set(logged) >= {
         "loss", "grad_norm", "lr", "entropy/exact", "entropy/sampled", "policy/ratio_mean",

@@ -14,8 +14,8 @@ import torch  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
-from igrpo_nemo.nemo.batches import SEQUENCE_KEY  # noqa: E402
-from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher, StepClock  # noqa: E402
+from igrpo_nemo.nemo.prefetch import SEQUENCE_KEY, LookaheadLoader, Prefetcher  # noqa: E402
+from igrpo_nemo.nemo.seam import StepClock  # noqa: E402
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"

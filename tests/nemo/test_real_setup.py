@@ -43,6 +43,8 @@ CASES = {
         "model=openmath_nemotron_7b_dtensor",
         *V1,
     ),
+    "one_gpu": ("engine=nemo_rl", "policy.model_name=/models/small"),
+    "one_gpu_dtensor": ("engine=nemo_rl", "model=openmath_nemotron_7b_dtensor"),
 }
 
 

@@ -19,9 +19,9 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 
 from igrpo_nemo.environment import TwoStageEnvironment  # noqa: E402
 from igrpo_nemo.nemo import data, rollout  # noqa: E402
-from igrpo_nemo.nemo.errors import RolloutError  # noqa: E402
-from igrpo_nemo.nemo.short_circuit import ShortCircuit  # noqa: E402
-from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
+from igrpo_nemo.nemo.failure import RolloutError  # noqa: E402
+from igrpo_nemo.nemo.rollout import TwoStageMap  # noqa: E402
+from igrpo_nemo.nemo.seam import RolloutCall, RolloutSpec  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
 from igrpo_nemo.types import Prompt  # noqa: E402
 
@@ -69,7 +69,7 @@ class Generation:
 
 
 class Scoring:
-    """The environment in this process, in the place of NeMo-RL's `calculate_rewards`."""
+    """The environment in this process, in the place of the actor's client."""
 
     def __init__(self, config, tokenizer):
         from igrpo_nemo.rewards import build_scorer
@@ -81,8 +81,12 @@ class Scoring:
     def step_all(self, stage, attempts):
         return self.core.step(stage, attempts)
 
-    async def step(self, stage, attempt, *, scores=None):
+    async def step(self, stage, attempt):
         return self.core.step(stage, [attempt])[0]
+
+
+def _never(**_):
+    raise AssertionError("NeMo-RL's own rollout is not called")
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def world(policy_folder, tmp_path, monkeypatch):
     tokenizer = get_tokenizer({"name": policy_folder})
     data.configure(config)
     scoring = Scoring(config, tokenizer)
-    monkeypatch.setattr(rollout, "NemoEnvironment", lambda *args: scoring)
+    monkeypatch.setattr(rollout, "EnvironmentClient", lambda *args: scoring)
 
     def batch(*questions):
         rows = [
@@ -106,22 +110,19 @@ def world(policy_folder, tmp_path, monkeypatch):
         datums = [data.problem_processor(row, None, tokenizer, 64, n) for n, row in enumerate(rows)]
         return rl_collate_fn(datums).repeat_interleave(2)
 
-    def run(texts, *questions, asynchronous=False, short_circuit="off", **changes):
+    def run(texts, *questions, asynchronous=False, **changes):
         feedback = config.replaced("igrpo", **changes).feedback
         scoring.core.feedback = feedback
-        rule = ShortCircuit(short_circuit, best_reward=1.0)
-        spec = TwoStageSpec(feedback, {"accuracy": 1.0, "format": 1.0}, rule)
+        spec = RolloutSpec(feedback, {"accuracy": 1.0, "format": 1.0})
         generation = Generation(tokenizer, texts)
-        returned = rollout.two_stage_rollout(
-            concurrently=asynchronous,
-            policy_generation=generation,
-            input_batch=batch(*questions),
-            tokenizer=tokenizer,
-            task_to_env=TwoStageMap({data.TASK: None}, spec),
-            max_seq_len=128,
-            max_rollout_turns=1,
-        )
-        return *returned, generation
+        arguments = {
+            "policy_generation": generation,
+            "input_batch": batch(*questions),
+            "tokenizer": tokenizer,
+        }
+        task_to_env = TwoStageMap({data.TASK: None}, spec)
+        call = RolloutCall(_never, arguments, asynchronous)
+        return *task_to_env.roll_out(call), generation
 
     return run
 
@@ -148,23 +149,6 @@ def test_what_nemo_rl_gets(world, asynchronous):
     assert metrics["igrpo/best_draft_accuracy"] == 1.0
     assert metrics["igrpo/refinement_accuracy"] == 0.5
     assert len(generation.prompts) == 8
-
-
-@pytest.mark.parametrize("mode", ["off", "first"])
-def test_drafts_given_up_are_counted(world, monkeypatch, mode):
-    """The second draft takes its time, the first one is right."""
-
-    async def generate(generation, inputs, greedy=False):
-        slow = generation.texts[0] == WRONG
-        answer = generation.generate(inputs, greedy)
-        if slow:
-            await asyncio.sleep(0.2)
-        yield 0, answer
-
-    monkeypatch.setattr(Generation, "generate_async", generate)
-    texts = [RIGHT, WRONG, RIGHT, RIGHT]
-    _, metrics, _ = world(texts, "1+2=", asynchronous=True, short_circuit=mode)
-    assert metrics.get("igrpo/drafts_given_up") == (None if mode == "off" else 1.0)
 
 
 def test_the_batch_handed_in_is_left_as_it_was(world):
@@ -225,7 +209,7 @@ def test_rows_of_two_problems_are_no_group(world, monkeypatch):
 
 def test_a_group_goes_to_one_shard():
     """The engine's round robin is overruled; a new group goes where least is running."""
-    from igrpo_nemo.nemo.routing import Router, ShardView
+    from igrpo_nemo.nemo.engines import Router, ShardView
 
     router = Router(3)
     assert [router.enter("a"), router.enter("a"), router.enter("b"), router.enter("c")] == [
@@ -258,7 +242,7 @@ def test_a_group_goes_to_one_shard():
 
 
 class Shards:
-    """vLLM's asynchronous interface: eight shards, a token an answer, no way to stop a request."""
+    """vLLM's asynchronous interface: eight shards, a token an answer."""
 
     cfg = {"backend": "vllm", "vllm_cfg": {"async_engine": True}}
     worker_group = SimpleNamespace(dp_size=8)
@@ -266,13 +250,11 @@ class Shards:
     def __init__(self):
         self.current_generate_dp_shard_idx = 0
         self.chosen: list[int] = []
-        self.running = 0
 
     async def generate_async(self, data, greedy=False):
         self.chosen.append(self.current_generate_dp_shard_idx)
         prompt = data["input_ids"]
-        task = asyncio.ensure_future(self._decode())
-        await asyncio.shield(task)
+        await asyncio.sleep(0.2)
         total = prompt.shape[1] + 1
         yield (
             0,
@@ -286,11 +268,6 @@ class Shards:
                 }
             ),
         )
-
-    async def _decode(self):
-        self.running += 1
-        await asyncio.sleep(0.2)
-        self.running -= 1
 
 
 @pytest.fixture
@@ -322,23 +299,4 @@ def test_rollouts_in_several_threads_share_the_shards_out(engine_over):
     for thread in threads:
         thread.join()
     assert Counter(generation.chosen) == dict.fromkeys(range(8), 4)
-    assert engine_over(generation).load() == 0
-
-
-def test_what_cannot_be_stopped_counts_and_is_waited_for(engine_over):
-    """Weights that change while vLLM runs leave it with the old policy's prefix cache."""
-    generation = Shards()
-
-    async def given_up():
-        engine = engine_over(generation)
-        request = asyncio.ensure_future(engine.sample(Prompt("q", (1, 2)), "0/draft"))
-        await asyncio.sleep(0.02)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-        assert generation.running == 1
-        assert sum(engine._router._running) == 1
-        await engine.drain()
-        assert generation.running == 0
-        assert sum(engine._router._running) == 0
-
-    asyncio.run(given_up())
+    assert sum(engine_over(generation)._router._running) == 0

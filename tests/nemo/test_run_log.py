@@ -10,8 +10,8 @@ import pytest
 
 nemo_source.require()
 
-from igrpo_nemo.nemo.earlier import Earlier, summary_of  # noqa: E402
 from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
+from igrpo_nemo.nemo.resume import Earlier, summary_of  # noqa: E402
 from igrpo_nemo.nemo.run_log import RunLog  # noqa: E402
 
 
@@ -27,15 +27,18 @@ class Recorder:
     def log_metrics(self, *_):
         """NeMo-RL's own logger gets everything too."""
 
+    def log_batched_dict_as_jsonl(self, _, filename):
+        self.records.append(filename)
 
-def _log(*, dynamic=False, earlier=None):
+
+def _log(*, dynamic=False, dumps=0, **options):
     tracker = Recorder()
     config = SimpleNamespace(
         grpo=SimpleNamespace(use_dynamic_sampling=dynamic, num_prompts_per_step=4),
-        igrpo=SimpleNamespace(sample_table_period=0, budget=8, updates_per_rollout=4),
+        igrpo=SimpleNamespace(sample_table_period=0, budget=8, row_dump_period=dumps),
         cluster=SimpleNamespace(num_nodes=2, gpus_per_node=8),
     )
-    log = RunLog(Recorder(), config, tracker, StepClock(), earlier=earlier)
+    log = RunLog(Recorder(), config, tracker, StepClock(), **options)
     return log, tracker.records
 
 
@@ -129,3 +132,59 @@ def test_a_resumed_run_counts_on(tmp_path):
     assert (log.completions, log.seconds) == (24, 29.0)
     log.log_metrics({"accuracy": 0.75}, 3, prefix="validation")
     assert (log.first_accuracy, log.last_accuracy) == (0.25, 0.75)
+
+
+def _validated(log, answers, question="q"):
+    conversations = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for answer in answers
+    ]
+    dump = {"rewards": [1.0] * len(answers), "content": conversations}
+    log.log_batched_dict_as_jsonl(dump, "val_data_step1.jsonl")
+    log.log_metrics({"accuracy": 1.0}, 1, prefix="validation")
+
+
+def test_a_template_may_have_opened_the_thinking_part():
+    """As R1's: its answers begin inside, and are as well formatted as in training."""
+    log, records = _log()
+    answers = ["2+2=4.</think><answer>4</answer>", "4"]
+    _validated(log, answers, "<|User|>q<|Assistant|><think>\n")
+    _validated(log, answers)
+    assert [metrics["val/format"] for _, _, metrics in records] == [0.5, 0.0]
+
+
+def test_the_gap_between_q_and_q_prime_is_logged():
+    log, records = _log(conditioned=lambda: [True, False, False, False])
+    _validated(log, ["4"])
+    [(_, _, metrics)] = records
+    assert metrics["val/draft_conditioned_accuracy"] == 0.25
+    assert metrics["val/transfer_gap"] == -0.75
+
+
+@pytest.mark.parametrize(("peak", "logged"), [(5e10, 50.0), (None, None)])
+def test_peak_memory_is_the_training_workers(peak, logged):
+    log, records = _log(peak_memory=lambda: peak)
+    _step(log, 1, [{"igrpo/completions": 8.0}])
+    assert records[0][2].get("perf/peak_memory_gb") == logged
+
+
+def test_the_fullest_worker_counts_and_silence_is_no_figure(monkeypatch):
+    from igrpo_nemo.nemo import setup
+
+    class Workers:
+        def run_all_workers_single_data(self, method):
+            assert method == "get_gpu_info"
+            return [{"peak_memory_allocated_mb": 1024.0}, {"peak_memory_allocated_mb": 2048.0}]
+
+    monkeypatch.setattr(setup.ray, "get", lambda found: found)
+    assert setup.peak_training_memory(SimpleNamespace(worker_group=Workers())) == 2**31
+    assert setup.peak_training_memory(SimpleNamespace()) is None
+
+
+@pytest.mark.parametrize(("period", "kept"), [(0, []), (2, [2, 4]), (1, [1, 2, 3, 4])])
+def test_rows_are_dumped_as_often_as_asked(period, kept):
+    log, _ = _log(dumps=period)
+    for step in (1, 2, 3, 4):
+        log.log_batched_dict_as_jsonl({}, f"train_data_step{step}.jsonl")
+    names = [f"nemo_rl/train_data_step{step}.jsonl" for step in kept]
+    assert log._logger.records == names

@@ -14,11 +14,11 @@ nemo_source.require()
 
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.feedback import BestDraft  # noqa: E402
-from igrpo_nemo.nemo import names, rollout, seam  # noqa: E402
-from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
-from igrpo_nemo.nemo.spec import TwoStageMap, TwoStageSpec  # noqa: E402
+from igrpo_nemo.nemo import names, seam  # noqa: E402
+from igrpo_nemo.nemo.rollout import TwoStageMap  # noqa: E402
+from igrpo_nemo.nemo.seam import RolloutSpec, StepClock  # noqa: E402
 
-SPEC = TwoStageSpec(BestDraft(4, 2), {"accuracy": 1.0})
+SPEC = RolloutSpec(BestDraft(4, 2), {"accuracy": 1.0})
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +63,8 @@ def test_the_type_of_the_map_decides(monkeypatch, name):
     grpo = importlib.import_module("nemo_rl.algorithms.grpo")
     called = []
     monkeypatch.setattr(grpo, name, _recorder(getattr(grpo, name), called))
-    ours = lambda **given: called.append(("ours", given))  # noqa: E731
-    monkeypatch.setattr(rollout, "two_stage_rollout", ours)
+    ours = lambda task_to_env, call: called.append(("ours", call))  # noqa: E731
+    monkeypatch.setattr(TwoStageMap, "roll_out", ours)
     plain, marked = {"math": 1}, TwoStageMap({"math": 1}, SPEC)
     with seam.installed():
         getattr(grpo, name)("generation", "batch", "tokenizer", plain, max_seq_len=9, greedy=False)
@@ -78,11 +78,11 @@ def test_the_type_of_the_map_decides(monkeypatch, name):
             greedy=False,
         )
     assert called[0] == ("theirs", ("generation", "batch", "tokenizer", plain))
-    who, given = called[1]
+    who, call = called[1]
     assert who == "ours"
-    assert given["task_to_env"] is marked
-    assert given["input_batch"] == "batch"
-    assert given["concurrently"] is (name == seam.ROLLOUTS[1])
+    assert call.arguments["task_to_env"] is marked
+    assert call.arguments["input_batch"] == "batch"
+    assert call.concurrently is (name == seam.ROLLOUTS[1])
 
 
 def _recorder(original, called):

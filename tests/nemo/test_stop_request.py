@@ -14,7 +14,7 @@ import nemo_runs  # noqa: E402
 from nemo_rl.utils.timer import TimeoutChecker  # noqa: E402
 
 from igrpo_nemo.nemo import launch  # noqa: E402
-from igrpo_nemo.nemo.stop_request import StopRequest  # noqa: E402
+from igrpo_nemo.nemo.resume import StopRequest  # noqa: E402
 from igrpo_nemo.run.stop import VARIABLE, StopFile  # noqa: E402
 
 SAVING = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
@@ -78,14 +78,16 @@ def test_a_trainer_that_gives_up_is_a_failure(
     ray_cluster, policy_folder, tmp_path, monkeypatch, capsys
 ):
     """NeMo-RL's asynchronous trainer prints its errors and returns: such a run is not resumed."""
-    from igrpo_nemo.nemo.launch import set_up
+    from igrpo_nemo.nemo import setup
+
+    set_up = setup.set_up
 
     def broken(*arguments):
         parts = set_up(*arguments)
         parts.run_trainer = lambda: None
         return parts
 
-    monkeypatch.setattr(launch, "set_up", broken)
+    monkeypatch.setattr(setup, "set_up", broken)
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "run")
     with nemo_runs.shared_environments():
         assert launch.train(config) == 1

@@ -18,7 +18,7 @@ import nemo_runs  # noqa: E402
 
 from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.nemo import failure, launch, run_log, trainers  # noqa: E402
-from igrpo_nemo.nemo.errors import LostProcessError, RolloutError  # noqa: E402
+from igrpo_nemo.nemo.failure import LostProcessError, RolloutError  # noqa: E402
 from igrpo_nemo.rewards import ScoreRequest  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
 from igrpo_nemo.types import Problem  # noqa: E402

@@ -302,7 +302,7 @@ def test_keys_lists_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("igrpo.draft_truncation", "too long. (tail, head_tail; default tail)"),
         ("igrpo.train_stages", 'paper\'s. (draft, refine; default ["refine"])'),
-        ("igrpo.short_circuit", "highest reward. (off, index_order, first; default off)"),
+        ("igrpo.draft_prefetch", "one update behind. (off, fused; default off)"),
         ("igrpo.updates_per_rollout", "(default null)"),
         ("igrpo.architecture.model_type", "Family. (qwen2, llama, nemotron_h)"),
         ("igrpo.prompt.system", "empty is none."),

@@ -17,7 +17,6 @@ from igrpo_nemo.metrics import (
     pass_at_k,
     prefetch_metrics,
     rollout_metrics,
-    short_circuit_metrics,
 )
 from igrpo_nemo.types import (
     Completion,
@@ -331,12 +330,6 @@ def test_prefetched_drafts_are_told_apart_by_age() -> None:
         "igrpo/drafts_prefetched",
         "igrpo/drafts_dropped",
     }
-
-
-def test_drafts_that_were_not_finished_are_counted() -> None:
-    rollouts = [drafted(RIGHT), drafted(NOTHING, WRONG, NOTHING, WRONG)]
-    assert short_circuit_metrics(rollouts, 4) == {"igrpo/drafts_given_up": 1.5}
-    assert short_circuit_metrics([], 4) == {}
 
 
 def test_metrics_import_no_torch() -> None:

@@ -121,11 +121,6 @@ CONTRADICTORY = [
         "loss_fn.use_importance_sampling_correction=true",
     ),
     (
-        B7,
-        ["igrpo.short_circuit=index_order", f"{VLLM}.async_engine=false"],
-        f"{VLLM}.async_engine=true",
-    ),
-    (
         "table2_gspo_igrpo",
         ["loss_fn.force_on_policy_ratio=true"],
         "loss_fn.force_on_policy_ratio=false",

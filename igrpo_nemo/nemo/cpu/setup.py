@@ -11,35 +11,23 @@ from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.nemo.cpu.policy import LocalPolicy
 from igrpo_nemo.nemo.cpu.remote import RemoteGeneration
 
-VLLM_ACTORS = (
-    "nemo_rl.algorithms.async_utils.AsyncTrajectoryCollector",
-    "nemo_rl.algorithms.async_utils.ReplayBuffer",
-    "nemo_rl.experience.sync_rollout_actor.SyncRolloutActor",
-)
-"""NeMo-RL's actors that share the environment of its vLLM workers."""
-
 
 @contextmanager
 def local_policy_factory(master: Any) -> Iterator[Callable[..., LocalPolicy]]:
     """A `policy_factory` for `setup()`, whose names for vLLM and for the cluster mean the local
-    engine's meanwhile, and whose actors run in this Python instead of vLLM's."""
+    engine's meanwhile."""
     from nemo_rl.algorithms import grpo
-    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
-    from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
 
     colocated = master.policy["generation"]["colocated"]["enabled"]
     data_plane = (master.data_plane or {}).get("enabled", False)
     make = _Together(master) if colocated and not data_plane else _Apart(master, data_plane)
     originals = grpo.VllmGeneration, grpo.RayVirtualCluster
-    environments = {name: ACTOR_ENVIRONMENT_REGISTRY[name] for name in VLLM_ACTORS}
-    ACTOR_ENVIRONMENT_REGISTRY.update(dict.fromkeys(VLLM_ACTORS, PY_EXECUTABLES.SYSTEM))
     grpo.VllmGeneration = make.generation  # type: ignore[assignment, misc]
     grpo.RayVirtualCluster = _ThisMachine  # type: ignore[assignment, misc]
     try:
         yield make.policy
     finally:
         grpo.VllmGeneration, grpo.RayVirtualCluster = originals  # type: ignore[misc]
-        ACTOR_ENVIRONMENT_REGISTRY.update(environments)
         make.close()
 
 

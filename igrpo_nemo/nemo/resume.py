@@ -1,0 +1,159 @@
+"""A run that stops and goes on: by request, at its data's end, after a resume.
+
+    trainer, at the end of a step ─ TimeoutChecker.check_save() ─> its own answer, or the stop file
+    metrics.jsonl (up to the checkpoint), summary.json ──────────> Earlier ─> RunLog, new summary
+
+All of NeMo-RL's trainers save a checkpoint and return when `check_save` says so. They save at
+`save_period`, at `max_num_steps`, and at the step that is as many as an epoch has batches. Under
+dynamic sampling a step may draw several batches, so the data end before that step: without
+`save_last_step` the steps since the last period would be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from igrpo_nemo.run.stop import StopFile
+
+
+class StopRequest:
+    """Context manager: inside, `check_save` also looks at the stop file; afterwards it is NeMo-RL's
+    own again. `given` says whether a trainer was told to stop."""
+
+    def __init__(self, file: StopFile) -> None:
+        self.given = False
+        self._file = file
+        self._original: Callable[[Any], bool] | None = None
+
+    def __enter__(self) -> StopRequest:
+        from nemo_rl.utils.timer import TimeoutChecker
+
+        self._original = original = TimeoutChecker.check_save
+
+        def check_save(checker: Any) -> bool:
+            if original(checker):
+                self.given = True
+            elif not self.given and self._file:
+                print(f"{self._file.path}: saving after this step", flush=True)
+                # What the checker notes when its own time is over.
+                self.given = checker.last_saved = True
+            else:
+                return False
+            return True
+
+        TimeoutChecker.check_save = check_save
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from nemo_rl.utils.timer import TimeoutChecker
+
+        assert self._original is not None
+        TimeoutChecker.check_save = self._original
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """Of the `steps` before a resume: accuracies are None where nothing was validated.
+
+    `seconds` is the wall clock, as the last summary has it; a job that was killed wrote none, and
+    of such ones only the steps count.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    completions: int = 0
+    first_accuracy: float | None = None
+    last_accuracy: float | None = None
+
+    @classmethod
+    def of(cls, folder: Path, steps: int) -> Earlier:
+        """From a run folder whose log ends with step `steps`, which the run is resumed after."""
+        if not steps:
+            return cls()
+        log = folder / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        records = [json.loads(line) for line in lines]
+        trained = [record["metrics"] for record in records if record["kind"] == "train"]
+        validated = [record["metrics"] for record in records if record["kind"] == "val"]
+        accuracies = [each["val/accuracy"] for each in validated if "val/accuracy" in each]
+        training_seconds = sum(step.get("timing/step", 0.0) for step in trained)
+        return cls(
+            steps=steps,
+            seconds=max(training_seconds, summary_of(folder).get("seconds") or 0.0),
+            training_seconds=training_seconds,
+            completions=int(sum(step.get("igrpo/completions", 0.0) for step in trained)),
+            first_accuracy=accuracies[0] if accuracies else None,
+            last_accuracy=accuracies[-1] if accuracies else None,
+        )
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary in a run folder; empty where there is none yet."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def newest_step(checkpointer: Any) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    path = checkpointer.get_latest_checkpoint_path()
+    return int(Path(path).name.removeprefix("step_")) if path else 0
+
+
+def carry_tokenizer(checkpointer: Any, tokenizer: Any) -> None:
+    """Lets every checkpoint hold the tokenizer, its chat template included.
+
+    NeMo-RL asks its policy workers to save it, and the Megatron-Core one does not
+    (megatron_policy_worker.py: save_checkpoint takes `tokenizer_path` as any other keyword): what
+    is not there when a checkpoint is whole is saved here.
+    """
+    finalize = checkpointer.finalize_checkpoint
+
+    def finalize_with_tokenizer(checkpoint_path: Any) -> Any:
+        folder = Path(checkpoint_path) / "policy" / "tokenizer"
+        if not folder.is_dir():
+            tokenizer.save_pretrained(str(folder))
+        return finalize(checkpoint_path)
+
+    checkpointer.finalize_checkpoint = finalize_with_tokenizer
+
+
+def save_last_step(arguments: Mapping[str, Any], loader: Any, steps: int) -> None:
+    """Saves the policy after `steps` steps, as `grpo_train` does (nemo_rl/algorithms/grpo.py).
+
+    `arguments` are the trainer's. Nothing was measured after the last step, so the checkpoint has
+    no metric to be ranked by; a run that is given more epochs goes on with the next one.
+    """
+    policy, checkpointer, master = (
+        arguments[name] for name in ("policy", "checkpointer", "master_config")
+    )
+    state = arguments["grpo_save_state"]
+    rows = (steps - state["total_steps"]) * master.grpo["num_prompts_per_step"]
+    state["consumed_samples"] += rows
+    state |= {
+        "total_steps": steps,
+        "current_step": 0,
+        "current_epoch": master.grpo["max_num_epochs"],
+    }
+    for name in ("val_reward", master.checkpointing["metric_name"]):
+        state.pop(name, None)
+    policy.prepare_for_training()
+    folder = checkpointer.init_tmp_checkpoint(steps, state, master)
+    weights, optimizer, tokenizer = (
+        os.path.join(folder, "policy", name) for name in ("weights", "optimizer", "tokenizer")
+    )
+    policy.save_checkpoint(
+        weights_path=weights,
+        optimizer_path=optimizer if checkpointer.save_optimizer else None,
+        tokenizer_path=tokenizer,
+        checkpointing_cfg=master.checkpointing,
+    )
+    torch.save(loader.state_dict(), os.path.join(folder, "train_dataloader.pt"))
+    checkpointer.finalize_checkpoint(folder)
