@@ -225,12 +225,12 @@ def test_the_log_has_the_projects_names(ray_cluster, policy_folder, tmp_path):
         "grpo.max_num_steps=1",
         "grpo.val_at_start=true",
     )
-    nemo_runs.train(config)
+    seen = nemo_runs.train(config)
     [validated] = nemo_runs.metrics(tmp_path / "run", "val")
     conditioned = validated["val/draft_conditioned_accuracy"]
-    assert 0 < conditioned <= 1 and conditioned * 16 * 4 == pytest.approx(
-        round(conditioned * 16 * 4)
-    )
+    refined = [group for rollout in seen.rollouts[0] for group in rollout.refinements]
+    right = [score.correct for group in refined for score in group.scores]
+    assert len(right) == 16 * 4 and conditioned == pytest.approx(sum(right) / len(right))
     assert validated["val/transfer_gap"] == pytest.approx(conditioned - validated["val/accuracy"])
     [logged] = nemo_runs.metrics(tmp_path / "run")
     assert set(logged) >= {

@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import nemo_source
 import pytest
@@ -48,7 +49,7 @@ def _rows(config, step):
 
     from igrpo_nemo.nemo import data
 
-    folder = launch.Path(config.logger.log_dir)
+    folder = Path(config.logger.log_dir)
     tokenizer = get_tokenizer({"name": config.policy.model_name})
     builder, scorer = core.prompt_builder(config, tokenizer), core.scorer_of(config)
     rows = data._rows(folder / "problems" / "train.jsonl", "question", "answer")

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,10 @@ pytestmark = pytest.mark.timeout(600)
 EXPERIMENT = "table1_openmath_nemotron_14b_igrpo"
 SAMPLES = {"aime24": 3, "amc23": 2}
 ROWS = {"aime24": 30, "amc23": 40}
+# A disk for the checkpoints of 14B parameters, which the machine of the tests need not have.
+DISK = "import shutil\nfull = shutil.disk_usage\n" + (
+    "shutil.disk_usage = lambda path: full(path)._replace(free=10**13)\n"
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,12 @@ def cluster(tmp_path, skills) -> Cluster:
     (tmp_path / "slurm_a100.yaml").write_text(yaml.safe_dump(profile))
     for name, rows in ROWS.items():
         write_problems(tmp_path / "data", name, [str(i) for i in range(rows)])
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "sitecustomize.py").write_text(DISK)
     env = {
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path / "disk"),
         "NEMO_SKILLS_ENV": str(skills.bin.parent),
         "HF_TOKEN": "hf_" + "s" * 30,
         "OMP_NUM_THREADS": "1",
@@ -267,7 +274,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster):
 
 def test_without_nemo_skills_the_plan_still_shows_the_other_stages(cluster):
     env = {**cluster.env, "NEMO_SKILLS_ENV": str(cluster.folder)}
-    parts = sections(Cluster(cluster.folder, env).chain("--dry-run"))
+    parts = sections(replace(cluster, env=env).chain("--dry-run"))
     assert list(parts) == ["train", "convert", "evaluate", "compare"]
     assert "# not composed: NEMO_SKILLS_ENV" in parts["evaluate"]
     assert "# temperature: 0.6" in parts["evaluate"]
