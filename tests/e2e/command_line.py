@@ -76,7 +76,7 @@ class CommandLine:
 
     def __call__(self, *words: str, code: int = 0) -> Done:
         process = self.start(*words)
-        output = process.communicate(timeout=240)
+        output = process.communicate(timeout=500)
         done = Done(process.returncode, *output)
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

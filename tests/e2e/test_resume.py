@@ -63,7 +63,7 @@ def test_a_signal_saves_and_exits_75(process, uninterrupted, number):
     run = process.folder / "run"
     wait_for_steps(running, run, 1)
     running.send_signal(number)
-    output, errors = running.communicate(timeout=120)
+    output, errors = running.communicate(timeout=500)
     assert running.returncode == 75, output + errors
     assert "run again to continue" in output
     process("train", *SMALL, "logger.log_dir=run")

@@ -399,7 +399,7 @@ def saver():
         return int(process.stdout.readline())
 
     def outcome() -> int:
-        ready, _, _ = select.select([process.stdout], [], [], 60)
+        ready, _, _ = select.select([process.stdout], [], [], 240)
         assert ready, "the saving process hangs"
         return int(process.stdout.readline())
 
