@@ -20,8 +20,8 @@ from typing import NoReturn
 
 from igrpo_nemo.errors import UserError
 
-DONE, NO, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
-"""Exit codes: done; a check said no; bad input; stopped with its state saved; Ctrl-C."""
+DONE, NO, STOPPED, INTERRUPTED = 0, 1, 75, 130
+"""Exit codes: done; a check said no; stopped with its state saved; Ctrl-C. An error has its own."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ def exit_code(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | N
             return main(words)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return INTERRUPTED

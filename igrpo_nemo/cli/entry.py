@@ -28,7 +28,6 @@ COMMANDS: tuple[Command, ...] = (
     keys.COMMAND,
 )
 
-EXIT_USER_ERROR = 2
 EXIT_FAILURE = 1
 EXIT_SIGINT = 130
 EXIT_PIPE = 141
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as stop:  # argparse, after --help and --version
             return stop.code if isinstance(stop.code, int) else 0
         except UserError as error:
-            return _fail(arguments, error, str(error), EXIT_USER_ERROR)
+            return _fail(arguments, error, str(error), error.exit_code)
         except KeyboardInterrupt as error:
             return _fail(arguments, error, "interrupted", EXIT_SIGINT)
         except BrokenPipeError:

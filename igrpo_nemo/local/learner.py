@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.errors import UserError
+from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.local.optimizer import restore_training
 from igrpo_nemo.local.packing import LogprobBatch, completion_logprobs, split_micro_batches
 from igrpo_nemo.objectives.advantage import group_advantages
@@ -84,7 +84,8 @@ class Learner:
         nothing is learned. The schedule advances by `updates`, which it was laid out for, however
         many rows there were.
 
-        Raises UserError where loss or gradient is not finite; nothing is learned from it.
+        Raises `NonFiniteError` where a log-prob, the loss or the gradient is not finite, before
+        the optimizer step that it would shape.
         """
         advantages = self._advantages(rows) if rows else []
         if self.config.grpo.overlong_filtering:
@@ -196,21 +197,17 @@ class Learner:
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.policy.max_grad_norm or float("inf")
         )
-        if not math.isfinite(grad_norm):
-            raise UserError(
-                f"the gradient is not finite (norm {float(grad_norm)}): the policy has diverged; "
-                "begin anew with a smaller policy.optimizer.kwargs.lr or policy.max_grad_norm"
-            )
-        lr = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
         result = {
             **finish_metrics(parts),
             "grad_norm": float(grad_norm),
-            "lr": lr,
             "entropy/sampled": sampled / normalizer.num_tokens,
         }
+        _check_finite(result)
+        lr = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        result["lr"] = lr
         if self.config.igrpo.entropy.exact:
             result["entropy/exact"] = exact / normalizer.num_tokens
         return result
@@ -226,6 +223,14 @@ class Learner:
             ):
                 result[i] = logprobs_T[:length].clone()
         return result
+
+
+def _check_finite(metrics: Mapping[str, float]) -> None:
+    """Raises `NonFiniteError` for an optimizer step that must not be taken."""
+    named = {"entropy/sampled": "mean log-prob", "loss": "loss", "grad_norm": "gradient's norm"}
+    for key, name in named.items():
+        if not math.isfinite(metrics[key]):
+            raise NonFiniteError(f"the {name} is {metrics[key]}")
 
 
 def _padded(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from igrpo_nemo.errors import UserError
+from igrpo_nemo.errors import NonFiniteError, UserError
 from igrpo_nemo.local.cached_decoder import CachedBatch
 from igrpo_nemo.local.fused.decoder import can_fuse
 from igrpo_nemo.local.fused.decoding import FusedDecoder
@@ -219,9 +219,8 @@ class Sampler:
             step += 1
             logprobs = logprobs_R.tolist()
             if not all(map(math.isfinite, logprobs)):
-                raise UserError(
-                    "the model's logits are not finite: its weights are damaged, or training has "
-                    "diverged (begin anew with a smaller policy.optimizer.kwargs.lr)"
+                raise NonFiniteError(
+                    "the model's logits are not finite: its weights are damaged, or have diverged"
                 )
             kept = self._extend(live, tokens_R.tolist(), logprobs, call)
             if len(kept) < len(live):

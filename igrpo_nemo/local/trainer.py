@@ -16,6 +16,7 @@ from itertools import count
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.data.order import Position
+from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.local.answers import validate
 from igrpo_nemo.local.batch import Batch, Draw, collect_batch, shape_rows
 from igrpo_nemo.local.checkpoint import capture_rng
@@ -23,6 +24,7 @@ from igrpo_nemo.local.costs import Stopwatch, counted, performance, process_seco
 from igrpo_nemo.local.interrupt import EXIT_INTERRUPTED, InterruptFlag, TimeLimit
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.parts import Parts, open_parts
+from igrpo_nemo.local.probe import PolicyProbe
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampling import sampling_params
 from igrpo_nemo.metrics import rollout_metrics
@@ -39,19 +41,16 @@ def train(config: Config) -> int:
     """Trains as configured, resuming the run folder's newest intact checkpoint.
 
     Returns 0 when the last step is done and 75 when a signal, the stop file or the time limit
-    stopped the run with its state saved. Raises `UserError` for input that cannot be used.
+    stopped the run with its state saved. Raises `UserError` for input that cannot be used, and
+    `NonFiniteError` where the policy diverges, before anything of that step is saved.
     """
     stop_file = StopFile.of()
     with InterruptFlag(stop_file=stop_file) as interrupt, open_parts(config) as parts:
         trainer = Trainer(parts, interrupt)
         try:
-            trainer.run()
-        except StopRequested:
-            trainer.save()
-            parts.console.note(f"stopped after step {trainer.state.step}; run again to continue")
-            return EXIT_INTERRUPTED
-        trainer.finish()
-        return 0
+            return trainer.run_to_its_end()
+        except NonFiniteError as error:
+            raise NonFiniteError(trainer.where_it_diverged(error)) from error
 
 
 class Trainer:
@@ -76,17 +75,37 @@ class Trainer:
             on_stage=self._on_stage,
         )
         parts.learner.between_micro_batches = self._stop_if_asked
+        self.probe = PolicyProbe(
+            parts.sampler,
+            parts.environment.prompts.question(parts.problems[0]).token_ids,
+            temperature=self.config.policy.generation.temperature,
+            packed=self.config.policy.sequence_packing.enabled,
+        )
+        self.at_step = parts.state.step
+
+    def run_to_its_end(self) -> int:
+        """`run`, with what it leaves behind; returns the exit code."""
+        try:
+            self.run()
+        except StopRequested:
+            self.save()
+            self.parts.console.note(f"stopped after step {self.state.step}; run again to continue")
+            return EXIT_INTERRUPTED
+        self.finish()
+        return 0
 
     def run(self) -> None:
         """Algorithm 1, from the current state to the last step."""
         parts, grpo = self.parts, self.config.grpo
         if self.state.step < parts.total_steps:
             parts.folder.unmark_finished()
+            self.probe.check_agreement()
         if self.state.step == 0 and grpo.val_at_start and not parts.resumed:
             self._validate()
         self.watch.lap()
         while self.state.step < parts.total_steps:
             self._stop_if_asked()
+            self.at_step = self.state.step + 1
             batch = self._roll_out()
             if batch is None:
                 self._end_with_data()
@@ -190,10 +209,15 @@ class Trainer:
         self.state = replace(self.state, extra=extra)
 
     def save(self) -> None:
-        """Saves the state between two steps, unless this very state is on disk already."""
+        """Saves the state between two steps, unless this very state is on disk already.
+
+        Every checkpoint is a good one: a policy that has diverged is not saved, and so removes none
+        from those that are kept.
+        """
         parts, step = self.parts, self.state.step
         if parts.store is None or step == self.saved_step:
             return
+        self.probe.check_finite()
         earlier = self.earlier_seconds + process_seconds()
         with self.watch("checkpoint"):
             parts.store.save(
@@ -219,6 +243,20 @@ class Trainer:
         self.parts.console.note(
             f"done: {self.state.step} steps, {summary['seconds']:.0f} s, held-out accuracy "
             f"{start} -> {end}; results in {self.parts.folder.path}"
+        )
+
+    def where_it_diverged(self, error: NonFiniteError) -> str:
+        """The line for the user: the step, and what to begin anew from."""
+        store = self.parts.store
+        newest = None if store is None else store.latest()
+        if newest is None:
+            return f"step {self.at_step}: {error}; no checkpoint was saved before it"
+        if self.at_step == self.saved_step:
+            return f"{newest}: {error}; remove it, and the run goes on from the checkpoint before"
+        return (
+            f"step {self.at_step}: {error}; the last good checkpoint is {newest}: begin a new run "
+            f"from policy.model_name={newest / 'model'} with a smaller policy.optimizer.kwargs.lr "
+            "or policy.max_grad_norm"
         )
 
     def _on_stage(self, stage: Stage, done: int, total: int) -> None:

@@ -11,7 +11,7 @@ import tiny_runs
 import torch
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.errors import UserError
+from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
@@ -61,11 +61,11 @@ def configured(**values):
     return config
 
 
-def learner_of(model, **values):
+def learner_of(model, reference=None, **values):
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    return Learner(model, optimizer, scheduler, configured(**values))
+    return Learner(model, optimizer, scheduler, configured(**values), reference=reference)
 
 
 def weights(model):
@@ -154,12 +154,25 @@ def test_every_rollout_takes_the_updates_that_the_schedule_counts_on(initial, ro
     assert sum(sizes) == count and (not sizes or max(sizes) - min(sizes) <= 1)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_and_changes_nothing(initial, rows):
-    learner = learner_of(initial)
-    with torch.no_grad():
-        next(learner.model.parameters())[5] = torch.inf
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("weight", "mean log-prob is nan"),
+        ("reference", "loss is nan"),
+        ("gradient", "gradient's norm is inf"),
+    ],
+)
+def test_what_is_not_finite_ends_the_run_and_changes_nothing(initial, rows, damage, named):
+    reference = copy.deepcopy(initial)
+    learner = learner_of(initial, reference, loss_fn__reference_policy_kl_penalty=0.1)
+    first = next((reference if damage == "reference" else learner.model).parameters())
+    if damage == "gradient":
+        first.register_hook(lambda grad: grad * torch.inf)
+    else:
+        with torch.no_grad():
+            first[5] = torch.inf
     before = weights(learner.model)
-    with pytest.raises(UserError, match="the gradient is not finite .*policy.optimizer.kwargs.lr"):
+    with pytest.raises(NonFiniteError, match=named):
         learner.update(rows)
     assert torch.equal(weights(learner.model), before)
 
