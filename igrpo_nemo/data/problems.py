@@ -38,6 +38,7 @@ from igrpo_nemo.types import Problem
 _FILE_NAMES = ("jsonl", "ResponseDataset")
 _DROP_REASONS = {
     Reason.NO_ANSWER: "no_answer",
+    Reason.NO_REFERENCE: "no_reference",
     Reason.TOO_LONG: "answer_too_long",
     Reason.UNPARSEABLE: "answer_unparseable",
     Reason.MISMATCH: "answer_not_self_equal",

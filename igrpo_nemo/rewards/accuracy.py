@@ -19,6 +19,7 @@ from typing import Any
 
 from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer
 from igrpo_nemo.rewards.literal import Literal, read_literal, same_number
+from igrpo_nemo.rewards.reference import is_missing_reference
 from igrpo_nemo.rewards.refute import refuted
 
 
@@ -38,6 +39,8 @@ class Reason(StrEnum):
     """The comparison met its time or memory limit, or the group's deadline."""
     TOO_LONG = "too_long"
     """The answer (or the reference) is longer than `max_answer_chars`."""
+    NO_REFERENCE = "no_reference"
+    """The reference is empty or says that there is none (`NaN`): nothing is equal to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +256,13 @@ def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Re
     """Whether a reference answer can serve as one. May hang: run it in the pool.
 
     MATCH where mathematics is read from it and math-verify finds it equal to itself, MISMATCH
-    where it does not, NO_ANSWER for an empty one, TOO_LONG, UNPARSEABLE where nothing can be read:
-    it would be a silent constant reward.
+    where it does not, NO_ANSWER for an empty one, NO_REFERENCE for `NaN` and the like, TOO_LONG,
+    UNPARSEABLE where nothing can be read: it would be a silent constant reward.
     """
     if not gold.strip():
         return Reason.NO_ANSWER
+    if is_missing_reference(gold):
+        return Reason.NO_REFERENCE
     if len(gold) > settings.max_answer_chars:
         return Reason.TOO_LONG
     if not settings.verbatim and read_literal(gold.strip()) is not None:
@@ -349,6 +354,8 @@ def find_answer(
     truncated: bool = False,
 ) -> str | Verdict:
     """The extracted answer, or the verdict where there is none that may be compared."""
+    if is_missing_reference(gold):
+        return Verdict(Reason.NO_REFERENCE)
     answer = extract_answer(
         text,
         settings.answer_format,
