@@ -34,7 +34,7 @@ from igrpo_nemo.cluster.stage import (
     script_text,
     submit_stage,
 )
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import check_same
 from igrpo_nemo.evaluation.skills.cluster_yaml import sbatch_options

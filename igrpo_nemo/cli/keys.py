@@ -11,7 +11,7 @@ from igrpo_nemo.cli.command import Command
 from igrpo_nemo.errors import UserError
 
 if TYPE_CHECKING:
-    from igrpo_nemo.config.keys import Key
+    from igrpo_nemo.config.schema import Key
 
 EXAMPLES = """\
   igrpo keys
@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, prefixes: Sequence[str]) -> int:
-    from igrpo_nemo.config.keys import all_keys, nearest_key
+    from igrpo_nemo.config.schema import all_keys, nearest_key
 
     keys = list(all_keys())
     for prefix in prefixes:

@@ -59,8 +59,8 @@ def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | No
     Both are as the run will have them where the number of problems is known without the data.
     """
     from igrpo_nemo.config import RolloutBudget, with_problems
-    from igrpo_nemo.config.keys import unread
     from igrpo_nemo.config.origins import annotated_yaml, origins_of
+    from igrpo_nemo.config.schema import unread
     from igrpo_nemo.run.problems import expected_problems
 
     problems = expected_problems(config)

@@ -18,7 +18,7 @@ from pathlib import Path
 from igrpo_nemo.cluster.client import Job
 from igrpo_nemo.cluster.site import VARIABLES
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.site_keys import Site, time_in_seconds
+from igrpo_nemo.config.igrpo_keys import Site, time_in_seconds
 from igrpo_nemo.errors import UserError
 
 LOGS = "slurm"

@@ -31,7 +31,7 @@ from igrpo_nemo.cluster.job import (
 from igrpo_nemo.cluster.site import site_profile
 from igrpo_nemo.cluster.worker_environments import check_worker_environments
 from igrpo_nemo.config import Config, load_config
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.rewards.judge import judge_problems

@@ -14,7 +14,7 @@ from typing import Any
 from igrpo_nemo.cluster.job import absolute
 from igrpo_nemo.cluster.site import VARIABLES
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
 

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
 LOCAL_PROFILE = "cluster.local.yaml"

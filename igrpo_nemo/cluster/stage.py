@@ -15,7 +15,7 @@ from pathlib import Path
 
 from igrpo_nemo.cluster.client import submit
 from igrpo_nemo.cluster.job import LOGS, job_name, sbatch_environment
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
 HOST_PATHS = (

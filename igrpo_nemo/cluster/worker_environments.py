@@ -14,7 +14,7 @@ from pathlib import Path
 
 from igrpo_nemo.cluster.job import absolute
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
 FOLDER = "NEMO_RL_VENV_DIR"

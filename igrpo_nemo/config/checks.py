@@ -10,41 +10,42 @@ from typing import Any
 
 from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
 from igrpo_nemo.config.schema import Config
-from igrpo_nemo.config.section import at
+from igrpo_nemo.config.section import at, shown
 from igrpo_nemo.errors import UserError
 
 Check = Callable[[Config], Iterator[str]]
 
-LOCAL_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "grpo.max_rollout_turns": (1,),
-    "grpo.async_grpo.enabled": (False,),
-    "grpo.adv_estimator.name": ("grpo",),
-    "grpo.advantage_clip_low": (),
-    "grpo.advantage_clip_high": (),
-    "grpo.seq_logprob_error_threshold": (),
-    "grpo.invalid_tool_call_advantage": (),
-    "grpo.malformed_thinking_advantage": (),
-    "loss_fn.use_on_policy_kl_approximation": (False,),
-    "loss_fn.truncated_importance_sampling_type": (),
-    "loss_fn.force_on_policy_ratio": (False,),
-    "loss_fn.use_kl_in_reward": (False,),
-    "loss_fn.use_cispo": (False,),
-    "loss_fn.disable_ppo_ratio": (False,),
-    "loss_fn.positive_example_nll_weight": (0.0,),
-    "policy.megatron_cfg.peft.enabled": (False,),
-    "policy.dtensor_cfg.lora_cfg.enabled": (False,),
-    "data.use_multiple_dataloader": (False,),
-    "data.custom_dataloader": (),
-    "cluster.num_nodes": (1,),
+LOCAL_NEUTRAL: dict[str, Any] = {
+    "grpo.max_rollout_turns": 1,
+    "grpo.async_grpo.enabled": False,
+    "grpo.adv_estimator.name": "grpo",
+    "grpo.advantage_clip_low": None,
+    "grpo.advantage_clip_high": None,
+    "grpo.seq_logprob_error_threshold": None,
+    "grpo.invalid_tool_call_advantage": None,
+    "grpo.malformed_thinking_advantage": None,
+    "loss_fn.use_on_policy_kl_approximation": False,
+    "loss_fn.truncated_importance_sampling_type": None,
+    "loss_fn.force_on_policy_ratio": False,
+    "loss_fn.use_kl_in_reward": False,
+    "loss_fn.use_cispo": False,
+    "loss_fn.disable_ppo_ratio": False,
+    "loss_fn.positive_example_nll_weight": 0.0,
+    "policy.megatron_cfg.peft.enabled": False,
+    "policy.dtensor_cfg.lora_cfg.enabled": False,
+    "data.use_multiple_dataloader": False,
+    "data.custom_dataloader": None,
+    "cluster.num_nodes": 1,
 }
-"""NeMo-RL keys that change the method and that the local engine lacks, with the values (beside
-null) that leave it unchanged."""
+"""NeMo-RL keys that change the method and that the local engine lacks, with the value (beside
+null) that leaves it unchanged."""
 
 
 def check(config: Config) -> None:
     """Raises `UserError` with the first contradiction in a derived config."""
-    for message in (message for each in CHECKS for message in each(config)):
-        raise UserError(message)
+    for each in CHECKS:
+        for message in each(config):
+            raise UserError(message)
 
 
 def _nemo_keys(config: Config) -> Iterator[str]:
@@ -53,10 +54,6 @@ def _nemo_keys(config: Config) -> Iterator[str]:
         near = nearest_name(path)
         hint = f"did you mean {near}?" if near else "NeMo-RL 0.7.0 does not know it: leave it out"
         yield f"unknown key {path}: {hint}"
-
-
-def _feedback(config: Config) -> Iterator[str]:
-    yield from config.feedback.problems()
 
 
 def _lengths(config: Config) -> Iterator[str]:
@@ -215,29 +212,23 @@ def _local_engine(config: Config) -> Iterator[str]:
     values = config.to_dict()
     for path, neutral in LOCAL_NEUTRAL.items():
         value = at(values, path)
-        if value is not None and value not in neutral:
-            fine = str(neutral[0]).lower() if neutral else "null"
-            yield f"{path}={str(value).lower()} is not known to engine local: set it to {fine}"
+        if value is not None and value != neutral:
+            yield f"{path}={shown(value)} is not known to engine local: set it to {shown(neutral)}"
     if config.cluster.gpus_per_node > 1:
         yield (
             f"cluster.gpus_per_node={config.cluster.gpus_per_node}: engine local uses one GPU at "
             "most: set it to 1"
         )
-
-
-def _local_overlap(config: Config) -> Iterator[str]:
-    """An option that the embedded engine knew, and that saved no time there."""
-    igrpo = config.igrpo
-    if igrpo.engine == "local" and igrpo.draft_prefetch != "off":
+    if config.igrpo.draft_prefetch != "off":
         yield (
-            f"igrpo.draft_prefetch={igrpo.draft_prefetch} is gone from engine local, where it "
-            "saved no time: leave it out (engine nemo_rl has it)"
+            f"igrpo.draft_prefetch={config.igrpo.draft_prefetch} is gone from engine local, where "
+            "it saved no time: leave it out (engine nemo_rl has it)"
         )
 
 
 CHECKS: tuple[Check, ...] = (
     _nemo_keys,
-    _feedback,
+    lambda config: config.feedback.problems(),
     _lengths,
     _objective,
     _sampling,
@@ -246,5 +237,4 @@ CHECKS: tuple[Check, ...] = (
     _validation,
     _model,
     _local_engine,
-    _local_overlap,
 )

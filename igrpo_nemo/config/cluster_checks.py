@@ -18,6 +18,7 @@ from igrpo_nemo.config.machines import (
     replicas,
 )
 from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.section import shown
 
 COLOCATED = "policy.generation.colocated"
 VLLM = "policy.generation.vllm_cfg"
@@ -38,16 +39,15 @@ def cluster_problems(config: Config) -> list[str]:
 
 
 def _backend(config: Config) -> Iterator[str]:
-    megatron, dtensor = config.policy.megatron_cfg or {}, config.policy.dtensor_cfg or {}
-    if megatron.get("enabled") and dtensor.get("enabled"):
+    enabled = [
+        bool((cfg or {}).get("enabled"))
+        for cfg in (config.policy.megatron_cfg, config.policy.dtensor_cfg)
+    ]
+    if sum(enabled) != 1:
+        works = "dtensor_cfg.enabled=false" if all(enabled) else "megatron_cfg.enabled=true"
         yield (
             "exactly one of policy.megatron_cfg.enabled and policy.dtensor_cfg.enabled is true: "
-            "set policy.dtensor_cfg.enabled=false"
-        )
-    if not megatron.get("enabled") and not dtensor.get("enabled"):
-        yield (
-            "exactly one of policy.megatron_cfg.enabled and policy.dtensor_cfg.enabled is true: "
-            "set policy.megatron_cfg.enabled=true"
+            f"set policy.{works}"
         )
     backend = config.policy.generation.backend
     if backend not in ("vllm", "sglang", "megatron"):
@@ -72,14 +72,10 @@ def _machines(config: Config) -> Iterator[str]:
     share, key = resources.get("gpus_per_node"), f"{COLOCATED}.resources"
     if nodes == 1:
         if not share or share >= gpus:
+            several = f"{key}.gpus_per_node={gpus // 2}"
             yield (
-                f"no GPU is left for training: {key}.gpus_per_node={_text(share)} of one node's "
-                f"{gpus} generate; "
-                + (
-                    f"set {key}.gpus_per_node={gpus // 2}"
-                    if gpus > 1
-                    else f"set {COLOCATED}.enabled=true"
-                )
+                f"no GPU is left for training: {key}.gpus_per_node={shown(share)} of one node's "
+                f"{gpus} generate; set {several if gpus > 1 else f'{COLOCATED}.enabled=true'}"
             )
         elif resources.get("num_nodes") not in (None, 1):
             yield (
@@ -91,12 +87,12 @@ def _machines(config: Config) -> Iterator[str]:
     if not 0 < count < nodes:
         left = "no GPU is left for training" if count >= nodes else "no GPU is left to generate"
         yield (
-            f"{left}: {key}.num_nodes={_text(resources.get('num_nodes'))} of "
+            f"{left}: {key}.num_nodes={shown(resources.get('num_nodes'))} of "
             f"cluster.num_nodes={nodes}; set {key}.num_nodes=1"
         )
     elif share != gpus:
         yield (
-            f"{key}.gpus_per_node={_text(share)}, but with several nodes whole ones generate: "
+            f"{key}.gpus_per_node={shown(share)}, but with several nodes whole ones generate: "
             f"set {key}.gpus_per_node={gpus}"
         )
 
@@ -140,7 +136,7 @@ def _batch(config: Config) -> Iterator[str]:
     if parallel(config).tensor >= 4 and not config.loss_fn.force_on_policy_ratio:
         if policy.logprob_batch_size != micro:
             yield (
-                f"policy.logprob_batch_size={_text(policy.logprob_batch_size)}: tensor parallelism "
+                f"policy.logprob_batch_size={shown(policy.logprob_batch_size)}: tensor parallelism "
                 f"of 4 and more needs policy.train_micro_batch_size's {micro}; set "
                 f"policy.logprob_batch_size={micro}"
             )
@@ -306,7 +302,7 @@ def _checkpoints(config: Config) -> Iterator[str]:
     # NeMo-RL reads `_v2` with Megatron too.
     if dtensor.get("_v2") and saved.model_save_format not in ("safetensors", "torch_save"):
         yield (
-            f"{key}={_text(saved.model_save_format)} with policy.dtensor_cfg._v2=true is none of "
+            f"{key}={shown(saved.model_save_format)} with policy.dtensor_cfg._v2=true is none of "
             f"safetensors, torch_save: set {key}=safetensors"
         )
     elif not dtensor.get("_v2") and saved.model_save_format is not None:
@@ -314,7 +310,3 @@ def _checkpoints(config: Config) -> Iterator[str]:
             f"{key}={saved.model_save_format} is for policy.dtensor_cfg._v2=true alone, without it "
             f"NeMo-RL refuses to save: set {key}=null"
         )
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from igrpo_nemo.config.cluster_checks import cluster_problems
-from igrpo_nemo.config.keys import all_keys, unread
 from igrpo_nemo.config.nemo_schema import open_key_problems
-from igrpo_nemo.config.schema import Config
-from igrpo_nemo.config.section import at
+from igrpo_nemo.config.schema import Config, all_keys, unread
+from igrpo_nemo.config.section import at, shown
 from igrpo_nemo.errors import UserError
 
 NEMO_ADVANTAGE_DELTA = 1e-6
@@ -24,6 +23,21 @@ NEMO_ADVANTAGE_DELTA = 1e-6
 
 ADVANTAGE_ESTIMATORS = ("grpo", "gdpo", "reinforce_plus_plus")
 TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
+CISPO_NEEDS: dict[str, Any] = {
+    "disable_ppo_ratio": False,
+    "force_on_policy_ratio": False,
+    "sequence_level_importance_ratios": False,
+    "ratio_clip_c": None,
+    "token_level_loss": True,
+}
+NOT_ASYNC = (
+    "grpo.use_dynamic_sampling",
+    "grpo.reward_scaling.enabled",
+    "grpo.reward_shaping.enabled",
+    "data.use_multiple_dataloader",
+    "data_plane.enabled",
+)
+"""What `examples/run_grpo.py` rejects beside `grpo.async_grpo.enabled`; `setup()` does not."""
 
 
 def check_launch(config: Config) -> None:
@@ -106,20 +120,10 @@ def _loss(config: Config) -> Iterator[str]:
             "per rollout: the ratio is 1 in the first alone; set "
             "loss_fn.force_on_policy_ratio=false"
         )
-    if loss.use_cispo:
-        blocked = {
-            "loss_fn.disable_ppo_ratio": (bool(loss.disable_ppo_ratio), "false"),
-            "loss_fn.force_on_policy_ratio": (bool(loss.force_on_policy_ratio), "false"),
-            "loss_fn.sequence_level_importance_ratios": (
-                loss.sequence_level_importance_ratios,
-                "false",
-            ),
-            "loss_fn.ratio_clip_c": (loss.ratio_clip_c is not None, "null"),
-            "loss_fn.token_level_loss": (not loss.token_level_loss, "true"),
-        }
-        for key, (wrong, value) in blocked.items():
-            if wrong:
-                yield f"loss_fn.use_cispo=true excludes this {key}: set {key}={value}"
+    for name, works in CISPO_NEEDS.items() if loss.use_cispo else ():
+        if (getattr(loss, name) or None) != (works or None):
+            key = f"loss_fn.{name}"
+            yield f"loss_fn.use_cispo=true excludes this {key}: set {key}={shown(works)}"
     yield from _truncated_importance_sampling(config)
     if loss.sequence_level_importance_ratios and loss.use_importance_sampling_correction:
         # NeMo-RL issue 2269: the weight of a row is the product of its tokens' ratios.
@@ -156,28 +160,23 @@ def _truncated_importance_sampling(config: Config) -> Iterator[str]:
 
 
 def _overlap(config: Config) -> Iterator[str]:
-    igrpo = config.igrpo
+    igrpo, plane = config.igrpo, at(config.to_dict(), "data_plane.enabled")
     if not config.feedback.two_stage:
         return
     if igrpo.draft_prefetch != "off":
+        fused = "igrpo.draft_prefetch=fused"
         if config.feedback.trains_drafts:
             yield (
-                "igrpo.draft_prefetch=fused samples drafts one step early, too old to be trained "
-                "on: igrpo.train_stages must be [refine]"
+                f"{fused} samples drafts one step early, too old to be trained on: "
+                "igrpo.train_stages must be [refine]"
             )
         if config.data.use_multiple_dataloader:
-            yield (
-                "igrpo.draft_prefetch=fused looks one batch ahead: set "
-                "data.use_multiple_dataloader=false"
-            )
+            yield f"{fused} looks one batch ahead: set data.use_multiple_dataloader=false"
         if is_async_training(config):
-            yield (
-                "igrpo.draft_prefetch=fused is of no use with grpo.async_grpo: set "
-                "igrpo.draft_prefetch=off"
-            )
-        if (config.data_plane or {}).get("enabled"):
-            yield "igrpo.draft_prefetch=fused holds the batch itself: set data_plane.enabled=false"
-    if igrpo.val_draft_conditioned and (config.data_plane or {}).get("enabled"):
+            yield f"{fused} is of no use with grpo.async_grpo: set igrpo.draft_prefetch=off"
+        if plane:
+            yield f"{fused} holds the batch itself: set data_plane.enabled=false"
+    if igrpo.val_draft_conditioned and plane:
         yield (
             "igrpo.val_draft_conditioned=true: the data plane keeps what an actor validates, set "
             "data_plane.enabled=false"
@@ -185,54 +184,39 @@ def _overlap(config: Config) -> Iterator[str]:
 
 
 def _async_training(config: Config) -> Iterator[str]:
-    """What upstream's example script rejects; `setup()` does not."""
-    grpo = config.grpo
     if not is_async_training(config):
         return
-    unsupported: dict[str, Any] = {
-        "grpo.use_dynamic_sampling": grpo.use_dynamic_sampling,
-        "grpo.reward_scaling.enabled": grpo.reward_scaling.enabled,
-        "grpo.reward_shaping.enabled": grpo.reward_shaping.enabled,
-        "data.use_multiple_dataloader": config.data.use_multiple_dataloader,
-        "data_plane.enabled": (config.data_plane or {}).get("enabled"),
-    }
-    for key, value in unsupported.items():
-        if value:
-            yield (
-                f"{key}=true does not go with grpo.async_grpo.enabled=true: set "
-                "grpo.async_grpo.enabled=false"
-            )
+    values, asked = config.to_dict(), "grpo.async_grpo.enabled=true"
+    for key in NOT_ASYNC:
+        if at(values, key):
+            yield f"{key}=true does not go with {asked}: set grpo.async_grpo.enabled=false"
     if not is_async_rollout(config):
         yield (
-            "grpo.async_grpo.enabled=true needs the asynchronous engine: set "
+            f"{asked} needs the asynchronous engine: set "
             "policy.generation.vllm_cfg.async_engine=true"
         )
     if not config.loss_fn.use_importance_sampling_correction:
         yield (
-            "grpo.async_grpo.enabled=true makes rollouts off-policy: set "
+            f"{asked} makes rollouts off-policy: set "
             "loss_fn.use_importance_sampling_correction=true"
         )
     if (config.policy.generation.colocated or {}).get("enabled", True):
         yield (
-            "grpo.async_grpo.enabled=true needs GPUs that generate alone: set "
-            "policy.generation.colocated.enabled=false"
+            f"{asked} needs GPUs that generate alone: set policy.generation.colocated.enabled=false"
         )
 
 
 def _entropy(config: Config) -> Iterator[str]:
     if not config.igrpo.entropy.exact:
         return
-    generation, megatron = config.policy.generation, config.policy.megatron_cfg or {}
-    dtensor = config.policy.dtensor_cfg or {}
-    contexts = [
-        cfg.get("context_parallel_size", 1) for cfg in (megatron, dtensor) if cfg.get("enabled")
-    ]
+    policy = config.policy
+    sections = [cfg for cfg in (policy.megatron_cfg, policy.dtensor_cfg) if cfg]
     why = None
-    if generation.top_p != 1.0 or generation.top_k is not None:
+    if policy.generation.top_p != 1.0 or policy.generation.top_k is not None:
         why = "trains on filtered log-probs with policy.generation.top_p or top_k"
-    elif any(size > 1 for size in contexts):
+    elif any(cfg.get("enabled") and cfg.get("context_parallel_size", 1) > 1 for cfg in sections):
         why = "splits a sequence over ranks with context_parallel_size above 1"
-    elif config.policy.sequence_packing.fuse_loss:
+    elif policy.sequence_packing.fuse_loss:
         why = "hides the logits with policy.sequence_packing.fuse_loss=true"
     if why:
         yield f"igrpo.entropy.exact=true: NeMo-RL {why}; set igrpo.entropy.exact=false"
@@ -242,5 +226,7 @@ def _unread(config: Config) -> Iterator[str]:
     """Keys of the embedded engine, where ignoring them would change what is measured."""
     known = {key.path: key.default for key in all_keys()}
     for path in unread(config):
-        value, works = at(config.to_dict(), path), known[path]
-        yield f"{path}={value} is not read by engine {config.igrpo.engine}: set {path}={works}"
+        yield (
+            f"{path}={at(config.to_dict(), path)} is not read by engine {config.igrpo.engine}: set "
+            f"{path}={known[path]}"
+        )

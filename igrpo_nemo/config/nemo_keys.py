@@ -32,6 +32,11 @@ Open = dict[str, Any]
 """A mapping whose keys are NeMo-RL's business."""
 
 
+def only(description: str) -> Any:
+    """The field of an `Only` key, absent where nobody sets it."""
+    return Field(default=None, description=description)
+
+
 class RewardShaping(Section):
     """`grpo.reward_shaping`: penalties on long completions (DAPO, arXiv 2503.14476)."""
 
@@ -104,24 +109,25 @@ class GRPO(Section):
     reward_scaling: RewardScaling
     """Linear map of the rewards."""
 
-    max_rollout_turns: Only[int] = None
-    """Turns of a rollout; iGRPO's two stages are one turn each."""
-    async_grpo: Only[Open] = None
-    """Asynchronous training: `enabled`, `max_trajectory_age_steps`, ..."""
-    adv_estimator: Only[Open] = None
-    """Advantage estimator: `name` and its options."""
-    advantage_clip_low: Only[float] = None
-    """Lower clip of the normalised advantages; null is none."""
-    advantage_clip_high: Only[float] = None
-    """Upper clip of the normalised advantages; null is none."""
-    calculate_advantages_on_gpu: Only[bool] = None
-    """Computes advantages on the GPU."""
-    seq_logprob_error_threshold: Only[float] = None
-    """Masks sequences whose two engines' log-probs differ by more; null masks none."""
-    invalid_tool_call_advantage: Only[float] = None
-    """Advantage of invalid tool calls; null leaves it."""
-    malformed_thinking_advantage: Only[float] = None
-    """Advantage of malformed thinking tags; null leaves it."""
+    max_rollout_turns: Only[int] = only("Turns of a rollout; iGRPO's two stages are one turn each.")
+    async_grpo: Only[Open] = only(
+        "Asynchronous training: `enabled`, `max_trajectory_age_steps`, ..."
+    )
+    adv_estimator: Only[Open] = only("Advantage estimator: `name` and its options.")
+    advantage_clip_low: Only[float] = only("Lower clip of the normalised advantages; null is none.")
+    advantage_clip_high: Only[float] = only(
+        "Upper clip of the normalised advantages; null is none."
+    )
+    calculate_advantages_on_gpu: Only[bool] = only("Computes advantages on the GPU.")
+    seq_logprob_error_threshold: Only[float] = only(
+        "Masks sequences whose two engines' log-probs differ by more; null masks none."
+    )
+    invalid_tool_call_advantage: Only[float] = only(
+        "Advantage of invalid tool calls; null leaves it."
+    )
+    malformed_thinking_advantage: Only[float] = only(
+        "Advantage of malformed thinking tags; null leaves it."
+    )
 
 
 class Loss(Section):
@@ -146,26 +152,24 @@ class Loss(Section):
     kl_output_clamp_value: float | None = None
     """Clamp of the KL; null is none, as in Eq. 26."""
 
-    use_on_policy_kl_approximation: Only[bool] = None
-    """Importance-weighted KL estimate."""
-    use_importance_sampling_correction: Only[bool] = None
-    """Corrects for the difference between vLLM and the trainer; the embedded engine has none."""
-    truncated_importance_sampling_type: Only[str] = None
-    """Truncation of that correction: `tis`, `icepop` or `seq-mask-tis`."""
-    truncated_importance_sampling_ratio: Only[float] = None
-    """Its upper bound."""
-    truncated_importance_sampling_ratio_min: Only[float] = None
-    """Its lower bound."""
-    force_on_policy_ratio: Only[bool] = None
-    """Fixes the ratio to 1, which saves a forward pass with one update per rollout."""
-    use_kl_in_reward: Only[bool] = None
-    """KL penalty in the reward instead of the loss."""
-    use_cispo: Only[bool] = None
-    """CISPO's objective (arXiv 2506.13585)."""
-    disable_ppo_ratio: Only[bool] = None
-    """REINFORCE-style surrogate without a ratio."""
-    positive_example_nll_weight: Only[float] = None
-    """Weight of VAPO's likelihood term on correct samples."""
+    use_on_policy_kl_approximation: Only[bool] = only("Importance-weighted KL estimate.")
+    use_importance_sampling_correction: Only[bool] = only(
+        "Corrects for the difference between vLLM and the trainer; the embedded engine has none."
+    )
+    truncated_importance_sampling_type: Only[str] = only(
+        "Truncation of that correction: `tis`, `icepop` or `seq-mask-tis`."
+    )
+    truncated_importance_sampling_ratio: Only[float] = only("Its upper bound.")
+    truncated_importance_sampling_ratio_min: Only[float] = only("Its lower bound.")
+    force_on_policy_ratio: Only[bool] = only(
+        "Fixes the ratio to 1, which saves a forward pass with one update per rollout."
+    )
+    use_kl_in_reward: Only[bool] = only("KL penalty in the reward instead of the loss.")
+    use_cispo: Only[bool] = only("CISPO's objective (arXiv 2506.13585).")
+    disable_ppo_ratio: Only[bool] = only("REINFORCE-style surrogate without a ratio.")
+    positive_example_nll_weight: Only[float] = only(
+        "Weight of VAPO's likelihood term on correct samples."
+    )
 
 
 class Tokenizer(Section):
@@ -178,12 +182,9 @@ class Tokenizer(Section):
     chat_template_kwargs: dict[str, Any] | None = None
     """Passed to the template, `enable_thinking` for instance."""
 
-    audio: Only[Open] = None
-    """Audio processor options."""
-    video: Only[Open] = None
-    """Video processor options."""
-    use_processor: Only[bool] = None
-    """Loads a multimodal processor."""
+    audio: Only[Open] = only("Audio processor options.")
+    video: Only[Open] = only("Video processor options.")
+    use_processor: Only[bool] = only("Loads a multimodal processor.")
 
 
 class OptimizerKwargs(Section):
@@ -220,14 +221,10 @@ class SequencePacking(Section):
     train_mb_tokens: Positive
     """Tokens of a training micro-batch."""
 
-    logprob_mb_tokens: Only[int] = None
-    """Tokens of a log-prob micro-batch."""
-    algorithm: Only[str] = None
-    """Bin packing: `modified_first_fit_decreasing`, ..."""
-    sequence_length_round: Only[int] = None
-    """Lengths are rounded up to a multiple of this."""
-    fuse_loss: Only[bool] = None
-    """Fuses the loss over packed sequences."""
+    logprob_mb_tokens: Only[int] = only("Tokens of a log-prob micro-batch.")
+    algorithm: Only[str] = only("Bin packing: `modified_first_fit_decreasing`, ...")
+    sequence_length_round: Only[int] = only("Lengths are rounded up to a multiple of this.")
+    fuse_loss: Only[bool] = only("Fuses the loss over packed sequences.")
 
 
 class Generation(Section):
@@ -246,26 +243,18 @@ class Generation(Section):
     stop_token_ids: list[int] | None
     """Tokens that end a completion."""
 
-    backend: Only[str] = None
-    """`vllm`, `sglang` or `megatron`."""
-    model_name: Only[str] = None
-    """Written by NeMo-RL."""
-    use_async_rollouts: Only[bool] = None
-    """Per-sample asynchronous rollouts."""
-    port_range_low: Only[int] = None
-    """First port of the inference servers."""
-    port_range_high: Only[int] = None
-    """Last port of the inference servers."""
-    colocated: Only[Open] = None
-    """Whether generation shares the training GPUs, and its `resources` where not."""
-    vllm_cfg: Only[Open] = None
-    """vLLM: parallelism, memory, context, engine."""
-    vllm_kwargs: Only[Open] = None
-    """Passed to vLLM as they are."""
-    sglang_cfg: Only[Open] = None
-    """SGLang's options."""
-    mcore_generation_config: Only[Open] = None
-    """Megatron inference options."""
+    backend: Only[str] = only("`vllm`, `sglang` or `megatron`.")
+    model_name: Only[str] = only("Written by NeMo-RL.")
+    use_async_rollouts: Only[bool] = only("Per-sample asynchronous rollouts.")
+    port_range_low: Only[int] = only("First port of the inference servers.")
+    port_range_high: Only[int] = only("Last port of the inference servers.")
+    colocated: Only[Open] = only(
+        "Whether generation shares the training GPUs, and its `resources` where not."
+    )
+    vllm_cfg: Only[Open] = only("vLLM: parallelism, memory, context, engine.")
+    vllm_kwargs: Only[Open] = only("Passed to vLLM as they are.")
+    sglang_cfg: Only[Open] = only("SGLang's options.")
+    mcore_generation_config: Only[Open] = only("Megatron inference options.")
 
 
 class Policy(Section):
@@ -294,36 +283,31 @@ class Policy(Section):
     generation: Generation
     """Sampling in training."""
 
-    logprob_batch_size: Only[int] = None
-    """Rows of a log-prob micro-batch."""
-    logprob_chunk_size: Only[int] = None
-    """Tokens per chunk of the log-prob computation; null computes it whole."""
-    generation_batch_size: Only[int] = None
-    """Batch of NeMo-RL's Hugging Face generation backend."""
-    make_sequence_length_divisible_by: Only[int] = None
-    """Sequence lengths are padded to a multiple of this."""
-    offload_optimizer_for_logprob: Only[bool] = None
-    """Moves the optimizer off the GPU while log-probs are computed."""
-    refit_buffer_size_gb: Only[float] = None
-    """Buffer of the weight transfer to the inference engine."""
-    hf_config_overrides: Only[Open] = None
-    """Overrides of the Hugging Face model config."""
-    dtensor_cfg: Only[Open] = None
-    """DTensor (FSDP2) training backend."""
-    megatron_cfg: Only[Open] = None
-    """Megatron-Core training backend."""
-    dynamic_batching: Only[Open] = None
-    """Micro-batches of similar lengths."""
-    draft: Only[Open] = None
-    """Speculative-decoding draft model, unrelated to iGRPO's drafts."""
-    router_replay: Only[Open] = None
-    """Mixture-of-experts router replay."""
-    reward_model_cfg: Only[Open] = None
-    """Reward-model policies."""
-    pretrained_checkpoint: Only[Open] = None
-    """Megatron checkpoint of the initial weights."""
-    quant_cfg: Only[str] = None
-    """ModelOpt quantisation; its other keys need NeMo-RL's own launcher."""
+    logprob_batch_size: Only[int] = only("Rows of a log-prob micro-batch.")
+    logprob_chunk_size: Only[int] = only(
+        "Tokens per chunk of the log-prob computation; null computes it whole."
+    )
+    generation_batch_size: Only[int] = only("Batch of NeMo-RL's Hugging Face generation backend.")
+    make_sequence_length_divisible_by: Only[int] = only(
+        "Sequence lengths are padded to a multiple of this."
+    )
+    offload_optimizer_for_logprob: Only[bool] = only(
+        "Moves the optimizer off the GPU while log-probs are computed."
+    )
+    refit_buffer_size_gb: Only[float] = only(
+        "Buffer of the weight transfer to the inference engine."
+    )
+    hf_config_overrides: Only[Open] = only("Overrides of the Hugging Face model config.")
+    dtensor_cfg: Only[Open] = only("DTensor (FSDP2) training backend.")
+    megatron_cfg: Only[Open] = only("Megatron-Core training backend.")
+    dynamic_batching: Only[Open] = only("Micro-batches of similar lengths.")
+    draft: Only[Open] = only("Speculative-decoding draft model, unrelated to iGRPO's drafts.")
+    router_replay: Only[Open] = only("Mixture-of-experts router replay.")
+    reward_model_cfg: Only[Open] = only("Reward-model policies.")
+    pretrained_checkpoint: Only[Open] = only("Megatron checkpoint of the initial weights.")
+    quant_cfg: Only[str] = only(
+        "ModelOpt quantisation; its other keys need NeMo-RL's own launcher."
+    )
 
 
 class Dataset(Section):
@@ -354,16 +338,11 @@ class Dataset(Section):
     lengths: list[Positive] | None = None
     """Operations in a chain of the generated arithmetic."""
 
-    prompt_file: Only[str] = None
-    """NeMo-RL prompt file; iGRPO's prompts stand in `igrpo.prompt`."""
-    system_prompt_file: Only[str] = None
-    """NeMo-RL system prompt file."""
-    processor: Only[str] = None
-    """Registered data processor."""
-    env_name: Only[str] = None
-    """Registered environment."""
-    download_dir: Only[str] = None
-    """Where a downloaded set is kept."""
+    prompt_file: Only[str] = only("NeMo-RL prompt file; iGRPO's prompts stand in `igrpo.prompt`.")
+    system_prompt_file: Only[str] = only("NeMo-RL system prompt file.")
+    processor: Only[str] = only("Registered data processor.")
+    env_name: Only[str] = only("Registered environment.")
+    download_dir: Only[str] = only("Where a downloaded set is kept.")
 
 
 class Data(Section):
@@ -378,24 +357,15 @@ class Data(Section):
     validation: Dataset | None = None
     """Held-out problems."""
 
-    num_workers: Only[int] = None
-    """Data loader workers."""
-    add_bos: Only[bool] = None
-    """Adds a beginning-of-sequence token."""
-    add_eos: Only[bool] = None
-    """Adds an end-of-sequence token."""
-    add_generation_prompt: Only[bool] = None
-    """Adds the template's generation prompt."""
-    add_system_prompt: Only[bool] = None
-    """Adds the template's system prompt."""
-    use_multiple_dataloader: Only[bool] = None
-    """One loader a data set."""
-    num_prompts_per_dataloader: Only[int] = None
-    """Prompts from each of several loaders."""
-    custom_dataloader: Only[str] = None
-    """Dotted name of a loader."""
-    default: Only[Open] = None
-    """Settings that the data sets share."""
+    num_workers: Only[int] = only("Data loader workers.")
+    add_bos: Only[bool] = only("Adds a beginning-of-sequence token.")
+    add_eos: Only[bool] = only("Adds an end-of-sequence token.")
+    add_generation_prompt: Only[bool] = only("Adds the template's generation prompt.")
+    add_system_prompt: Only[bool] = only("Adds the template's system prompt.")
+    use_multiple_dataloader: Only[bool] = only("One loader a data set.")
+    num_prompts_per_dataloader: Only[int] = only("Prompts from each of several loaders.")
+    custom_dataloader: Only[str] = only("Dotted name of a loader.")
+    default: Only[Open] = only("Settings that the data sets share.")
 
 
 class MathEnv(Section):
@@ -442,24 +412,19 @@ class Checkpointing(Section):
     checkpoint_must_save_by: Annotated[str, Field(pattern=r"^\d+:\d+:\d+:\d+$")] | None = None
     """Time of training, `DD:HH:MM:SS`, within which a run saves and stops; null is no limit."""
 
-    save_optimizer: Only[bool] = None
-    """Keeps the optimizer state; the embedded engine always does, a resume needs it."""
-    model_save_format: Only[str] = None
-    """`safetensors` or `torch_save` with DTensor v2, null with anything else."""
-    save_consolidated: Only[bool] = None
-    """One consolidated file for Hugging Face."""
-    model_cache_dir: Only[str] = None
-    """Cache of the model."""
-    model_repo_id: Only[str] = None
-    """Repository of the model."""
-    is_peft: Only[bool] = None
-    """The model carries adapters."""
-    peft_config: Only[Open] = None
-    """The adapters' options."""
-    is_async: Only[bool] = None
-    """Saves in the background."""
-    pretrained_checkpoint: Only[Open] = None
-    """Megatron checkpoint of the initial weights."""
+    save_optimizer: Only[bool] = only(
+        "Keeps the optimizer state; the embedded engine always does, a resume needs it."
+    )
+    model_save_format: Only[str] = only(
+        "`safetensors` or `torch_save` with DTensor v2, null with anything else."
+    )
+    save_consolidated: Only[bool] = only("One consolidated file for Hugging Face.")
+    model_cache_dir: Only[str] = only("Cache of the model.")
+    model_repo_id: Only[str] = only("Repository of the model.")
+    is_peft: Only[bool] = only("The model carries adapters.")
+    peft_config: Only[Open] = only("The adapters' options.")
+    is_async: Only[bool] = only("Saves in the background.")
+    pretrained_checkpoint: Only[Open] = only("Megatron checkpoint of the initial weights.")
 
 
 class Wandb(Section):
@@ -506,16 +471,11 @@ class Logger(Section):
     num_val_samples_to_print: NonNegative
     """Validation samples shown on the terminal."""
 
-    swanlab_enabled: Only[bool] = None
-    """Logs to SwanLab."""
-    swanlab: Only[Open] = None
-    """SwanLab's `project` and `name`."""
-    tensorboard: Only[Open] = None
-    """TensorBoard's own `log_dir`."""
-    monitor_gpus: Only[bool] = None
-    """Logs GPU use."""
-    gpu_monitoring: Only[Open] = None
-    """Intervals of that."""
+    swanlab_enabled: Only[bool] = only("Logs to SwanLab.")
+    swanlab: Only[Open] = only("SwanLab's `project` and `name`.")
+    tensorboard: Only[Open] = only("TensorBoard's own `log_dir`.")
+    monitor_gpus: Only[bool] = only("Logs GPU use.")
+    gpu_monitoring: Only[Open] = only("Intervals of that.")
 
 
 class Cluster(Section):
@@ -526,9 +486,6 @@ class Cluster(Section):
     num_nodes: Positive
     """Nodes."""
 
-    master_port_range_low: Only[int] = None
-    """First rendezvous port."""
-    master_port_range_high: Only[int] = None
-    """Last rendezvous port."""
-    segment_size: Only[int] = None
-    """Nodes per NVLink domain."""
+    master_port_range_low: Only[int] = only("First rendezvous port.")
+    master_port_range_high: Only[int] = only("Last rendezvous port.")
+    segment_size: Only[int] = only("Nodes per NVLink domain.")

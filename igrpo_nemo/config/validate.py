@@ -1,21 +1,33 @@
-"""Plain values to a typed `Config`, and pydantic's complaints as one line."""
+"""Plain values to a typed `Config`; what is wrong with them, each in a line that says what works.
+
+A run folder of an earlier version names every key: a gone key with a value that changed nothing is
+left out of what is read, with any other it is refused.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from igrpo_nemo.config.gone_keys import gone_problem, without_gone
-from igrpo_nemo.config.keys import nearest_key
-from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.schema import Config, nearest_key
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
 
 SHOWN_PROBLEMS = 3
 """A message names no more problems than this and counts the others."""
+
+GONE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "igrpo.short_circuit": (
+        ("off", False),  # YAML reads a bare `off` as false
+        "it saved no time on either engine: leave it out, Stage 1 is sampled whole",
+    ),
+}
+"""Keys that earlier versions knew: the values under which one changed nothing; what to do."""
 
 
 def validated(
@@ -38,11 +50,23 @@ def validated(
     raise UserError(f"{shown}; and {more} more" if more > 0 else shown)
 
 
+def without_gone(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plain values without the gone keys that changed nothing."""
+    kept = copy.deepcopy(dict(values))
+    for path, (unused, _) in GONE.items():
+        parent, _, leaf = path.rpartition(".")
+        section = at(kept, parent)
+        if isinstance(section, dict) and leaf in section and section[leaf] in unused:
+            del section[leaf]
+    return kept
+
+
 def _describe(problem: Any, groups: Iterable[str], default: Callable[[str], Any]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        if gone := gone_problem(path):
-            return gone
+        gone = next((key for key in GONE if f"{path}.".startswith(f"{key}.")), None)
+        if gone is not None:
+            return f"{gone} is gone: {GONE[gone][1]}"
         near = nearest_key(path, groups)
         hint = f"did you mean {near}?" if near else "`igrpo keys` lists the known ones"
         return f"unknown key {path}: {hint}"

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from igrpo_nemo.config import Config, rollout_steps
+from igrpo_nemo.config.igrpo_keys import time_in_seconds
 from igrpo_nemo.config.launch_checks import launch_problems
-from igrpo_nemo.config.site_keys import time_in_seconds
 from igrpo_nemo.preflight.capacity import (
     GIB,
     GPU,

@@ -145,7 +145,7 @@ def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
     path = run_folder / "config.yaml"
     if not path.is_file():
         return
-    from igrpo_nemo.config.gone_keys import without_gone
+    from igrpo_nemo.config.validate import without_gone
 
     before = _settings(without_gone(yaml.safe_load(path.read_text()) or {}))
     # The stored config is scrubbed: secrets neither compare nor show.

@@ -11,7 +11,7 @@ nemo_source.require()
 
 from igrpo_nemo.cluster.worker_environments import check_worker_environments, workers  # noqa: E402
 from igrpo_nemo.config import load_config  # noqa: E402
-from igrpo_nemo.config.site_keys import Site  # noqa: E402
+from igrpo_nemo.config.igrpo_keys import Site  # noqa: E402
 from igrpo_nemo.errors import UserError  # noqa: E402
 
 EXPERIMENTS = sorted(path.stem for path in Path("configs/experiment").glob("table*.yaml"))

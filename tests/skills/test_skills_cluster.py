@@ -13,7 +13,7 @@ from fake_slurm import FakeSlurm, squeue_line
 from skills_runs import CHECKOUT, evaluate, pipeline, write_problems
 
 from igrpo_nemo.cluster.site import VARIABLES
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills.cluster_yaml import cluster_values, sbatch_options
 from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, child_environ

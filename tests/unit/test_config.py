@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 
 from igrpo_nemo.config import (
     RolloutBudget,
-    gone_keys,
     load_config,
     read_config,
     rollout_steps,
+    validate,
     with_problems,
 )
 from igrpo_nemo.config.compose import (
@@ -32,7 +32,7 @@ from igrpo_nemo.config.compose import (
     finished,
 )
 from igrpo_nemo.config.derive import scheduler_stages
-from igrpo_nemo.config.keys import all_keys, nearest_key, unread
+from igrpo_nemo.config.schema import all_keys, nearest_key, unread
 from igrpo_nemo.errors import UserError
 
 DEMO = [
@@ -264,8 +264,7 @@ def test_unknown_key_names_the_nearest(override: str, expected: str) -> None:
 
 
 def test_a_key_that_is_gone_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = gone_keys.Gone(("off", False), "leave it out")
-    monkeypatch.setattr(gone_keys, "GONE", {"igrpo.old": entry})
+    monkeypatch.setattr(validate, "GONE", {"igrpo.old": (("off", False), "leave it out")})
     assert error_of("igrpo.old=on") == "igrpo.old is gone: leave it out"
     assert error_of("igrpo.old.part=1") == "igrpo.old is gone: leave it out"
     assert load_config([*DEMO, "igrpo.old=off"]) == config_of(*DEMO)

@@ -14,7 +14,6 @@ from composed import config_of
 from igrpo_nemo.config import Config, RolloutBudget, load_config, rollout_steps, with_problems
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
-from igrpo_nemo.config.origins import origins_of
 from igrpo_nemo.evaluation.published import published_results
 from igrpo_nemo.run.problems import expected_problems
 
@@ -472,12 +471,3 @@ def test_a_base_models_template_shows_the_whole_conversation(tokenizer: Any) -> 
     assert system == config.igrpo.prompt.system
     assert rest == "1+2=\n\nA prior draft:\n<draft>\nit is 3\n</draft>\n\nAssistant:"
     assert not refined.thinking_open
-
-
-@pytest.mark.parametrize("experiment", [SEVEN, FOURTEEN, "table1_nemotron_h_8b_igrpo"])
-def test_every_value_of_an_experiment_has_an_origin(experiment: str) -> None:
-    config = composed(experiment)
-    origins = origins_of(config, [f"experiment={experiment}"])
-    files = {origin.where for origin in origins.values() if origin.where.startswith("configs/")}
-    assert all((CONFIGS.parent / file).is_file() for file in files)
-    assert f"configs/experiment/{experiment}.yaml" in files

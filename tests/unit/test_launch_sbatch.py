@@ -11,7 +11,7 @@ import pytest
 from igrpo_nemo.cluster.job import job_name, sbatch_command, sbatch_environment, submission
 from igrpo_nemo.cluster.settings import assignments, exports, job_settings
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]

@@ -13,7 +13,7 @@ from igrpo_nemo.chain.experiment import chain_of
 from igrpo_nemo.chain.on_slurm import chain_profile
 from igrpo_nemo.cluster.stage import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
 pytestmark = pytest.mark.slow

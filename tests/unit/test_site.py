@@ -13,7 +13,7 @@ from igrpo_nemo.cluster.site import (
     slurm_time,
 )
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.site_keys import SECRET_NAMES, Site, time_in_seconds
+from igrpo_nemo.config.igrpo_keys import SECRET_NAMES, Site, time_in_seconds
 from igrpo_nemo.errors import UserError
 
 

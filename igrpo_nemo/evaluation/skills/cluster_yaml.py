@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from igrpo_nemo.config.site_keys import Site
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
 WORKSPACE = "/workspace"
