@@ -1,6 +1,6 @@
 """A model of an engine like vLLM in virtual time, for `rollout_overlap.py`.
 
-    sample(prompt, route) ─> EngineModel: continuous batching; a decode step lasts
+    sample(groups)        ─> EngineModel: continuous batching; a decode step lasts
                              BASE_S + PER_SEQUENCE_S x running sequences
     in_virtual_time(work) ─> the seconds that it would take
 
@@ -15,11 +15,12 @@ import itertools
 import math
 import random
 import selectors
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from igrpo_nemo.environment import Attempt, StepReturn
 from igrpo_nemo.feedback import BestDraft, NextPrompt
+from igrpo_nemo.nemo.stages import Then, Wanted, one_by_one, together
 from igrpo_nemo.types import Completion, Group, Prompt, Score, Stage, StopReason
 
 BASE_S = 0.012
@@ -85,7 +86,15 @@ class EngineModel:
         self._timer: asyncio.TimerHandle | None = None
         self._count = 0
 
-    async def sample(self, prompt: Prompt, route: str) -> Completion:
+    async def sample(self, wanted: Sequence[Wanted], then: Then) -> list[StepReturn]:
+        """Every group is scored as soon as it is complete."""
+        return await one_by_one(wanted, then, self.group)
+
+    async def group(self, wanted: Wanted) -> list[Completion]:
+        route = f"{wanted.item.position}/{'refine/0' if wanted.stage == Stage.REFINE else 'draft'}"
+        return await together([self._one(route) for _ in range(wanted.next.num_samples)])
+
+    async def _one(self, route: str) -> Completion:
         """The next completion of a route, after the time that it takes to decode.
 
         Lengths and verdicts are named by (seed, route, number): every variant does the same work.

@@ -34,18 +34,9 @@ from overlap_engine import (
     in_virtual_time,
 )
 
-from igrpo_nemo.feedback import BestDraft
-from igrpo_nemo.nemo.prefetch import roll_out_fused
-from igrpo_nemo.nemo.stages import (
-    Backends,
-    Item,
-    refine_stage,
-    roll_out,
-    sample_drafts,
-    score_drafts,
-    together,
-)
-from igrpo_nemo.types import Problem, Prompt, Rollout
+from igrpo_nemo.feedback import BestDraft, NextPrompt
+from igrpo_nemo.nemo.stages import Backends, Item, Wanted, at_own_pace, roll_out, together
+from igrpo_nemo.types import Problem, Prompt, Stage
 
 DRAFTS = REFINEMENTS = 4
 TRAINING_SHARE = (0.5, 0.8, 1.0)
@@ -71,26 +62,15 @@ def backends(seed: int, cut: bool) -> Backends:
 
 async def grpo(items: Sequence[Item], on: Backends) -> None:
     """GRPO's generation: N + G completions of q at once."""
+    assert isinstance(on.engine, EngineModel)
     await together(
         [
-            on.engine.sample(item.prompt, f"{item.position}/{route}")
+            on.engine.group(Wanted(item, stage, NextPrompt(item.prompt, rows)))
             for item in items
-            for route, rows in (("draft", DRAFTS), ("refine/0", REFINEMENTS))
-            for _ in range(rows)
+            for stage, rows in ((Stage.DRAFT, DRAFTS), (Stage.REFINE, REFINEMENTS))
         ]
     )
     await asyncio.sleep(REWARD_S)
-
-
-async def barrier(items: Sequence[Item], on: Backends) -> list[Rollout]:
-    """iGRPO with a barrier between the stages, as a synchronous engine has it."""
-    drafts = await together([sample_drafts(item, on) for item in items])
-    drafted = await together(
-        [score_drafts(item, each, on) for item, each in zip(items, drafts, strict=True)]
-    )
-    return await together(
-        [refine_stage(item, step, on) for item, step in zip(items, drafted, strict=True)]
-    )
 
 
 async def fused_steps(items: Sequence[Item], on: Backends, steps: int) -> list[float]:
@@ -98,7 +78,7 @@ async def fused_steps(items: Sequence[Item], on: Backends, steps: int) -> list[f
     loop, seconds, drafts = asyncio.get_running_loop(), [], None
     for _ in range(steps):
         start = loop.time()
-        _, drafts = await roll_out_fused(items, on, drafts, items)
+        _, drafts = await at_own_pace(items, on, drafts, items)
         seconds.append(loop.time() - start)
     return seconds
 
@@ -121,8 +101,8 @@ def measure(count: int, seeds: Sequence[int], steps: int, cut: bool = False) -> 
         found.append(
             {
                 "grpo": seconds(grpo, items, backends(seed, cut)),
-                "barrier": seconds(barrier, items, backends(seed, cut)),
-                "pipelined": seconds(roll_out, items, backends(seed, cut)),
+                "barrier": seconds(roll_out, items, backends(seed, cut)),
+                "pipelined": seconds(at_own_pace, items, backends(seed, cut)),
                 "fused": steady_fused(items, backends(seed, cut), steps),
             }
         )
@@ -216,7 +196,8 @@ def driver_ms_per_completion(count: int, tokens: int = MAX_TOKENS) -> float | No
         }
     )
     started = time.process_time()
-    trained = [TrainedRows.of(rollout, feedback) for rollout in asyncio.run(roll_out(items, on))]
+    rollouts, _ = asyncio.run(at_own_pace(items, on))
+    trained = [TrainedRows.of(rollout, feedback) for rollout in rollouts]
     trained_batch(batch, trained, {"accuracy": 1.0})
     step_metrics(trained)
     return 1_000 * (time.process_time() - started) / (count * (DRAFTS + REFINEMENTS))

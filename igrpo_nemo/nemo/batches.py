@@ -19,7 +19,7 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.feedback.protocol import group_name, rows_of_group
 from igrpo_nemo.nemo.failure import RolloutError
-from igrpo_nemo.nemo.prefetch import SEQUENCE_KEY
+from igrpo_nemo.nemo.prefetch import BATCH_NUMBER
 from igrpo_nemo.nemo.stages import Item
 from igrpo_nemo.types import (
     Completion,
@@ -44,8 +44,11 @@ class MessageCompletion(Completion):
     message: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-def completion_of(message: Mapping[str, Any], *, truncated: bool) -> MessageCompletion:
-    """The completion in an assistant message."""
+def completion_of(log: Sequence[Mapping[str, Any]], *, truncated: bool) -> MessageCompletion:
+    """The completion in a log's first assistant message. Raises `RuntimeError` without one."""
+    message = next((each for each in log if each["role"] == "assistant"), None)
+    if message is None:
+        raise RuntimeError("the engine returned no answer")
     return MessageCompletion(
         text=message["content"],
         token_ids=tuple(message["token_ids"].tolist()),
@@ -70,38 +73,26 @@ def items_of(batch: BatchedDataDict, rows_per_problem: int) -> list[Item]:
     Raises `RolloutError` where rows of one problem are not neighbours: then a group would be made
     of completions of different problems.
     """
-    size = len(batch["message_log"])
+    infos, size = batch["extra_env_info"], len(batch["message_log"])
     if size % rows_per_problem:
         raise RolloutError(f"{size} rows are no multiple of {rows_per_problem} rows per problem")
     items = []
     for start in range(0, size, rows_per_problem):
         rows = range(start, start + rows_per_problem)
-        info = batch["extra_env_info"][start]
-        if any(
-            batch["idx"][row] != batch["idx"][start]
-            or batch["extra_env_info"][row]["problem"]["id"] != info["problem"]["id"]
-            for row in rows
-        ):
+        if len({(int(batch["idx"][row]), infos[row]["problem"]["id"]) for row in rows}) > 1:
             raise RolloutError(
                 f"rows {start} to {rows[-1]} of the batch do not belong to one problem"
             )
-        items.append(_item(batch, start, start // rows_per_problem))
+        question = batch["message_log"][start][0]
+        prompt = Prompt(
+            text=str(question["content"]),
+            token_ids=tuple(question["token_ids"].tolist()),
+            thinking_open=infos[start]["thinking_open"],
+        )
+        overlong = float(batch["loss_multiplier"][start]) == 0.0
+        problem = Problem(**infos[start]["problem"])
+        items.append(Item(problem, prompt, start // rows_per_problem, overlong))
     return items
-
-
-def _item(batch: BatchedDataDict, row: int, position: int) -> Item:
-    info = batch["extra_env_info"][row]
-    [message] = batch["message_log"][row]
-    return Item(
-        problem=Problem(**info["problem"]),
-        prompt=Prompt(
-            text=str(message["content"]),
-            token_ids=tuple(message["token_ids"].tolist()),
-            thinking_open=info["thinking_open"],
-        ),
-        position=position,
-        overlong=float(batch["loss_multiplier"][row]) == 0.0,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +130,7 @@ def trained_batch(
         raise RolloutError(f"{len(flat)} training rows in the place of {size}")
     shares = torch.tensor([each.weight for _, each in flat])
     trained: BatchedDataDict = BatchedDataDict(
-        {key: value for key, value in batch.items() if key != SEQUENCE_KEY}
+        {key: value for key, value in batch.items() if key != BATCH_NUMBER}
     )
     trained["message_log"] = [_message_log(row, each.rollout) for row, each in flat]
     trained["length"] = torch.tensor([len(row.context_ids) for row, _ in flat])

@@ -1,15 +1,15 @@
-"""NeMo-RL's generation as an engine: one call for a batch, or a call per completion.
+"""NeMo-RL's generation as an engine: one call for all groups, or a call per completion.
 
-BatchEngine.sample_all(prompts) ─ generate_responses ──────> policy_generation.generate
-AsyncEngine.sample(prompt)      ─ generate_responses_async ─> policy_generation.generate_async
+BatchEngine ─ generate_responses ──────> policy_generation.generate
+AsyncEngine ─ generate_responses_async ─> policy_generation.generate_async
 Router.enter(group) ─> a data-parallel shard ─> ShardView: requests of a group go to one shard
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Hashable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,16 +17,11 @@ import torch
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from nemo_rl.experience import rollouts as nemo_rollouts
 
+from igrpo_nemo.environment import StepReturn
 from igrpo_nemo.nemo.batches import completion_of, user_message
-from igrpo_nemo.types import Completion, Prompt
-
-
-class RowError(RuntimeError):
-    """A row of an engine's answer is unusable; `row` counts from 0."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(reason)
-        self.row = row
+from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.stages import Then, Wanted, one_by_one, together
+from igrpo_nemo.types import Completion, Prompt, Stage
 
 
 class _NemoEngine:
@@ -40,10 +35,9 @@ class _NemoEngine:
         self._stop_strings = stop_strings
         self._greedy = greedy
 
-    def _batch(
-        self, prompts: Sequence[Prompt]
-    ) -> tuple[BatchedDataDict, BatchedDataDict, torch.Tensor]:
-        """The rows to answer, the engine's right-padded input, and the prompts' lengths."""
+    def _request(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The arguments of NeMo-RL's functions: the rows to answer, and the engine's right-padded
+        input with the prompts' lengths."""
         messages = [user_message(prompt) for prompt in prompts]
         lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
         padded = torch.nn.utils.rnn.pad_sequence(
@@ -51,28 +45,59 @@ class _NemoEngine:
             batch_first=True,
             padding_value=self._tokenizer.pad_token_id,
         )
-        stops = [self._stop_strings] * len(prompts)
-        rows: BatchedDataDict = BatchedDataDict(
-            {"message_log": [[message] for message in messages], "stop_strings": stops}
-        )
-        inputs: BatchedDataDict = BatchedDataDict({"input_ids": padded, "input_lengths": lengths})
-        return rows, inputs, lengths
+        rows = {
+            "message_log": [[message] for message in messages],
+            "stop_strings": [self._stop_strings] * len(prompts),
+        }
+        return {
+            "generation_input_data": BatchedDataDict(
+                {"input_ids": padded, "input_lengths": lengths}
+            ),
+            "batch": BatchedDataDict(rows),
+            "tokenizer": self._tokenizer,
+            "input_lengths": lengths,
+            "greedy": self._greedy,
+        }
 
 
 class BatchEngine(_NemoEngine):
-    """Samples many prompts in one call of the synchronous engine, which shards contiguous rows."""
+    """One call of the synchronous engine, which shards contiguous rows, for all groups.
 
-    def sample_all(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        """One completion per prompt, in order."""
-        rows, inputs, lengths = self._batch(prompts)
-        rows, _, metrics = nemo_rollouts.generate_responses(
-            self._generation, inputs, rows, self._tokenizer, lengths, greedy=self._greedy
-        )
-        return _completions(rows, metrics, prompts)
+    `seconds` by stage: how long such calls took.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seconds: dict[str, float] = {}
+
+    async def sample(self, wanted: Sequence[Wanted], then: Then) -> list[StepReturn]:
+        """All groups are complete before the first is scored."""
+        if not wanted:
+            return []
+        start = time.perf_counter()
+        completions = iter(self._completions(wanted))
+        stage = Stage.DRAFT if wanted[0].stage == Stage.DRAFT else Stage.REFINE
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        groups = [[next(completions) for _ in range(each.next.num_samples)] for each in wanted]
+        return await together([then(*each) for each in zip(wanted, groups, strict=True)])
+
+    def _completions(self, wanted: Sequence[Wanted]) -> list[Completion]:
+        asked = [each for each in wanted for _ in range(each.next.num_samples)]
+        first = asked[0]
+        with RolloutError.at(first.item.problem, f"{first.stage}, {len(asked)} rows in one call"):
+            rows, _, metrics = nemo_rollouts.generate_responses(
+                self._generation, **self._request([each.next.prompt for each in asked])
+            )
+        completions = []
+        for row, each in enumerate(asked):
+            with RolloutError.at(each.item.problem, each.stage):
+                answer = _answer(rows["message_log"][row], metrics, row, each.next.prompt)
+            completions.append(answer)
+        return completions
 
 
 class AsyncEngine(_NemoEngine):
-    """Samples one prompt at a time from the asynchronous engine; all requests run concurrently.
+    """One request of the asynchronous engine per completion; all run concurrently.
 
     `worker_tokens`: tokens by the worker that generated them, where the backend tells.
     """
@@ -80,21 +105,27 @@ class AsyncEngine(_NemoEngine):
     def __init__(self, generation: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(generation, tokenizer, **options)
         self._router = router_of(generation)
-        self._call = object()
         self.worker_tokens: dict[int, int] = {}
 
-    async def sample(self, prompt: Prompt, route: str) -> Completion:
-        """Raises `RowError` where the engine gives no answer."""
-        rows, inputs, lengths = self._batch([prompt])
-        group = (self._call, route)
-        view: Any = ShardView(self._generation, self._router.enter(group))
+    async def sample(self, wanted: Sequence[Wanted], then: Then) -> list[StepReturn]:
+        """A group is scored as soon as it is complete."""
+        return await one_by_one(wanted, then, self._group)
+
+    async def _group(self, wanted: Wanted) -> list[Completion]:
+        prompt, count = wanted.next.prompt, wanted.next.num_samples
+        shard = self._router.enter(count)
+        view = ShardView(self._generation, shard)
+        return await together([self._one(prompt, view, shard) for _ in range(count)])
+
+    async def _one(self, prompt: Prompt, view: ShardView, shard: int) -> Completion:
+        generation: Any = view
         try:
             rows, _, metrics = await nemo_rollouts.generate_responses_async(
-                view, inputs, rows, self._tokenizer, lengths, greedy=self._greedy
+                generation, **self._request([prompt])
             )
         finally:
-            self._router.leave(group)
-        [completion] = _completions(rows, metrics, [prompt])
+            self._router.leave(shard)
+        completion = _answer(rows["message_log"][0], metrics, 0, prompt)
         worker = metrics.get("gen_leader_worker_idx")
         if worker is not None:
             tokens = self.worker_tokens.get(int(worker), 0) + len(completion.token_ids)
@@ -102,23 +133,19 @@ class AsyncEngine(_NemoEngine):
         return completion
 
 
-def _completions(rows: Any, metrics: Any, prompts: Sequence[Prompt]) -> list[Completion]:
-    """The assistant message of every row. Raises `RowError` where one is missing or empty."""
+def _answer(
+    log: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], row: int, prompt: Prompt
+) -> Completion:
+    """The completion that the engine wrote behind a prompt. Raises `RuntimeError` without one."""
     truncated = metrics.get("_response_truncated")
-    completions = []
-    for row, (log, prompt) in enumerate(zip(rows["message_log"], prompts, strict=True)):
-        if len(log) != 2 or log[1]["role"] != "assistant":
-            raise RowError(row, "the engine returned no answer")
-        if len(log[1]["token_ids"]) == 0:
-            raise RowError(
-                row,
-                f"the engine returned no token for a prompt of {len(prompt.token_ids)} tokens: is "
-                "its context (policy.generation.vllm_cfg.max_model_len) shorter than "
-                "policy.max_total_sequence_length?",
-            )
-        ended = truncated is not None and bool(truncated[row])
-        completions.append(completion_of(log[1], truncated=ended))
-    return completions
+    completion = completion_of(log, truncated=truncated is not None and bool(truncated[row]))
+    if not completion.token_ids:
+        raise RuntimeError(
+            f"the engine returned no token for a prompt of {len(prompt.token_ids)} tokens: is its "
+            "context (policy.generation.vllm_cfg.max_model_len) shorter than "
+            "policy.max_total_sequence_length?"
+        )
+    return completion
 
 
 class Router:
@@ -131,33 +158,18 @@ class Router:
     def __init__(self, shards: int) -> None:
         self._lock = threading.Lock()
         self._running = [0] * max(shards, 1)
-        self._groups: dict[Hashable, _Group] = {}
 
-    def enter(self, group: Hashable) -> int:
-        """The shard for one more request of a group."""
+    def enter(self, requests: int) -> int:
+        """The shard for a group of that many requests."""
         with self._lock:
-            known = self._groups.get(group)
-            if known is None:
-                shard = min(range(len(self._running)), key=self._running.__getitem__)
-                known = self._groups[group] = _Group(shard)
-            known.requests += 1
-            self._running[known.shard] += 1
-            return known.shard
+            shard = min(range(len(self._running)), key=self._running.__getitem__)
+            self._running[shard] += requests
+            return shard
 
-    def leave(self, group: Hashable) -> None:
-        """One request of a group is over; a group without any is forgotten."""
+    def leave(self, shard: int) -> None:
+        """One request is over."""
         with self._lock:
-            known = self._groups[group]
-            known.requests -= 1
-            self._running[known.shard] -= 1
-            if not known.requests:
-                del self._groups[group]
-
-
-@dataclass(slots=True)
-class _Group:
-    shard: int
-    requests: int = 0
+            self._running[shard] -= 1
 
 
 _ROUTERS: WeakKeyDictionary[Any, Router] = WeakKeyDictionary()
@@ -167,8 +179,9 @@ _ROUTERS_LOCK = threading.Lock()
 def router_of(generation: Any) -> Router:
     """The router of an engine, the same for every rollout of this process: the asynchronous trainer
     rolls out each problem in a call of its own."""
+    shards = getattr(getattr(generation, "worker_group", None), "dp_size", 1)
     with _ROUTERS_LOCK:
-        return _ROUTERS.setdefault(generation, Router(shard_count(generation)))
+        return _ROUTERS.setdefault(generation, Router(int(shards or 1)))
 
 
 class ShardView:
@@ -190,8 +203,3 @@ class ShardView:
             self._generation.current_generate_dp_shard_idx = self._shard
         async for result in self._generation.generate_async(data, greedy=greedy):
             yield result
-
-
-def shard_count(generation: Any) -> int:
-    """Data-parallel shards of an engine; 1 where it has none to choose from."""
-    return int(getattr(getattr(generation, "worker_group", None), "dp_size", 1) or 1)

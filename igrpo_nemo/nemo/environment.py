@@ -9,6 +9,7 @@ scores, terminated. No stage: plain scoring, terminated.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -51,23 +52,19 @@ class TwoStageWorker(EnvironmentInterface):
         self.unjudged = self.environment
         if "judge" in self.scorer.weights:
             self.unjudged = TwoStageEnvironment(prompts, evaluation_scorer(config), config.feedback)
-        # A call of the synchronous engine has all groups of a step, each with its own deadline.
-        self._threads = ThreadPoolExecutor(CONCURRENT_STEPS, thread_name_prefix="groups")
+        # NeMo-RL brings all rows in one call; each has its own deadline.
+        self._threads = ThreadPoolExecutor(CONCURRENT_STEPS, thread_name_prefix="rows")
 
     def grade(
-        self, stage: Stage | None, attempts: Sequence[Attempt], step: int, judged: bool = True
-    ) -> list[StepReturn]:
-        """`TwoStageEnvironment.step` of each attempt, in order.
+        self, stage: Stage | None, attempt: Attempt, step: int, judged: bool = True
+    ) -> StepReturn:
+        """`TwoStageEnvironment.step` of one attempt.
 
         `step` numbers the training step. Not `judged`: accuracy and format alone, no judge is
         asked.
         """
         environment = self.environment if judged else self.unjudged
-        return list(
-            self._threads.map(
-                lambda attempt: environment.step(stage, [attempt], step=step)[0], attempts
-            )
-        )
+        return environment.step(stage, [attempt], step=step)[0]
 
     def step(
         self, message_log_batch: list[Any], metadata: list[dict[str, Any]]
@@ -79,7 +76,7 @@ class TwoStageWorker(EnvironmentInterface):
         """
         attempts = [_attempt(*row) for row in zip(message_log_batch, metadata, strict=True)]
         validation = bool(metadata) and all(info.get("validation") for info in metadata)
-        steps = self.grade(None, attempts, 0, judged=not validation)
+        steps = self._threads.map(lambda each: self.grade(None, each, 0, not validation), attempts)
         scores = [step.group.scores[0] for step in steps]
         return EnvironmentReturn(
             observations=[{"role": "environment", "content": ""}] * len(scores),
@@ -141,32 +138,30 @@ def register() -> None:
 
 class EnvironmentClient:
     """The core's environment behind an actor's handle; `step_number` numbers the training step,
-    for seeded choices. Texts travel, tokens and log-probs stay."""
+    for seeded choices. `seconds`: how long at least one attempt was with the actor."""
 
     def __init__(self, actor: Any, step_number: int) -> None:
         self._actor = actor
         self._step_number = step_number
+        self._running = 0
+        self.seconds = 0.0
 
-    def step_all(
-        self, stage: Stage | None, attempts: Sequence[Attempt], *, judged: bool = True
-    ) -> list[StepReturn]:
-        """All attempts in one call, in order."""
-        sent = [_for_travel(attempt) for attempt in attempts]
-        found: Any = ray.get(self._actor.grade.remote(stage, sent, self._step_number, judged))
-        return [_back_home(*each) for each in zip(attempts, found, strict=True)]
-
-    async def step(self, stage: Stage | None, attempt: Attempt) -> StepReturn:
-        """One attempt, without blocking the loop."""
-        sent = [_for_travel(attempt)]
-        [found] = await self._actor.grade.remote(stage, sent, self._step_number)
-        return _back_home(attempt, found)
-
-
-def _for_travel(attempt: Attempt) -> Attempt:
-    texts = [Completion(c.text, (), (), c.stop_reason) for c in attempt.completions]
-    return replace(attempt, completions=tuple(texts))
-
-
-def _back_home(attempt: Attempt, found: StepReturn) -> StepReturn:
-    group = replace(found.group, prompt=attempt.prompt, completions=attempt.completions)
-    return replace(found, group=group)
+    async def step(
+        self, stage: Stage | None, attempt: Attempt, *, judged: bool = True
+    ) -> StepReturn:
+        """One attempt, without blocking the loop. Texts travel, tokens and log-probs stay."""
+        texts = tuple(Completion(c.text, (), (), c.stop_reason) for c in attempt.completions)
+        sent = replace(attempt, completions=texts)
+        if not self._running:
+            self._since = time.perf_counter()
+        self._running += 1
+        try:
+            found: StepReturn = await self._actor.grade.remote(
+                stage, sent, self._step_number, judged
+            )
+        finally:
+            self._running -= 1
+            if not self._running:
+                self.seconds += time.perf_counter() - self._since
+        group = replace(found.group, prompt=attempt.prompt, completions=attempt.completions)
+        return replace(found, group=group)

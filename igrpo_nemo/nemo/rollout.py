@@ -1,33 +1,31 @@
-"""The two-stage rollout that stands in for NeMo-RL's, with its arguments and its return value.
+"""What stands in for NeMo-RL's rollout, with its arguments and its return value.
 
-    synchronous engine   all drafts, then all refinements, one call each
-    asynchronous engine  every problem at its own pace
+    TwoStageMap     both stages; the batch of trained rows goes back
+    ValidationMap   NeMo-RL's own on q and, beside it, both stages, which are only measured
+    SingleStageMap  NeMo-RL's own, whose batch is only described by the same metrics
 
-Returns the batch of trained rows and the rollout's metrics. A failure raises `RolloutError` with
-the problem's id; a group is complete or the step fails.
+A failure raises `RolloutError` with the problem's id; a group is complete or the step fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-from igrpo_nemo.environment import Attempt, StepReturn
+from igrpo_nemo.environment import Attempt
 from igrpo_nemo.metrics import rollout_metrics
-from igrpo_nemo.nemo.batches import TrainedRows, items_of, trained_batch
-from igrpo_nemo.nemo.engines import AsyncEngine, BatchEngine, RowError
+from igrpo_nemo.nemo.batches import TrainedRows, completion_of, items_of, trained_batch
+from igrpo_nemo.nemo.engines import AsyncEngine, BatchEngine
 from igrpo_nemo.nemo.environment import EnvironmentClient
 from igrpo_nemo.nemo.failure import RolloutError
-from igrpo_nemo.nemo.prefetch import Prefetcher, roll_out_fused
+from igrpo_nemo.nemo.prefetch import Prefetcher
 from igrpo_nemo.nemo.seam import RolloutCall, RunMap
-from igrpo_nemo.nemo.stages import Backends, Item, roll_out, unscored
-from igrpo_nemo.types import Completion, Prompt, Rollout, Stage
+from igrpo_nemo.nemo.stages import Backends, Item, at_own_pace, roll_out, together
+from igrpo_nemo.types import Group, Rollout, Score, Stage
 
 
 class TwoStageMap(RunMap):
@@ -38,12 +36,12 @@ class TwoStageMap(RunMap):
     def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
         batch: BatchedDataDict = call.arguments["input_batch"]
         feedback = self.spec.feedback
-        step = _TwoStages(call, self, items_of(batch, feedback.num_trained))
-        rollouts = step.run(self.prefetcher)
+        items = items_of(batch, feedback.num_trained)
+        rollouts, metrics = two_stages(call, self, items, self.prefetcher)
         problems = [TrainedRows.of(rollout, feedback) for rollout in rollouts]
         trained = trained_batch(batch, problems, self.spec.weights)
         shown = [rollout for rollout in rollouts if rollout.selection]
-        return trained, step_metrics(problems) | step.metrics | self.rolled_out(shown)
+        return trained, step_metrics(problems) | metrics | self.rolled_out(shown)
 
 
 class ValidationMap(RunMap):
@@ -61,7 +59,8 @@ class ValidationMap(RunMap):
         # Before NeMo-RL's own, which writes the answers behind the prompts.
         items = items_of(call.arguments["input_batch"], 1)
         returned = call.as_it_was()
-        for rollout in _TwoStages(call, self, items).run():
+        rollouts, _ = two_stages(call, self, items)
+        for rollout in rollouts:
             for group in rollout.refinements:
                 self.conditioned += [score.correct for score in group.scores]
         return returned
@@ -72,185 +71,135 @@ class ValidationMap(RunMap):
         return taken
 
 
-class _TwoStages:
-    """One call: its problems, the engine and the environment, and what it measures."""
+class SingleStageMap(RunMap):
+    """Asks for NeMo-RL's own rollout, which is only looked at.
 
-    def __init__(self, call: RolloutCall, task_to_env: RunMap, items: Sequence[Item]) -> None:
-        given = call.arguments
-        batch = given["input_batch"]
-        stops = batch.get("stop_strings")
-        make = AsyncEngine if call.concurrently else BatchEngine
-        self.engine: AsyncEngine | BatchEngine = make(
-            given["policy_generation"],
-            given["tokenizer"],
-            stop_strings=stops[0] if stops else None,
-            greedy=given.get("greedy", False),
-        )
-        self.environment = EnvironmentClient(
-            task_to_env[str(batch["task_name"][0])], task_to_env.clock.finished + 1
-        )
-        self.num_drafts = task_to_env.spec.feedback.num_drafts
-        self.batch, self.items = batch, items
-        self.metrics: dict[str, Any] = {}
+    Its asynchronous one keeps a row whose generation failed, without an answer and with reward 0:
+    that fails the step here, as it does with two stages.
+    """
 
-    def run(self, prefetcher: Prefetcher | None = None) -> list[Rollout]:
-        """The rollouts, in the order of the batch; with drafts from the step before and for the
-        next one where a prefetcher has them."""
-        taken = prefetcher and prefetcher.take(self.batch, self.items)
-        following = prefetcher and prefetcher.upcoming(self.batch)
-        upcoming = [] if following is None else items_of(following, 1)
-        drafts = None if taken is None else list(taken.drafts)
-        if isinstance(self.engine, AsyncEngine):
-            rollouts, ahead = asyncio.run(self._at_their_own_pace(self.engine, drafts, upcoming))
-        else:
-            drafted = self._draft_batch(self.engine, drafts)
-            rollouts, ahead = self._refine_batch(self.engine, drafted, upcoming)
-        if prefetcher is not None:
-            self.metrics |= prefetcher.metrics(taken, rollouts)
-            prefetcher.keep(upcoming, ahead)
-        return rollouts
-
-    async def _at_their_own_pace(
-        self,
-        engine: AsyncEngine,
-        drafts: Sequence[Sequence[Completion]] | None,
-        upcoming: Sequence[Item],
-    ) -> tuple[list[Rollout], list[list[Completion]]]:
-        on = Backends(engine, self.environment, self.num_drafts)
-        if drafts is None and not upcoming:
-            rollouts, ahead = await roll_out(self.items, on), []
-        else:
-            rollouts, ahead = await roll_out_fused(self.items, on, drafts, upcoming)
-        if engine.worker_tokens:
-            self.metrics["per_worker_token_counts"] = engine.worker_tokens
-        return rollouts, ahead
-
-    def _draft_batch(
-        self, engine: BatchEngine, drafts: Sequence[Sequence[Completion]] | None
-    ) -> dict[int, StepReturn]:
-        """Stage 1 of the batch, by position; problems that NeMo-RL cut have none."""
-        items = [item for item in self.items if not item.overlong]
-        if drafts is None:
-            wanted = [_Wanted(i, Stage.DRAFT, i.prompt, self.num_drafts) for i in items]
-            with self._timed("draft"):
-                sampled = _sample(engine, wanted)
-        else:
-            sampled = [drafts[item.position] for item in items]
-        attempts = [
-            Attempt(item.problem, item.prompt, tuple(completions))
-            for item, completions in zip(items, sampled, strict=True)
+    def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
+        feedback, weights = self.spec.feedback, self.spec.weights
+        items = items_of(call.arguments["input_batch"], feedback.num_trained)
+        batch, metrics = call.as_it_was()
+        groups = [
+            _group(batch, item, feedback.num_trained, weights)
+            for item in items
+            if not item.overlong
         ]
-        steps = self._grade(Stage.DRAFT, attempts)
-        return {item.position: step for item, step in zip(items, steps, strict=True)}
+        if "accuracy" not in weights:
+            groups = asyncio.run(self._verified(groups, call))
+        rollouts = [Rollout(group.problem, group) for group in groups]
+        rows = [row for rollout in rollouts for row in feedback.training_rows(rollout)]
+        ours = rollout_metrics(rollouts, rows) | _generated(rollouts)
+        return batch, {**metrics, **ours, **self.rolled_out(rollouts)}
 
-    def _refine_batch(
-        self, engine: BatchEngine, drafted: dict[int, StepReturn], upcoming: Sequence[Item]
-    ) -> tuple[list[Rollout], list[list[Completion]]]:
-        """Stage 2 of the batch and, in the same call of the engine, the next step's drafts.
-
-        The rows of a problem and the drafts of its place in the next batch stand side by side, so
-        that contiguous shards get equal shares of both.
-        """
-        wanted: list[_Wanted] = []
-        for item in self.items:
-            wanted += _stage_two(item, drafted)
-            if item.position < len(upcoming):
-                following = upcoming[item.position]
-                wanted.append(_Wanted(following, AHEAD, following.prompt, self.num_drafts))
-        with self._timed("refine"):
-            sampled = list(zip(wanted, _sample(engine, wanted), strict=True))
-        attempts = [
-            Attempt(each.item.problem, each.prompt, tuple(completions))
-            for each, completions in sampled
-            if each.stage == Stage.REFINE
+    async def _verified(self, groups: Sequence[Group], call: RolloutCall) -> list[Group]:
+        """With the verdict on accuracy, which a reward without it does not tell."""
+        client = client_of(call, self)
+        attempts = [Attempt(each.problem, each.prompt, each.completions) for each in groups]
+        steps = await together([client.step(None, each, judged=False) for each in attempts])
+        return [
+            replace(group, scores=tuple(map(_with_verdict, group.scores, step.group.scores)))
+            for group, step in zip(groups, steps, strict=True)
         ]
-        groups = iter(self._grade(Stage.REFINE, attempts))
-        cut = {each.item.position: found[0] for each, found in sampled if each.stage == OVERLONG}
-        rollouts = [
-            unscored(item, cut[item.position])
-            if item.overlong
-            else _rollout(item, drafted[item.position], groups)
-            for item in self.items
-        ]
-        return rollouts, [completions for each, completions in sampled if each.stage == AHEAD]
-
-    def _grade(self, stage: Stage, attempts: Sequence[Attempt]) -> list[StepReturn]:
-        if not attempts:
-            return []
-        with self._timed("reward"), RolloutError.at(attempts[0].problem, f"{stage}, rewards"):
-            return self.environment.step_all(stage, attempts)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        key = f"timing/{name}"
-        self.metrics[key] = self.metrics.get(key, 0.0) + time.perf_counter() - start
 
 
-AHEAD = "draft ahead"
-OVERLONG = "overlong"
+def two_stages(
+    call: RolloutCall,
+    task_to_env: RunMap,
+    items: Sequence[Item],
+    prefetcher: Prefetcher | None = None,
+) -> tuple[list[Rollout], dict[str, Any]]:
+    """The rollouts of a call's problems, in order, and what the call measured.
+
+    With drafts from the step before and for the next one where the prefetcher has them.
+    """
+    given = call.arguments
+    batch = given["input_batch"]
+    stops = batch.get("stop_strings")
+    make, run = (AsyncEngine, at_own_pace) if call.concurrently else (BatchEngine, roll_out)
+    engine = make(
+        given["policy_generation"],
+        given["tokenizer"],
+        stop_strings=stops[0] if stops else None,
+        greedy=given.get("greedy", False),
+    )
+    client = client_of(call, task_to_env)
+    on = Backends(engine, client, task_to_env.spec.feedback.num_drafts)
+    taken = prefetcher and prefetcher.take(batch)
+    following = prefetcher and prefetcher.upcoming(batch)
+    upcoming = [] if following is None else items_of(following, 1)
+    rollouts, ahead = asyncio.run(run(items, on, taken and taken.drafts, upcoming))
+    metrics: dict[str, Any] = {}
+    if isinstance(engine, BatchEngine):
+        seconds = engine.seconds | {"reward": client.seconds}
+        metrics |= {f"timing/{name}": value for name, value in seconds.items()}
+    elif engine.worker_tokens:
+        metrics["per_worker_token_counts"] = engine.worker_tokens
+    if prefetcher is not None:
+        metrics |= prefetcher.metrics(taken, rollouts)
+        prefetcher.keep(ahead)
+    return rollouts, metrics
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """`count` completions of a prompt to sample in a batch, and whose they are."""
-
-    item: Item
-    stage: str
-    prompt: Prompt
-    count: int
-
-
-def _sample(engine: BatchEngine, wanted: Sequence[_Wanted]) -> list[list[Completion]]:
-    """One call of the engine. Raises `RolloutError` naming the problem of a bad row."""
-    rows = [each for each in wanted for _ in range(each.count)]
-    if not rows:
-        return []
-    try:
-        sampled = iter(engine.sample_all([row.prompt for row in rows]))
-    except RowError as error:
-        bad = rows[error.row]
-        raise RolloutError(f"problem {bad.item.problem.id}, stage {bad.stage}: {error}") from error
-    except Exception as error:  # the boundary to the engine, whose error concerns every row
-        raise RolloutError(
-            f"stage {rows[0].stage} of {len(rows)} completions, problem "
-            f"{rows[0].item.problem.id} and following: {' '.join(str(error).split())[:500]}"
-        ) from error
-    return [[next(sampled) for _ in range(each.count)] for each in wanted]
-
-
-def _stage_two(item: Item, drafted: dict[int, StepReturn]) -> list[_Wanted]:
-    if item.overlong:
-        return [_Wanted(item, OVERLONG, item.prompt, 1)]
-    return [
-        _Wanted(item, Stage.REFINE, each.prompt, each.num_samples)
-        for each in drafted[item.position].observations
-    ]
-
-
-def _rollout(item: Item, step: StepReturn, groups: Iterator[StepReturn]) -> Rollout:
-    refinements = tuple(next(groups).group for _ in step.observations)
-    return Rollout(item.problem, step.group, step.selection, refinements)
+def client_of(call: RolloutCall, task_to_env: RunMap) -> EnvironmentClient:
+    """The environment of a call's problems; its steps bear the number of the training step."""
+    task = str(call.arguments["input_batch"]["task_name"][0])
+    return EnvironmentClient(task_to_env[task], task_to_env.clock.finished + 1)
 
 
 def step_metrics(problems: Sequence[TrainedRows]) -> dict[str, Any]:
     """The core's `igrpo/*` metrics, and those that NeMo-RL reads."""
-    rollouts = [each.rollout for each in problems if each.rollout.selection is not None]
+    rollouts = [each.rollout for each in problems]
     rows = [row for each in problems if each.weight for row in each.rows]
-    lengths = [
-        len(completion.token_ids)
-        for each in problems
-        for group in (each.rollout.drafts, *each.rollout.refinements)
-        for completion in group.completions
-    ]
-    trained = [row for each in problems for row in each.rows]
-    truncated = sum(row.completion.truncated for row in trained)
+    cut = [row.completion.truncated for each in problems for row in each.rows]
+    lengths = _lengths(rollouts)
     return {
-        **rollout_metrics(rollouts, rows),
+        **rollout_metrics([each for each in rollouts if each.selection is not None], rows),
         "mean_gen_tokens_per_sample": sum(lengths) / len(lengths),
         "max_gen_tokens_per_sample": max(lengths),
-        "truncation_rate": truncated / len(trained),
+        "truncation_rate": sum(cut) / len(cut),
+        **_generated(rollouts),
+    }
+
+
+def _generated(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    lengths = _lengths(rollouts)
+    return {
         "igrpo/generated_tokens": float(sum(lengths)),
         "igrpo/completions": float(len(lengths)),
     }
+
+
+def _lengths(rollouts: Sequence[Rollout]) -> list[int]:
+    groups = [group for each in rollouts for group in (each.drafts, *each.refinements)]
+    return [len(completion.token_ids) for group in groups for completion in group.completions]
+
+
+def _group(batch: BatchedDataDict, item: Item, size: int, weights: Mapping[str, float]) -> Group:
+    """A problem's rows in the batch that NeMo-RL's own rollout returned."""
+    rows = range(item.position * size, (item.position + 1) * size)
+    with RolloutError.at(item.problem, Stage.DRAFT):
+        completions = tuple(
+            completion_of(batch["message_log"][row], truncated=bool(batch["truncated"][row]))
+            for row in rows
+        )
+    scores = tuple(_score(batch, row, weights) for row in rows)
+    return Group(item.problem, Stage.DRAFT, item.prompt, completions, scores)
+
+
+def _score(batch: BatchedDataDict, row: int, weights: Mapping[str, float]) -> Score:
+    """The components again, from NeMo-RL's weighted ones in fp32; accuracy is 0 until somebody
+    has looked, where the reward has no such part."""
+    several = len(weights) > 1
+    components = {"accuracy": 0.0}
+    for number, (name, weight) in enumerate(weights.items(), start=1):
+        column = batch[f"reward{number}" if several else "total_reward"]
+        components[name] = round(float(column[row]) / weight, 6)
+    return Score(float(batch["total_reward"][row]), components)
+
+
+def _with_verdict(score: Score, verdict: Score) -> Score:
+    components = {**score.components, "accuracy": float(verdict.correct)}
+    return Score(score.reward, components, verdict.reason)

@@ -26,10 +26,9 @@ from igrpo_nemo.nemo.master_config import OpenedRun
 from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher
 from igrpo_nemo.nemo.processes import use_one_python
 from igrpo_nemo.nemo.resume import Earlier, carry_tokenizer, newest_step, save_last_step
-from igrpo_nemo.nemo.rollout import TwoStageMap, ValidationMap
+from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
 from igrpo_nemo.nemo.run_log import RunLog
 from igrpo_nemo.nemo.seam import RolloutSpec, RunMap, StepClock
-from igrpo_nemo.nemo.single_stage import SingleStageMap
 from igrpo_nemo.nemo.trainers import finished_steps, trainer
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker

@@ -1,17 +1,17 @@
-"""Stage 1 and Stage 2 of many problems, concurrently, as functions over plain data.
+"""Stage 1 and Stage 2 of a step's problems, as functions over plain data.
 
-    item ─ draft_stage ─> StepReturn ─ refine_stage ─> Rollout          (Algorithm 1, lines 4-12)
-    roll_out: both, for every problem at its own pace; no barrier between the stages
+    items ─ drafts, scored ─> StepReturn ─ refinements, scored ─> Rollout  (Algorithm 1, 4-12)
+    roll_out:     the problems stage by stage; an engine is asked once for each stage
+    at_own_pace:  every problem by itself, concurrently; no barrier between the stages
 
-An engine samples one completion at a time and an environment scores one group; both are awaited.
-Nothing here knows NeMo-RL, Ray or tensors, so the same code runs against a model of an engine.
-Legend: N drafts, G refinements of each q'.
+An engine samples groups and lets the environment score each of them; both are awaited. Nothing here
+knows NeMo-RL, Ray or tensors, so the same code runs against a model of an engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,12 +20,16 @@ from igrpo_nemo.feedback import NextPrompt
 from igrpo_nemo.nemo.failure import RolloutError
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage
 
+AHEAD = "draft ahead"
+"""In the place of a stage: drafts of the next step, sampled beside this step's refinements."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """A problem of the step with its q, at a position of the batch.
 
-    `overlong`: NeMo-RL cut the prompt and gave the problem zero weight; it has no Stage 1.
+    `overlong`: NeMo-RL cut the prompt and gave the problem zero weight. It has one answer, because
+    NeMo-RL wants a row, which nobody scores, and no Stage 2.
     """
 
     problem: Problem
@@ -34,19 +38,29 @@ class Item:
     overlong: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A group to sample: whose it is, in which stage (or `AHEAD`), from which prompt."""
+
+    item: Item
+    stage: str
+    next: NextPrompt
+
+
+Then = Callable[[Wanted, Sequence[Completion]], Awaitable[StepReturn]]
+
+
 class Engine(Protocol):
-    """Samples one completion of a prompt. Requests with an equal `route` share a prefix cache.
+    """Samples groups, and awaits `then` of each as soon as it may; returns what that returned, in
+    order. Raises `RolloutError` naming the problem. A cancelled call frees what it holds."""
 
-    A cancelled call frees what it holds where the backend can.
-    """
-
-    def sample(self, prompt: Prompt, route: str) -> Awaitable[Completion]: ...
+    def sample(self, wanted: Sequence[Wanted], then: Then) -> Awaitable[list[StepReturn]]: ...
 
 
 class Environment(Protocol):
     """`TwoStageEnvironment.step` for one attempt."""
 
-    def step(self, stage: Stage | None, attempt: Attempt) -> Awaitable[StepReturn]: ...
+    def step(self, stage: Stage, attempt: Attempt) -> Awaitable[StepReturn]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,63 +71,78 @@ class Backends:
     environment: Environment
     num_drafts: int
 
+    def drafts_of(self, item: Item, stage: str = Stage.DRAFT) -> Wanted:
+        count = 1 if item.overlong else self.num_drafts
+        return Wanted(item, stage, NextPrompt(item.prompt, count))
 
-async def sample_drafts(item: Item, on: Backends) -> list[Completion]:
-    """The N drafts of one problem, unscored (line 5)."""
-    with RolloutError.at(item.problem, Stage.DRAFT):
-        route = f"{item.position}/{Stage.DRAFT}"
-        return await together([on.engine.sample(item.prompt, route) for _ in range(on.num_drafts)])
-
-
-async def score_drafts(item: Item, drafts: Sequence[Completion], on: Backends) -> StepReturn:
-    """The rewards of the drafts, the selection and q' (lines 6-8)."""
-    with RolloutError.at(item.problem, Stage.DRAFT):
-        return await on.environment.step(
-            Stage.DRAFT, Attempt(item.problem, item.prompt, tuple(drafts))
-        )
-
-
-async def refine_stage(item: Item, drafted: StepReturn, on: Backends) -> Rollout:
-    """G refinements of each q', and their rewards (lines 9-12)."""
-
-    async def refine(index: int, following: NextPrompt) -> Group:
-        route = f"{item.position}/{Stage.REFINE}/{index}"
-        samples = range(following.num_samples)
-        completions = await together([on.engine.sample(following.prompt, route) for _ in samples])
-        attempt = Attempt(item.problem, following.prompt, tuple(completions))
-        return (await on.environment.step(Stage.REFINE, attempt)).group
-
-    with RolloutError.at(item.problem, Stage.REFINE):
-        groups = await together([refine(n, each) for n, each in enumerate(drafted.observations)])
-    return Rollout(item.problem, drafted.group, drafted.selection, tuple(groups))
+    async def score(self, wanted: Wanted, completions: Sequence[Completion]) -> StepReturn:
+        """The group with its rewards and, of drafts, the selection and every q'."""
+        problem, prompt, sampled = wanted.item.problem, wanted.next.prompt, tuple(completions)
+        if wanted.item.overlong or wanted.stage == AHEAD:
+            scores = (Score(0.0),) * len(sampled)
+            return StepReturn(Group(problem, Stage.DRAFT, prompt, sampled, scores), None, (), True)
+        with RolloutError.at(problem, f"{wanted.stage}, rewards"):
+            attempt = Attempt(problem, prompt, sampled)
+            return await self.environment.step(Stage(wanted.stage), attempt)
 
 
-async def answer_overlong(item: Item, on: Backends) -> Rollout:
-    """A problem whose prompt NeMo-RL cut: one answer, because it wants a row, worth nothing."""
-    with RolloutError.at(item.problem, "overlong"):
-        return unscored(item, await on.engine.sample(item.prompt, f"{item.position}/{Stage.DRAFT}"))
+Drafts = Sequence[Sequence[Completion]]
+"""N completions of q for each position of a batch."""
 
 
-def unscored(item: Item, completion: Completion) -> Rollout:
-    """The rollout of a problem without Stage 1."""
-    group = Group(item.problem, Stage.DRAFT, item.prompt, (completion,), (Score(0.0),))
-    return Rollout(item.problem, group)
+async def roll_out(
+    items: Sequence[Item], on: Backends, drafts: Drafts | None = None, upcoming: Sequence[Item] = ()
+) -> tuple[list[Rollout], list[Sequence[Completion]]]:
+    """Both stages of the problems, and the drafts of the `upcoming` ones at their positions.
 
-
-async def roll_out_problem(item: Item, on: Backends) -> Rollout:
-    """Both stages of one problem.
-
-    Raises `RolloutError` naming the problem and the stage for whatever goes wrong below.
+    `drafts` were sampled beforehand, unless None. The refinements of a problem and the drafts for
+    its place in the next batch are asked for side by side, so that contiguous shards of an engine
+    get equal shares of both. Raises `RolloutError` naming problem and stage of what goes wrong.
     """
-    if item.overlong:
-        return await answer_overlong(item, on)
-    drafted = await score_drafts(item, await sample_drafts(item, on), on)
-    return await refine_stage(item, drafted, on)
+    first = [on.drafts_of(item) for item in items]
+    if drafts is None:
+        drafted = await on.engine.sample(first, on.score)
+    else:
+        drafted = await together([on.score(each, drafts[each.item.position]) for each in first])
+    wanted: list[Wanted] = []
+    for item, step in zip(items, drafted, strict=True):
+        wanted += [Wanted(item, Stage.REFINE, following) for following in step.observations]
+        following = upcoming[item.position : item.position + 1]
+        wanted += [on.drafts_of(each, AHEAD) for each in following]
+    found = await on.engine.sample(wanted, on.score)
+    groups: dict[int, list[Group]] = {item.position: [] for item in items}
+    ahead = []
+    for each, step in zip(wanted, found, strict=True):
+        if each.stage == AHEAD:
+            ahead.append(step.group.completions)
+        else:
+            groups[each.item.position].append(step.group)
+    rollouts = [
+        Rollout(item.problem, step.group, step.selection, tuple(groups[item.position]))
+        for item, step in zip(items, drafted, strict=True)
+    ]
+    return rollouts, ahead
 
 
-async def roll_out(items: Sequence[Item], on: Backends) -> list[Rollout]:
-    """All problems concurrently, in the order given."""
-    return await together([roll_out_problem(item, on) for item in items])
+async def at_own_pace(
+    items: Sequence[Item], on: Backends, drafts: Drafts | None = None, upcoming: Sequence[Item] = ()
+) -> tuple[list[Rollout], list[Sequence[Completion]]]:
+    """`roll_out` of every problem by itself, all concurrently; the same in the same order."""
+    each = await together([roll_out([item], on, drafts, upcoming) for item in items])
+    return [r for rollouts, _ in each for r in rollouts], [a for _, ahead in each for a in ahead]
+
+
+async def one_by_one(
+    wanted: Sequence[Wanted], then: Then, sample: Callable[[Wanted], Awaitable[list[Completion]]]
+) -> list[StepReturn]:
+    """An engine's `sample` where it samples groups independently: none waits for another."""
+
+    async def group(each: Wanted) -> StepReturn:
+        with RolloutError.at(each.item.problem, each.stage):
+            completions = await sample(each)
+        return await then(each, completions)
+
+    return await together([group(each) for each in wanted])
 
 
 async def together(awaitables: Sequence[Awaitable]) -> list:

@@ -83,7 +83,7 @@ def watched() -> Iterator[Seen]:
     from igrpo_nemo.nemo.cpu import policy
 
     seen = Seen()
-    roll_out, run = rollout.TwoStageMap.roll_out, rollout._TwoStages.run
+    roll_out, two_stages = rollout.TwoStageMap.roll_out, rollout.two_stages
     make = policy.LocalPolicy.__init__
 
     def rolled_out(task_to_env: Any, call: Any) -> Any:
@@ -91,9 +91,10 @@ def watched() -> Iterator[Seen]:
         seen.batches.append(returned[0])
         return returned
 
-    def ran(call: Any, *args: Any) -> list[Rollout]:
-        seen.rollouts.append(run(call, *args))
-        return seen.rollouts[-1]
+    def ran(*args: Any) -> Any:
+        returned = two_stages(*args)
+        seen.rollouts.append(returned[0])
+        return returned
 
     def init(policy: Any, *args: Any, **kwargs: Any) -> None:
         make(policy, *args, **kwargs)
@@ -101,7 +102,7 @@ def watched() -> Iterator[Seen]:
 
     with (
         mock.patch.object(rollout.TwoStageMap, "roll_out", rolled_out),
-        mock.patch.object(rollout._TwoStages, "run", ran),
+        mock.patch.object(rollout, "two_stages", ran),
         mock.patch.object(policy.LocalPolicy, "__init__", init),
     ):
         yield seen

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import os
+import signal
 import threading
 
 import nemo_source
@@ -63,10 +66,8 @@ def _log(*texts):
 
 
 def test_the_draft_stage_returns_q_prime_and_goes_on(worker):
-    """Two attempts in one call stay apart."""
-    first, second = worker.grade(
-        Stage.DRAFT, [_attempt(WRONG, RIGHT), _attempt(WRONG, "nothing")], 3
-    )
+    first = worker.grade(Stage.DRAFT, _attempt(WRONG, RIGHT), 3)
+    second = worker.grade(Stage.DRAFT, _attempt(WRONG, "nothing"), 3)
     assert not first.terminated and not second.terminated
     [following], [other] = first.observations, second.observations
     assert RIGHT in following.prompt.text
@@ -77,7 +78,7 @@ def test_the_draft_stage_returns_q_prime_and_goes_on(worker):
 
 
 def test_the_refine_stage_ends(worker):
-    [step] = worker.grade(Stage.REFINE, [_attempt(RIGHT)], 3)
+    step = worker.grade(Stage.REFINE, _attempt(RIGHT), 3)
     assert step.terminated
     assert step.observations == ()
 
@@ -95,51 +96,54 @@ def test_without_a_stage_it_scores_the_last_answer(worker):
 def test_an_overlong_draft_still_gives_a_q_prime_within_the_budget(worker, settings):
     budget = settings["config"]["policy"]["max_total_sequence_length"]
     budget -= settings["config"]["policy"]["generation"]["max_new_tokens"]
-    attempts = [_attempt("7" * length) for length in (1, 50, 5_000)]
-    for step in worker.grade(Stage.DRAFT, attempts, 1):
-        [following] = step.observations
+    for length in (1, 50, 5_000):
+        [following] = worker.grade(Stage.DRAFT, _attempt("7" * length), 1).observations
         assert len(following.prompt.token_ids) <= budget
+
+
+def _stepped(client, stage, *attempts):
+    """All attempts at once, in order."""
+    return asyncio.run(_gathered(client, stage, attempts))
+
+
+async def _gathered(client, stage, attempts):
+    return await asyncio.gather(*(client.step(stage, attempt) for attempt in attempts))
 
 
 def test_the_client_speaks_the_cores_types(actor):
     client = environment.EnvironmentClient(actor, 3)
     attempts = [_attempt(WRONG, RIGHT), _attempt(RIGHT, WRONG, problem=Problem("r", "2+2=", "4"))]
-    first, second = client.step_all(Stage.DRAFT, attempts)
+    first, second = _stepped(client, Stage.DRAFT, *attempts)
     assert first.group.rewards == (1.0, 2.0)
     assert second.group.rewards == (1.0, 2.0)
     assert [first.selection.index, second.selection.index] == [1, 1]
     assert first.group.completions is attempts[0].completions
     assert not first.terminated
-    [done] = client.step_all(Stage.REFINE, [_attempt(RIGHT)])
+    [done] = _stepped(client, Stage.REFINE, _attempt(RIGHT))
     assert done.terminated
     assert done.observations == ()
+    assert client.seconds > 0
 
 
 def test_steps_run_concurrently(actor):
     """Sixty-four steps at once, each with its own answer."""
-    from concurrent.futures import ThreadPoolExecutor
-
     client = environment.EnvironmentClient(actor, 1)
     attempts = [
         _attempt(f"<answer>{n}</answer>", problem=Problem(f"p{n}", f"{n}+0=", str(n)))
         for n in range(64)
     ]
-    with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(lambda a: client.step_all(None, [a])[0], attempts))
+    results = _stepped(client, None, *attempts)
     assert [r.group.problem.id for r in results] == [f"p{n}" for n in range(64)]
     assert all(r.group.scores[0].correct for r in results)
 
 
 def test_an_actor_that_dies_is_restarted_and_the_step_completes(settings, ray_cluster):
     """Killed from outside, as an out-of-memory killer would."""
-    import os
-    import signal
-
     actor = environment.TwoStageActor.remote(settings)
     client = environment.EnvironmentClient(actor, 1)
-    before = client.step_all(Stage.DRAFT, [_attempt(WRONG, RIGHT)])[0]
+    [before] = _stepped(client, Stage.DRAFT, _attempt(WRONG, RIGHT))
     os.kill(ray.get(actor.__ray_call__.remote(lambda worker: os.getpid())), signal.SIGKILL)
-    after = client.step_all(Stage.DRAFT, [_attempt(WRONG, RIGHT)])[0]
+    [after] = _stepped(client, Stage.DRAFT, _attempt(WRONG, RIGHT))
     assert after.selection == before.selection
     assert after.observations == before.observations
     ray.kill(actor)
@@ -153,7 +157,7 @@ def test_a_reward_that_times_out_is_counted_and_the_group_is_whole(policy_folder
     )
     try:
         attempt = _attempt(f"<answer>{HANGS}</answer>", RIGHT, WRONG)
-        [step] = worker.grade(Stage.DRAFT, [attempt], 1)
+        step = worker.grade(Stage.DRAFT, attempt, 1)
     finally:
         worker.shutdown()
     scores = step.group.scores
@@ -181,17 +185,17 @@ def test_validation_asks_no_judge(settings, monkeypatch):
         validated = worker.step([_log(RIGHT), _log(WRONG)], [_info(validation=True)] * 2)
         assert validated.rewards.tolist() == [1.0, 0.0]
         assert asked == []
-        [measured] = worker.grade(None, [_attempt(WRONG)], 1, judged=False)
+        measured = worker.grade(None, _attempt(WRONG), 1, judged=False)
         assert not measured.group.scores[0].correct
         assert asked == []
-        worker.grade(Stage.REFINE, [_attempt(RIGHT)], 1)
+        worker.grade(Stage.REFINE, _attempt(RIGHT), 1)
         assert asked == [RIGHT]
     finally:
         worker.shutdown()
 
 
-def test_groups_of_a_call_are_scored_beside_each_other(worker, monkeypatch):
-    """One call of the synchronous engine brings all groups of a step."""
+def test_rows_of_a_call_are_scored_beside_each_other(worker, monkeypatch):
+    """One call of NeMo-RL's brings all rows of a batch."""
     both = threading.Barrier(2, timeout=30)
     score = type(worker.environment)._score
 
@@ -200,8 +204,8 @@ def test_groups_of_a_call_are_scored_beside_each_other(worker, monkeypatch):
         return score(self, stage, attempts)
 
     monkeypatch.setattr(type(worker.environment), "_score", waiting)
-    steps = worker.grade(Stage.REFINE, [_attempt(RIGHT, WRONG), _attempt(RIGHT)], 1)
-    assert [[s.correct for s in each.group.scores] for each in steps] == [[True, False], [True]]
+    returned = worker.step([_log(RIGHT), _log(WRONG)], [_info(validation=True)] * 2)
+    assert returned.rewards.tolist() == [1.0, 0.0]
 
 
 def test_registering_twice_is_harmless():

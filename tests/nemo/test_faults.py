@@ -60,8 +60,7 @@ def _at_calls(monkeypatch, numbers, act):
 
         return call
 
-    for name in ("step_all", "step"):
-        monkeypatch.setattr(EnvironmentClient, name, counted(getattr(EnvironmentClient, name)))
+    monkeypatch.setattr(EnvironmentClient, "step", counted(EnvironmentClient.step))
     return calls
 
 
@@ -76,8 +75,8 @@ def test_an_environment_that_dies_is_restarted_and_changes_nothing(
         config = nemo_runs.tiny_config(policy_folder, tmp_path / name, *SHORT, engine)
         with monkeypatch.context() as patch:
             if name == "disturbed":
-                # Synchronously a step has two calls, asynchronously two a problem.
-                calls = _at_calls(patch, {3} if engine is SYNC else {11}, act)
+                # There are two calls a problem.
+                calls = _at_calls(patch, {11}, act)
             [policy] = nemo_runs.train(config).policies
         weights.append(policy.model.state_dict())
         logs.append(nemo_runs.metrics(tmp_path / name))
@@ -93,7 +92,7 @@ def test_an_environment_that_is_gone_for_good_fails_the_step(
     ray_cluster, policy_folder, tmp_path, monkeypatch, engine
 ):
     """One line that names problem and stage; the step before is logged, this one is not."""
-    _at_calls(monkeypatch, {4} if engine is SYNC else {11}, _end)
+    _at_calls(monkeypatch, {11}, _end)
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, engine)
     with pytest.raises(
         LostProcessError, match=r"^problem \S+, stage (draft|refine)\S*.*actor"

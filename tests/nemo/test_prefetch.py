@@ -14,7 +14,7 @@ import torch  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
-from igrpo_nemo.nemo.prefetch import SEQUENCE_KEY, LookaheadLoader, Prefetcher  # noqa: E402
+from igrpo_nemo.nemo.prefetch import BATCH_NUMBER, LookaheadLoader, PrefetchedDrafts, Prefetcher  # noqa: E402
 from igrpo_nemo.nemo.seam import StepClock  # noqa: E402
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
@@ -83,7 +83,7 @@ def test_the_lookahead_loader_knows_what_follows():
     for batch in loader:
         if previous is not None:
             assert previous["number"] == batch["number"]
-            assert batch[SEQUENCE_KEY] == previous[SEQUENCE_KEY]
+            assert batch[BATCH_NUMBER] == previous[BATCH_NUMBER]
         previous = loader.upcoming
     assert previous is None
 
@@ -92,16 +92,10 @@ def test_drafts_of_another_batch_are_dropped_and_counted():
     loader = LookaheadLoader(_loader(0))
     prefetcher = Prefetcher(loader, StepClock(), total_steps=9)
     batch = next(iter(loader))
-    assert prefetcher.take(batch, []) is None
-    prefetcher._kept = _kept(sequence=99)
-    assert prefetcher.take(batch, []) is None
+    assert prefetcher.take(batch) is None
+    prefetcher._kept = PrefetchedDrafts(99, ((),), made_at=0)
+    assert prefetcher.take(batch) is None
     assert prefetcher.dropped == 1
-
-
-def _kept(sequence):
-    from igrpo_nemo.nemo.prefetch import PrefetchedDrafts
-
-    return PrefetchedDrafts(sequence, ("p",), ((),), made_at=0)
 
 
 def _versions(monkeypatch):

@@ -17,13 +17,15 @@ import torch  # noqa: E402
 from nemo_rl.data.collate_fn import rl_collate_fn  # noqa: E402
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
 
-from igrpo_nemo.environment import TwoStageEnvironment  # noqa: E402
+from igrpo_nemo.environment import StepReturn, TwoStageEnvironment  # noqa: E402
+from igrpo_nemo.feedback import NextPrompt, NoFeedback  # noqa: E402
 from igrpo_nemo.nemo import data, rollout  # noqa: E402
 from igrpo_nemo.nemo.failure import RolloutError  # noqa: E402
-from igrpo_nemo.nemo.rollout import TwoStageMap  # noqa: E402
+from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap  # noqa: E402
 from igrpo_nemo.nemo.seam import RolloutCall, RolloutSpec  # noqa: E402
+from igrpo_nemo.nemo.stages import Item, Wanted  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
-from igrpo_nemo.types import Prompt  # noqa: E402
+from igrpo_nemo.types import Group, Problem, Prompt, Score, Stage  # noqa: E402
 
 RIGHT, WRONG = "<answer>3</answer>", "<answer>4</answer>"
 
@@ -78,8 +80,7 @@ class Scoring:
             core.prompt_builder(config, tokenizer), build_scorer(), config.feedback
         )
 
-    def step_all(self, stage, attempts):
-        return self.core.step(stage, attempts)
+    seconds = 0.0
 
     async def step(self, stage, attempt):
         return self.core.step(stage, [attempt])[0]
@@ -212,11 +213,10 @@ def test_a_group_goes_to_one_shard():
     from igrpo_nemo.nemo.engines import Router, ShardView
 
     router = Router(3)
-    assert [router.enter("a"), router.enter("a"), router.enter("b"), router.enter("c")] == [
-        0, 0, 1, 2,
-    ]  # fmt: skip
-    router.leave("b")
-    assert router.enter("d") == 1
+    assert [router.enter(2), router.enter(1), router.enter(1)] == [0, 1, 2]
+    router.leave(1)
+    assert router.enter(2) == 1
+    assert router.enter(1) == 2
 
     class RoundRobin:
         current_generate_dp_shard_idx = 0
@@ -285,13 +285,18 @@ def test_rollouts_in_several_threads_share_the_shards_out(engine_over):
     together = threading.Barrier(8)
 
     def roll_out():
-        engine = engine_over(generation)
+        engine, prompt = engine_over(generation), Prompt("q", (1, 2))
+        item = Item(Problem("p", "q", "a"), prompt, 0)
+
+        async def then(wanted, completions):
+            return completions
 
         async def group():
             together.wait()
-            await asyncio.gather(*(engine.sample(Prompt("q", (1, 2)), "0/draft") for _ in range(4)))
+            return await engine.sample([Wanted(item, "draft", NextPrompt(prompt, 4))], then)
 
-        asyncio.run(group())
+        [completions] = asyncio.run(group())
+        assert len(completions) == 4
 
     threads = [threading.Thread(target=roll_out) for _ in range(8)]
     for thread in threads:
@@ -300,3 +305,61 @@ def test_rollouts_in_several_threads_share_the_shards_out(engine_over):
         thread.join()
     assert Counter(generation.chosen) == dict.fromkeys(range(8), 4)
     assert sum(engine_over(generation)._router._running) == 0
+
+
+class Verifier:
+    """In the place of the actor's: an answer is right if it says so."""
+
+    judged: list[bool] = []
+
+    def __init__(self, actor, step_number):
+        assert (actor, step_number) == ("actor", 1)
+
+    async def step(self, stage, attempt, *, judged):
+        self.judged.append(judged)
+        scores = tuple(
+            Score(0.0, {"accuracy": float(c.text == "right")}, "verdict")
+            for c in attempt.completions
+        )
+        group = Group(attempt.problem, Stage.DRAFT, attempt.prompt, attempt.completions, scores)
+        return StepReturn(group, None, (), True)
+
+
+def _answered(texts):
+    ids = torch.tensor([1])
+    logs = [
+        [
+            {"role": "user", "content": "q", "token_ids": ids},
+            {"role": "assistant", "content": text, "token_ids": ids},
+        ]
+        for text in texts
+    ]
+    problem = {"id": "p", "question": "q", "answer": "a"}
+    return {
+        "message_log": logs,
+        "idx": [0] * len(texts),
+        "extra_env_info": [{"problem": problem, "thinking_open": False}] * len(texts),
+        "task_name": ["igrpo"] * len(texts),
+        "loss_multiplier": torch.ones(len(texts)),
+        "truncated": torch.zeros(len(texts), dtype=torch.bool),
+        "total_reward": torch.tensor([1.0, 2.0]),
+        "reward1": torch.tensor([1.0, 1.0]),
+        "reward2": torch.tensor([0.0, 1.0]),
+    }
+
+
+def test_accuracy_is_the_verifiers_where_a_judge_is_the_reward(monkeypatch):
+    """A well formatted answer that the judge takes for wrong has reward 1, and is not right; the
+    judge is not asked again."""
+    monkeypatch.setattr(rollout, "EnvironmentClient", Verifier)
+    spec = RolloutSpec(NoFeedback(2), {"format": 1.0, "judge": 1.0})
+    task_to_env = SingleStageMap({"igrpo": "actor"}, spec)
+    batch = _answered(["wrong", "right"])
+    returned, metrics = task_to_env.roll_out(
+        RolloutCall(lambda input_batch: (batch, {}), {"input_batch": batch}, True)
+    )
+    assert returned is batch
+    assert metrics["igrpo/draft_accuracy"] == 0.5
+    assert metrics["igrpo/draft_reward"] == pytest.approx(1.5)
+    assert metrics["reward/reason/verdict"] == 1.0
+    assert Verifier.judged == [False]

@@ -10,8 +10,15 @@ import pytest
 from igrpo_nemo.environment import StepReturn
 from igrpo_nemo.feedback import BestDraft, NextPrompt
 from igrpo_nemo.nemo.failure import RolloutError
-from igrpo_nemo.nemo.prefetch import roll_out_fused
-from igrpo_nemo.nemo.stages import Backends, Item, roll_out
+from igrpo_nemo.nemo.stages import (
+    AHEAD,
+    Backends,
+    Item,
+    at_own_pace,
+    one_by_one,
+    roll_out,
+    together,
+)
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Stage, StopReason
 
 
@@ -23,10 +30,15 @@ class Engine:
         self.asked: list[str] = []
         self.cancelled: list[str] = []
 
-    async def sample(self, prompt: Prompt, route: str) -> Completion:
-        self.asked.append(route)
-        position = int(route.split("/")[0])
-        rest = self.answers[position]
+    async def sample(self, wanted, then):
+        return await one_by_one(wanted, then, self._group)
+
+    async def _group(self, wanted):
+        return await together([self._one(wanted) for _ in range(wanted.next.num_samples)])
+
+    async def _one(self, wanted) -> Completion:
+        self.asked.append(f"{wanted.stage} {wanted.next.prompt.text}")
+        rest = self.answers[wanted.item.position]
         seconds, text = rest.pop(0) if rest else (0.0, "0 more")
         if isinstance(text, Exception):
             raise text
@@ -76,7 +88,8 @@ def backends(answers, *, prompts=1) -> Backends:
 
 def rolled_out(count, answers, **options):
     on = backends(answers, **options)
-    return asyncio.run(roll_out(items(count), on)), on
+    rollouts, _ = asyncio.run(at_own_pace(items(count), on))
+    return rollouts, on
 
 
 def test_a_problem_goes_on_while_another_still_drafts():
@@ -102,15 +115,18 @@ def test_an_error_names_its_problem_and_stops_the_others():
     }
     on = backends(answers)
     with pytest.raises(RolloutError, match="problem p1, stage draft: engine on fire"):
-        asyncio.run(roll_out(items(2), on))
+        asyncio.run(at_own_pace(items(2), on))
     assert sorted(on.engine.cancelled) == ["0 a", "0 b", "0 c"]
 
 
-def test_routes_keep_a_group_together_and_apart_from_others():
-    answers = {n: [(0.0, "1 a"), (0.0, "0 b"), (0.0, "0 r"), (0.0, "0 r")] for n in range(2)}
-    _, on = rolled_out(2, answers)
-    assert set(on.engine.asked) == {"0/draft", "0/refine/0", "1/draft", "1/refine/0"}
-    assert all(on.engine.asked.count(route) == 2 for route in on.engine.asked)
+def test_stage_by_stage_nobody_refines_before_all_have_drafted():
+    answers = {n: [(0.1 * n, "1 a"), (0.0, "0 b")] for n in range(2)}
+    on = backends(answers)
+    rollouts, _ = asyncio.run(roll_out(items(2), on))
+    assert on.environment.steps == [(Stage.DRAFT, "p0"), (Stage.DRAFT, "p1")] + [
+        (Stage.REFINE, "p0"), (Stage.REFINE, "p1"),
+    ]  # fmt: skip
+    assert [each.selection.index for each in rollouts] == [0, 0]
 
 
 def test_several_stage_two_prompts_are_sampled_beside_each_other():
@@ -123,19 +139,22 @@ def test_several_stage_two_prompts_are_sampled_beside_each_other():
         "after 1 a/0", "after 1 a/1", "after 1 a/2",
     ]  # fmt: skip
     assert [len(group.completions) for group in rollout.refinements] == [2, 2, 2]
-    assert on.engine.asked[2:] == [f"0/refine/{n}" for n in (0, 0, 1, 1, 2, 2)]
+    assert on.engine.asked[2:] == [f"refine after 1 a/{n}" for n in (0, 0, 1, 1, 2, 2)]
 
 
-def test_drafts_for_the_next_step_are_sampled_beside_the_refinements():
+@pytest.mark.parametrize("run", [roll_out, at_own_pace])
+def test_drafts_for_the_next_step_are_sampled_beside_the_refinements(run):
     answers = {
         0: [(0.0, "1 a"), (0.0, "0 b"), (0.1, "0 r"), (0.1, "0 r"), (0.0, "1 n"), (0.0, "0 n")]
     }
     on = backends(answers)
-    [rollout], [ahead] = asyncio.run(roll_out_fused(items(1), on, None, items(1)))
+    [rollout], [ahead] = asyncio.run(run(items(1), on, None, items(1)))
     assert [c.text for c in ahead] == ["1 n", "0 n"]
     assert [c.text for c in rollout.refinements[0].completions] == ["0 r", "0 r"]
+    assert on.engine.asked[2:] == ["refine after 1 a"] * 2 + [f"{AHEAD} q"] * 2
+    assert len(on.environment.steps) == 2
     on = backends({0: [(0.0, "0 x"), (0.0, "0 y")]})
-    [rollout], nothing = asyncio.run(roll_out_fused(items(1), on, [ahead], []))
+    [rollout], nothing = asyncio.run(run(items(1), on, [ahead], []))
     assert rollout.refinements[0].prompt.text == "after 1 n"
-    assert on.engine.asked == ["0/refine/0"] * 2
+    assert on.engine.asked == ["refine after 1 n"] * 2
     assert nothing == []
