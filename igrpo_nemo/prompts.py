@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.types import Problem, Prompt
 
@@ -23,6 +25,8 @@ PLACEHOLDER = "\ue000user\ue001"
 
 CONTENT_TAGS = re.compile(r"</?(think|answer)>")
 """Added tokens that belong to what a policy writes, not to the structure of a conversation."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 ELLIPSIS = "\n[...]\n"
 """Marks the gap of a draft that is shortened in its middle."""
@@ -108,8 +112,9 @@ class PlainEncoder:
 class PromptBuilder:
     """Builds q and q' for one tokenizer, profile and token budget.
 
-    Raises `UserError` where the tokenizer has no chat template or one that drops the user's
-    message, where the budget leaves no room for a prompt, and where a question does not fit.
+    Raises `UserError` where the tokenizer has no chat template, one that cannot be rendered or one
+    that drops the user's message, where the budget leaves no room for a prompt, and where a
+    question does not fit.
     """
 
     def __init__(
@@ -147,6 +152,11 @@ class PromptBuilder:
     def question(self, problem: Problem) -> Prompt:
         """q: the bare question, as at inference. Raises `UserError` where it does not fit."""
         text = self._as_data(problem.question)
+        if lone := _LONE_SURROGATE.search(text):
+            raise UserError(
+                f"problem {problem.id}: its question has {lone[0]!a} at character {lone.start()}, "
+                "half of a surrogate pair, which no tokenizer takes: mend or remove it"
+            )
         prompt = self._assemble(text, self._plain(text))
         limit = self.budget.max_question_tokens or self.budget.prompt_tokens
         limit = min(limit, self.budget.prompt_tokens)
@@ -233,9 +243,17 @@ def _render_template(tokenizer: Any, system: str, kwargs: dict[str, Any]) -> str
         )
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": PLACEHOLDER})
-    rendered = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, **kwargs
-    )
+    try:  # boundary: a template of others
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **kwargs
+        )
+    except TemplateError as error:
+        remedy = "set igrpo.prompt.system='' to send none, or " if system else ""
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path or 'the model'} refuses the messages "
+            f"({' '.join(str(error).split())}): {remedy}set policy.tokenizer.chat_template to "
+            "another one"
+        ) from error
     if PLACEHOLDER not in rendered:
         raise UserError("the chat template drops or changes the user's message: use another one")
     return rendered

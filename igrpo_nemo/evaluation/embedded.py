@@ -22,7 +22,7 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import bench_metrics, format_table
-from igrpo_nemo.evaluation.model import default_base, model_folder, weights_fingerprint
+from igrpo_nemo.evaluation.model import default_base, model_folder
 from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     done_path,
@@ -36,6 +36,7 @@ from igrpo_nemo.files.atomic import is_disk_full
 from igrpo_nemo.local.answers import Answerer, Progress
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
+from igrpo_nemo.run.inputs import weights_fingerprint
 from igrpo_nemo.tracking import open_console
 from igrpo_nemo.types import Group, Problem
 

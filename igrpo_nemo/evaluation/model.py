@@ -6,7 +6,6 @@ a checkpoint of a run carries its config: the prompt it was trained with
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import urllib.request
@@ -20,6 +19,7 @@ from igrpo_nemo.config.compose import quoted
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.run import config_of_model
 from igrpo_nemo.run.chat_template import chat_template_text, stored_chat_template
+from igrpo_nemo.run.inputs import weights_fingerprint
 
 ANSWER_TIMEOUT_S = 10
 
@@ -133,25 +133,6 @@ def attention_heads(model: str, config: Config) -> int | None:
     return architecture.num_attention_heads if architecture else None
 
 
-def weights_fingerprint(model: Path) -> str:
-    """Short hash that tells two sets of weights apart: names, sizes and both ends of each file.
-
-    A Hugging Face name that is no folder stands for itself. Training changes every parameter, so
-    the ends suffice, and a 14B model need not be read twice.
-    """
-    if not model.is_dir():
-        return str(model)
-    digest = hashlib.sha256()
-    files = sorted([*model.glob("*.safetensors"), *model.glob("*.bin"), *model.glob("config.json")])
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 16))
-            file.seek(max(0, path.stat().st_size - (1 << 16)))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
-
-
 def opens_thinking(
     model: str | Path,
     system: str,
@@ -174,8 +155,6 @@ def opens_thinking(
         template or stored_chat_template(folder) or ""
     ):  # spares the import of transformers
         return False
-    from jinja2 import TemplateError
-
     from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
     from igrpo_nemo.run.tokenizer import load_tokenizer
 
@@ -185,7 +164,7 @@ def opens_thinking(
             tokenizer.chat_template = template
         profile = PromptProfile(system, "", "draft")
         return PromptBuilder(tokenizer, profile, TokenBudget(2, 1)).thinking_open
-    except (UserError, TemplateError):
+    except UserError:
         return False
 
 

@@ -11,11 +11,50 @@ Shape legend: P prompts, R live rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from igrpo_nemo.errors import UserError
+
+
+@torch.no_grad()
+def check_cache(model: PreTrainedModel) -> None:
+    """Raises `UserError` for a family whose cache cannot be repeated for rows and cut to some of
+    them: most recurrent models without attention keep their state in another way."""
+    was_training = model.training
+    model.eval()
+    try:  # boundary: other people's models
+        batch = CachedBatch(model, [(0, 1, 2)], [3])
+        batch.step(torch.tensor([1, 2, 0], device=model.device))
+        batch.keep([1, 2])
+        logits_V = batch.step(torch.tensor([1, 0], device=model.device))[0]
+        whole = torch.tensor([[0, 1, 2, 2, 1]], device=model.device)
+        expected_V = model(input_ids=whole, use_cache=False).logits[0, -1].float()
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(_refusal(model, reason)) from error
+    finally:
+        model.train(was_training)
+    difference = (logits_V.log_softmax(-1) - expected_V.log_softmax(-1)).abs().max().item()
+    # Not finite: damaged weights, which sampling names.
+    if math.isfinite(difference) and difference > _TOLERANCE:
+        raise UserError(_refusal(model, f"its log-probs would be {difference:.1e} nats off"))
+
+
+def _refusal(model: PreTrainedModel, reason: str) -> str:
+    return (
+        f"model_type {model.config.model_type} cannot be sampled by the embedded engine, which "
+        f"shares a prompt's cache between rows ({reason}): use a model with attention, such as "
+        "qwen2 or nemotron_h, or engine=nemo_rl"
+    )
+
+
+_TOLERANCE = 0.05
+"""Nats that lower precision and other kernels may explain; a wrong state is further off."""
 
 
 class CachedBatch:

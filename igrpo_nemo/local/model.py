@@ -71,6 +71,21 @@ def open_policy(
     return Policy(model, tokenizer, autocast)
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """The longest sequence that a model is made for, in tokens; None where its config names none.
+
+    YaRN multiplies a shorter context; the other scalings of rotary positions have theirs in the
+    config, as vLLM reads it too.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = getattr(config, "max_position_embeddings", None)
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "yarn" and original:
+        return max(limit or 0, int(original * rope["factor"]))
+    return limit
+
+
 def reference_of(policy: Policy) -> PreTrainedModel:
     """A frozen copy of the policy as it is now: the reference policy of the KL penalty."""
     return copy.deepcopy(policy.model).requires_grad_(False).eval()

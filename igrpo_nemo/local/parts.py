@@ -18,6 +18,7 @@ import torch
 from igrpo_nemo.config import Config, rollout_steps, with_problems
 from igrpo_nemo.data.order import EpochOrder
 from igrpo_nemo.environment import TwoStageEnvironment
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.checkpoint import (
     CheckpointStore,
     CheckpointWarning,
@@ -26,12 +27,13 @@ from igrpo_nemo.local.checkpoint import (
     restore_rng,
 )
 from igrpo_nemo.local.learner import Learner
-from igrpo_nemo.local.model import Policy, load_weights, open_policy, reference_of
+from igrpo_nemo.local.model import Policy, context_of, load_weights, open_policy, reference_of
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.run.core import prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder, check_same_run
+from igrpo_nemo.run.inputs import check_same_inputs
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.tracking import Tracker, open_console, open_tracker
 from igrpo_nemo.tracking.console import Console
@@ -80,6 +82,7 @@ def open_parts(config: Config) -> Iterator[Parts]:
         validation = fitting_problems(validation, prompts, drop_overlong=drop)
         config = with_problems(config, len(problems))
         check_same_run(folder.path, config.to_dict())
+        check_same_inputs(folder.path, config, problems, validation)
         scorer = scorer_of(config)
         stack.callback(scorer.close)
         environment = TwoStageEnvironment(prompts, scorer, config.feedback)
@@ -142,6 +145,12 @@ def _open_policy(config: Config) -> tuple[Policy, dict[str, float]]:
         tokenizer_name=tokenizer_name,
         chat_template=config.policy.tokenizer.chat_template,
     )
+    longest, limit = config.policy.max_total_sequence_length, context_of(policy.model)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"policy.max_total_sequence_length={longest} is more than the context of {folder}: set "
+            f"it to {limit} or less, or choose a model with a longer context"
+        )
     return policy, extra
 
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -23,9 +24,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.errors import NonFiniteError, UserError
-from igrpo_nemo.local.cached_decoder import CachedBatch
+from igrpo_nemo.local.cached_decoder import CachedBatch, check_cache
 from igrpo_nemo.local.fused.decoder import can_fuse
 from igrpo_nemo.local.fused.decoding import FusedDecoder
+from igrpo_nemo.local.model import context_of
 from igrpo_nemo.local.sampling import (
     CompletionText,
     SamplingParams,
@@ -86,9 +88,9 @@ class _Call:
 class Sampler:
     """Samples from `model` as it is at each call; `model` may be trained in between.
 
-    At most `max_batch_rows` rows are decoded at a time (None: all of them); prompt and completion
-    together stay within `max_model_len` and the model's own context. `fused` None picks the fused
-    decoder where the model's family allows it. Under autocast sampling runs in its precision.
+    Prompt and completion together stay within `max_model_len` and the model's own context. `fused`
+    None picks the fused decoder where the model's family allows it. Under autocast sampling runs in
+    its precision. Raises `UserError` for a family that neither decoder can sample.
     """
 
     def __init__(
@@ -96,18 +98,16 @@ class Sampler:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        max_batch_rows: int | None = None,
         max_model_len: int | None = None,
         fused: bool | None = None,
     ) -> None:
-        if max_batch_rows is not None and max_batch_rows < 1:
-            raise UserError(f"max_batch_rows is {max_batch_rows}: use 1 or more")
         self.model = model
         self.tokenizer = tokenizer
-        self.max_batch_rows = max_batch_rows
-        limits = (getattr(model.config, "max_position_embeddings", None), max_model_len)
+        limits = (context_of(model), max_model_len)
         self.max_model_len = min((limit for limit in limits if limit), default=None)
         self._fused = can_fuse(model) if fused is None else fused
+        if not self._fused:
+            check_cache(model)
         self._text_of = CompletionText(tokenizer)
         self._one_length = bool(getattr(model, "_is_stateful", False))
 
@@ -175,33 +175,21 @@ class Sampler:
     def _batches(
         self, requests: Sequence[SampleRequest], max_new_tokens: int
     ) -> Iterator[list[_Row]]:
-        """Rows decoded together: whole requests where they fit."""
-        limit = self.max_batch_rows
-        order = range(len(requests))
-        if self._one_length:
-            order = sorted(order, key=lambda i: len(requests[i].prompt_ids))
-        batch: list[_Row] = []
-        for i in order:
-            request = requests[i]
-            max_tokens = max_new_tokens
-            if self.max_model_len is not None:
-                max_tokens = min(max_tokens, self.max_model_len - len(request.prompt_ids))
-            new_length = (
-                self._one_length
-                and batch
-                and len(requests[batch[-1].request].prompt_ids) != len(request.prompt_ids)
-            )
-            overfull = limit is not None and len(batch) + request.num_samples > limit
-            if batch and (new_length or overfull):
-                yield batch
-                batch = []
-            for number in range(request.num_samples):
-                if limit is not None and len(batch) == limit:
-                    yield batch
-                    batch = []
-                batch.append(_Row(i, number, max_tokens))
-        if batch:
-            yield batch
+        """Rows decoded together: all of them, or those whose prompts have one length."""
+
+        def length_of(i: int) -> int:
+            return len(requests[i].prompt_ids) if self._one_length else 0
+
+        for _, together in groupby(sorted(range(len(requests)), key=length_of), key=length_of):
+            rows = []
+            for i in together:
+                max_tokens = max_new_tokens
+                if self.max_model_len is not None:
+                    room = self.max_model_len - len(requests[i].prompt_ids)
+                    max_tokens = min(max_tokens, room)
+                rows += [_Row(i, n, max_tokens) for n in range(requests[i].num_samples)]
+            if rows:
+                yield rows
 
     def _run(self, start: Start, rows: Sequence[_Row], call: _Call) -> Iterator[int]:
         """Decodes the rows to their ends; yields how many ended, whenever some did."""

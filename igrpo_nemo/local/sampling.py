@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.run.tokenizer import CONTENT_TAGS
+from igrpo_nemo.run.tokenizer import special_tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +169,9 @@ class CompletionText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         added = getattr(tokenizer, "added_tokens_decoder", {})
+        tags = special_tags(tokenizer)
         special = {number for number, token in added.items() if token.special}
-        tags = {number for number in special if added[number].content in CONTENT_TAGS}
-        self._left_out = special - tags if tags else frozenset()
+        self._left_out = special - tags.keys() if tags else frozenset()
         self._skip = not tags
 
     def __call__(self, token_ids: Sequence[int]) -> str:

@@ -85,14 +85,16 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     from igrpo_nemo.nemo.trainers import check_trainer
     from igrpo_nemo.run.core import prompt_builder
     from igrpo_nemo.run.folder import check_same_run
+    from igrpo_nemo.run.inputs import check_same_inputs
     from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
-    from igrpo_nemo.run.tokenizer import load_tokenizer
+    from igrpo_nemo.run.tokenizer import check_tags_are_text, load_tokenizer
 
     problems, validation = training_problems(config), validation_problems(config)
     if config.igrpo.model is not None:
         config = _with_small_model(config)
     load_tokenizer(config.policy.tokenizer.name)  # a clear error, where there is none
     tokenizer = get_tokenizer(config.to_dict()["policy"]["tokenizer"])
+    check_tags_are_text(tokenizer)
     prompts = prompt_builder(config, tokenizer)
     drop = config.igrpo.drop_overlong_prompts
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
@@ -101,6 +103,7 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     check_launch(config)
     check_trainer(config)
     check_same_run(folder.path, config.to_dict())
+    check_same_inputs(folder.path, config, problems, validation)
     train_path = folder.path / "problems" / "train.jsonl"
     validation_path = folder.path / "problems" / "validation.jsonl" if validation else None
     write_problems(problems, train_path)

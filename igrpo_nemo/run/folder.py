@@ -4,6 +4,7 @@ config.yaml      the resolved configuration, scrubbed     (atomic)
 metrics.jsonl    {"kind", "step", "time", "metrics"}      (appended a whole line at a time)
 samples.jsonl    {"step", "problem_id", "question", ...}  (likewise)
 plan.json        {"total_steps"}                          (atomic)
+inputs.json      fingerprints of data and base model      (atomic, inputs)
 summary.json     the run's result                         (atomic)
 finished         there when the last step is done: its number
 .lock            held while a process writes here         (lock)

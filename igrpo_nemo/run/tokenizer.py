@@ -121,3 +121,20 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
             "set eos_token in its tokenizer_config.json"
         )
     return tokenizer
+
+
+def special_tags(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The tags of thinking and answer, by id, that a tokenizer counts among its control tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {i: t.content for i, t in added.items() if t.special and t.content in CONTENT_TAGS}
+
+
+def check_tags_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `UserError` where a host that decodes without control tokens would lose the tags: in
+    what is scored there would be no thinking and no answer."""
+    if tags := special_tags(tokenizer):
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} counts {', '.join(tags.values())} among "
+            "its control tokens, which NeMo-RL leaves out of the text that is scored: set "
+            '"special": false for them in its tokenizer.json and tokenizer_config.json'
+        )

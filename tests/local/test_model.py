@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.model import load_model, open_policy, save_pretrained_folder
+from igrpo_nemo.local.model import context_of, load_model, open_policy, save_pretrained_folder
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.run.tokenizer import build_small_tokenizer, load_tokenizer
 
@@ -123,6 +123,28 @@ def test_bad_folders_are_named_in_one_line(folder, tmp_path):
     assert "config.json" in message(folder)
     with pytest.raises(UserError, match="no tokenizer"):
         load_tokenizer(folder)
+
+
+def test_a_context_shorter_than_the_longest_sequence_is_found_first(tmp_path):
+    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+    config = tiny_runs.tiny_config(policy, tmp_path / "run", "policy.max_total_sequence_length=300")
+    with pytest.raises(
+        UserError, match="policy.max_total_sequence_length=300 .*: set it to 256 or less"
+    ):
+        tiny_runs.run(config)
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e4}, 128),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+    ],
+)
+def test_yarn_makes_the_context_longer(rope, context, make_model):
+    model = make_model("qwen2")
+    model.config.rope_parameters = rope
+    assert context_of(model) == context
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path, tokenizer):

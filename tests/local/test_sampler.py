@@ -10,11 +10,13 @@ from collections import Counter
 import pytest
 import torch
 from families import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.local.sampling import CompletionText, StopStrings
+from igrpo_nemo.run.tokenizer import CONTENT_TAGS, check_tags_are_text
 from igrpo_nemo.types import Stage, StopReason, TrainingRow
 
 
@@ -63,10 +65,8 @@ def test_a_row_is_the_same_in_every_batch(fused, make_model, tokenizer):
     requests = _requests(len(tokenizer), [(13, 6), (5, 2), (20, 4), (7, 5)])
     params = SamplingParams(30, temperature=1.0, stop_token_ids=tuple(range(0, 320, 20)))
     together = _ids(Sampler(model, tokenizer, fused=fused).sample(requests, params))
-    for max_rows in (1, 3, 7):
-        sampler = Sampler(model, tokenizer, fused=fused, max_batch_rows=max_rows)
-        assert _ids(sampler.sample(requests, params)) == together
     sampler = Sampler(model, tokenizer, fused=fused)
+    assert [_ids(sampler.sample([request], params))[0] for request in requests] == together
     assert _ids(sampler.sample(requests[::-1], params))[::-1] == together
     fewer = [SampleRequest(r.prompt_ids, 2, r.seed_key) for r in requests]
     assert _ids(sampler.sample(fewer, params)) == [rows[:2] for rows in together]
@@ -123,9 +123,7 @@ def test_draws_follow_the_softmax(options, make_model, tokenizer):
     model, count = make_model("qwen2", seed=3), 4000
     params = SamplingParams(1, **({"temperature": 1.3} | options))
     prompt = (17, 4, 30)
-    (result,) = Sampler(model, tokenizer, max_batch_rows=1000).sample(
-        [SampleRequest(prompt, count, "chi")], params
-    )
+    (result,) = Sampler(model, tokenizer).sample([SampleRequest(prompt, count, "chi")], params)
     with torch.no_grad():
         logits_V = model(torch.tensor([prompt])).logits[0, -1].double()
     probs_V = (logits_V / params.temperature).softmax(-1)
@@ -195,14 +193,17 @@ def test_stop_strings_may_span_tokens(suffix, make_model, tokenizer):
 
 def test_tags_are_text_where_a_tokenizer_counts_them_as_control_tokens(make_model, tokenizer):
     special = copy.deepcopy(tokenizer)
-    special.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    written = "<think>46</think>"
+    special.add_special_tokens({"additional_special_tokens": list(CONTENT_TAGS)})
+    written = "<think>4</think><answer>6</answer>"
     ids = special(written, add_special_tokens=False).input_ids
-    assert len(ids) == 4 and special.decode(ids, skip_special_tokens=True) == "46"
+    assert len(ids) == 6 and special.decode(ids, skip_special_tokens=True) == "46"
     text_of = CompletionText(special)
     assert text_of([special.eos_token_id, *ids, special.eos_token_id]) == written
     assert CompletionText(tokenizer)([*ids, tokenizer.eos_token_id]) == written
-    assert StopStrings(["</think>"], text_of).reached(ids)
+    assert StopStrings(["</answer>"], text_of).reached(ids)
+    check_tags_are_text(tokenizer)
+    with pytest.raises(UserError, match='</answer> among its control tokens.*"special": false'):
+        check_tags_are_text(special)
 
 
 def test_the_context_limits_prompts_and_completions(make_model, tokenizer):
@@ -255,6 +256,38 @@ def test_autocast_samples_in_lower_precision(fused, make_model, tokenizer):
     assert 1e-5 < max(differences) < 0.2
 
 
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 320}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("mamba", {"state_size": 8}),
+        ("rwkv", {"attention_hidden_size": 32}),
+        ("minimax", {**_HEADS, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    ],
+)
+def test_recurrent_models_whose_state_rows_cannot_share_are_refused(family, options, tokenizer):
+    config = AutoConfig.for_model(family, **_SMALL, **options)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UserError, match=f"model_type {family} cannot be sampled .*nemo_rl") as told:
+        Sampler(model, tokenizer)
+    assert "\n" not in str(told.value) and not model.training
+
+
+def test_a_cache_that_is_silently_wrong_is_found(make_model, tokenizer, monkeypatch):
+    """Rows that are kept go on with the state of others."""
+    monkeypatch.setattr(DynamicCache, "reorder_cache", lambda cache, index: _swapped(cache, index))
+    with pytest.raises(UserError, match="its log-probs would be .* nats off"):
+        Sampler(make_model("gemma2"), tokenizer)
+
+
+def _swapped(cache, index):
+    return Cache.reorder_cache(cache, index.flip(0))
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_damaged_weights_are_named(fused, make_model, tokenizer):
     model = make_model("qwen2")
@@ -267,7 +300,7 @@ def test_damaged_weights_are_named(fused, make_model, tokenizer):
 
 
 def test_progress_is_reported_and_may_abandon_the_call(make_model, tokenizer):
-    sampler = Sampler(make_model("qwen2"), tokenizer, max_batch_rows=4)
+    sampler = Sampler(make_model("qwen2"), tokenizer)
     requests = _requests(len(tokenizer), [(6, 3), (9, 4)])
     seen = []
     sampler.sample(requests, SamplingParams(10), on_progress=lambda *done: seen.append(done))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,27 @@ def test_a_run_of_an_earlier_version_goes_on_or_is_refused(policy, whole, tmp_pa
     assert "\n" not in str(refused.value)
     _as_earlier_versions_wrote_it(run, "off")
     assert tiny_runs.same_weights(tiny_runs.run(config).final, whole.final)
+
+
+def test_a_resume_notices_another_base_model_and_edited_data(policy, tmp_path):
+    base, run, data = tmp_path / "base", tmp_path / "run", tmp_path / "rows.jsonl"
+    shutil.copytree(policy, base)
+    rows = [{"problem": f"{i}+3*2=?", "answer": str(i)} for i in range(14)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = ["data.train.dataset_name=jsonl", f"data.train.data_path={data}"]
+    cleared = ["data.train.lengths=null", "data.validation.lengths=[2]"]
+    config = tiny_runs.tiny_config(base, run, *chosen, *cleared, "grpo.max_num_steps=1")
+    assert tiny_runs.run(config).code == 0
+    longer = config.replaced("grpo", max_num_steps=2)
+    tiny_runs.tiny_policy(base, seed=2)
+    with pytest.raises(UserError, match="another content of policy.model_name"):
+        tiny_runs.run(longer)
+    shutil.copytree(policy, base, dirs_exist_ok=True)
+    data.write_text(data.read_text().replace('"answer": "3"', '"answer": "5"'))
+    with pytest.raises(UserError, match="another content of data.train"):
+        tiny_runs.run(longer)
+    (run / "inputs.json").unlink()  # as an earlier version left the folder
+    assert tiny_runs.run(longer).code == 0
 
 
 @pytest.mark.parametrize("option", ["draft_prefetch=fused", "short_circuit=first"])

@@ -82,10 +82,10 @@ class TextScorer:
         """Nothing is held."""
 
 
-def tiny_policy(folder: Path) -> Path:
+def tiny_policy(folder: Path, *, seed: int = 1) -> Path:
     """A random model folder; its draws are far from uniform, so that a step changes them."""
     tokenizer = build_small_tokenizer(["<think>12+34=46</think><answer>46</answer>"] * 3, 320)
-    model = build_small_model(SHAPE, tokenizer, context=256, seed=1)
+    model = build_small_model(SHAPE, tokenizer, context=256, seed=seed)
     save_pretrained_folder(model, tokenizer, folder)
     return folder
 

@@ -20,8 +20,8 @@ from igrpo_nemo.evaluation.metrics import (
     majority_score,
     std_err_across_problems,
 )
-from igrpo_nemo.evaluation.model import weights_fingerprint
 from igrpo_nemo.evaluation.results import finished_files, read_samples
+from igrpo_nemo.run.inputs import weights_fingerprint
 from igrpo_nemo.types import Completion, Problem, Prompt, StopReason
 
 

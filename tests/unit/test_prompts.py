@@ -155,6 +155,30 @@ def test_templates_without_a_user_message_and_missing_templates_are_errors(token
         builder(broken)
 
 
+def test_a_template_without_a_system_role_is_refused_with_what_works(tokenizer, monkeypatch):
+    refusing = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", refusing)
+    with pytest.raises(
+        UserError, match=r"\(System role not supported\): set igrpo.prompt.system=''"
+    ):
+        builder(tokenizer)
+    plain = PromptProfile("", PROFILE.draft_intro, PROFILE.draft_tag)
+    PromptBuilder(tokenizer, plain, TokenBudget(512, 64)).question(Problem("p", "What?", "5"))
+
+
+@pytest.mark.parametrize("text", ["bad \ud800 char", "\udc00", "two \udbff\ud83d halves"])
+def test_half_a_surrogate_pair_is_named(text, tokenizer):
+    with pytest.raises(
+        UserError, match=r"problem p7: its question has '\\ud[89a-f]\w\w' at character"
+    ):
+        builder(tokenizer).question(Problem("p7", text, "5"))
+    builder(tokenizer).question(Problem("p7", "\U0001f600 is whole", "5"))
+
+
 def test_a_template_that_opens_the_thinking_is_noticed(tokenizer):
     import copy
 

@@ -5,6 +5,8 @@ from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
 from igrpo_nemo.run.folder import check_same_run
+from igrpo_nemo.run.inputs import check_same_inputs
+from igrpo_nemo.types import Problem
 
 CONFIG = {"grpo": {"seed": 1, "max_num_steps": 5}, "logger": {"log_dir": "a"}, "x": {"y": [1, 2]}}
 
@@ -48,3 +50,28 @@ def test_a_run_on_megatron_may_be_made_longer_but_not_change_its_schedule(tmp_pa
     check_same_run(tmp_path, config("grpo.max_num_epochs=3", "grpo.max_num_steps=999"))
     with pytest.raises(UserError, match=r"igrpo.schedule.warmup_ratio=0.1, this one has 0.3"):
         check_same_run(tmp_path, config("igrpo.schedule.warmup_ratio=0.3"))
+
+
+def test_edited_problems_and_a_replaced_base_model_make_another_run(tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    run.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    config = load_config([f"policy.model_name={model}"])
+    train = [Problem(str(i), f"{i}+1", str(i + 1)) for i in range(4)]
+    held_out = [Problem("v", "1+1", "2"), Problem("w", "1+2", "3")]
+    for _ in range(2):
+        check_same_inputs(run, config, train, held_out)
+    check_same_inputs(run, config, train, held_out[:1])  # grpo.max_val_samples is free
+    edited = [*train[:2], Problem("2", "2+1", "4"), train[3]]
+    for problems, validation, name in (
+        (edited, held_out, "data.train"),
+        (train[::-1], held_out, "data.train"),
+        (train, held_out[::-1], "data.validation"),
+        (train, held_out[1:], "data.validation"),
+    ):
+        with pytest.raises(UserError, match=rf"another content of {name}.*put them back"):
+            check_same_inputs(run, config, problems, validation)
+    (model / "model.safetensors").write_bytes(b"heavier")
+    with pytest.raises(UserError, match=r"another content of policy.model_name: the weights have"):
+        check_same_inputs(run, config, train, held_out)

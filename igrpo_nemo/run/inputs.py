@@ -1,0 +1,76 @@
+"""What a run is made from beside its config, recognised when it is resumed.
+
+    problems, weights of the base model -> fingerprints -> inputs.json in the run folder
+
+The config names files and folders; what is in them may be another thing tomorrow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_or_refuse
+from igrpo_nemo.types import Problem
+
+INPUTS = "inputs.json"
+_ENDS = 1 << 16
+
+
+def check_same_inputs(
+    run_folder: Path, config: Config, problems: Sequence[Problem], validation: Sequence[Problem]
+) -> None:
+    """Raises `UserError` where the folder's run has had other problems or another base model;
+    notes these where it is the first time.
+
+    Validation problems are compared where they are as many as before: `grpo.max_val_samples` may
+    change within a run. The built-in small model follows from the config.
+    """
+    now = {
+        "data.train": problems_fingerprint(problems),
+        f"data.validation[:{len(validation)}]": problems_fingerprint(validation),
+    }
+    if config.igrpo.model is None:
+        now["policy.model_name"] = weights_fingerprint(Path(config.policy.model_name))
+    path = run_folder / INPUTS
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, fingerprint in now.items():
+        if before.get(name, fingerprint) != fingerprint:
+            what = "the weights" if name == "policy.model_name" else "the problems"
+            raise UserError(
+                f"{run_folder} holds a run of another content of {name}: {what} have changed since "
+                "it began; put them back, or choose another logger.log_dir"
+            )
+    if now.items() - before.items():
+        write_or_refuse(path, f"{json.dumps({**before, **now}, indent=2)}\n".encode())
+
+
+def problems_fingerprint(problems: Sequence[Problem]) -> str:
+    """Short hash of questions and answers, in their order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(model: Path) -> str:
+    """Short hash that tells two sets of weights apart: names, sizes and both ends of each file.
+
+    A Hugging Face name that is no folder stands for itself. Training changes every parameter, so
+    the ends suffice, and a 14B model need not be read twice.
+    """
+    if not model.is_dir():
+        return str(model)
+    digest = hashlib.sha256()
+    files = sorted([*model.glob("*.safetensors"), *model.glob("*.bin"), *model.glob("config.json")])
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_ENDS))
+            file.seek(max(0, path.stat().st_size - _ENDS))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
