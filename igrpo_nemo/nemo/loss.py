@@ -112,10 +112,7 @@ class IGRPOLoss(ClippedPGLossFn):
 
     def _logprobs(self, logits: Tensor, data: Any, shards: Shards) -> Tensor:
         if shards.vocab_group is None and not isinstance(logits, DTensor):
-            # NeMo-RL's unsharded path, which insists on a GPU, operation for operation.
-            logprobs_RTV = torch.nn.functional.log_softmax(logits[:, :-1].float(), dim=-1)
-            ids_RT = data["input_ids"][:, 1:].to(logits.device)
-            return logprobs_RTV.gather(-1, ids_RT[..., None])[..., 0]
+            return next_token_logprobs(logits, data["input_ids"].to(logits.device))
         return get_next_token_logprobs_from_logits(
             input_ids=data["input_ids"],
             next_token_logits=logits,
@@ -125,6 +122,13 @@ class IGRPOLoss(ClippedPGLossFn):
             context_parallel_group=shards.context_group,
             chunk_size=self.chunk_size,
         )
+
+
+def next_token_logprobs(logits_RTV: Tensor, input_ids_RT: Tensor) -> Tensor:
+    """[R, T - 1]: log-prob of each next token where the vocabulary is whole: NeMo-RL's unsharded
+    path, which insists on a GPU, operation for operation."""
+    logprobs_RTV = torch.nn.functional.log_softmax(logits_RTV[:, :-1].float(), dim=-1)
+    return logprobs_RTV.gather(-1, input_ids_RT[:, 1:, None])[..., 0]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What this package needs of NeMo-RL: its version, and every name and signature it relies on.
+"""What this package needs of NeMo-RL: its version, and what `names.yaml` lists.
 
 Checked before anything is started; imports nothing of NeMo-RL until then.
 """
@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 import sys
 import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
 
 from igrpo_nemo.errors import UserError
 
@@ -23,90 +28,6 @@ CALLERS = {
     "nemo_rl.experience.sync_rollout_actor": ROLLOUTS,
 }
 """Modules that call the rollouts by these names: trainer, async collector, data-plane actor."""
-
-NEEDED: dict[str, tuple[str, ...]] = {
-    "nemo_rl.experience.rollouts:run_multi_turn_rollout": (
-        "policy_generation", "input_batch", "tokenizer", "task_to_env", "max_seq_len",
-        "max_rollout_turns", "greedy",
-    ),
-    "nemo_rl.experience.rollouts:run_async_multi_turn_rollout": (
-        "policy_generation", "input_batch", "tokenizer", "task_to_env", "max_seq_len",
-        "max_rollout_turns", "greedy",
-    ),
-    "nemo_rl.experience.rollouts:generate_responses": (
-        "policy_generation", "generation_input_data", "batch", "tokenizer", "input_lengths",
-        "greedy",
-    ),
-    "nemo_rl.experience.rollouts:generate_responses_async": (
-        "policy_generation", "generation_input_data", "batch", "tokenizer", "input_lengths",
-        "greedy",
-    ),
-    "nemo_rl.experience.rollouts:calculate_rewards": ("batch", "task_to_env"),
-    "nemo_rl.algorithms.grpo:setup": (
-        "master_config", "tokenizer", "dataset", "val_dataset", "policy_factory",
-    ),
-    "nemo_rl.algorithms.grpo:grpo_train": (
-        "policy", "policy_generation", "wrapped_dataloader", "val_dataloader", "tokenizer",
-        "loss_fn", "task_to_env", "val_task_to_env", "logger", "checkpointer", "grpo_save_state",
-        "master_config",
-    ),
-    "nemo_rl.algorithms.grpo:async_grpo_train": (
-        "policy", "policy_generation", "dataloader", "task_to_env", "val_task_to_env",
-        "max_trajectory_age_steps",
-    ),
-    "nemo_rl.algorithms.grpo_sync:grpo_train_sync": (
-        "policy", "policy_generation", "wrapped_dataloader", "task_to_env", "val_task_to_env",
-    ),
-    "nemo_rl.algorithms.grpo:MasterConfig": (),
-    "nemo_rl.algorithms.grpo:RayVirtualCluster": (),
-    "nemo_rl.algorithms.grpo:VllmGeneration": (),
-    "nemo_rl.algorithms.grpo:_should_use_async_rollouts": ("master_config",),
-    "nemo_rl.algorithms.utils:get_tokenizer": ("tokenizer_config",),
-    "nemo_rl.algorithms.loss:ClippedPGLossFn": ("cfg",),
-    "nemo_rl.algorithms.loss.interfaces:LossInputType": (),
-    "nemo_rl.data_plane:build_data_plane_client": ("cfg", "bootstrap"),
-    "nemo_rl.data_plane.column_io:read_columns": (
-        "dp_client", "meta", "select_fields", "pad_value_dict",
-    ),
-    "nemo_rl.data_plane.column_io:write_columns": ("dp_client", "meta", "fields"),
-    "nemo_rl.data_plane.schema:DP_TRAIN_FIELDS": (),
-    "nemo_rl.data_plane.schema:GLOBAL_FORWARD_PAD_SEQLEN": (),
-    "nemo_rl.data_plane.schema:LP_SEED_FIELDS": (),
-    "nemo_rl.data.utils:setup_response_data": ("tokenizer", "data_config", "env_configs"),
-    "nemo_rl.data.processors:register_processor": ("processor_name", "processor_function"),
-    "nemo_rl.data.datasets.raw_dataset:RawDataset": (),
-    "nemo_rl.distributed.batched_data_dict:BatchedDataDict": (),
-    "nemo_rl.distributed.model_utils:get_next_token_logprobs_from_logits": (
-        "input_ids", "next_token_logits", "vocab_parallel_rank", "vocab_parallel_group",
-        "context_parallel_group", "sampling_params", "chunk_size",
-    ),
-    "nemo_rl.distributed.model_utils:ChunkedDistributedEntropy": (),
-    "nemo_rl.distributed.named_sharding:NamedSharding": ("layout", "names"),
-    "nemo_rl.distributed.ray_actor_environment_registry:ACTOR_ENVIRONMENT_REGISTRY": (),
-    "nemo_rl.distributed.virtual_cluster:PY_EXECUTABLES": (),
-    "nemo_rl.distributed.virtual_cluster:init_ray": (),
-    "nemo_rl.environments.interfaces:EnvironmentInterface": (),
-    "nemo_rl.environments.utils:register_env": ("env_name", "actor_class_fqn"),
-    "nemo_rl.models.generation:configure_generation_config": ("config", "tokenizer"),
-    "nemo_rl.models.generation.interfaces:GenerationInterface": (),
-    "nemo_rl.models.policy.interfaces:ColocatablePolicyInterface": (),
-    "nemo_rl.utils.checkpoint:CheckpointManager.init_tmp_checkpoint": (
-        "step", "training_info", "run_config",
-    ),
-    "nemo_rl.utils.checkpoint:CheckpointManager.finalize_checkpoint": ("checkpoint_path",),
-    "nemo_rl.utils.checkpoint:CheckpointManager.get_latest_checkpoint_path": ("self",),
-    "nemo_rl.utils.timer:TimeoutChecker.check_save": ("self",),
-}  # fmt: skip
-"""Every name of NeMo-RL that this package stands on, with the parameters it passes."""
-
-NEEDED_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "nemo_rl.models.generation.vllm.vllm_generation:VllmGeneration": (
-        "worker_group", "current_generate_dp_shard_idx",
-    ),
-    "nemo_rl.distributed.worker_groups:RayWorkerGroup": ("dp_size",),
-}  # fmt: skip
-"""Attributes of objects, by class. Without these, requests of a group would silently no longer go
-to one shard."""
 
 
 def check_nemo_rl() -> None:
@@ -129,48 +50,45 @@ def check_nemo_rl() -> None:
             f"NeMo-RL {found} is installed, but igrpo-nemo needs "
             f"{SUPPORTED[0]}.{SUPPORTED[1]}.x: use the container of v0.7.0"
         )
-    differences = [d for path, names in NEEDED.items() if (d := _difference(path, names))]
-    for path, attributes in NEEDED_ATTRIBUTES.items():
-        differences += _missing_attributes(path, attributes)
-    for module, names in CALLERS.items():
-        differences += [
-            f"{module} has no {name}"
-            for name in names
-            if not hasattr(importlib.import_module(module), name)
-        ]
-    if differences:
+    if differences := [*_differences()]:
         raise UserError(f"this NeMo-RL differs from v0.7.0: {'; '.join(differences)}")
 
 
-def _difference(path: str, parameters: tuple[str, ...]) -> str | None:
-    module_name, _, name = path.partition(":")
-    try:  # boundary: whatever NeMo-RL's modules do when they are imported
-        value: typing.Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            value = getattr(value, part, None)
-    except Exception as error:
-        return f"{module_name} cannot be imported ({str(error).partition(chr(10))[0]})"
-    if value is None:
-        return f"{module_name} has no {name}"
-    if not parameters:
-        return None
-    accepted = inspect.signature(value).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
-        return None
-    missing = [parameter for parameter in parameters if parameter not in accepted]
-    return f"{module_name}.{name} takes no {', '.join(missing)}" if missing else None
+def needed() -> dict[str, dict[str, dict[str, list[str]]]]:
+    """`names.yaml`: `names` and `attributes`, by module and name."""
+    path = Path(__file__).with_suffix(".yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _missing_attributes(path: str, attributes: tuple[str, ...]) -> list[str]:
+def _differences() -> Iterator[str]:
+    wanted = needed()
+    for module, names in CALLERS.items():
+        for name in names:
+            wanted["names"].setdefault(module, {}).setdefault(name, [])
+    for kind, look in {"names": _refused, "attributes": _missing}.items():
+        for module, names in wanted[kind].items():
+            for name, details in names.items():
+                try:  # boundary: whatever NeMo-RL's modules do when they are imported
+                    value = operator.attrgetter(name)(importlib.import_module(module))
+                except AttributeError:
+                    yield f"{module} has no {name}"
+                except Exception as error:
+                    reason = str(error).partition("\n")[0]
+                    yield f"{module} cannot be imported ({reason})"
+                else:
+                    if lacking := look(value, details):
+                        yield f"{module}.{name} {lacking}"
+
+
+def _refused(value: typing.Any, parameters: Sequence[str]) -> str:
+    accepted = inspect.signature(value).parameters if parameters else {}
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
+    missing = [] if anything else [each for each in parameters if each not in accepted]
+    return f"takes no {', '.join(missing)}" if missing else ""
+
+
+def _missing(kind: type, attributes: Sequence[str]) -> str:
     """Attributes that a class neither has nor, by its source, gives to its objects."""
-    difference = _difference(path, ())
-    if difference:
-        return [difference]
-    module_name, _, name = path.partition(":")
-    kind = getattr(importlib.import_module(module_name), name)
     source = inspect.getsource(kind)
-    return [
-        f"{module_name}.{name} has no {attribute}"
-        for attribute in attributes
-        if not hasattr(kind, attribute) and f"self.{attribute} = " not in source
-    ]
+    missing = [a for a in attributes if not hasattr(kind, a) and f"self.{a} = " not in source]
+    return f"has no {', '.join(missing)}" if missing else ""

@@ -182,19 +182,15 @@ def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
 
 def test_a_missing_attribute_is_named(monkeypatch):
     """Without these, routing would quietly do nothing."""
-    monkeypatch.setitem(
-        names.NEEDED_ATTRIBUTES,
-        "nemo_rl.distributed.worker_groups:RayWorkerGroup",
-        ("dp_size", "data_parallel_size"),
-    )
-    monkeypatch.setitem(
-        names.NEEDED_ATTRIBUTES,
-        "nemo_rl.models.generation.vllm.vllm_generation:VllmGeneration",
-        ("worker_group", "next_shard"),
-    )
+    wanted = names.needed()
+    groups, generation = "nemo_rl.distributed.worker_groups", "nemo_rl.models.generation"
+    generation = f"{generation}.vllm.vllm_generation"
+    wanted["attributes"][groups]["RayWorkerGroup"].append("data_parallel_size")
+    wanted["attributes"][generation]["VllmGeneration"][1] = "next_shard"
+    monkeypatch.setattr(names, "needed", lambda: wanted)
     with pytest.raises(UserError) as raised:
         names.check_nemo_rl()
     message = str(raised.value)
     assert "worker_groups.RayWorkerGroup has no data_parallel_size" in message
     assert "vllm_generation.VllmGeneration has no next_shard" in message
-    assert "dp_size," not in message and "no worker_group" not in message
+    assert "dp_size" not in message and "no worker_group" not in message

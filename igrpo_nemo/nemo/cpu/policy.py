@@ -29,6 +29,7 @@ from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.nemo.cpu.generation import LocalGeneration, sampling_params
 from igrpo_nemo.nemo.cpu.remote import RemoteGeneration
+from igrpo_nemo.nemo.loss import next_token_logprobs
 
 _STATE_FILE = "state.pt"
 
@@ -307,9 +308,3 @@ def _shares(metrics: Mapping[str, Any], updates: int) -> dict[str, Any]:
         name: value if name in whole or "_min" in name or "_max" in name else value / updates
         for name, value in metrics.items()
     }
-
-
-def next_token_logprobs(logits_RTV: Tensor, input_ids_RT: Tensor) -> Tensor:
-    """[R, T - 1]: log-prob of each next token; the operations of NeMo-RL's unsharded path."""
-    logprobs_RTV = torch.nn.functional.log_softmax(logits_RTV[:, :-1].float(), dim=-1)
-    return logprobs_RTV.gather(-1, input_ids_RT[:, 1:, None])[..., 0]
