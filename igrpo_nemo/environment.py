@@ -15,16 +15,28 @@ from dataclasses import dataclass
 from igrpo_nemo.feedback import Feedback, NextPrompt
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.rewards import Scorer, ScoreRequest
-from igrpo_nemo.types import Completion, Group, Problem, Prompt, Selection, Stage
+from igrpo_nemo.rewards.target import target_score
+from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Selection, Stage, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The completions that an engine sampled from one prompt of one problem."""
+    """The completions that an engine sampled from one prompt of one problem.
+
+    They are scored against `target`; without one, against the problem's answer.
+    """
 
     problem: Problem
     prompt: Prompt
     completions: tuple[Completion, ...]
+    target: Target | None = None
+
+    @classmethod
+    def at(
+        cls, problem: Problem, following: NextPrompt, completions: Sequence[Completion]
+    ) -> Attempt:
+        """At a prompt that the environment gave."""
+        return cls(problem, following.prompt, tuple(completions), following.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,7 @@ class TwoStageEnvironment:
                 [
                     ScoreRequest(a.problem, c.text, a.prompt.thinking_open, c.truncated)
                     for a in attempts
+                    if a.target is None
                     for c in a.completions
                 ]
             )
@@ -83,7 +96,18 @@ class TwoStageEnvironment:
                 stage,
                 a.prompt,
                 a.completions,
-                tuple(next(scores) for _ in a.completions),
+                tuple(next(scores) for _ in a.completions)
+                if a.target is None
+                else _target_scores(a, a.target),
+                a.target,
             )
             for a in attempts
         ]
+
+
+def _target_scores(attempt: Attempt, target: Target) -> tuple[Score, ...]:
+    opened = attempt.prompt.thinking_open
+    return tuple(
+        target_score(target, c.text, thinking_open=opened, truncated=c.truncated)
+        for c in attempt.completions
+    )

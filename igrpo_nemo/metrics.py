@@ -26,6 +26,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) ->
     metrics = {
         **_draft_metrics(rollouts),
         **_refinement_metrics(rollouts),
+        **_target_metrics(rollouts),
         **_comparison_metrics(rollouts),
         **_training_metrics(rows),
         **_reason_metrics(rollouts),
@@ -97,17 +98,43 @@ def _draft_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
 def _refinement_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     """Stage 2. `draft_clipped_rate`: over Stage 2 prompts that show a draft, the fraction in which
     the draft was shortened to fit."""
-    groups = [group for rollout in rollouts for group in rollout.refinements if group.scores]
+    groups = [
+        group
+        for rollout in rollouts
+        for group in rollout.refinements
+        if group.scores and group.target is None
+    ]
     showing = [
         group.prompt
         for rollout in rollouts
-        if rollout.selection is not None and rollout.selection.index is not None
+        if rollout.selection is not None and rollout.selection.shown
         for group in rollout.refinements
     ]
     return {
         **_stage_metrics("refinement", groups),
         "igrpo/refine_prompt_tokens": _mean(len(group.prompt.token_ids) for group in groups),
         "igrpo/draft_clipped_rate": _mean(prompt.draft_tokens_dropped > 0 for prompt in showing),
+    }
+
+
+def _target_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Stage 2 completions that answer with a word of their own, such as verdicts.
+
+    `verdict_accuracy`: the right word. `verdict_yes`: the word yes, right or not; beside it
+    `verdict_yes_expected`, the share of prompts' completions for which that was right.
+    """
+    answers = [
+        (group.target, score)
+        for rollout in rollouts
+        for group in rollout.refinements
+        if group.target is not None
+        for score in group.scores
+    ]
+    return {
+        "igrpo/verdict_reward": _mean(score.reward for _, score in answers),
+        "igrpo/verdict_accuracy": _mean(score.correct for _, score in answers),
+        "igrpo/verdict_yes": _mean(score.reason == "said_yes" for _, score in answers),
+        "igrpo/verdict_yes_expected": _mean(target.word == "yes" for target, _ in answers),
     }
 
 
@@ -126,36 +153,34 @@ def _stage_metrics(stage: str, groups: Sequence[Group]) -> dict[str, float | Non
 
 
 def _comparison_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """Every refinement against the selected draft, over the problems where a draft was shown.
+    """Every refinement against the draft that its prompt showed, where it showed one.
 
-    `lift` is the mean over problems of (refinement accuracy - accuracy of the selected draft);
-    `refinement_better` and `refinement_worse` compare rewards; `copy_rate` counts texts equal to
-    the whole draft but for surrounding white space; `overlap` is the Dice
-    coefficient of their tokens. With several refinement groups per problem, all of them are
-    compared with the one selected draft.
+    `lift` is the mean over problems of (refinement accuracy - accuracy of the drafts shown);
+    `refinement_better` and `refinement_worse` compare rewards; `mended` is the share of right
+    refinements of wrong drafts, `kept_right` that of right drafts; `copy_rate` counts texts equal
+    to the whole draft but for surrounding white space; `overlap` is the Dice coefficient of their
+    tokens.
     """
     lifts: list[float] = []
-    better: list[bool] = []
-    worse: list[bool] = []
+    pairs: list[tuple[Score, Score]] = []
     copies: list[bool] = []
     overlaps: list[float] = []
     for rollout in rollouts:
-        shown = _selected_score(rollout)
-        refinements = list(_refinements(rollout))
-        if shown is None or not refinements:
+        compared = list(_with_their_drafts(rollout))
+        if not compared:
             continue
-        draft = _selected_draft(rollout)
-        draft_bag, draft_text = _bag(draft), draft.text.strip()
-        lifts.append(_accuracy([score for _, score in refinements]) - float(shown.correct))
-        for completion, score in refinements:
-            better.append(score.reward > shown.reward)
-            worse.append(score.reward < shown.reward)
-            copies.append(completion.text.strip() == draft_text)
-            overlaps.append(_dice(draft_bag, _bag(completion)))
+        scores = [(shown, score) for _, shown, _, score in compared]
+        lifts.append(_accuracy([s for _, s in scores]) - _accuracy([shown for shown, _ in scores]))
+        pairs += scores
+        for draft, _, completion, _ in compared:
+            copies.append(completion.text.strip() == draft.text.strip())
+            overlaps.append(_dice(_bag(draft), _bag(completion)))
     return {
         "igrpo/lift": _mean(lifts),
-        "igrpo/refinement_better": _mean(better),
-        "igrpo/refinement_worse": _mean(worse),
+        "igrpo/refinement_better": _mean(score.reward > shown.reward for shown, score in pairs),
+        "igrpo/refinement_worse": _mean(score.reward < shown.reward for shown, score in pairs),
+        "igrpo/mended": _mean(score.correct for shown, score in pairs if not shown.correct),
+        "igrpo/kept_right": _mean(score.correct for shown, score in pairs if shown.correct),
         "igrpo/copy_rate": _mean(copies),
         "igrpo/overlap": _mean(overlaps),
     }
@@ -260,11 +285,6 @@ def _accuracy(scores: Sequence[Score]) -> float:
     return sum(score.correct for score in scores) / len(scores)
 
 
-def _selected_draft(rollout: Rollout) -> Completion:
-    assert rollout.selection is not None and rollout.selection.index is not None
-    return rollout.drafts.completions[rollout.selection.index]
-
-
 def _selected_score(rollout: Rollout) -> Score | None:
     """The score of the draft that Stage 2 was shown, if it was shown one."""
     selection = rollout.selection
@@ -273,6 +293,17 @@ def _selected_score(rollout: Rollout) -> Score | None:
     return rollout.drafts.scores[selection.index]
 
 
-def _refinements(rollout: Rollout) -> Iterator[tuple[Completion, Score]]:
-    for group in rollout.refinements:
-        yield from zip(group.completions, group.scores, strict=True)
+def _with_their_drafts(
+    rollout: Rollout,
+) -> Iterator[tuple[Completion, Score, Completion, Score]]:
+    """Each refinement behind the draft that its prompt showed; one draft may serve all prompts."""
+    selection, drafts = rollout.selection, rollout.drafts
+    if selection is None or not selection.shown:
+        return
+    shown = selection.shown
+    if len(shown) == 1:
+        shown *= len(rollout.refinements)
+    for index, group in zip(shown, rollout.refinements, strict=False):
+        if group.target is None:
+            for completion, score in zip(group.completions, group.scores, strict=True):
+                yield drafts.completions[index], drafts.scores[index], completion, score

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -177,19 +177,42 @@ class PromptBuilder:
         `head_tail` a third of the room goes to its beginning. A q that leaves no room for even one
         draft token gives q' with an empty draft, and `draft_tokens_dropped` says so.
         """
+        return self.showing(problem, draft)
+
+    def showing(
+        self,
+        problem: Problem,
+        text: str,
+        *,
+        intro: str | None = None,
+        remark: str = "",
+        content: Literal["full", "answer"] | None = None,
+    ) -> Prompt:
+        """q, then `text` between the draft's delimiters, then a remark about it.
+
+        `intro` and `content` replace those of the draft (`draft_intro`, `draft_content`). What
+        does not fit is cut from `text`, as in `refinement`; where q leaves no room for the texts
+        around it, the prompt is q.
+        """
+        profile = self.profile
         question = self._as_data(problem.question)
         question_ids = self._plain(question)
-        draft_ids = self._plain(self._as_data(self._shown_part(draft)))
-        frame = len(self._open_ids) + len(self._close_ids)
-        room = self.budget.prompt_tokens - frame
+        opening, open_ids = profile.draft_open, self._open_ids
+        if intro is not None:
+            opening = replace(profile, draft_intro=intro).draft_open
+            open_ids = self._plain(opening)
+        remark = self._as_data(remark)
+        close_ids = [*self._close_ids, *self._plain(remark)]
+        draft_ids = self._plain(self._as_data(_shown_part(text, content or self._content)))
+        room = self.budget.prompt_tokens - len(open_ids) - len(close_ids)
         room -= len(question_ids) + sum(len(ids) for ids in self._fixed_ids)
         if room < 0:
             return self._assemble(question, question_ids, dropped=len(draft_ids))
         kept_ids, dropped = self._fit(draft_ids, room)
         shown = self._tokenizer.decode(kept_ids, skip_special_tokens=False)
         return self._assemble(
-            question + self.profile.draft_open + shown + self.profile.draft_close,
-            [*question_ids, *self._open_ids, *kept_ids, *self._close_ids],
+            question + opening + shown + profile.draft_close + remark,
+            [*question_ids, *open_ids, *kept_ids, *close_ids],
             shown=len(draft_ids) - dropped,
             dropped=dropped,
         )
@@ -212,11 +235,6 @@ class PromptBuilder:
         """A forged delimiter becomes `[tag]`: it must neither open nor close the draft."""
         return self._forged.sub(r"[\1]", text)
 
-    def _shown_part(self, draft: str) -> str:
-        if self._content == "full":
-            return draft
-        return draft.rpartition("</think>")[2].strip()
-
     def _fit(self, draft_ids: list[int], room: int) -> tuple[list[int], int]:
         """The draft's tokens that fit into `room`, and how many of its tokens were dropped."""
         excess = len(draft_ids) - room
@@ -228,6 +246,10 @@ class PromptBuilder:
             tail = room - gap - head
             return [*draft_ids[:head], *self._ellipsis_ids, *draft_ids[-tail:]], excess + gap
         return draft_ids[len(draft_ids) - room :], excess
+
+
+def _shown_part(text: str, content: str) -> str:
+    return text if content == "full" else text.rpartition("</think>")[2].strip()
 
 
 def opens_thinking(question: str) -> bool:

@@ -110,14 +110,31 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What a Stage 2 completion must answer where that is not the problem's answer.
+
+    The right answer is `word`, one of the words `among`, which all are lower case; it earns
+    `reward`, and any other answer earns 0.
+    """
+
+    word: str
+    among: tuple[str, ...]
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """The scored completions of one prompt: the unit over which advantages are relative (Eq. 4)."""
+    """The scored completions of one prompt: the unit over which advantages are relative (Eq. 4).
+
+    With a `target` they were scored against that, not against the problem's answer.
+    """
 
     problem: Problem
     stage: Stage
     prompt: Prompt
     completions: tuple[Completion, ...]
     scores: tuple[Score, ...]
+    target: Target | None = None
 
     @property
     def rewards(self) -> tuple[float, ...]:
@@ -128,13 +145,20 @@ class Group:
 class Selection:
     """Which draft was chosen from a group of drafts, and by which rule.
 
-    `index` is None where no draft is shown (draft choice `none`, or dropped by an option).
+    `index` is None where no draft is shown (draft choice `none`, or dropped by an option), or
+    where every Stage 2 prompt shows another one: `each` then holds these drafts, prompt by prompt.
     `skipped` says that the problem has no Stage 2 and no training rows in this step.
     """
 
     index: int | None
     rule: str
     skipped: bool = False
+    each: tuple[int, ...] = ()
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The drafts that are shown, prompt by prompt; empty where a prompt shows none."""
+        return self.each or (() if self.index is None else (self.index,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +167,11 @@ class TrainingRow:
 
     Rows with an equal `group` share a baseline. Which rows exist, and under which context, is the
     feedback's choice alone (`feedback.training_rows`).
+
+    `weight` is the row's share of the loss, beside the others' 1; it does not touch the baseline.
+    `shaped`: the row was sampled under another context than it is trained under, so the objective
+    takes p / (p + `igrpo.shaping_gamma`) in the place of the ratio to a policy that never sampled
+    it.
     """
 
     group: str
@@ -150,6 +179,8 @@ class TrainingRow:
     context_ids: tuple[int, ...]
     completion: Completion
     reward: float
+    weight: float = 1.0
+    shaped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

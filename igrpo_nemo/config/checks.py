@@ -89,6 +89,11 @@ def _objective(config: Config) -> Iterator[str]:
                     f"igrpo.constant_length_divisor={config.igrpo.constant_length_divisor} "
                     f"(Dr. GRPO) needs loss_fn.{key}=false"
                 )
+    if config.igrpo.shaping_gamma is not None and loss.use_importance_sampling_correction:
+        yield (
+            f"igrpo.shaping_gamma={config.igrpo.shaping_gamma} has no ratio that "
+            "loss_fn.use_importance_sampling_correction=true could correct: set it to false"
+        )
     if loss.reference_policy_kl_penalty > 0 and grpo.skip_reference_policy_logprobs_calculation:
         yield (
             f"loss_fn.reference_policy_kl_penalty={loss.reference_policy_kl_penalty} needs the "

@@ -6,7 +6,7 @@ A new key is one line here and its one-line docstring; with a default it needs n
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -21,7 +21,8 @@ from igrpo_nemo.config.section import (
     Text,
     TopP,
 )
-from igrpo_nemo.feedback import FEEDBACKS
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback import feedback_class
 
 LOCAL_ONLY = object()
 """Marks a key that only the embedded engine reads."""
@@ -263,8 +264,10 @@ class Preflight(Section):
 
 
 def _known_feedback(name: str) -> str:
-    if name not in FEEDBACKS:
-        raise ValueError(f"should be {' or '.join(map(repr, FEEDBACKS))}")
+    try:
+        feedback_class(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
     return name
 
 
@@ -343,7 +346,9 @@ class IGRPO(Section):
     engine: Literal["local", "nemo_rl", "nemo_rl_local"]
     """What runs the training: the embedded engine, NeMo-RL, or NeMo-RL's loop on this machine."""
     feedback: Annotated[str, AfterValidator(_known_feedback)]
-    """What Stage 2 sees: nothing (plain GRPO) or the best draft (iGRPO)."""
+    """What Stage 2 sees and what is trained: one of configs/feedback, or `module:Class`."""
+    feedback_options: dict[str, Any] = {}
+    """Options of that feedback; docs/method.md has those of each."""
     num_drafts: Positive
     """Drafts per problem in Stage 1 (N)."""
     num_refinements: Positive
@@ -372,6 +377,9 @@ class IGRPO(Section):
     """Added to the standard deviation in Eq. 4."""
     constant_length_divisor: Positive | None
     """Divides the summed token losses of a row instead of its length (Dr. GRPO)."""
+    shaping_gamma: PositiveFloat | None = None
+    """gamma of p / (p + gamma), the objective of rows trained outside the context that they were
+    sampled under (Critique-GRPO); null gives them the ratio of all others."""
     drop_overlong_prompts: bool = False
     """Leaves problems out whose q is longer than `data.max_input_seq_length`."""
     prompt: PromptTexts

@@ -95,13 +95,15 @@ def _method(config: Config) -> Iterator[str]:
             f"grpo.max_rollout_turns={grpo.max_rollout_turns}: each stage is one turn; set "
             "grpo.max_rollout_turns=1"
         )
+    if igrpo.feedback in ("critique", "self_verification"):
+        yield f"igrpo.feedback={igrpo.feedback} is for engine local yet: set igrpo.engine=local"
     if not (config.feedback.two_stage and config.feedback.trains_drafts):
         return
     if grpo.use_dynamic_sampling:
         yield (
-            "igrpo.train_stages=[draft, refine] with grpo.use_dynamic_sampling=true: NeMo-RL "
-            "filters groups by the bare prompt, which would mix both stages; set "
-            "igrpo.train_stages=[refine]"
+            f"igrpo.feedback={config.igrpo.feedback} with igrpo.train_stages=[draft, refine] and "
+            "grpo.use_dynamic_sampling=true: NeMo-RL filters groups by the bare prompt, which "
+            "would mix both stages; set grpo.use_dynamic_sampling=false"
         )
     if config.feedback.repeats_question:
         yield (
@@ -124,6 +126,11 @@ def _loss(config: Config) -> Iterator[str]:
         if (getattr(loss, name) or None) != (works or None):
             key = f"loss_fn.{name}"
             yield f"loss_fn.use_cispo=true excludes this {key}: set {key}={shown(works)}"
+    if config.igrpo.shaping_gamma is not None and config.grpo.seq_logprob_error_threshold:
+        yield (
+            f"igrpo.shaping_gamma={config.igrpo.shaping_gamma}: shaped rows differ from what the "
+            "engine sampled; set grpo.seq_logprob_error_threshold=null"
+        )
     yield from _truncated_importance_sampling(config)
     if loss.sequence_level_importance_ratios and loss.use_importance_sampling_correction:
         # NeMo-RL issue 2269: the weight of a row is the product of its tokens' ratios.
@@ -167,8 +174,9 @@ def _overlap(config: Config) -> Iterator[str]:
         fused = "igrpo.draft_prefetch=fused"
         if config.feedback.trains_drafts:
             yield (
-                f"{fused} samples drafts one step early, too old to be trained on: "
-                "igrpo.train_stages must be [refine]"
+                f"{fused} samples drafts one step early, too old to be trained on, as "
+                f"igrpo.feedback={igrpo.feedback} with igrpo.train_stages=[draft, refine] does: "
+                "set igrpo.draft_prefetch=off"
             )
         if config.data.use_multiple_dataloader:
             yield f"{fused} looks one batch ahead: set data.use_multiple_dataloader=false"

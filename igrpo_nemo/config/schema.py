@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from igrpo_nemo.config import nemo_keys as nemo
 from igrpo_nemo.config.igrpo_keys import IGRPO, LOCAL_ONLY
 from igrpo_nemo.config.section import Section
-from igrpo_nemo.feedback import FEEDBACKS, Feedback
+from igrpo_nemo.feedback import Feedback, feedback_class
 
 
 class Config(Section):
@@ -49,7 +49,7 @@ class Config(Section):
     @property
     def feedback(self) -> Feedback:
         """`igrpo.feedback` with its options: what Stage 2 sees, which rows are trained."""
-        return FEEDBACKS[self.igrpo.feedback].of(self.igrpo, self.grpo.seed)
+        return feedback_class(self.igrpo.feedback).of(self.igrpo, self.grpo.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under NeMo-RL's keys and `igrpo`; optional keys nobody set are absent."""

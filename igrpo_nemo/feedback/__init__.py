@@ -1,14 +1,60 @@
 """Feedbacks: what Stage 2 sees and which rows are trained. See `protocol` for the contract.
 
 A feedback is a file here, a line in `FEEDBACKS` and a group in `configs/feedback/`; nothing else
-knows it by name.
+knows it by name. One that stands elsewhere is named by its path, `module:Class`.
 """
 
+import importlib
+
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback.best_draft import BestDraft
+from igrpo_nemo.feedback.critique import Critique
+from igrpo_nemo.feedback.exemplar import Exemplar
 from igrpo_nemo.feedback.none import NoFeedback
 from igrpo_nemo.feedback.protocol import Feedback, NextPrompt
+from igrpo_nemo.feedback.self_verification import SelfVerification
 
-FEEDBACKS: dict[str, type[Feedback]] = {"none": NoFeedback, "best_draft": BestDraft}
+FEEDBACKS: dict[str, type[Feedback]] = {
+    "none": NoFeedback,
+    "best_draft": BestDraft,
+    "critique": Critique,
+    "self_verification": SelfVerification,
+    "exemplar": Exemplar,
+}
 """The feedback of each value of `igrpo.feedback`."""
 
-__all__ = ["FEEDBACKS", "BestDraft", "Feedback", "NextPrompt", "NoFeedback"]
+
+def feedback_class(name: str) -> type[Feedback]:
+    """The class that `igrpo.feedback` names: one of `FEEDBACKS`, or `module:Class`.
+
+    Raises `UserError` for an unknown name and for a path that leads to no feedback; the message
+    goes on from "igrpo.feedback=NAME".
+    """
+    if name in FEEDBACKS:
+        return FEEDBACKS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        known = " or ".join(map(repr, FEEDBACKS))
+        raise UserError(f"should be {known}, or module:Class for one of your own")
+    try:  # boundary: whatever the module does when it is imported
+        found = getattr(importlib.import_module(module_name), class_name)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cannot be imported ({reason}): is it on PYTHONPATH?") from error
+    needed = ("of", "select", "next_prompts", "training_rows", "problems", "num_trained")
+    if missing := [each for each in needed if not hasattr(found, each)]:
+        raise UserError(f"is no feedback: it has no {', '.join(missing)}; see feedback/protocol.py")
+    return found
+
+
+__all__ = [
+    "FEEDBACKS",
+    "BestDraft",
+    "Critique",
+    "Exemplar",
+    "Feedback",
+    "NextPrompt",
+    "NoFeedback",
+    "SelfVerification",
+    "feedback_class",
+]

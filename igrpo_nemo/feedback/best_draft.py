@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from igrpo_nemo.feedback.protocol import NextPrompt, group_name, rows_of_group, too_small
+from igrpo_nemo.feedback.protocol import (
+    NextPrompt,
+    Options,
+    group_name,
+    read_options,
+    rows_of_group,
+    too_small,
+)
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, TrainingRow
 
@@ -46,6 +53,7 @@ class BestDraft:
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
+        read_options(Options, igrpo)
         return cls(
             num_drafts=igrpo.num_drafts,
             num_refinements=igrpo.num_refinements,

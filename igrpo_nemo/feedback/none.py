@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from igrpo_nemo.feedback.protocol import NextPrompt, group_name, rows_of_group, too_small
+from igrpo_nemo.feedback.protocol import (
+    NextPrompt,
+    Options,
+    group_name,
+    read_options,
+    rows_of_group,
+    too_small,
+)
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, TrainingRow
 
@@ -24,6 +31,7 @@ class NoFeedback:
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
+        read_options(Options, igrpo)
         return cls(igrpo.budget, tuple(igrpo.train_stages))
 
     @property

@@ -3,24 +3,34 @@
 iGRPO's self-feedback is a wrapper over any group objective (paper section 5): a feedback knows
 nothing of advantages or losses. Nothing outside this folder branches on a feedback's name: what
 others must know, they ask of it (`two_stage`, `num_trained`, `problems`, ...).
+
+    N drafts, scored --select--> Selection --next_prompts--> prompts, each with a target of its own
+    Stage 2, scored ----------------------training_rows----> rows: context, group, weight
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.prompts import PromptBuilder
-from igrpo_nemo.types import Group, Prompt, Rollout, Selection, Stage, TrainingRow
+from igrpo_nemo.types import Group, Prompt, Rollout, Selection, Stage, Target, TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
 class NextPrompt:
-    """A Stage 2 prompt and how many completions to sample from it."""
+    """A prompt, how many completions to sample from it, and what these must answer.
+
+    Without a `target` that is the problem's answer.
+    """
 
     prompt: Prompt
     num_samples: int
+    target: Target | None = None
 
 
 class Feedback(Protocol):
@@ -43,7 +53,7 @@ class Feedback(Protocol):
 
     @property
     def num_refinements(self) -> int:
-        """Completions of Stage 2 prompts per problem (G; 0 for `none`)."""
+        """Completions of all Stage 2 prompts per problem, at most (G; 0 for `none`)."""
         ...
 
     @property
@@ -58,7 +68,7 @@ class Feedback(Protocol):
 
     @property
     def num_trained(self) -> int:
-        """Trained rows per problem: `grpo.num_generations_per_prompt`."""
+        """Trained rows per problem, at most: `grpo.num_generations_per_prompt`."""
         ...
 
     def problems(self) -> Iterator[str]:
@@ -76,7 +86,10 @@ class Feedback(Protocol):
     def next_prompts(
         self, drafts: Group, selection: Selection | None, prompts: PromptBuilder
     ) -> tuple[NextPrompt, ...]:
-        """The Stage 2 prompts of one problem (Eq. 3); empty where there is no Stage 2."""
+        """The Stage 2 prompts of one problem (Eq. 3); empty where there is no Stage 2.
+
+        Those that show a draft stand in the order of `selection.shown`.
+        """
         ...
 
     def training_rows(self, rollout: Rollout) -> list[TrainingRow]:
@@ -107,3 +120,35 @@ def too_small(key: str, size: int) -> Iterator[str]:
 def group_name(problem_id: str, stage: Stage, index: int = 0) -> str:
     """The name under which rows of one prompt share a baseline."""
     return f"{problem_id}/{stage}/{index}"
+
+
+class Options(BaseModel):
+    """Options of a feedback: the fields of a subclass are the keys of `igrpo.feedback_options`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def read_options(kind: type[OptionsT], igrpo: Any) -> OptionsT:
+    """`igrpo.feedback_options` as `kind`; `UserError` for an unknown key or a wrong value."""
+    try:
+        return kind.model_validate(igrpo.feedback_options)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+    key = f"igrpo.feedback_options.{'.'.join(map(str, wrong['loc']))}"
+    if wrong["type"] == "extra_forbidden":
+        known = ", ".join(kind.model_fields) or "no options"
+        raise UserError(f"unknown key {key}: feedback {igrpo.feedback} has {known}")
+    message = wrong["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    raise UserError(f"{key}={wrong['input']!r} {message}")
+
+
+def untrained_stage(name: str, stages: tuple[str, ...]) -> Iterator[str]:
+    """Says where feedback `name`, which trains both stages, was told to train other ones."""
+    if sorted(stages) != [Stage.DRAFT, Stage.REFINE]:
+        yield (
+            f"igrpo.train_stages=[{', '.join(stages)}], but feedback {name} trains both stages: "
+            "set igrpo.train_stages=[draft, refine]"
+        )

@@ -79,7 +79,7 @@ class TwoStageRollout:
                 on_progress=lambda done, total: self.on_stage(stage, done, total),
             )
         attempts = [
-            Attempt(problem, following.prompt, tuple(rows))
+            Attempt.at(problem, following, rows)
             for (problem, following), rows in zip(prompts, completions, strict=True)
         ]
         with self.timer("reward"):

@@ -10,6 +10,7 @@ Shapes: R rows (completions), T tokens, completions start at column 0 and are pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -49,6 +50,8 @@ class SurrogateConfig:
     constant_length_divisor: int | None = None
     """Dr. GRPO: divide a completion's sum by this constant, not by its own length
     (arXiv 2503.20783)."""
+    shaping_gamma: float | None = None
+    """gamma of the shaped term p / (p + gamma) (arXiv 2506.03106); needed where rows are shaped."""
 
     def __post_init__(self) -> None:
         if min(self.ratio_clip_min, self.ratio_clip_max) < 0:
@@ -62,7 +65,12 @@ class SurrogateConfig:
                 f"loss_fn.reference_policy_kl_type={self.reference_policy_kl_type!r} "
                 "must be k1, k2 or k3"
             )
-        for name in ("kl_input_clamp_value", "kl_output_clamp_value", "constant_length_divisor"):
+        for name in (
+            "kl_input_clamp_value",
+            "kl_output_clamp_value",
+            "constant_length_divisor",
+            "shaping_gamma",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"loss_fn.{name}={value} must be positive, or null")
@@ -85,6 +93,10 @@ class SurrogateInputs:
     advantages_R: Tensor
     lengths_R: Tensor
     """Tokens of each completion."""
+    weights_R: Tensor | None = None
+    """Each row's share of the loss; None is 1 for all."""
+    shaped_R: Tensor | None = None
+    """Rows that take the shaped term in the place of the clipped ratio; None is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +107,23 @@ class Normalizer:
     batch, however it was cut.
     """
 
-    num_sequences: int
-    num_tokens: int
+    num_sequences: float
+    num_tokens: float
+    """Both weighted: a row of weight w counts w times."""
 
     def __post_init__(self) -> None:
-        if self.num_sequences < 1 or self.num_tokens < 1:
+        if self.num_sequences <= 0 or self.num_tokens <= 0:
             raise ValueError(f"an optimizer step needs rows with tokens, got {self}")
 
     @classmethod
-    def from_lengths(cls, lengths: Sequence[int]) -> Normalizer:
-        """From the completion lengths of all rows of the optimizer step."""
-        return cls(num_sequences=len(lengths), num_tokens=sum(lengths))
+    def from_lengths(
+        cls, lengths: Sequence[int], weights: Sequence[float] | None = None
+    ) -> Normalizer:
+        """From the completion lengths, and the weights, of all rows of the optimizer step."""
+        if weights is None:
+            return cls(num_sequences=len(lengths), num_tokens=sum(lengths))
+        tokens = sum(weight * length for weight, length in zip(weights, lengths, strict=True))
+        return cls(num_sequences=sum(weights), num_tokens=tokens)
 
 
 def clipped_surrogate(
@@ -118,8 +136,15 @@ def clipped_surrogate(
         J = 1/R sum_j 1/|o_j| sum_t [ min(r A, clip(r, 1 - eps_min, 1 + eps_max) A) - beta D_KL ]
 
     With groups of equal size, the mean over rows is the paper's mean over the group and then over
-    problems. Agrees with NeMo-RL v0.7.0's ClippedPGLossFn in value; its gradient of the KL carries
-    a score-function term that Eqs. 25-26 lack, so with beta > 0 the gradients differ by that term.
+    problems. With weights w_j it is sum_j w_j (...) / sum_j w_j. A shaped row has
+
+        p / (p + gamma) A     in the place of     min(r A, clip(r, ...) A),
+
+    with p = pi(o_t | context): its gradient is gamma p / (p + gamma)^2 A d log p, small for tokens
+    that are likely already and for those that are hopeless (arXiv 2506.03106).
+
+    Agrees with NeMo-RL v0.7.0's ClippedPGLossFn in value; its gradient of the KL carries a
+    score-function term that Eqs. 25-26 lack, so with beta > 0 the gradients differ by that term.
 
     Returns: the loss, a scalar with gradient; and detached scalars, where `tokens`,
         `clipped_tokens`, `ratio_sum`, `kl_sum` and `loss` add up over micro-batches and
@@ -128,16 +153,23 @@ def clipped_surrogate(
         complement of Eq. 22. ratio_sum: of r. kl_sum: of the estimate of the KL to the reference;
         without one, of r - 1 - log r, the KL between the sampling snapshot and the policy.
 
-    Raises ValueError for shapes that do not agree, or beta > 0 without reference log-probs.
+    Raises ValueError for shapes that do not agree, beta > 0 without reference log-probs, or shaped
+        rows without `shaping_gamma`.
     """
     mask_RT = _mask(inputs)
     logprobs_RT = _clean(inputs.logprobs_RT, mask_RT)
     old_logprobs_RT = _clean(inputs.old_logprobs_RT.detach(), mask_RT)
     advantages_R1 = inputs.advantages_R.detach().to(logprobs_RT)[:, None]
 
+    shaped_R1 = None if inputs.shaped_R is None else inputs.shaped_R.to(mask_RT.device)[:, None]
+    if shaped_R1 is not None:  # no ratio: 1 in the metrics
+        old_logprobs_RT = torch.where(shaped_R1, logprobs_RT.detach(), old_logprobs_RT)
     token_log_ratio_RT = logprobs_RT - old_logprobs_RT
     ratio_RT = _log_ratio(token_log_ratio_RT, mask_RT, config).exp()
     objective_RT = _clipped_objective(ratio_RT, advantages_R1, config)
+    if shaped_R1 is not None:
+        shaped_RT = shaped_probability(logprobs_RT, config.shaping_gamma) * advantages_R1
+        objective_RT = torch.where(shaped_R1, shaped_RT, objective_RT)
     if inputs.reference_logprobs_RT is not None:
         reference_RT = _clean(inputs.reference_logprobs_RT.detach(), mask_RT)
         kl_RT = _kl(logprobs_RT, reference_RT, config)
@@ -147,19 +179,26 @@ def clipped_surrogate(
         raise ValueError("reference_policy_kl_penalty > 0 needs reference_logprobs_RT")
     else:
         kl_RT = torch.expm1(token_log_ratio_RT.detach()) - token_log_ratio_RT.detach()
-    loss = -(objective_RT * _token_weights(mask_RT, config, normalizer, logprobs_RT.dtype)).sum()
+    weights_RT = _token_weights(mask_RT, config, normalizer, logprobs_RT.dtype)
+    if inputs.weights_R is not None:
+        weights_RT = weights_RT * inputs.weights_R.to(weights_RT)[:, None]
+    loss = -(objective_RT * weights_RT).sum()
+    clipped_RT = _is_clipped(ratio_RT, advantages_R1, config) & mask_RT
+    return loss, _token_sums(loss, mask_RT, clipped_RT, ratio_RT, kl_RT)
 
-    with torch.no_grad():
-        clipped_RT = _is_clipped(ratio_RT, advantages_R1, config) & mask_RT
-        metrics = {
-            "loss": loss.detach(),
-            "tokens": mask_RT.sum().to(loss.dtype),
-            "clipped_tokens": clipped_RT.sum().to(loss.dtype),
-            "ratio_sum": (ratio_RT.detach() * mask_RT).sum(),
-            "ratio_max": (ratio_RT.detach() * mask_RT).max(),
-            "kl_sum": (kl_RT.detach() * mask_RT).sum(),
-        }
-    return loss, metrics
+
+@torch.no_grad()
+def _token_sums(
+    loss: Tensor, mask_RT: Tensor, clipped_RT: Tensor, ratio_RT: Tensor, kl_RT: Tensor
+) -> dict[str, Tensor]:
+    return {
+        "loss": loss.detach(),
+        "tokens": mask_RT.sum().to(loss.dtype),
+        "clipped_tokens": clipped_RT.sum().to(loss.dtype),
+        "ratio_sum": (ratio_RT * mask_RT).sum(),
+        "ratio_max": (ratio_RT * mask_RT).max(),
+        "kl_sum": (kl_RT * mask_RT).sum(),
+    }
 
 
 def finish_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
@@ -195,6 +234,8 @@ def _mask(inputs: SurrogateInputs) -> Tensor:
         ("reference_logprobs_RT", shape),
         ("advantages_R", shape[:1]),
         ("lengths_R", shape[:1]),
+        ("weights_R", shape[:1]),
+        ("shaped_R", shape[:1]),
     ):
         tensor = getattr(inputs, name)
         if tensor is not None and tensor.shape != expected:
@@ -235,6 +276,13 @@ def _clipped_objective(ratio_RT: Tensor, advantages_R1: Tensor, config: Surrogat
         floored_RT = torch.maximum(objective_RT, config.ratio_clip_c * advantages_R1)
         objective_RT = torch.where(advantages_R1 < 0, floored_RT, objective_RT)
     return objective_RT
+
+
+def shaped_probability(logprobs: Tensor, gamma: float | None) -> Tensor:
+    """p / (p + gamma) for p = exp(logprobs), without overflow or cancellation."""
+    if gamma is None:
+        raise ValueError("shaped rows need shaping_gamma")
+    return torch.sigmoid(logprobs - math.log(gamma))
 
 
 def _is_clipped(ratio_RT: Tensor, advantages_R1: Tensor, config: SurrogateConfig) -> Tensor:

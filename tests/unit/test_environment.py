@@ -1,7 +1,7 @@
 import pytest
 
 from igrpo_nemo.environment import Attempt, TwoStageEnvironment
-from igrpo_nemo.feedback import BestDraft, NoFeedback
+from igrpo_nemo.feedback import BestDraft, NoFeedback, SelfVerification
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import build_scorer
 from igrpo_nemo.types import Completion, Problem, Stage, StopReason
@@ -73,3 +73,26 @@ def test_a_thinking_part_opened_by_the_template_earns_the_format_reward(tokenize
         None, [attempt(environment, problem, ["1+1 is 2</think><answer>2</answer>", "2"])]
     )
     assert result.group.rewards == (2.0, 0.0)
+
+
+def test_attempts_at_a_target_are_scored_against_it_among_others(tokenizer):
+    """As they come back from the engine, mixed with attempts at the problem's answer."""
+    prompts = PromptBuilder(tokenizer, PromptProfile("S", "\n", "draft"), TokenBudget(900, 60))
+    environment = TwoStageEnvironment(prompts, build_scorer(), SelfVerification(4, 3))
+    problem = Problem("a", "1+1=", "2")
+    (drafted,) = environment.step(
+        "draft", [attempt(environment, problem, [RIGHT, WRONG, WRONG, WRONG])], step=1
+    )
+    (following,) = drafted.observations
+    assert not drafted.terminated and following.num_samples == 3
+    right = following.target.word == "yes"
+    texts = ("<answer>Yes</answer>", "<answer>no</answer>", "<answer>2</answer>")
+    verdicts = tuple(Completion(text, (5, 6), (-1.0, -1.0), StopReason.EOS) for text in texts)
+    plain = attempt(environment, problem, [RIGHT])
+    first, second, third = environment.step(
+        "refine", [plain, Attempt.at(problem, following, verdicts), plain]
+    )
+    assert first.group.rewards == third.group.rewards == (2.0,) and first.group.target is None
+    assert second.terminated and second.group.target == following.target
+    assert second.group.rewards == ((1.5, 0.0, 0.0) if right else (0.0, 0.5, 0.0))
+    assert [score.correct for score in second.group.scores] == [right, not right, False]

@@ -1,22 +1,38 @@
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from igrpo_nemo.feedback import BestDraft, NoFeedback
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback import (
+    FEEDBACKS,
+    BestDraft,
+    Critique,
+    Exemplar,
+    NoFeedback,
+    SelfVerification,
+    feedback_class,
+)
+from igrpo_nemo.feedback.critique import CritiqueOptions
+from igrpo_nemo.feedback.exemplar import ExemplarOptions
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
-from igrpo_nemo.types import Rollout, Stage
+from igrpo_nemo.types import Rollout, Stage, Target
 
 
 @pytest.fixture
 def prompts(tokenizer):
-    return PromptBuilder(tokenizer, PromptProfile("S", "\n", "draft"), TokenBudget(400, 40))
+    return PromptBuilder(tokenizer, PromptProfile("S", "\n", "draft"), TokenBudget(900, 40))
 
 
-def rollout_of(feedback, drafts, prompts, make_group, step=1):
+def rollout_of(feedback, drafts, prompts, make_group, step=1, rewards=(0,)):
+    """`rewards` of the refinements, one for each prompt, or one for all."""
     selection = feedback.select(drafts, step)
+    following = feedback.next_prompts(drafts, selection, prompts)
+    rewards = rewards if len(rewards) > 1 else rewards * len(following)
     refinements = tuple(
-        make_group([0] * n.num_samples, stage=Stage.REFINE, prompt=n.prompt.token_ids)
-        for n in feedback.next_prompts(drafts, selection, prompts)
+        make_group([reward] * n.num_samples, stage=Stage.REFINE, prompt=n.prompt.token_ids)
+        for n, reward in zip(following, rewards, strict=True)
     )
     return Rollout(drafts.problem, drafts, selection, refinements)
 
@@ -115,3 +131,211 @@ def test_no_feedback_trains_the_whole_budget_under_q(make_group, prompts):
     rows = feedback.training_rows(rollout)
     assert not rollout.refinements and len(rows) == feedback.num_trained == feedback.num_drafts == 8
     assert {row.context_ids for row in rows} == {(1, 2)}
+
+
+class TestSelfVerification:
+    """Four solutions, four verdicts."""
+
+    feedback = SelfVerification(4, 4, seed=7)
+
+    def test_right_and_wrong_solutions_alternate_and_all_are_shown(self, make_group):
+        drafts = make_group([0, 2, 0, 2])
+        picks = [self.feedback.select(drafts, step) for step in range(400)]
+        assert picks == [self.feedback.select(drafts, step) for step in range(400)]
+        assert min(Counter(pick.index for pick in picks).values()) > 60
+        assert 160 < sum(pick.rule == "right" for pick in picks) < 240
+        mostly_wrong = make_group([0, 0, 0, 2])
+        rights = sum(self.feedback.select(mostly_wrong, step).index == 3 for step in range(400))
+        assert 160 < rights < 240
+
+    @pytest.mark.parametrize(
+        ("rewards", "word", "reward"),
+        [([2, 2, 2, 0], "yes", 0.5), ([2, 0, 0, 0], "yes", 1.5), ([2] * 4, "yes", 0.0),
+         ([0] * 4, "no", 0.0), ([0, 2, 2, 2], "no", 1.5), ([0, 0, 0, 2], "no", 0.5)],
+    )  # fmt: skip
+    def test_a_verdict_earns_more_the_less_it_was_to_be_expected(
+        self, make_group, prompts, rewards, word, reward
+    ):
+        """2 (1 - p) for a right yes, 2 p for a right no."""
+        drafts = make_group(rewards)
+        wanted = next(
+            selection
+            for step in range(100)
+            if drafts.scores[(selection := self.feedback.select(drafts, step)).index].correct
+            == (word == "yes")
+        )
+        (following,) = self.feedback.next_prompts(drafts, wanted, prompts)
+        assert following.target == Target(word, ("yes", "no"), reward)
+        assert following.num_samples == 4
+        assert f"text {wanted.index}" in following.prompt.text
+
+    def test_both_stages_are_trained_in_their_own_groups(self, make_group, prompts):
+        rollout = rollout_of(self.feedback, make_group([0, 2, 0, 2]), prompts, make_group)
+        rows = self.feedback.training_rows(rollout)
+        assert len(rows) == self.feedback.num_trained == 8
+        contexts = {row.group: row.context_ids for row in rows}
+        verification = rollout.refinements[0].prompt.token_ids
+        assert sorted(contexts.values()) == sorted([(1, 2), verification])
+        assert all(row.weight == 1 and not row.shaped for row in rows)
+
+    def test_without_room_for_the_question_there_is_no_verdict(self, make_group, tokenizer):
+        tight = PromptBuilder(tokenizer, PromptProfile("S", "\n", "draft"), TokenBudget(80, 40))
+        drafts = make_group([0, 2], prompt=tight.question(make_group([0]).problem).token_ids)
+        selection = self.feedback.select(drafts, 1)
+        assert self.feedback.next_prompts(drafts, selection, tight) == ()
+
+
+class TestCritique:
+    """Four answers, four refinements, the best of which is kept."""
+
+    feedback = Critique(4, 4)
+
+    def test_each_answer_is_criticised_and_refined_once(self, make_group, prompts):
+        drafts = make_group([0, 2, 0, 2])
+        selection = self.feedback.select(drafts, 1)
+        assert selection.shown == (0, 1, 2, 3)
+        following = self.feedback.next_prompts(drafts, selection, prompts)
+        assert [each.num_samples for each in following] == [1] * 4
+        assert all(each.target is None for each in following)
+        for i, each in enumerate(following):
+            assert f"text {i}" in each.prompt.text
+            assert ("is correct" in each.prompt.text) == (i % 2 == 1)
+            assert ("is incorrect" in each.prompt.text) == (i % 2 == 0)
+            assert "The correct answer" not in each.prompt.text
+
+    def test_the_reference_answer_on_request(self, make_group, prompts):
+        feedback = Critique(2, 2, options=CritiqueOptions(show_reference=True))
+        drafts = make_group([0, 2])
+        following = feedback.next_prompts(drafts, feedback.select(drafts, 1), prompts)
+        assert all("The correct answer is 2." in each.prompt.text for each in following)
+
+    @pytest.mark.parametrize(
+        ("refined", "keep", "kept"),
+        [([0, 0, 2, 2], 1, [2]), ([0, 0.5, 0, 0], 1, [1]), ([0] * 4, 2, [0, 1]),
+         ([2, 0, 2, 0], 3, [0, 2, 1])],
+    )  # fmt: skip
+    def test_the_best_refinements_are_trained_under_q_with_the_answers(
+        self, make_group, prompts, refined, keep, kept
+    ):
+        feedback = Critique(4, 4, options=CritiqueOptions(keep=keep))
+        rollout = rollout_of(
+            feedback, make_group([0, 2, 0, 2]), prompts, make_group, rewards=refined
+        )
+        rows = feedback.training_rows(rollout)
+        answers, refinements = rows[:4], rows[4:]
+        assert len(rows) == feedback.num_trained == 4 + keep
+        assert {row.group for row in rows} == {answers[0].group}
+        assert {row.context_ids for row in rows} == {(1, 2)}
+        assert [row.reward for row in refinements] == [refined[i] for i in kept]
+        expected = [rollout.refinements[i].completions[0] for i in kept]
+        assert all(row.completion is c for row, c in zip(refinements, expected, strict=True))
+        assert {row.weight for row in refinements} == {4 / keep}
+        assert all(row.shaped for row in refinements)
+        assert all(row.weight == 1 and not row.shaped for row in answers)
+
+    def test_solved_problems_need_no_refinement_where_only_hopeless_ones_get_one(
+        self, make_group, prompts
+    ):
+        feedback = Critique(4, 4, options=CritiqueOptions(refine="all_wrong"))
+        for rewards, prompted in (([0, 1, 0, 0], 0), ([0] * 4, 4)):
+            rollout = rollout_of(feedback, make_group(rewards), prompts, make_group)
+            assert len(rollout.refinements) == prompted
+            assert len(feedback.training_rows(rollout)) == 4 + bool(prompted)
+
+
+def test_an_exemplar_is_the_same_for_every_problem_and_replaces_the_draft(make_group, prompts):
+    feedback = Exemplar(2, 3, options=ExemplarOptions(text="E: 1+2= <think>3</think>3"))
+    shown = []
+    for name, rewards in (("a", [0, 2]), ("b", [2, 0])):
+        drafts = make_group(rewards, problem_id=name)
+        rollout = rollout_of(feedback, drafts, prompts, make_group)
+        (group,) = rollout.refinements
+        (following,) = feedback.next_prompts(drafts, rollout.selection, prompts)
+        text = following.prompt.text
+        assert len(group.completions) == 3 and not (rollout.selection and rollout.selection.shown)
+        assert "E: 1+2= <think>3</think>3" in text and "text 0" not in text
+        rows = feedback.training_rows(rollout)
+        assert len(rows) == feedback.num_trained == 3
+        assert {row.context_ids for row in rows} == {group.prompt.token_ids}
+        shown.append(text)
+    assert shown[0] == shown[1]
+
+
+def igrpo_of(name, **changed):
+    """The part of the config section that a feedback reads."""
+    stages = {"none": ["draft"], "best_draft": ["refine"], "exemplar": ["refine"]}
+    values = {
+        "feedback": name,
+        "num_drafts": 4,
+        "num_refinements": 4,
+        "budget": 8,
+        "train_stages": stages.get(name, ["draft", "refine"]),
+        "draft_choice": "best",
+        "tie_break": "first",
+        "on_all_zero": "condition",
+        "rank_truncated_last": True,
+        "draft_dropout": 0.0,
+        "shaping_gamma": 0.1,
+        "feedback_options": {"text": "e"} if name == "exemplar" else {},
+        **changed,
+    }
+    return SimpleNamespace(**values)
+
+
+@pytest.mark.parametrize("name", FEEDBACKS)
+def test_every_feedback_is_made_of_the_config_and_counts_its_rows(name):
+    feedback = FEEDBACKS[name].of(igrpo_of(name), 3)
+    assert not list(feedback.problems())
+    assert feedback.num_trained >= 4 and isinstance(feedback.trains_drafts, bool)
+    with pytest.raises(UserError, match=r"unknown key igrpo.feedback_options.no_such: feedback"):
+        FEEDBACKS[name].of(igrpo_of(name, feedback_options={"no_such": 1}), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("critique", {"num_refinements": 3}, "set igrpo.num_refinements=4"),
+        ("critique", {"feedback_options": {"keep": 5}}, "keep=5 of 4 refinements"),
+        ("critique", {"train_stages": ["refine"]}, "set igrpo.train_stages=[draft, refine]"),
+        ("self_verification", {"train_stages": ["draft"]}, "trains both stages"),
+        ("self_verification", {"num_refinements": 1}, "igrpo.num_refinements=1: a group needs"),
+        ("exemplar", {"feedback_options": {}}, "igrpo.feedback_options.text is missing"),
+        ("exemplar", {"train_stages": ["draft", "refine"]}, "trains Stage 2 alone"),
+    ],
+)
+def test_contradictions_are_one_line_that_says_what_to_change(name, changed, message):
+    problems = list(FEEDBACKS[name].of(igrpo_of(name, **changed), 3).problems())
+    assert len(problems) == 1 and message in problems[0] and "\n" not in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0}, "igrpo.feedback_options.keep=0 should be greater than or equal to 1"),
+        ({"keep": "1"}, "igrpo.feedback_options.keep='1' should be a valid integer"),
+        ({"refine": "never"}, "igrpo.feedback_options.refine='never' should be 'always' or"),
+    ],
+)
+def test_a_wrong_option_is_one_line(options, message):
+    with pytest.raises(UserError) as error:
+        Critique.of(igrpo_of("critique", feedback_options=options), 3)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_feedback_from_elsewhere_is_named_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "my_feedback.py").write_text(
+        "from igrpo_nemo.feedback import BestDraft as Mine\nthing = 3\n"
+    )
+    (tmp_path / "broken_feedback.py").write_text("raise RuntimeError('broken\\nin two lines')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert feedback_class("my_feedback:Mine") is BestDraft
+    for name, message in (
+        ("my_feedback:Yours", "cannot be imported"),
+        ("no_such_module:Mine", "cannot be imported (No module named"),
+        ("broken_feedback:Mine", "cannot be imported (broken)"),
+        ("my_feedback:thing", "is no feedback: it has no of, select"),
+        ("mine", "should be 'none' or 'best_draft' or"),
+    ):
+        with pytest.raises(UserError) as error:
+            feedback_class(name)
+        assert message in str(error.value) and "\n" not in str(error.value)

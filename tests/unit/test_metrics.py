@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,7 @@ from igrpo_nemo.types import (
     Selection,
     Stage,
     StopReason,
+    Target,
     TrainingRow,
 )
 
@@ -46,6 +48,8 @@ REFINEMENT_ONLY = {
     "igrpo/refine_prompt_tokens",
     "igrpo/refinement_better",
     "igrpo/refinement_worse",
+    "igrpo/mended",
+    "igrpo/kept_right",
     "igrpo/lift",
     "igrpo/copy_rate",
     "igrpo/overlap",
@@ -127,6 +131,8 @@ def test_every_metric_of_a_two_stage_step() -> None:
             "igrpo/lift": ((1 / 2 - 1) + (1 - 0)) / 2,
             "igrpo/refinement_better": 2 / 4,
             "igrpo/refinement_worse": 1 / 4,
+            "igrpo/mended": 1,
+            "igrpo/kept_right": 1 / 2,
             "igrpo/copy_rate": 2 / 4,
             "igrpo/overlap": (8 / 9 + 0 + 4 / 8 + 1) / 4,
             "igrpo/nonzero_advantage_groups": 1 / 2,
@@ -175,6 +181,8 @@ def test_without_a_shown_draft_refinements_are_not_compared_with_one() -> None:
         "igrpo/lift",
         "igrpo/refinement_better",
         "igrpo/refinement_worse",
+        "igrpo/mended",
+        "igrpo/kept_right",
         "igrpo/copy_rate",
         "igrpo/overlap",
         "igrpo/draft_clipped_rate",
@@ -196,6 +204,43 @@ def test_several_refinement_groups_of_one_problem() -> None:
     assert got["igrpo/draft_clipped_rate"] == 1 / 2
     assert got["igrpo/refine_prompt_tokens"] == 13
     assert got["igrpo/nonzero_advantage_groups"] == 1 / 2
+
+
+def test_each_refinement_is_compared_with_the_draft_that_its_prompt_showed() -> None:
+    drafts = group("a", Stage.DRAFT, ["ab", "cd", "ef"], [RIGHT, NOTHING, WRONG])
+    refined = [
+        group("a", Stage.REFINE, [text], [score])
+        for text, score in (("ab", RIGHT), ("cx", RIGHT), ("ef", WRONG))
+    ]
+    rollout = Rollout(
+        drafts.problem, drafts, Selection(None, "each", each=(0, 1, 2)), tuple(refined)
+    )
+    got = rollout_metrics([rollout], [])
+    assert got["igrpo/mended"] == 1 / 2 and got["igrpo/kept_right"] == 1
+    assert got["igrpo/lift"] == pytest.approx(1 / 3)
+    assert got["igrpo/copy_rate"] == pytest.approx(2 / 3)
+    assert got["igrpo/refinement_better"] == pytest.approx(1 / 3)
+    assert "igrpo/selected_draft_reward" not in got
+
+
+def test_verdicts_are_counted_apart_from_refinements() -> None:
+    drafts = group("a", Stage.DRAFT, ["ab", "cd"], [RIGHT, NOTHING])
+    said = [("yes", 1.0, True), ("no", 0.0, False), ("no", 0.0, False), ("what", 0.0, False)]
+    scores = [
+        Score(
+            reward, {"accuracy": float(right)}, f"said_{word}" if word != "what" else "no_verdict"
+        )
+        for word, reward, right in said
+    ]
+    verdicts = replace(
+        group("a", Stage.REFINE, [word for word, *_ in said], scores),
+        target=Target("yes", ("yes", "no"), 1.0),
+    )
+    got = rollout_metrics([Rollout(drafts.problem, drafts, Selection(0, "right"), (verdicts,))], [])
+    assert got["igrpo/verdict_accuracy"] == got["igrpo/verdict_yes"] == 1 / 4
+    assert got["igrpo/verdict_yes_expected"] == 1 and got["igrpo/verdict_reward"] == 1 / 4
+    assert got["igrpo/selected_draft_accuracy"] == 1 and got["reward/reason/said_no"] == 1 / 3
+    assert not {name for name in REFINEMENT_ONLY - {"igrpo/draft_clipped_rate"} if name in got}
 
 
 def test_selected_and_best_draft_differ_where_the_rule_does() -> None:

@@ -44,6 +44,15 @@ class Batch:
     reference: torch.Tensor
     advantages: torch.Tensor
     lengths: torch.Tensor
+    weights: torch.Tensor | None = None
+    shaped: torch.Tensor | None = None
+
+    @property
+    def row_weights(self) -> list[float]:
+        return [1.0] * len(LENGTHS) if self.weights is None else self.weights.tolist()
+
+    def is_shaped(self, row: int) -> bool:
+        return self.shaped is not None and bool(self.shaped[row])
 
     def log_ratios(self, row: int) -> list[float]:
         length = int(self.lengths[row])
@@ -55,7 +64,15 @@ class Batch:
 
     def inputs(self, logprobs: torch.Tensor | None = None) -> SurrogateInputs:
         logprobs = self.logprobs if logprobs is None else logprobs
-        return SurrogateInputs(logprobs, self.old, self.reference, self.advantages, self.lengths)
+        return SurrogateInputs(
+            logprobs,
+            self.old,
+            self.reference,
+            self.advantages,
+            self.lengths,
+            self.weights,
+            self.shaped,
+        )
 
 
 def make_batch(log_ratio_scale: float = 0.6, seed: int = 0) -> Batch:
@@ -88,12 +105,17 @@ def unclipped(ratio: float, advantage: float, config: SurrogateConfig) -> bool:
 def coefficients(batch: Batch, config: SurrogateConfig) -> torch.Tensor:
     """dJ / d log pi(o_jt) of every token: Eq. 29, and its counterparts for the other objectives."""
     got = torch.zeros_like(batch.old)
-    total_tokens = sum(LENGTHS)
+    weights = batch.row_weights
+    total_tokens = sum(w * length for w, length in zip(weights, LENGTHS, strict=True))
     for j, length in enumerate(LENGTHS):
         advantage = float(batch.advantages[j])
         log_ratios, log_rhos = batch.log_ratios(j), batch.log_rhos(j)
         for t in range(length):
-            if config.sequence_level_importance_ratios:
+            if batch.is_shaped(j):
+                # d p / (p + gamma) / d log p = gamma p / (p + gamma)^2 (arXiv 2506.03106).
+                p, gamma = math.exp(float(batch.logprobs.detach()[j, t])), config.shaping_gamma
+                term = advantage * gamma * p / (p + gamma) ** 2
+            elif config.sequence_level_importance_ratios:
                 # s = exp(mean log r): ds / d log pi_t = s / |o| for each of the |o| equal terms.
                 s = math.exp(sum(log_ratios) / length)
                 term = unclipped(s, advantage, config) * advantage * s
@@ -104,16 +126,17 @@ def coefficients(batch: Batch, config: SurrogateConfig) -> torch.Tensor:
             if config.token_level_loss:
                 divisor = total_tokens
             elif config.constant_length_divisor is not None:
-                divisor = len(LENGTHS) * config.constant_length_divisor
+                divisor = sum(weights) * config.constant_length_divisor
             else:
-                divisor = len(LENGTHS) * length
-            got[j, t] = term / divisor
+                divisor = sum(weights) * length
+            got[j, t] = weights[j] * term / divisor
     return got
 
 
 def surrogate_value(batch: Batch, config: SurrogateConfig) -> float:
     """J of Eq. 5 (and counterparts), token by token."""
-    value = 0.0
+    value, weights = 0.0, batch.row_weights
+    total_tokens = sum(w * length for w, length in zip(weights, LENGTHS, strict=True))
     for j, length in enumerate(LENGTHS):
         advantage = float(batch.advantages[j])
         log_ratios, log_rhos = batch.log_ratios(j), batch.log_rhos(j)
@@ -125,14 +148,17 @@ def surrogate_value(batch: Batch, config: SurrogateConfig) -> float:
             term = min(r * advantage, clip * advantage)
             if config.ratio_clip_c is not None and advantage < 0:
                 term = max(term, config.ratio_clip_c * advantage)
+            if batch.is_shaped(j):
+                p = math.exp(float(batch.logprobs.detach()[j, t]))
+                term = advantage * p / (p + config.shaping_gamma)
             kl = math.exp(log_rhos[t]) - log_rhos[t] - 1
             terms.append(term - config.reference_policy_kl_penalty * kl)
         if config.token_level_loss:
-            value += sum(terms) / sum(LENGTHS)
+            value += weights[j] * sum(terms) / total_tokens
         elif config.constant_length_divisor is not None:
-            value += sum(terms) / config.constant_length_divisor / len(LENGTHS)
+            value += weights[j] * sum(terms) / config.constant_length_divisor / sum(weights)
         else:
-            value += sum(terms) / length / len(LENGTHS)
+            value += weights[j] * sum(terms) / length / sum(weights)
     return value
 
 
@@ -140,7 +166,8 @@ def gradient(
     batch: Batch, config: SurrogateConfig, normalizer: Normalizer | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logprobs = batch.logprobs.detach().clone().requires_grad_()
-    normalizer = normalizer or Normalizer.from_lengths(batch.lengths.tolist())
+    weights = None if batch.weights is None else batch.weights.tolist()
+    normalizer = normalizer or Normalizer.from_lengths(batch.lengths.tolist(), weights)
     loss, _ = clipped_surrogate(batch.inputs(logprobs), config, normalizer)
     (grad,) = torch.autograd.grad(loss, logprobs)
     return loss.detach(), grad
@@ -153,6 +180,52 @@ def test_value_and_gradient_equal_the_closed_form(name: str, scale: float) -> No
     loss, grad = gradient(batch, config)
     assert float((grad + coefficients(batch, config)).abs().max()) < 1e-10
     assert float(loss) == pytest.approx(-surrogate_value(batch, config), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("gamma", [0.1, 0.7])
+def test_weights_and_shaped_rows_equal_the_closed_form(
+    name: str, scale: float, gamma: float
+) -> None:
+    """Among the shaped rows are positive and negative advantages, and ratios beyond every clip."""
+    config = replace(OBJECTIVES[name], shaping_gamma=gamma)
+    shaped = torch.tensor([False, True, True, False, False, True, False, False])
+    weights = torch.tensor([1, 4, 0, 1, 1, 2.5, 1, 0], dtype=torch.float64)
+    batch = replace(make_batch(scale), weights=weights, shaped=shaped)
+    assert batch.advantages[shaped].min() < 0 < batch.advantages[~shaped].max()
+    loss, grad = gradient(batch, config)
+    assert float((grad + coefficients(batch, config)).abs().max()) < 1e-10
+    assert float(loss) == pytest.approx(-surrogate_value(batch, config), abs=1e-12)
+    with pytest.raises(ValueError, match="need shaping_gamma"):
+        gradient(batch, OBJECTIVES[name])
+
+
+def test_a_weight_of_one_changes_nothing_and_a_weight_counts_as_often_as_a_row() -> None:
+    batch = make_batch()
+    loss, grad = gradient(batch, GRPO)
+    weighted = replace(batch, weights=torch.ones(len(LENGTHS), dtype=torch.float64))
+    same_loss, same_grad = gradient(weighted, GRPO)
+    assert loss.equal(same_loss) and grad.equal(same_grad)
+    twice = replace(
+        batch,
+        **{
+            name: torch.cat([getattr(batch, name), getattr(batch, name)[:1]]).detach()
+            for name in ("logprobs", "old", "reference", "advantages", "lengths")
+        },
+    )
+    weights = torch.tensor([2.0] + [1.0] * (len(LENGTHS) - 1), dtype=torch.float64)
+    doubled, _ = gradient(twice, GRPO)
+    once, _ = gradient(replace(batch, weights=weights), GRPO)
+    assert float(doubled) == pytest.approx(float(once), abs=1e-15)
+
+
+@pytest.mark.parametrize("extreme", [-1e4, 0.0])
+def test_the_shaped_term_is_finite_for_hopeless_and_certain_tokens(extreme: float) -> None:
+    batch = replace(make_batch(), shaped=torch.ones(len(LENGTHS), dtype=torch.bool))
+    batch = replace(batch, logprobs=torch.full_like(batch.old, extreme))
+    loss, grad = gradient(batch, replace(GRPO, shaping_gamma=0.1))
+    assert bool(torch.isfinite(loss)) and bool(torch.isfinite(grad).all())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
