@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_nemo.data.catalog import local_folders
+from igrpo_nemo.data.catalog import local_folder
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.rewards.accuracy import warm_up
 from igrpo_nemo.rewards.pool import VerifierPool
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true", help="also measure 1..cores workers")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    file = arguments.file or local_folders()[0] / DEFAULT_FILE
+    file = arguments.file or local_folder() / DEFAULT_FILE
     if not file.exists():
         missing = f"{file} is not there" if arguments.file else "give a FILE of completions"
         parser.error(f"{missing}: {COLUMNS}")

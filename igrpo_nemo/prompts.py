@@ -109,6 +109,14 @@ class PlainEncoder:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
 
+class OverlongError(UserError):
+    """A question whose q has more tokens than `limit`."""
+
+    def __init__(self, message: str, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 class PromptBuilder:
     """Builds q and q' for one tokenizer, profile and token budget.
 
@@ -150,7 +158,10 @@ class PromptBuilder:
         self._forged = re.compile(rf"<(\s*/?\s*{tag}\s*)>", re.IGNORECASE)
 
     def question(self, problem: Problem) -> Prompt:
-        """q: the bare question, as at inference. Raises `UserError` where it does not fit."""
+        """q: the bare question, as at inference.
+
+        Raises `OverlongError` where it does not fit, `UserError` where it is no text.
+        """
         text = self._as_data(problem.question)
         if lone := _LONE_SURROGATE.search(text):
             raise UserError(
@@ -161,12 +172,13 @@ class PromptBuilder:
         limit = self.budget.max_question_tokens or self.budget.prompt_tokens
         limit = min(limit, self.budget.prompt_tokens)
         if len(prompt.token_ids) > limit:
-            raise UserError(
+            raise OverlongError(
                 f"problem {problem.id}: its prompt has {len(prompt.token_ids)} tokens, the limit "
                 f"is {limit} (policy.max_total_sequence_length={self.budget.max_total_tokens} "
                 f"minus policy.generation.max_new_tokens={self.budget.max_new_tokens}, and at "
                 f"most data.max_input_seq_length={self.budget.max_question_tokens}); raise it, or "
-                "set igrpo.drop_overlong_prompts=true to leave such problems out"
+                "set igrpo.drop_overlong_prompts=true to leave such problems out",
+                limit,
             )
         return prompt
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from igrpo_nemo.cli.command import Command
-from igrpo_nemo.data.problems import DataReport, DataSpec, load_with_report
+from igrpo_nemo.cli.command import Command, at_least
+from igrpo_nemo.data import DataReport, DataSpec, load_with_report
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.types import Problem
 
@@ -114,7 +114,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset", help="configuration of a hub data set")
     parser.add_argument("--input-key", help="column of the question")
     parser.add_argument("--output-key", help="column of the answer or solution")
-    parser.add_argument("--subset-size", type=int, help="take that many usable problems")
+    parser.add_argument(
+        "--subset-size", type=at_least(1), help="take that many usable problems (num_problems)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the subset")
     parser.add_argument("--drop-duplicates", action="store_true", help="drop repeated questions")
     parser.add_argument(
@@ -135,7 +137,7 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
         output_key=flags.output_key,
         subset=flags.subset,
         split=flags.split,
-        subset_size=flags.subset_size,
+        num_problems=flags.subset_size,
         seed=flags.seed,
         drop_duplicates=flags.drop_duplicates,
         drop_overlap=flags.drop_overlap,

@@ -3,13 +3,15 @@
     rows (answer, completion or list of completions) --pool--> FILE.verdicts.jsonl + a summary
 
 A verdict line is `{"row", "sample", "correct", "reason"}`, counted from 0; the last line printed is
-`{"accuracy": 0..1, "n": ..., "reasons": {...}}`.
+`{"accuracy": 0..1, "n": ..., "reasons": {...}}`. A row without a reference has the reason
+`no_reference`: it is in the file, and in neither `accuracy` nor `n`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.cli.command import Command
-from igrpo_nemo.data.problems import reference_answer
+from igrpo_nemo.data.columns import Unusable, reference_answer
 from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.files.atomic import write_or_refuse
-from igrpo_nemo.rewards.accuracy import AccuracySettings, Verdict
+from igrpo_nemo.files.atomic import check_folder, write_or_refuse
+from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason, Verdict
 from igrpo_nemo.rewards.extract import AnswerFormat
 from igrpo_nemo.rewards.pool import VerifierPool
 from igrpo_nemo.rewards.weighted import ScoreRequest
@@ -35,6 +37,7 @@ EXAMPLES = """\
 
 # Items per call of the pool: bounds what is in memory, and how often progress could be lost.
 _CHUNK = 2_048
+_LONGEST_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,10 @@ class FileScores:
     @property
     def summary(self) -> dict[str, Any]:
         """What is printed: `accuracy` (0 where there is nothing to score), `n`, `reasons`."""
-        n = len(self.verdicts)
         reasons = Counter(str(verdict.reason) for verdict in self.verdicts)
+        n = len(self.verdicts) - reasons[Reason.NO_REFERENCE]
         accuracy = sum(verdict.correct for verdict in self.verdicts) / n if n else 0.0
-        return {"accuracy": accuracy, "n": n, "reasons": dict(sorted(reasons.items()))}
+        return {"accuracy": accuracy, "n": n, "reasons": dict(sorted((+reasons).items()))}
 
     def lines(self) -> Iterator[str]:
         for (row, sample), verdict in zip(self.places, self.verdicts, strict=True):
@@ -76,15 +79,14 @@ def score_file(
     """Score every completion of a file (JSONL, JSON, Parquet or CSV).
 
     `completion_key` may hold a text or a list of texts. A reference is read as data sets have it
-    (a solution's last box, what follows `####`). Raises UserError for a missing column or a value
-    that is not text, naming file and row.
+    (a solution's last box, what follows `####`). Raises UserError for a missing column or a
+    completion that is not text, naming file and row.
     """
     places: list[tuple[int, int]] = []
     requests: list[ScoreRequest] = []
     for number, row in enumerate(read_file(path)):
         where = f"{path}, row {number}"
-        answer = reference_answer(_field(row, answer_key, where))
-        problem = Problem(str(number), "", answer)
+        problem = Problem(str(number), "", _reference(_field(row, answer_key, where)))
         for sample, text in enumerate(_texts(_field(row, completion_key, where), where)):
             places.append((number, sample))
             requests.append(ScoreRequest(problem, text, thinking_open=thinking_open))
@@ -100,6 +102,14 @@ def score_file(
         for start in range(0, len(requests), _CHUNK):
             verdicts += pool.verdicts(requests[start : start + _CHUNK])
     return FileScores(tuple(places), tuple(verdicts))
+
+
+def _reference(value: Any) -> str:
+    """Empty, which the verifier calls `no_reference`, where the value is none."""
+    try:
+        return reference_answer(value)
+    except Unusable:
+        return ""
 
 
 def _field(row: Row, key: str, where: str) -> Any:
@@ -133,7 +143,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, help="processes (default: cores, at most 8)")
     parser.add_argument(
-        "--item-timeout", type=float, default=5.0, metavar="S", help="seconds per answer"
+        "--item-timeout", type=_seconds, default=5.0, metavar="S", help="seconds per answer"
     )
     parser.add_argument(
         "--thinking-open",
@@ -150,8 +160,7 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
     if flags.workers is not None and flags.workers < 1:
         raise UserError(f"--workers {flags.workers}: give at least 1")
     out = flags.out or default_output(path)
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"cannot write {out}: give another file with --out")
+    _check_output(out, path)
     scores = score_file(
         path,
         answer_key=flags.answer_key,
@@ -165,6 +174,22 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
     print(f"verdicts: {out}")
     print(json.dumps(scores.summary))
     return 0
+
+
+def _check_output(out: Path, source: Path) -> None:
+    """Before the work: the verdicts can be written, and not over the completions."""
+    if out.is_dir():
+        raise UserError(f"cannot write {out}: it is a folder; give a file with --out")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"--out {out} is the file of completions: give another file")
+    check_folder(out.parent, "give another file with --out")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and 0 < value <= _LONGEST_S):
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {_LONGEST_S:,} seconds")
+    return value
 
 
 def default_output(path: Path) -> Path:

@@ -1,11 +1,5 @@
 """Problems: named data sets, files and hub data sets; what was dropped; the order of an epoch."""
 
-from igrpo_nemo.data.order import EpochOrder, Position
-from igrpo_nemo.data.problems import (
-    DataReport,
-    DataSpec,
-    load_problems,
-    load_with_report,
-)
+from igrpo_nemo.data.problems import DataReport, DataSpec, load_problems, load_with_report
 
-__all__ = ["DataReport", "DataSpec", "EpochOrder", "Position", "load_problems", "load_with_report"]
+__all__ = ["DataReport", "DataSpec", "load_problems", "load_with_report"]

@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.rewards.accuracy import Reason, gold_verdict
 from igrpo_nemo.rewards.literal import read_literal
 
 # Counts up when the reading of references changes, so that old outcomes are not used.
-_CHECK_VERSION = 1
+_CHECK_VERSION = 2
 _ITEM_LIMIT_S = 10.0
 
 
@@ -49,7 +51,14 @@ def _check_formulas(formulas: list[str], workers: int | None) -> dict[str, Reaso
         with VerifierPool(workers=processes, item_timeout_s=_ITEM_LIMIT_S) as pool:
             cached = pool.check_golds(formulas)
         if Reason.TIMEOUT not in cached:  # Which may be the machine's fault, and not for ever.
-            write_or_refuse(path, json.dumps([str(reason) for reason in cached]))
+            try:
+                write_or_refuse(path, json.dumps([str(reason) for reason in cached]))
+            except UserError as error:
+                warnings.warn(
+                    f"{error}: references are checked again each time (IGRPO_CACHE_DIR names "
+                    "another folder)",
+                    stacklevel=2,
+                )
     return dict(zip(formulas, cached, strict=True))
 
 

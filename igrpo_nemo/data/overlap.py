@@ -7,9 +7,9 @@ case, punctuation and LaTeX spelling.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from igrpo_nemo.data.catalog import EVALUATION_SETS, SOURCES, locate
+from igrpo_nemo.data.catalog import EVALUATION_SETS, SOURCES, Source, locate
 from igrpo_nemo.data.rows import read_file
 
 _SPELLING = re.compile(r"^\s*subproblem \d+:|\\(?:[dt]?frac|left|right|text|mathrm)")
@@ -33,23 +33,25 @@ def repeated(questions: Sequence[str]) -> list[bool]:
     return flags
 
 
-def shared_with(questions: Sequence[str], others: Iterable[str]) -> list[bool]:
-    """For each question whether it is also among `others`."""
-    marks = {fingerprint(question) for question in others}
-    return [fingerprint(question) in marks for question in questions]
+def shared_with_evaluation(
+    questions: Sequence[str], own: Source | None
+) -> tuple[dict[str, int | None], list[bool]]:
+    """Shared questions by evaluation set, and for each question whether any set has it.
 
-
-def evaluation_questions() -> dict[str, list[str] | None]:
-    """The questions of each evaluation set that lies in a local folder; None for one that doesn't.
-
-    The hub is not asked: a report must not need a network.
+    None for a set that does not lie in the local folder, and for `own`, the questions' set. The hub
+    is not asked: a report must not need a network.
     """
-    found: dict[str, list[str] | None] = {}
+    marks = [fingerprint(question) for question in questions]
+    counts: dict[str, int | None] = {}
+    shared = [False] * len(marks)
     for name in EVALUATION_SETS:
         source = SOURCES[name]
-        path = locate(source, "test")
+        path = None if source is own else locate(source, "test")
+        counts[name] = None
         if path is None:
-            found[name] = None
-        else:
-            found[name] = [str(row.get(source.question_key) or "") for row in read_file(path)]
-    return found
+            continue
+        others = {fingerprint(str(row.get(source.question_key) or "")) for row in read_file(path)}
+        flags = [mark in others for mark in marks]
+        counts[name] = sum(flags)
+        shared = [a or b for a, b in zip(shared, flags, strict=True)]
+    return counts, shared

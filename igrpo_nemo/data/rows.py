@@ -2,24 +2,30 @@
 
     FILE.jsonl / .json / .parquet / .csv | FOLDER/{split}.* | owner/name --read_rows--> dicts
 
-Every failure is a UserError that names the file and, where there is one, the line.
+Every failure is a UserError that names the file and, where there is one, the line. Of Parquet files
+and of the hub only the columns that are asked for are read: others may be whole generations.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
 
 Row = dict[str, Any]
+Columns = Callable[[Sequence[str]], Collection[str]]
+"""From the names of all columns, those that are wanted."""
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
-def read_rows(source: str, *, subset: str | None = None, split: str | None = None) -> list[Row]:
+def read_rows(
+    source: str, columns: Columns = list, *, subset: str | None = None, split: str | None = None
+) -> list[Row]:
     """All rows of `source` in their order.
 
     A path (it exists, has a known suffix, or starts like one) is read as a file or folder,
@@ -28,16 +34,15 @@ def read_rows(source: str, *, subset: str | None = None, split: str | None = Non
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        rows = [row for file in split_files(path, split) for row in read_file(file)]
-    elif path.exists() or path.suffix in SUFFIXES or source.startswith((".", "/", "~")):
+        return [row for file in split_files(path, split) for row in read_file(file, columns)]
+    if path.exists() or path.suffix in SUFFIXES or source.startswith((".", "/", "~")):
         if split not in (None, "train"):
             raise UserError(
                 f"{path} is a single file and has no split {split!r}: leave the split out, or give "
                 f"a folder with {split}.jsonl"
             )
-        rows = read_file(path)
-    else:
-        rows = read_hub(source, subset, split)
+        return read_file(path, columns)
+    rows = read_hub(source, columns, subset, split or "train")
     if not rows:
         raise UserError(f"{source} has no rows")
     return rows
@@ -56,12 +61,12 @@ def split_files(folder: Path, split: str | None) -> list[Path]:
     return chosen
 
 
-def read_file(path: Path) -> list[Row]:
-    """The rows of one file; nested columns of Parquet files are left out."""
+def read_file(path: Path, columns: Columns = list) -> list[Row]:
+    """The rows of one file. Raises UserError as `read_rows` does."""
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         ".jsonl": _jsonl,
         ".json": _json,
-        ".parquet": _parquet,
+        ".parquet": lambda path: _parquet(path, columns),
         ".csv": _csv,
     }
     if path.suffix not in readers:
@@ -94,13 +99,21 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _parse_json(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON (nested too deeply)") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{name!r} stands twice in one object")
+    return values
 
 
 def _object(row: Any, where: str) -> Row:
@@ -110,7 +123,7 @@ def _object(row: Any, where: str) -> Row:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         try:
             for row in reader:
@@ -123,36 +136,29 @@ def _csv(path: Path) -> Iterator[Row]:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-        flat = [f.name for f in table.schema if not pyarrow.types.is_nested(f.type)]
-        yield from table.select(flat).to_pylist()
+        names = pyarrow.parquet.read_schema(path).names
+        wanted = list(columns(names))
+        yield from pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
     except pyarrow.ArrowException as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable Parquet file ({message})") from None
 
 
-def read_hub(name: str, subset: str | None, split: str | None) -> list[Row]:
+def read_hub(name: str, columns: Columns, subset: str | None, split: str) -> list[Row]:
     """The rows of a data set on the Hugging Face hub, or of its local cache."""
     import datasets
 
     try:
-        loaded: Any = datasets.load_dataset(name, subset, split=split or "train")
+        loaded: Any = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # The boundary to the network and to others' data sets.
         lines = str(error).splitlines()
         what = lines[0] if lines else type(error).__name__
-        where = f"{name}{f' ({subset})' if subset else ''}, split {split or 'train'}"
+        where = f"{name}{f' ({subset})' if subset else ''}, split {split}"
         raise UserError(f"cannot load the data set {where}: {what}") from None
-    rows: Any = loaded.select_columns(_flat_columns(loaded.features))
+    rows: Any = loaded.select_columns(list(columns(loaded.column_names)))
     return list(rows)
-
-
-def _flat_columns(features: Any) -> list[str]:
-    """Columns that can be a question or an answer: whole generations and chats stay on disk."""
-    import datasets
-
-    return [name for name, kind in features.items() if isinstance(kind, datasets.Value)]

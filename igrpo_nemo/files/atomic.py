@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
@@ -66,6 +67,21 @@ def write_or_refuse(path: Path, data: bytes | str) -> None:
         write_atomic(path, data)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_folder(folder: Path, remedy: str) -> None:
+    """Makes a folder and writes to it, before the work whose result it is to take.
+
+    Raises UserError with `remedy`, what else works, where the file system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {folder}: {error.strerror or error}; {remedy}"
+        ) from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -29,6 +29,7 @@ from igrpo_nemo.data.arithmetic import Chain, is_validation, sample_chain
 from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
+from igrpo_nemo.files.atomic import check_folder
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
@@ -85,6 +86,7 @@ def small_policy(
     folder = (cache_dir or cache_folder()) / "warmup" / digest
     cached = (folder / "complete").exists()
     if not cached:
+        check_folder(folder.parent, "IGRPO_CACHE_DIR names another folder for the warmed-up model")
         _make(folder, config, shape, settings, on_step)
     return SmallPolicy(folder, float((folder / "complete").read_text()), cached)
 
@@ -99,7 +101,6 @@ def _make(folder: Path, config: Config, shape: SmallModel, settings: dict, on_st
         seed=config.igrpo.warmup.seed,
     )
     _train(model, tokenizer, config, on_step)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".warmup-", dir=folder.parent))
     save_pretrained_folder(model, tokenizer, scratch)
     (scratch / "warmup.json").write_text(json.dumps(settings, indent=2))

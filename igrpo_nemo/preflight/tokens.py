@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
-from igrpo_nemo.data.catalog import QUESTION_KEYS, SOURCES, find_source, locate
-from igrpo_nemo.data.rows import read_file
+from igrpo_nemo.data.catalog import SOURCES, find_source, locate
+from igrpo_nemo.data.columns import QUESTION_KEYS, Unusable, question_text, value_at
+from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.preflight.shape import model_folder
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -127,7 +128,7 @@ def _from_file(config: Config, environ: Mapping[str, str]) -> Questions:
     if path is None:
         return replace(KNOWN["math"], count=None, source=_STAND_IN)
     rows = read_file(path)
-    texts = [text for row in rows if isinstance(text := _question(row, train), str)]
+    texts = list(_questions(rows, train))
     if not texts:
         return replace(KNOWN["math"], count=len(rows), source=_STAND_IN)
     tokenizer = model_folder(config.policy.tokenizer.name, environ)
@@ -159,9 +160,12 @@ def _local_file(train: Dataset) -> Path | None:
     return None if source is None else locate(source, train.split)
 
 
-def _question(row: Mapping[str, Any], train: Dataset) -> Any:
+def _questions(rows: Sequence[Row], train: Dataset) -> Iterator[str]:
     keys = (train.input_key,) if train.input_key else QUESTION_KEYS
-    return next((row[key] for key in keys if key in row), None)
+    for row in rows:
+        with suppress(Unusable):
+            values = (value_at(row, key) for key in keys)
+            yield question_text(next((each for each in values if each is not None), None))
 
 
 def _token_lengths(texts: Sequence[str], tokenizer: Path) -> list[int]:

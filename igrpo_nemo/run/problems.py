@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
 from igrpo_nemo.data.arithmetic import arithmetic_problems
-from igrpo_nemo.data.catalog import default_split, find_source
+from igrpo_nemo.data.catalog import find_source
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.prompts import PromptBuilder
+from igrpo_nemo.prompts import OverlongError, PromptBuilder
 from igrpo_nemo.types import Problem
 
 
@@ -55,7 +56,7 @@ def expected_problems(config: Config) -> int | None:
         filtered = train.drop_duplicates or train.drop_overlap
         if source is None or filtered:
             return None
-        count = source.usable.get(train.split or default_split(source))
+        count = source.usable.get(train.split or source.default_split)
     if count is None or config.data.validation is not None or not train.split_validation_size:
         return count
     return count - max(1, round(train.split_validation_size * count))
@@ -64,16 +65,26 @@ def expected_problems(config: Config) -> int | None:
 def fitting_problems(
     problems: list[Problem], prompts: PromptBuilder, *, drop_overlong: bool
 ) -> list[Problem]:
-    """The problems whose q fits; one that does not is left out or, by default, an error."""
-    fitting = []
+    """The problems whose q fits; one that does not is left out, with a warning, or by default an
+    error."""
+    fitting, limit = [], 0
     for problem in problems:
         try:
             prompts.question(problem)
-        except UserError:
+        except OverlongError as error:
             if not drop_overlong:
                 raise
+            limit = error.limit
         else:
             fitting.append(problem)
+    if left_out := len(problems) - len(fitting):
+        told = (
+            f"{left_out:,} of {len(problems):,} problems are left out: their prompts have more "
+            f"than {limit:,} tokens (igrpo.drop_overlong_prompts)"
+        )
+        if not fitting:
+            raise UserError(f"{told}; raise policy.max_total_sequence_length")
+        warnings.warn(told, stacklevel=2)
     return fitting
 
 
@@ -83,6 +94,9 @@ def _load(dataset: Dataset, seed: int, split: str) -> list[Problem]:
         return arithmetic_problems(
             count, lengths=lengths, seed=seed if dataset.seed is None else dataset.seed, split=split
         )
-    from igrpo_nemo.data import load_problems
+    from igrpo_nemo.data import load_with_report
 
-    return load_problems(dataset)
+    problems, report = load_with_report(dataset)
+    if report.loss:
+        warnings.warn(report.loss, stacklevel=2)
+    return problems

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.data.catalog import local_folders
+from igrpo_nemo.data.catalog import local_folder
 
-FOLDER = local_folders()[0]
+FOLDER = local_folder()
 
 
 def shared_file(name: str) -> Path:

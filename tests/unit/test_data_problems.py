@@ -1,14 +1,15 @@
 """From rows to problems: references, dropped rows, subsets, duplicates, overlap, the real sets."""
 
 import json
+import math
 
 import pytest
 from shared_data import FOLDER, shared_file, shared_rows
 
 from igrpo_nemo.data import DataSpec, golds, load_problems, load_with_report
-from igrpo_nemo.data.catalog import local_folders
+from igrpo_nemo.data.catalog import local_folder
+from igrpo_nemo.data.columns import Unusable, question_text, reference_answer
 from igrpo_nemo.data.overlap import fingerprint
-from igrpo_nemo.data.problems import reference_answer
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
 from igrpo_nemo.rewards.accuracy import Reason
@@ -29,6 +30,10 @@ def write(tmp_path):
     return write
 
 
+def spec(path, **keys):
+    return DataSpec(data_path=path, **keys)
+
+
 @pytest.mark.parametrize(
     ("value", "answer"),
     [
@@ -36,23 +41,79 @@ def write(tmp_path):
         (5, "5"),
         (27.0, "27"),
         (0.5, "0.5"),
+        (1e-05, "0.00001"),
+        (1.5e16, "15000000000000000"),
+        (-0.0, "0"),
         (["5"], "5"),
+        ([[0.25]], "0.25"),
+        ({"style": "rule", "ground_truth": "\\boxed{7}"}, "7"),
+        ({"value": 5}, "5"),
         ("so $\\boxed{4}$, then $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
         ("48/2 = <<48/2=24>>24\n#### 1,072", "1,072"),
         ("<answer> 7 </answer>", "7"),
-        ("there are $\\boxed{}$ primes", ""),
-        ("\\boxed{12", ""),
-        (None, ""),
-        (True, ""),
-        ("", ""),
     ],
 )
 def test_the_reference_is_cut_out_of_a_column(value, answer):
     assert reference_answer(value) == answer
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("there are $\\boxed{}$ primes", "no_answer"),
+        ("\\boxed{12", "no_answer"),
+        (None, "no_answer"),
+        (True, "no_answer"),
+        ("", "no_answer"),
+        ([], "no_answer"),
+        (math.nan, "no_reference"),
+        (math.inf, "no_reference"),
+        (["7", "8"], "several_answers"),
+        ({"x": 1}, "answer_not_text"),
+        ({"answer": 1, "target": 2}, "answer_not_text"),
+        ("\ud800", "not_unicode"),
+    ],
+)
+def test_what_is_no_reference_has_a_reason(value, reason):
+    with pytest.raises(Unusable) as unusable:
+        reference_answer(value)
+    assert unusable.value.reason == reason
+
+
 def test_a_solution_without_a_box_has_no_answer():
-    assert reference_answer("it is 5", solution=True) == ""
+    with pytest.raises(Unusable, match="no_answer"):
+        reference_answer("it is 5", solution=True)
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (" 1+1? ", None),
+        ([turn("user", "1+1?")], None),
+        ([turn("system", "Think."), turn("user", [{"type": "text", "text": "1+1?"}])], None),
+        (
+            [turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
+            "question_not_one_message",
+        ),
+        ([turn("system", "Think.")], "question_not_one_message"),
+        ([turn("user", [{"type": "image"}])], "question_not_text"),
+        ([turn("user", None)], "no_question"),
+        (5, "no_question"),
+        (["1+1?"], "question_not_one_message"),
+        ("bad \ud800", "not_unicode"),
+    ],
+)
+def test_a_question_is_a_text_or_a_chat_of_one_message(value, reason):
+    if reason is None:
+        assert question_text(value) == "1+1?"
+        return
+    with pytest.raises(Unusable) as unusable:
+        question_text(value)
+    assert unusable.value.reason == reason
 
 
 def test_unusable_rows_are_dropped_and_counted(write):
@@ -64,9 +125,10 @@ def test_unusable_rows_are_dropped_and_counted(write):
             {"problem": "  ", "answer": "1"},
             {"problem": "d", "answer": "9" * 3_000},
             {"problem": "e", "answer": "\\frac{\\sqrt{3}}{2}"},
+            {"problem": "f", "answer": ["1", "2"]},
         ]
     )
-    problems, report = load_with_report({"data_path": path})
+    problems, report = load_with_report(spec(path))
     assert [(p.id, p.answer) for p in problems] == [
         ("set/0", "5"),
         ("set/5", "\\frac{\\sqrt{3}}{2}"),
@@ -76,28 +138,43 @@ def test_unusable_rows_are_dropped_and_counted(write):
         "answer_unparseable": 1,
         "no_answer": 1,
         "no_question": 1,
+        "several_answers": 1,
     }
     assert report.dropped_rows["answer_unparseable"] == (2,)
-    assert (report.rows, report.kept) == (6, 2)
-    everything = load_problems({"data_path": path, "drop_unusable": False})
-    assert len(everything) == 6
-    with pytest.raises(UserError, match="none of 1 rows is usable .1 no_answer"):
-        load_problems({"data_path": write([{"problem": "b", "answer": ""}])})
+    assert (report.rows, report.kept) == (7, 2)
+    assert report.loss == (
+        f"{path}: 5 of 7 rows are left out: 1 answer_too_long, 1 answer_unparseable, 1 no_answer, "
+        "1 no_question, 1 several_answers"
+    )
+    assert len(load_problems(spec(path, drop_unusable=False))) == 7
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"problem": "b", "answer": ""}, "(1 no_answer): output_key names"),
+        ({"problem": "b", "answer": [1, 2]}, "(1 several_answers): write the one answer as a text"),
+        ({"prompt": [], "answer": 1}, "(1 question_not_one_message): a chat must be one user"),
+    ],
+)
+def test_where_nothing_is_usable_it_says_what_is(write, row, message):
+    with pytest.raises(UserError) as refused:
+        load_problems(spec(write([row])))
+    assert f"none of 1 rows is usable {message}" in str(refused.value)
 
 
 def test_subsets_have_the_asked_size_and_depend_on_the_seed_alone(write):
     path = write([{"problem": f"q{i}", "answer": str(i)} for i in range(50)])
 
-    def ids(**options):
-        return [p.id for p in load_problems({"data_path": path, **options})]
+    def ids(size, seed):
+        return [p.id for p in load_problems(spec(path, num_problems=size, seed=seed))]
 
-    first = ids(subset_size=20, seed=1)
-    assert len(first) == 20 and first == ids(num_problems=20, seed=1)
-    assert first != ids(subset_size=20, seed=2)
+    first = ids(20, 1)
+    assert len(first) == 20 and first == ids(20, 1) != ids(20, 2)
     numbers = [int(i.partition("/")[2]) for i in first]
     assert numbers == sorted(numbers)
     with pytest.raises(UserError, match="51 problems were asked for .*, and 50 are usable"):
-        ids(subset_size=51)
+        ids(51, 1)
 
 
 def test_any_object_with_the_keys_is_a_specification(write):
@@ -113,11 +190,11 @@ def test_any_object_with_the_keys_is_a_specification(write):
 
 def test_local_files_lie_in_the_folder_of_one_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("IGRPO_DATA_DIR", str(tmp_path))
-    assert local_folders() == [tmp_path]
+    assert local_folder() == tmp_path
     monkeypatch.delenv("IGRPO_DATA_DIR")
-    without = local_folders()
+    without = local_folder()
     monkeypatch.setenv("IGRPO_SHARED_DATA", str(tmp_path))
-    assert local_folders() == without
+    assert local_folder() == without
 
 
 def test_duplicates_and_overlap_are_reported_and_removed_when_asked(write, monkeypatch, tmp_path):
@@ -133,12 +210,10 @@ def test_duplicates_and_overlap_are_reported_and_removed_when_asked(write, monke
             {"problem": "find  1 + 1", "answer": "2"},
         ]
     )
-    problems, report = load_with_report({"data_path": path}, overlap=True)
+    problems, report = load_with_report(spec(path), overlap=True)
     assert (len(problems), report.duplicates) == (3, 1)
     assert report.overlap["math500"] == 1 and report.overlap["aime25"] is None
-    problems, report = load_with_report(
-        {"data_path": path, "drop_duplicates": True, "drop_overlap": True}
-    )
+    problems, report = load_with_report(spec(path, drop_duplicates=True, drop_overlap=True))
     assert [p.id for p in problems] == ["set/1"]
     assert report.dropped == {"duplicate": 1, "overlap": 1}
 
@@ -169,12 +244,18 @@ def test_the_check_of_references_is_cached_whole_or_not_at_all(monkeypatch):
     assert json.loads(files[0].read_text()) == [str(reason) for reason in first]
 
 
+def test_a_cache_that_cannot_be_made_is_told_and_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("IGRPO_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot write .*IGRPO_CACHE_DIR names another folder"):
+        assert golds.check_golds(["\\sqrt{2}"]) == [Reason.MATCH]
+
+
 def test_math_train_keeps_what_can_be_recovered(monkeypatch):
     rows = shared_rows("math_train_7500.jsonl")
     # The verdicts on all references cost 15 CPU seconds; the damaged rows and a sample stand here.
     monkeypatch.setattr(
-        "igrpo_nemo.data.problems.check_golds",
-        lambda answers: [Reason.MATCH if answer else Reason.NO_ANSWER for answer in answers],
+        "igrpo_nemo.data.problems.check_golds", lambda answers: [Reason.MATCH] * len(answers)
     )
     monkeypatch.setenv("IGRPO_DATA_DIR", str(FOLDER))
     problems, report = load_with_report(DataSpec(dataset_name="math"))
@@ -183,9 +264,8 @@ def test_math_train_keeps_what_can_be_recovered(monkeypatch):
     answers = {p.id: p.answer for p in problems}
     assert answers["math/6627"] == "\\mbox{four}"
     assert answers["math/7301"].startswith("\\begin{pmatrix} 0 & 3")
-    assert load_problems({"data_path": str(shared_file("math_train_7500.jsonl"))})[2].answer == (
-        problems[2].answer
-    )
+    again = load_problems(spec(str(shared_file("math_train_7500.jsonl"))))
+    assert again[2].answer == problems[2].answer
     sample = [p.answer for p in problems[::60]]
     assert golds.check_golds(sample) == [Reason.MATCH] * len(sample)
 
@@ -194,11 +274,11 @@ def test_math_train_keeps_what_can_be_recovered(monkeypatch):
     ("name", "split", "count", "first"),
     [
         ("gsm8k", "train", 7_473, "72"),
-        ("gsm8k", "test", 1_319, "18"),
+        ("openai/gsm8k", "test", 1_319, "18"),
         ("math500", None, 500, "\\left( 3, \\frac{\\pi}{2} \\right)"),
         ("aime24", None, 30, "73"),
         ("amc23", None, 40, "27"),
-        ("minerva_math", None, 272, "1.6"),
+        ("minerva", None, 272, "1.6"),
     ],
 )
 def test_named_sets_are_whole(name, split, count, first, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from igrpo_nemo.data import load_problems
+from igrpo_nemo.data import DataSpec, load_problems
 from igrpo_nemo.data.rows import read_rows
 from igrpo_nemo.errors import UserError
 
@@ -12,20 +12,51 @@ ROWS = [{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": "3"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
-def _parquet(path):
+def _parquet(path, rows=ROWS):
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 def test_every_format_gives_the_same_rows(tmp_path):
     (tmp_path / "a.jsonl").write_text(LINES + "\n")
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
-    (tmp_path / "a.csv").write_text("problem,answer\n1+1,2\n1+2,3\n")
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfproblem,answer\n1+1,2\n1+2,3\n")
     _parquet(tmp_path / "a.parquet")
     for suffix in ("jsonl", "json", "csv", "parquet"):
         assert read_rows(str(tmp_path / f"a.{suffix}")) == ROWS
+
+
+CHAT = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1"}]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize(
+    ("row", "keys"),
+    [
+        ({"prompt": CHAT, "reward_model": {"ground_truth": "2", "style": "rule"}}, {}),
+        ({"prompt": CHAT, "answer": ["2"]}, {}),
+        ({"messages": CHAT[1:], "target": {"value": 2}}, {}),
+        (
+            {"id": 1, "info": {"q": "1+1", "a": 2.0}},
+            {"input_key": "info.q", "output_key": "info.a"},
+        ),
+    ],
+)
+def test_nested_rows_are_read(tmp_path, suffix, row, keys):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        _parquet(path, [{**row, "generations": [{"text": "long"}]}])
+    else:
+        path.write_text(json.dumps(row))
+    (problem,) = load_problems(DataSpec(data_path=str(path), **keys))
+    assert (problem.question, problem.answer) == ("1+1", "2")
+
+
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path):
+    _parquet(tmp_path / "a.parquet", [{**ROWS[0], "generations": ["long"]}])
+    assert read_rows(str(tmp_path / "a.parquet"), lambda names: names[:1]) == [{"problem": "1+1"}]
 
 
 def test_a_folder_has_splits(tmp_path):
@@ -48,6 +79,7 @@ def test_a_folder_has_splits(tmp_path):
         ("a.jsonl", LINES.encode() + b'["x"]\n', "line 3: a row must be an object, not list"),
         ("a.jsonl", b'{"problem": "\xff"}\n', "line 1: not UTF-8"),
         ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: not JSON"),
+        ("a.jsonl", b'{"answer": 1, "answer": 2}', "line 1: not JSON .'answer' stands twice"),
         ("a.json", b'{"problem": "x"}', "must hold a list"),
         ("a.json", b"[1]", "item 0: a row must be an object"),
         ("a.csv", b"problem,answer\n1+1\n", "line 2: not as many fields"),
@@ -63,23 +95,25 @@ def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_files_splits_columns_and_names_are_told(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text(LINES)
-    with pytest.raises(UserError, match="missing.jsonl is not there"):
-        load_problems({"data_path": str(tmp_path / "missing.jsonl")})
-    with pytest.raises(UserError, match="single file and has no split 'test'"):
-        load_problems({"data_path": str(path), "split": "test"})
-    with pytest.raises(UserError, match="no column 'q': the columns are problem, answer"):
-        load_problems({"data_path": str(path), "input_key": "q"})
-    with pytest.raises(UserError, match="no column 'a': the columns are problem, answer"):
-        load_problems({"data_path": str(path), "output_key": "a"})
-    with pytest.raises(UserError, match="unknown data set 'mth': known are math, gsm8k"):
-        load_problems({"dataset_name": "mth"})
-    with pytest.raises(UserError, match="gsm8k has no split 'dev': it has train, test"):
-        load_problems({"dataset_name": "gsm8k", "split": "dev"})
-    with pytest.raises(UserError, match="give a dataset_name or a data_path"):
-        load_problems({"dataset_name": "jsonl"})
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data_path": "missing.jsonl"}, "missing.jsonl is not there"),
+        ({"data_path": "a.jsonl", "split": "test"}, "single file and has no split 'test'"),
+        ({"data_path": "a.jsonl", "input_key": "q"}, "no column 'q': the columns are problem, an"),
+        ({"data_path": "a.jsonl", "output_key": "a"}, "no column 'a': the columns are problem, an"),
+        ({"data_path": "b.parquet"}, "none of the columns problem, .*: the columns are x, y; name"),
+        ({"dataset_name": "mth"}, "unknown data set 'mth': known are math, gsm8k"),
+        ({"dataset_name": "gsm8k", "split": "dev"}, "gsm8k has no split 'dev': it has train, test"),
+        ({"dataset_name": "jsonl"}, "give a dataset_name or a data_path"),
+    ],
+)
+def test_what_is_missing_is_told(tmp_path, monkeypatch, keys, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(LINES)
+    _parquet(tmp_path / "b.parquet", [{"x": 1, "y": [2]}])
+    with pytest.raises(UserError, match=message):
+        load_problems(DataSpec(**keys))
 
 
 def test_a_hub_that_fails_is_one_line(monkeypatch):
@@ -90,8 +124,11 @@ def test_a_hub_that_fails_is_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError, match='owner/name, split dev: Unknown split "dev"') as caught:
-        load_problems({"dataset_name": "owner/name", "split": "dev"})
+        load_problems(DataSpec("owner/name", split="dev"))
     assert "\n" not in str(caught.value)
+    monkeypatch.setenv("IGRPO_DATA_DIR", "/nowhere")
+    with pytest.raises(UserError, match="or put gsm8k_train.jsonl into the folder IGRPO_DATA_DIR"):
+        load_problems(DataSpec("gsm8k"))
 
 
 def test_hub_rows_are_read_with_the_named_columns(monkeypatch, tmp_path):
@@ -105,14 +142,14 @@ def test_hub_rows_are_read_with_the_named_columns(monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setenv("IGRPO_DATA_DIR", str(tmp_path))
-    problems = load_problems({"dataset_name": "nvidia/AceReason-Math"})
+    problems = load_problems(DataSpec("nvidia/AceReason-Math"))
     assert [(p.id, p.question, p.answer) for p in problems] == [
         ("acereason_math/0", "1+1", "2"),
         ("acereason_math/1", "1+2", "3"),
     ]
-    load_problems({"dataset_name": "openr1_math"})
-    load_problems({"dataset_name": "gsm8k", "input_key": "problem", "split": "test"})
-    load_problems({"dataset_name": "some/other", "subset": "s"})
+    load_problems(DataSpec("openr1_math"))
+    load_problems(DataSpec("gsm8k", input_key="problem", split="test"))
+    load_problems(DataSpec("some/other", subset="s"))
     assert asked == [
         ("nvidia/AceReason-Math", None, "train"),
         ("open-r1/OpenR1-Math-220k", "default", "train"),

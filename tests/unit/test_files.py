@@ -6,7 +6,7 @@ import pytest
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
-from igrpo_nemo.files.atomic import write_atomic, write_or_refuse
+from igrpo_nemo.files.atomic import check_folder, write_atomic, write_or_refuse
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
@@ -36,6 +36,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*/file/x: File exists"):
         write_or_refuse(tmp_path / "file" / "x", "text")
+
+
+def test_a_folder_is_made_and_tried_before_the_work(tmp_path):
+    check_folder(tmp_path / "a" / "b", "x")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write into .*/file/x: .*; choose another"):
+        check_folder(tmp_path / "file" / "x", "choose another")
 
 
 def test_the_cache_folder(monkeypatch, tmp_path):

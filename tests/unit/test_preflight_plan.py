@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from igrpo_nemo.cli import main
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.compose import builtin_config_dir
-from igrpo_nemo.data.problems import load_problems
+from igrpo_nemo.data import DataSpec, load_problems
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.nearest import changed, words
 from igrpo_nemo.preflight.plan import PAPER_GPU_HOURS
@@ -184,7 +184,7 @@ def test_a_tokenizer_at_hand_counts_exactly(tmp_path):
 
 def test_the_known_number_of_problems_is_the_loaders():
     shared_file("math_train_7500.jsonl")
-    assert KNOWN["math"].count == len(load_problems("math"))
+    assert KNOWN["math"].count == len(load_problems(DataSpec("math")))
 
 
 def test_json_on_the_command_line(capsys):

@@ -6,7 +6,7 @@ import json
 import pytest
 from shared_data import shared_file
 
-from igrpo_nemo.cli import score
+from igrpo_nemo.cli import main, score
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards import AnswerFormat
 
@@ -77,6 +77,51 @@ def test_bad_files_are_named_with_the_place(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         score.score_file(path, answer_key="a", completion_key="c", workers=1)
     assert str(path) in str(caught.value)
+
+
+def test_a_row_without_a_reference_is_not_counted_as_wrong(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    answers = ["5", "N/A", "", ["1", "2"], "5"]
+    completions = ["\\boxed{5}", "\\boxed{5}", "\\boxed{5}", "\\boxed{1}", "\\boxed{6}"]
+    rows = [{"a": a, "c": c} for a, c in zip(answers, completions, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = _run(capsys, str(path), "--answer-key", "a", "--completion-key", "c")
+    assert summary == {
+        "accuracy": 0.5,
+        "n": 2,
+        "reasons": {"match": 1, "mismatch": 1, "no_reference": 3},
+    }
+    lines = path.with_name("c.verdicts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines[1:4]] == ["no_reference"] * 3
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("c.jsonl", "is the file of completions: give another file"),
+        ("link.jsonl", "is the file of completions: give another file"),
+        ("folder", "it is a folder; give a file with --out"),
+        ("c.jsonl/x", "cannot write into .*/c.jsonl: File exists; give another file with --out"),
+    ],
+)
+def test_the_output_is_looked_at_before_the_work(completions, monkeypatch, out, message):
+    folder, before = completions.parent, completions.read_bytes()
+    (folder / "link.jsonl").symlink_to(completions)
+    (folder / "folder").mkdir()
+    monkeypatch.setattr(score, "score_file", None)
+    parser = argparse.ArgumentParser()
+    score.add_flags(parser)
+    words = ["--answer-key", "a", "--completion-key", "c", "--out", str(folder / out)]
+    with pytest.raises(UserError, match=message):
+        score.run(parser.parse_args(words), [str(completions)])
+    assert completions.read_bytes() == before
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1", "1e10", "soon"])
+def test_the_limit_of_an_item_is_a_number_of_seconds(completions, capsys, seconds):
+    words = ["--answer-key", "a", "--completion-key", "c", "--item-timeout", seconds]
+    assert main(["score", str(completions), *words]) == 2
+    assert "argument --item-timeout" in capsys.readouterr().err
 
 
 def test_the_math_completions_agree_with_their_labels():

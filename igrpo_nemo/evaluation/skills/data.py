@@ -63,7 +63,7 @@ def rows_of_file(path: Path) -> list[Row]:
     A file that has those columns keeps all its others; of any other shape (a `question`, an
     `answer` behind `####`, a solution with a box), question and answer are taken.
     """
-    from igrpo_nemo.data.problems import DataSpec, load_problems
+    from igrpo_nemo.data import DataSpec, load_problems
     from igrpo_nemo.data.rows import read_file
 
     rows = read_file(path)
