@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.checkpoints import find_checkpoint
-from igrpo_nemo.chain.conversion import convert, model_folder
+from igrpo_nemo.chain.conversion import convert
+from igrpo_nemo.chain.experiment import model_folder, training_inputs
 from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
-from igrpo_nemo.chain.training import training_inputs
 from igrpo_nemo.config import load_config
 
 

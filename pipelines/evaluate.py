@@ -15,43 +15,32 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from igrpo_nemo.chain.evaluation import BENCHMARK, SAMPLES, prepare_demo
 from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import site_profile
-from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.model import (
-    attention_heads,
-    chosen_model,
-    default_base,
-    evaluated_config,
-    local_model,
-)
-from igrpo_nemo.evaluation.results import inspected, results_of
-from igrpo_nemo.evaluation.setting import default_folder, setting_of
-from igrpo_nemo.evaluation.skills.benchmarks import with_benchmarks
-from igrpo_nemo.evaluation.skills.cluster_yaml import sbatch_options
-from igrpo_nemo.evaluation.skills.command import Place, Server, eval_commands, tensor_parallel
-from igrpo_nemo.evaluation.skills.data import default_data_folder, read_benchmark
-from igrpo_nemo.evaluation.skills.environment import (
-    SkillsEnvironment,
-    find_environment,
-    version_warning,
-)
+from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
+from igrpo_nemo.evaluation.results import inspected
+from igrpo_nemo.evaluation.skills.cluster_profile import cluster_profile, sbatch_options
+from igrpo_nemo.evaluation.skills.command import Place, eval_commands
+from igrpo_nemo.evaluation.skills.data import default_data_folder, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
     complete_here,
     missing_text,
     results_text,
-    with_vllm,
+    skills_evaluation,
+    starting_small,
+    starting_vllm,
 )
-from igrpo_nemo.evaluation.skills.submit import cluster_profile, submit
-from igrpo_nemo.evaluation.skills.vllm_server import find_vllm
+from igrpo_nemo.evaluation.skills.program import find_environment
+from igrpo_nemo.evaluation.skills.submit import submit
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -62,34 +51,48 @@ def main(words: Sequence[str]) -> int:
     if flags.check is not None:
         return _report(flags.check)
     environment = find_environment(os.environ)
-    if warning := version_warning(environment):
+    if warning := environment.version_warning:
         print(f"warning: {warning}", file=sys.stderr)
     if flags.demo:
         if flags.dry_run and not _has_demo(CHECKOUT / "runs"):
             print("there is no demo yet: a short one would be trained first, then evaluated")
             return DONE
-        _choose_demo(flags)
+        checkpoint, flags.data_dir = prepare_demo(CHECKOUT / "runs")
+        flags.model = str(checkpoint)
+        flags.benchmarks = flags.benchmarks or f"{BENCHMARK}:{SAMPLES}"
+        flags.serve = True
     if flags.model is None and flags.address is None:
         raise UserError("name a model with --model, or a server with --address")
-    vllm = None
-    if flags.address is None and not (flags.serve or flags.cluster or flags.dry_run):
-        vllm = find_vllm(os.environ) if flags.server_type == "vllm" else None
-        if vllm is None:
-            raise UserError(
-                "nothing answers for the model, and no vllm is on PATH (or named by VLLM): give "
-                "the --address of a running server, --serve for a small model, or --cluster"
-            )
-    config = evaluated_config(flags.model, overrides)
-    config = with_benchmarks(config, flags.benchmarks)
-    with ExitStack() as stack:
-        if flags.serve and not flags.dry_run:
-            flags.address = _served(stack, flags, config)
-        evaluation = _evaluation(flags, config, environment)
-        if flags.cluster:
-            return _on_cluster(flags, evaluation, overrides)
-        if flags.dry_run:
-            return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
-        return _here(flags, evaluation, vllm)
+    if flags.serve and (flags.address or flags.cluster or flags.model is None):
+        raise UserError("--serve serves --model here: leave out --address and --cluster")
+    config = with_benchmarks(evaluated_config(flags.model, overrides), flags.benchmarks)
+    model = (
+        local_model(Path(str(flags.model)), config)
+        if flags.serve
+        else chosen_model(flags.model, flags.address, config)
+    )
+    evaluation = skills_evaluation(
+        config,
+        model,
+        flags.data_dir or default_data_folder(os.environ),
+        environment,
+        base=default_base(flags.model),
+        out=flags.out,
+        server_type=flags.server_type,
+        address=flags.address,
+        server_args=flags.server_args,
+    )
+    if flags.cluster:
+        return _on_cluster(flags, evaluation, overrides)
+    if flags.dry_run:
+        return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
+    serving = None
+    if flags.serve:
+        serving = starting_small(config, Path(evaluation.server.model))
+    elif flags.address is None:
+        serving = starting_vllm(evaluation, os.environ)
+    complete_here(evaluation, os.environ, again=flags.again, serving=serving)
+    return _report(evaluation.out, evaluation.names)
 
 
 def _parser() -> Parser:
@@ -122,58 +125,6 @@ def _has_demo(runs: Path) -> bool:
     return short or any((runs / "demo" / "checkpoints").glob("step_*"))
 
 
-def _choose_demo(flags: argparse.Namespace) -> None:
-    from igrpo_nemo.chain.evaluation import BENCHMARK, SAMPLES, prepare_demo
-
-    demo = prepare_demo(CHECKOUT / "runs")
-    flags.model, flags.data_dir, flags.serve = str(demo.checkpoint), demo.data, True
-    flags.benchmarks = flags.benchmarks or f"{BENCHMARK}:{SAMPLES}"
-
-
-def _served(stack: ExitStack, flags: argparse.Namespace, config: Config) -> str:
-    """The address of the project's own small server, for as long as the evaluation takes."""
-    from igrpo_nemo.evaluation.skills.serve import serving
-    from igrpo_nemo.run import set_threads
-
-    if flags.address or flags.cluster or flags.model is None:
-        raise UserError("--serve serves --model here: leave out --address and --cluster")
-    set_threads(config.igrpo.threads)
-    folder = Path(local_model(Path(flags.model), config).name)
-    template = config.policy.tokenizer.chat_template
-    return stack.enter_context(
-        serving(folder, precision=config.policy.precision, chat_template=template)
-    )
-
-
-def _evaluation(
-    flags: argparse.Namespace, config: Config, environment: SkillsEnvironment
-) -> SkillsEvaluation:
-    """Model, data, setting and output folder, everything checked that can be before it starts."""
-    model = chosen_model(flags.model, flags.address, config)
-    data_dir = flags.data_dir or default_data_folder(os.environ)
-    names = config.igrpo.evaluation.benchmarks
-    data = tuple(read_benchmark(data_dir, name) for name in names)
-    setting = setting_of(
-        config, model, data, server_type=flags.server_type, nemo_skills=environment.version
-    )
-    out = flags.out or default_folder(default_base(flags.model), setting)
-    heads = attention_heads(model.name, config)
-    server = Server(
-        model=model.name,
-        server_type=flags.server_type,
-        address=flags.address,
-        gpus=tensor_parallel(config.igrpo.evaluation.server_gpus, heads),
-        arguments=flags.server_args,
-    )
-    return SkillsEvaluation(config, setting, data, server, out, environment)
-
-
-def _here(flags: argparse.Namespace, evaluation: SkillsEvaluation, vllm: str | None) -> int:
-    serving = with_vllm(vllm, evaluation, os.environ) if vllm else None
-    complete_here(evaluation, os.environ, again=flags.again, serving=serving)
-    return _report(evaluation.out, evaluation.names)
-
-
 def _on_cluster(
     flags: argparse.Namespace, evaluation: SkillsEvaluation, overrides: Sequence[str]
 ) -> int:
@@ -197,8 +148,6 @@ def _on_cluster(
 
 
 def _print_commands(evaluation: SkillsEvaluation, place: Place) -> int:
-    import shlex
-
     print(evaluation.setting.to_json(), end="")
     for arguments in eval_commands(evaluation.setting, evaluation.names, evaluation.server, place):
         print(f"\n{shlex.join([str(evaluation.environment.ns), *arguments])}")
@@ -207,10 +156,10 @@ def _print_commands(evaluation: SkillsEvaluation, place: Place) -> int:
 
 def _report(out: Path, benchmarks: Sequence[str] | None = None) -> int:
     """Prints the results of what is complete, then what is missing."""
-    inspections = inspected(out, benchmarks)
-    lacking = [one for one in inspections if one.missing]
-    if len(lacking) < len(inspections):
-        print(results_text(results_of(out, inspections)))
+    found = inspected(out, benchmarks)
+    lacking = [one for one in found if one.missing]
+    if complete := [one for one in found if not one.missing]:
+        print(results_text(out, complete))
     if not lacking:
         return DONE
     print(missing_text(out, lacking), file=sys.stderr)

@@ -19,15 +19,15 @@ from pathlib import Path
 from igrpo_nemo.chain.script import DONE, Parser, exit_code
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
 from igrpo_nemo.evaluation.skills.data import (
+    benchmark_named,
     checked_rows,
     default_data_folder,
     prepared_by_skills,
     rows_of_file,
     write_benchmark,
 )
-from igrpo_nemo.evaluation.skills.environment import find_environment
+from igrpo_nemo.evaluation.skills.program import find_environment
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 
 from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
+from igrpo_nemo.chain.experiment import Stamp, model_folder, read_stamp, reusable, write_stamp
 from igrpo_nemo.chain.script import run_to_its_end
-from igrpo_nemo.chain.stamp import Stamp, read_stamp, reusable, write_stamp
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.run.chat_template import (
     chat_template_text,
@@ -47,11 +47,6 @@ class Converter:
 
     root: Path
     python: tuple[str, ...]
-
-
-def model_folder(run: Path, which: str) -> Path:
-    """Where the Hugging Face folder of a run's checkpoint stands."""
-    return run / "hf" / which
 
 
 def stamp_path(run: Path, which: str) -> Path:

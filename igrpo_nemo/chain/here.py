@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 from igrpo_nemo.chain.comparison import Request, compare, summary_text
 from igrpo_nemo.chain.conversion import check_convertible, convert
@@ -16,8 +17,8 @@ from igrpo_nemo.chain.evaluation import (
     evaluated_config,
     uses_skills,
 )
-from igrpo_nemo.chain.experiment import Chain
-from igrpo_nemo.chain.training import is_trained, train_here, training_inputs
+from igrpo_nemo.chain.experiment import Chain, training_inputs
+from igrpo_nemo.chain.training import is_trained, train_here
 
 
 def run_here(chain: Chain, choices: Choices, request: Request, environ: Mapping[str, str]) -> int:
@@ -45,13 +46,7 @@ def run_here(chain: Chain, choices: Choices, request: Request, environ: Mapping[
 
 def with_chain(request: Request, chain: Chain, folder: str) -> Request:
     """The request with the chain's own evaluation as its last system."""
-    return Request(
-        [*request.systems, f"{chain.label}={folder}"],
-        request.experiments,
-        request.anyway,
-        request.confidence,
-        request.seed,
-    )
+    return replace(request, systems=[*request.systems, f"{chain.label}={folder}"])
 
 
 def plan_here(chain: Chain, choices: Choices, request: Request, environ: Mapping[str, str]) -> str:

@@ -13,8 +13,16 @@ from typing import Any
 
 import yaml
 
+from igrpo_nemo.chain.experiment import (
+    LENGTH,
+    Stamp,
+    first_change,
+    read_stamp,
+    shaping,
+    training_inputs,
+    write_stamp,
+)
 from igrpo_nemo.chain.script import STOPPED, run_to_its_end
-from igrpo_nemo.chain.stamp import Stamp, first_change, read_stamp, write_stamp
 from igrpo_nemo.cluster.launch import (
     is_finished,
     plan_text,
@@ -24,21 +32,10 @@ from igrpo_nemo.cluster.launch import (
 )
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.files.scrub import flat, scrub
-from igrpo_nemo.run.folder import FINISHED, FREE_KEYS
-
-LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
-"""A run may be made longer; everything else that shapes it stays."""
+from igrpo_nemo.run.folder import FINISHED
 
 IGRPO = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())")
 """The command `igrpo` of this interpreter, wherever it is installed."""
-
-
-def training_inputs(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of everything in the config that shapes the trained weights."""
-    scrubbed = scrub(config.to_dict())
-    assert isinstance(scrubbed, dict)
-    return _shaping(scrubbed)
 
 
 def stamp_path(run: Path) -> Path:
@@ -54,16 +51,31 @@ def is_trained(config: Config) -> bool:
     run = Path(config.logger.log_dir)
     if not (run / "config.yaml").is_file():
         return False
-    before, now = _trained_with(run, config), training_inputs(config)
-    change = first_change(_but_length(before), _but_length(now))
-    change = change or next(filter(None, (_shorter(key, before, now) for key in LENGTH)), None)
-    if change:
+    before, now = dict(_trained_with(run, config)), training_inputs(config)
+    for key in LENGTH:
+        old, new = before.get(key), now.get(key)
+        if not (isinstance(old, int) and isinstance(new, int) and new < old):  # no shorter run
+            before.pop(key, None)
+            now.pop(key, None)
+    if change := first_change(before, now):
         name, old, new = change
         raise UserError(
             f"{run} was trained with {name}={old!r}, now it is {new!r}: choose another "
             "logger.log_dir, or remove that folder"
         )
     return is_finished(run, config)
+
+
+def _trained_with(run: Path, config: Config) -> Mapping[str, Any]:
+    """The inputs of the run's stamp, or of its config.yaml where it was trained without one."""
+    if stamp := read_stamp(stamp_path(run)):
+        return stamp.inputs
+    inputs = shaping(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {})
+    if config.igrpo.model is not None:
+        # NeMo-RL's engines store the folder that the built-in model was made in.
+        now = training_inputs(config)
+        inputs |= {key: now[key] for key in ("policy.model_name", "policy.tokenizer.name")}
+    return inputs
 
 
 def train_here(config: Config, words: Sequence[str]) -> int:
@@ -73,9 +85,8 @@ def train_here(config: Config, words: Sequence[str]) -> int:
         print(f"train: {run} is finished")
         return 0
     write_stamp(stamp_path(run), Stamp("train", training_inputs(config)))
-    command = ["igrpo", "train", *words]
-    print(f"train: {shlex.join(command)}", flush=True)
-    code = run_to_its_end([*IGRPO, *command[1:]])
+    print(f"train: {shlex.join(['igrpo', 'train', *words])}", flush=True)
+    code = run_to_its_end([*IGRPO, "train", *words])
     if code == 0 and not (run / FINISHED).is_file():
         code = STOPPED
     if code == STOPPED:
@@ -108,35 +119,3 @@ def training_plan(
     """What `submit_training` would check and submit."""
     chain = jobs if jobs > 1 else None
     return plan_text(prepare_launch(words, checkout, environ, chain=chain, dry_run=True))
-
-
-def _trained_with(run: Path, config: Config) -> Mapping[str, Any]:
-    """The inputs of the run's stamp, or of its config.yaml where it was trained without one."""
-    if stamp := read_stamp(stamp_path(run)):
-        return stamp.inputs
-    values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
-    inputs = _shaping(values)
-    if config.igrpo.model is not None:
-        # NeMo-RL's engines store the folder that the built-in model was made in.
-        now = training_inputs(config)
-        inputs |= {key: now[key] for key in ("policy.model_name", "policy.tokenizer.name")}
-    return inputs
-
-
-def _shaping(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in flat(values) if key in LENGTH or not key.startswith(FREE_KEYS)
-    }
-
-
-def _but_length(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in inputs.items() if key not in LENGTH}
-
-
-def _shorter(
-    key: str, before: Mapping[str, Any], now: Mapping[str, Any]
-) -> tuple[str, Any, Any] | None:
-    old, new = before.get(key), now.get(key)
-    if isinstance(old, int) and isinstance(new, int) and new < old:
-        return key, old, new
-    return None

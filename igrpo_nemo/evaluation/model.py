@@ -138,6 +138,7 @@ def opens_thinking(
     system: str,
     chat_template: str | None = None,
     *,
+    chat_template_kwargs: dict[str, Any] | None = None,
     hf_home: str | None = None,
 ) -> bool:
     """Whether the prompt of a model ends with `<think>`, as a server renders it: its replies then
@@ -163,7 +164,9 @@ def opens_thinking(
         if template is not None:
             tokenizer.chat_template = template
         profile = PromptProfile(system, "", "draft")
-        return PromptBuilder(tokenizer, profile, TokenBudget(2, 1)).thinking_open
+        return PromptBuilder(
+            tokenizer, profile, TokenBudget(2, 1), chat_template_kwargs=chat_template_kwargs
+        ).thinking_open
     except UserError:
         return False
 
@@ -178,8 +181,14 @@ def plain_path(path: Path) -> str:
 
 
 def _opens_thinking(model: Path | str, config: Config) -> bool:
-    template, hf_home = config.policy.tokenizer.chat_template, config.igrpo.site.hf_home
-    return opens_thinking(model, config.igrpo.prompt.system, template, hf_home=hf_home)
+    tokenizer = config.policy.tokenizer
+    return opens_thinking(
+        model,
+        config.igrpo.prompt.system,
+        tokenizer.chat_template,
+        chat_template_kwargs=tokenizer.chat_template_kwargs,
+        hf_home=config.igrpo.site.hf_home,
+    )
 
 
 def _configured_context(config: Config) -> int | None:

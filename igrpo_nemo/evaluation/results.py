@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +34,56 @@ SHOWN_SAMPLES = 8
 """A message lists no more missing samples than this."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BenchmarkResults:
-    """One benchmark: P problems in the data's order, K samples each.
+    """One benchmark: P problems in the data's order, K samples each, where nothing is missing.
 
     Column j of the arrays is `output-rs{seeds[j]}.jsonl`. `metrics` is the benchmark's part of
     NeMo-Skills' metrics.json: mode ("pass@1[avg-of-64]") -> field ("symbolic_correct") -> number.
     """
 
     benchmark: str
-    seeds: tuple[int, ...]
+    missing: tuple[str, ...] = ()
+    """Sentences; empty where the benchmark is complete."""
+    seeds: tuple[int, ...] = ()
     """K seeds, ascending."""
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
     """P keys that two evaluations of the same data share: the row's id, else a hash of its text."""
-    samples_P_K: Sequence[Sequence[SampleResult]]
-    """The same replies, one object each."""
-    correct_P_K: np.ndarray
-    """bool: the evaluator's verdict (`symbolic_correct`)."""
-    answers_P_K: np.ndarray
-    """object: the extracted answer (`predicted_answer`), None without one."""
-    no_answer_P_K: np.ndarray
-    """bool: no answer was found in the reply (`predicted_answer` is null)."""
-    tokens_P_K: np.ndarray
-    """int: tokens of the reply, its thinking included; 0 where the server did not say."""
-    truncated_P_K: np.ndarray
-    """bool: the reply was cut at its token limit (`finish_reason` is length)."""
-    metrics: Mapping[str, Mapping[str, Any]]
+    samples_P_K: Sequence[Sequence[SampleResult]] = ()
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
         """K."""
         return len(self.seeds)
+
+    @cached_property
+    def correct_P_K(self) -> np.ndarray:
+        """bool: the evaluator's verdict (`symbolic_correct`)."""
+        return self._array(lambda sample: sample.correct, bool)
+
+    @cached_property
+    def answers_P_K(self) -> np.ndarray:
+        """object: the extracted answer (`predicted_answer`), None without one."""
+        return self._array(lambda sample: sample.predicted_answer, object)
+
+    @cached_property
+    def no_answer_P_K(self) -> np.ndarray:
+        """bool: no answer was found in the reply (`predicted_answer` is null)."""
+        return self._array(lambda sample: sample.predicted_answer is None, bool)
+
+    @cached_property
+    def tokens_P_K(self) -> np.ndarray:
+        """int: tokens of the reply, its thinking included; 0 where the server did not say."""
+        return self._array(lambda sample: sample.tokens, np.int64)
+
+    @cached_property
+    def truncated_P_K(self) -> np.ndarray:
+        """bool: the reply was cut at its token limit (`finish_reason` is length)."""
+        return self._array(lambda sample: sample.truncated, bool)
+
+    def _array(self, value: Callable[[SampleResult], Any], dtype: type) -> np.ndarray:
+        return np.array([[value(s) for s in row] for row in self.samples_P_K], dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +103,6 @@ class SampleFile:
     samples: tuple[SampleResult, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """A benchmark's folder: its whole sample files by seed, its metrics, and what is missing."""
-
-    benchmark: str
-    samples: Mapping[int, SampleFile]
-    metrics: Mapping[str, Mapping[str, Any]]
-    missing: tuple[str, ...]
-    """Sentences; empty where the benchmark is complete."""
-
-
 def read_results(folder: Path, benchmarks: Sequence[str] | None = None) -> Results:
     """The results in an evaluation's output folder, with every count checked.
 
@@ -101,30 +110,26 @@ def read_results(folder: Path, benchmarks: Sequence[str] | None = None) -> Resul
     be there; without one (an `igrpo evaluate`, a plain `ns eval`), what is there must be whole.
     Raises `UserError` naming the first benchmark that lacks something, and what.
     """
-    inspections = inspected(folder, benchmarks)
-    if lacking := [one for one in inspections if one.missing]:
+    found = inspected(folder, benchmarks)
+    if lacking := [one for one in found if one.missing]:
         more = f" (and {len(lacking) - 1} more benchmarks)" if len(lacking) > 1 else ""
         reasons = "; ".join(lacking[0].missing)
         raise UserError(f"{folder} is incomplete: {lacking[0].benchmark}: {reasons}{more}")
-    return results_of(folder, inspections)
+    return Results(folder, read_setting(folder), {one.benchmark: one for one in found})
 
 
-def inspected(folder: Path, benchmarks: Sequence[str] | None = None) -> list[Inspection]:
+def inspected(folder: Path, benchmarks: Sequence[str] | None = None) -> list[BenchmarkResults]:
     """What each benchmark of the folder (or each named one) has and lacks.
 
     Raises `UserError` where the folder holds no benchmark at all.
     """
-    setting = read_setting(folder)
-    names = benchmarks or list(setting.get("benchmarks") or _benchmarks_in(folder))
+    setting, where = read_setting(folder), folder / RESULTS_FOLDER
+    names = list(benchmarks or setting.get("benchmarks") or ())
+    if not names and where.is_dir():
+        names = sorted(path.name for path in where.iterdir() if path.is_dir())
     if not names:
-        raise UserError(f"{folder / RESULTS_FOLDER} holds no benchmark: evaluate into it first")
+        raise UserError(f"{where} holds no benchmark: evaluate into it first")
     return [inspect(folder, name, setting) for name in names]
-
-
-def results_of(folder: Path, inspections: Sequence[Inspection]) -> Results:
-    """The results of benchmarks that lack nothing."""
-    arrays = {one.benchmark: _arrays(one) for one in inspections if not one.missing}
-    return Results(folder, read_setting(folder), arrays)
 
 
 def read_setting(folder: Path) -> dict[str, Any]:
@@ -149,13 +154,14 @@ def _json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> Inspection:
+def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> BenchmarkResults:
     """What a benchmark has and lacks, by its files alone: samples, rows, `.done` files, metrics."""
     where = folder / RESULTS_FOLDER / benchmark
     asked = setting.get("benchmarks", {}).get(benchmark)
-    seeds = list(range(asked)) if asked else _seeds_in(where)
+    names = [path.stem.removeprefix("output-rs") for path in where.glob("output-rs*.jsonl")]
+    seeds = list(range(asked)) if asked else sorted(int(name) for name in names if name.isdecimal())
     if not seeds:
-        return Inspection(benchmark, {}, {}, ("no samples (output-rs*.jsonl)",))
+        return BenchmarkResults(benchmark, ("no samples (output-rs*.jsonl)",))
     present = [seed for seed in seeds if sample_path(where, seed).is_file()]
     done = [seed for seed in present if done_path(where, seed).is_file()]
     files = {seed: read_sample_file(sample_path(where, seed)) for seed in done}
@@ -171,15 +177,21 @@ def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> Inspect
         missing.append(f"{count} are unfinished ({_shown(unfinished)})")
     if broken := [seed for seed in done if seed not in whole]:
         missing.append(f"a row is broken in {_shown(broken)}")
+    problems = whole[min(whole)].problems if whole else ()
     if short := [seed for seed, file in whole.items() if len(file.samples) != rows]:
         found = len(whole[short[0]].samples)
         missing.append(f"{_shown(short)} should have {rows} rows, rs{short[0]} has {found}")
-    elif mixed := [seed for seed, file in whole.items() if file.problems != _first(whole).problems]:
+    elif mixed := [seed for seed, file in whole.items() if file.problems != problems]:
         missing.append(f"{_shown(mixed)} holds other problems than rs{min(whole)}")
-    metrics = _metrics(where, benchmark)
-    if not missing and (problem := _metrics_problem(metrics, list(whole.values()))):
-        missing.append(problem)
-    return Inspection(benchmark, whole, metrics or {}, tuple(missing))
+    if not rows:
+        missing.append("its sample files are empty")
+    if missing:
+        return BenchmarkResults(benchmark, tuple(missing))
+    samples_P_K = list(zip(*(whole[seed].samples for seed in seeds), strict=True))
+    metrics = _metrics(where)
+    if problem := _metrics_problem(metrics, samples_P_K):
+        return BenchmarkResults(benchmark, (problem,))
+    return BenchmarkResults(benchmark, (), tuple(seeds), problems, samples_P_K, metrics)
 
 
 def sample_path(where: Path, seed: int) -> Path:
@@ -275,70 +287,33 @@ def _sample(row: Mapping[str, Any]) -> SampleResult:
     )
 
 
-def _benchmarks_in(folder: Path) -> list[str]:
-    where = folder / RESULTS_FOLDER
-    return sorted(path.name for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
-
-
-def _seeds_in(where: Path) -> list[int]:
-    names = (path.stem.removeprefix("output-rs") for path in where.glob("output-rs*.jsonl"))
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
 def _shown(seeds: Sequence[int]) -> str:
     names = ", ".join(f"rs{seed}" for seed in seeds[:SHOWN_SAMPLES])
     return names if len(seeds) <= SHOWN_SAMPLES else f"{names}, ..."
 
 
-def _first(files: Mapping[int, SampleFile]) -> SampleFile:
-    return files[min(files)]
-
-
-def _metrics(where: Path, benchmark: str) -> dict[str, Any] | None:
+def _metrics(where: Path) -> dict[str, Any]:
+    """The metrics of the benchmark whose folder this is; empty where they cannot be read."""
     try:
-        metrics = json.loads((where / "metrics.json").read_text(encoding="utf-8"))[benchmark]
+        metrics = json.loads((where / "metrics.json").read_text(encoding="utf-8"))[where.name]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return metrics if isinstance(metrics, dict) else None
+        return {}
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _metrics_problem(
-    metrics: Mapping[str, Any] | None, samples: Sequence[SampleFile]
+    metrics: Mapping[str, Any], samples_P_K: Sequence[Sequence[SampleResult]]
 ) -> str | None:
     """What is wrong with metrics.json: it may be older than the samples, or of fewer of them."""
-    if metrics is None:
+    if not metrics:
         return "metrics.json is missing or broken"
-    K = len(samples)
+    P, K = len(samples_P_K), len(samples_P_K[0])
     headline = metrics.get("pass@1" if K == 1 else f"pass@1[avg-of-{K}]")
     if headline is None or f"pass@{K + 1}" in metrics:
         return f"metrics.json is not of {K} samples"
-    rows = len(samples[0].samples)
-    if headline.get("num_entries") != rows:
-        return f"metrics.json counts {headline.get('num_entries')} problems, not {rows}"
-    right = sum(sample.correct for file in samples for sample in file.samples)
-    accuracy = 100.0 * right / (K * rows)
+    if headline.get("num_entries") != P:
+        return f"metrics.json counts {headline.get('num_entries')} problems, not {P}"
+    accuracy = 100.0 * sum(sample.correct for row in samples_P_K for sample in row) / (P * K)
     if abs(accuracy - float(headline.get("symbolic_correct", -1))) > 1e-6:
         return "metrics.json is not of these samples"
     return None
-
-
-def _arrays(inspection: Inspection) -> BenchmarkResults:
-    seeds = tuple(sorted(inspection.samples))
-    samples_P_K = list(zip(*(inspection.samples[seed].samples for seed in seeds), strict=True))
-
-    def array(field: str, dtype: type) -> np.ndarray:
-        return np.array([[getattr(s, field) for s in row] for row in samples_P_K], dtype=dtype)
-
-    answers_P_K = array("predicted_answer", object)
-    return BenchmarkResults(
-        benchmark=inspection.benchmark,
-        seeds=seeds,
-        problems=_first(inspection.samples).problems,
-        samples_P_K=samples_P_K,
-        correct_P_K=array("correct", bool),
-        answers_P_K=answers_P_K,
-        no_answer_P_K=np.array([[a is None for a in row] for row in answers_P_K], dtype=bool),
-        tokens_P_K=array("tokens", np.int64),
-        truncated_P_K=array("truncated", bool),
-        metrics=inspection.metrics,
-    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 TEMPLATE_TOKENS = 64
 """Room for the chat template around system prompt and problem."""
+
+TAKES_TEMPLATE = ("vllm", "sglang")
+"""Servers that take a chat template as a file, and its arguments with a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +64,19 @@ class Setting:
     """Whether `answer_tags` takes a reply as begun inside a thinking part."""
     chat_template: str | None = None
     """A hash of the config's chat template; None: the model's own."""
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """What the chat template is given beside the messages."""
 
     def to_json(self) -> str:
         values = {name: v for name, v in asdict(self).items() if _DEFAULTS.get(name, ...) != v}
         return json.dumps(values, indent=2) + "\n"
 
 
-_DEFAULTS: dict[str, Any] = {"thinking_open": False, "chat_template": None}
+_DEFAULTS: dict[str, Any] = {
+    "thinking_open": False,
+    "chat_template": None,
+    "chat_template_kwargs": None,
+}
 """Left out of setting.json, which older ones do not have them in either."""
 
 
@@ -83,6 +92,12 @@ def setting_of(
     keys = config.igrpo.evaluation
     system = config.igrpo.prompt.system if keys.profile == "answer_tags" else None
     template = chat_template_text(config.policy.tokenizer.chat_template)
+    kwargs = config.policy.tokenizer.chat_template_kwargs or None
+    if kwargs and server_type not in TAKES_TEMPLATE:
+        raise UserError(
+            f"policy.tokenizer.chat_template_kwargs cannot be given to a server of type "
+            f"{server_type}: use one of {', '.join(TAKES_TEMPLATE)}, or leave them out"
+        )
     return Setting(
         model=model.name,
         weights=model.weights,
@@ -94,7 +109,7 @@ def setting_of(
         context=model.context,
         server_type=server_type,
         nemo_skills=nemo_skills,
-        benchmarks={name: keys.benchmarks[name] for name in (one.name for one in data)},
+        benchmarks={one.name: keys.benchmarks[one.name] for one in data},
         problems={
             one.name: {
                 "rows": len(one.rows),
@@ -107,6 +122,7 @@ def setting_of(
         },
         thinking_open=keys.profile == "answer_tags" and model.thinking_open,
         chat_template=hashlib.sha256(template.encode()).hexdigest()[:16] if template else None,
+        chat_template_kwargs=kwargs,
     )
 
 
@@ -173,24 +189,17 @@ def check_same(out: Path, setting: Setting) -> Setting:
 
 def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
     wanted = json.loads(json.dumps(asdict(setting)))
-    found = {**_DEFAULTS, **found}
-    _check_equal(
-        out, found, {n: v for n, v in wanted.items() if n not in ("benchmarks", "problems")}
-    )
+    found = {**_DEFAULTS, "benchmarks": {}, "problems": {}, **found}
+    apart = ("benchmarks", "problems")
+    _check_equal(out, found, {n: v for n, v in wanted.items() if n not in apart})
     for name, samples in wanted["benchmarks"].items():
-        before = found.get("benchmarks", {}).get(name, 0)
+        before = found["benchmarks"].get(name, 0)
         if samples < before:
             raise _another(out, f"samples of {name}", before, samples)
-        if before and found.get("problems", {}).get(name) != wanted["problems"][name]:
-            old, new = found.get("problems", {}).get(name), wanted["problems"][name]
+        old, new = found["problems"].get(name), wanted["problems"][name]
+        if before and old != new:
             raise _another(out, f"data of {name}", old, new)
-    return Setting(
-        **{
-            **asdict(setting),
-            "benchmarks": {**found.get("benchmarks", {}), **wanted["benchmarks"]},
-            "problems": {**found.get("problems", {}), **wanted["problems"]},
-        }
-    )
+    return replace(setting, **{part: {**found[part], **wanted[part]} for part in apart})
 
 
 def claim_embedded(where: Path, setting: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from skills_environment import WHY_NOT, has_source, make_environment
 
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, find_environment
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, find_environment
 
 
 @pytest.fixture(autouse=True)

@@ -20,14 +20,13 @@ from sample_files import write_metrics, write_sample
 from skills_runs import CHECKOUT, write_problems
 
 from igrpo_nemo.chain.conversion import convert
-from igrpo_nemo.chain.evaluation import Choices, skills_evaluation
-from igrpo_nemo.chain.experiment import chain_of
-from igrpo_nemo.chain.stamp import Stamp, write_stamp
-from igrpo_nemo.chain.training import stamp_path, training_inputs
+from igrpo_nemo.chain.evaluation import Choices, chain_evaluation
+from igrpo_nemo.chain.experiment import Stamp, chain_of, training_inputs, write_stamp
+from igrpo_nemo.chain.training import stamp_path
 from igrpo_nemo.config import load_config
 from igrpo_nemo.evaluation.results import read_results
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
 from igrpo_nemo.evaluation.skills.evaluate import prepare
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 # NeMo-Skills composes its jobs for seconds of CPU, several times a test.
 pytestmark = pytest.mark.timeout(600)
@@ -329,7 +328,7 @@ def finish_evaluation(
     words = cluster.words()
     chain = chain_of(words, load_config(words), Path())
     choices = Choices(benchmarks=cluster.benchmarks, data_dir=cluster.folder / "data")
-    out = prepare(skills_evaluation(chain, choices, skills)).out
+    out = prepare(chain_evaluation(chain, choices, skills)).out
     for name, samples in SAMPLES.items():
         where = out / "eval-results" / name
         data = out / "data" / name / "test.jsonl"

@@ -16,7 +16,7 @@ from igrpo_nemo.chain.evaluation import write_arithmetic
 from igrpo_nemo.config import Config, read_config
 from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
 from igrpo_nemo.evaluation.results import read_results
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
 from igrpo_nemo.run.core import evaluation_scorer

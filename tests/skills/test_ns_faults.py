@@ -19,7 +19,7 @@ from answer_stub import Reply, Stub, StubServer, stub_server
 from skills_runs import Ended, evaluate, write_problems
 
 from igrpo_nemo.evaluation.results import read_results
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 pytestmark = pytest.mark.timeout(1800)
 

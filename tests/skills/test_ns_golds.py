@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
-from igrpo_nemo.evaluation.skills.data import checked_rows, rows_of_file
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
-from igrpo_nemo.evaluation.skills.profiles import generation_config_dir
+from igrpo_nemo.evaluation.skills.command import generation_config_dir
+from igrpo_nemo.evaluation.skills.data import benchmark_named, checked_rows, rows_of_file
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 pytestmark = pytest.mark.timeout(1800)
 

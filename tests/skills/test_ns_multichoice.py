@@ -9,9 +9,8 @@ from answer_stub import Reply, Stub, stub_server
 from skills_runs import evaluate
 
 from igrpo_nemo.evaluation.results import read_results
-from igrpo_nemo.evaluation.skills.benchmarks import BENCHMARKS
-from igrpo_nemo.evaluation.skills.data import checked_rows, write_benchmark
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.data import BENCHMARKS, checked_rows, write_benchmark
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 pytestmark = pytest.mark.timeout(1800)
 

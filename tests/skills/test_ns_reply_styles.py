@@ -12,7 +12,7 @@ from answer_stub import Reply, Stub, stub_server
 from skills_runs import evaluate, write_problems
 
 from igrpo_nemo.evaluation.results import BenchmarkResults, read_results
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -86,6 +86,7 @@ def test_every_reply_style(profile: str, skills: SkillsEnvironment, tmp_path: Pa
         ended = evaluate(
             *("--address", server.address, "--data-dir", str(data), "--out", str(out)),
             *("--benchmarks", "fixed:4,rotating:4,seeds:4", f"igrpo.evaluation.profile={profile}"),
+            "policy.tokenizer.chat_template_kwargs={enable_thinking: false, mark: 'a b'}",
             env=skills.bin.parent,
             timeout=1700,
         )
@@ -122,6 +123,7 @@ def check_requests(stub: Stub, profile: str) -> None:
     for body in stub.bodies:
         assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.6, 0.95, 65_000)
         assert body["presence_penalty"] == 0 and "top_k" not in body
+        assert body["chat_template_kwargs"] == {"enable_thinking": False, "mark": "a b"}
         roles = [message["role"] for message in body["messages"]]
         text = body["messages"][-1]["content"]
         if profile == "boxed":

@@ -15,10 +15,13 @@ from skills_runs import CHECKOUT, evaluate, pipeline, write_problems
 from igrpo_nemo.cluster.site import VARIABLES
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.cluster_yaml import cluster_values, sbatch_options
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, child_environ
-from igrpo_nemo.evaluation.skills.submit import cluster_profile
-from igrpo_nemo.evaluation.skills.submitted import check_not_running
+from igrpo_nemo.evaluation.skills.cluster_profile import (
+    cluster_profile,
+    cluster_values,
+    sbatch_options,
+)
+from igrpo_nemo.evaluation.skills.evaluate import check_not_running
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, child_environ
 
 PROFILES = CHECKOUT / "configs" / "cluster_configs"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,14 @@ import yaml
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import Setting
+from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile
 from igrpo_nemo.evaluation.skills.command import (
     Place,
     Server,
     eval_commands,
-    mounted_path,
-    tensor_parallel,
-)
-from igrpo_nemo.evaluation.skills.profiles import (
-    answer_pattern,
     generation_config_dir,
     prompt_text,
+    tensor_parallel,
     write_profile,
 )
 
@@ -45,6 +43,15 @@ SETTING = Setting(
         "long": {"tokens": None},
     },
 )
+
+
+def answer_pattern(*, thinking_open: bool = False) -> re.Pattern[str]:
+    """The pattern that finds an answer in a reply, as NeMo-Skills applies it."""
+    name = "answer_tags_opened" if thinking_open else "answer_tags"
+    values = yaml.safe_load((generation_config_dir() / f"{name}.yaml").read_text())
+    return re.compile(values["eval_config"]["extract_regex"])
+
+
 RUNNING = Server("m", address="http://127.0.0.1:1/v1")
 HERE = Place(out="/out")
 
@@ -125,17 +132,38 @@ def test_a_server_that_is_started_gets_the_configs_chat_template(tmp_path: Path)
     assert written == config.policy.tokenizer.chat_template
 
 
+def test_arguments_of_the_chat_template_go_with_the_requests(tmp_path: Path) -> None:
+    """In the generation config: a shell reads the command line."""
+    given = {"enable_thinking": False, "mark": "a 'b' $c"}
+    setting = replace(SETTING, chat_template_kwargs=given)
+    config = load_config(["policy.model_name=x"])
+    tokenizer = config.policy.tokenizer.model_copy(update={"chat_template_kwargs": given})
+    folder = write_profile(config.replaced("policy", tokenizer=tokenizer), tmp_path)
+    for profile, benchmark in (
+        ("answer_tags", "gsm8k"),
+        ("answer_tags", "gpqa"),
+        ("boxed", "gpqa"),
+    ):
+        (call,) = eval_commands(replace(setting, profile=profile), [benchmark], RUNNING, HERE)
+        assert "--config-path=/out/profile" in call
+        (name,) = [word.partition("=")[2] for word in call if word.startswith("--config-name=")]
+        values = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        assert values["chat_template_kwargs"] == given
+        assert not [word for word in call if "enable_thinking" in word]
+
+
 @pytest.mark.parametrize(("heads", "size"), [(28, 4), (32, 8), (40, 8), (6, 2), (7, 1), (None, 8)])
 def test_a_model_is_split_over_gpus_that_divide_its_heads(heads: int | None, size: int) -> None:
     assert tensor_parallel(8, heads) == size
 
 
 def test_paths_as_the_containers_see_them() -> None:
-    mounts = ["/lustre/me:/space", "/data:/data:ro"]
-    assert mounted_path(Path("/lustre/me/out/a"), mounts) == "/space/out/a"
-    assert mounted_path(Path("/data"), mounts) == "/data"
+    mounts = ("/lustre/me:/space", "/data:/data:ro")
+    profile = ClusterProfile("mine", Path("/cfg"), mounts, "acme")
+    assert profile.seen("/lustre/me/out/a") == "/space/out/a"
+    assert profile.seen("/data") == "/data" and profile.seen("org/model") == "org/model"
     with pytest.raises(UserError, match="/lustre/meadow is in none of"):
-        mounted_path(Path("/lustre/meadow"), mounts)
+        profile.seen("/lustre/meadow")
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,16 @@ import pytest
 from skills_runs import pipeline
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.benchmarks import BENCHMARKS, benchmark_named
 from igrpo_nemo.evaluation.skills.data import (
+    BENCHMARKS,
+    benchmark_named,
     checked_rows,
     freeze,
     read_benchmark,
     rows_of_file,
     write_benchmark,
 )
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 MINE = benchmark_named("mine")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from igrpo_nemo.evaluation.skills.processes import server_answers
+from igrpo_nemo.evaluation.skills.program import server_answers
 from igrpo_nemo.evaluation.skills.serve import Engine, serving
 from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
@@ -140,5 +140,8 @@ def test_the_prompt_is_the_trainings(folder: Path) -> None:
     builder = PromptBuilder(policy.tokenizer, profile, TokenBudget(CONTEXT, 20))
     question = builder.question(Problem(id="p", question=MESSAGES[1]["content"], answer="2"))
     engine = Engine(policy)
-    assert engine.prompt_ids(MESSAGES) == question.token_ids
+    assert engine.prompt_ids(MESSAGES, {}) == question.token_ids
+    policy.tokenizer.chat_template = "{{ messages[-1]['content'] }}{{ mark }}"
+    with_mark = policy.tokenizer("7+5*3=</think>", add_special_tokens=False).input_ids
+    assert engine.prompt_ids(MESSAGES, {"mark": "</think>"}) == tuple(with_mark)
     engine.close()

@@ -30,11 +30,10 @@ from igrpo_nemo.evaluation.setting import (
     reply_tokens,
     setting_of,
 )
-from igrpo_nemo.evaluation.skills.benchmarks import with_benchmarks
 from igrpo_nemo.evaluation.skills.command import Server
-from igrpo_nemo.evaluation.skills.data import read_benchmark
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 
@@ -104,7 +103,7 @@ def test_a_chain_does_not_take_samples_of_other_data_for_its_own(
     evaluation = SkillsEvaluation(config, setting, (data,), Server("m"), out, environment)
     chain = chain_of([], config, tmp_path)
     monkeypatch.setattr(pipeline, "find_environment", lambda environ: environment)
-    monkeypatch.setattr(pipeline, "skills_evaluation", lambda *_: evaluation)
+    monkeypatch.setattr(pipeline, "chain_evaluation", lambda *_: evaluation)
     monkeypatch.setattr(slurm_chain, "_is_converted", lambda chain: True)
 
     def ask() -> object:
@@ -199,6 +198,27 @@ def test_a_template_that_opens_the_thinking_is_seen(tmp_path: Path, opened: Path
     assert opens_thinking(tmp_path / "plain", "", str(tmp_path / "own.jinja"))
 
 
+def test_arguments_of_the_chat_template_are_part_of_the_setting(
+    tmp_path: Path, setting: Setting, opened: Path
+) -> None:
+    given = {"think": False}
+    assert "chat_template_kwargs" not in setting.to_json()
+    words = ["policy.model_name=x", "policy.tokenizer.chat_template_kwargs={think: false}"]
+    config = with_benchmarks(load_config(words), "toy:2")
+    data = [read_benchmark(tmp_path / "data", "toy")]
+    names = {"nemo_skills": "0.7.0"}
+    model = Model("m", "w", 131_072)
+    with_kwargs = setting_of(config, model, data, server_type="sglang", **names)
+    assert with_kwargs.chat_template_kwargs == given
+    with pytest.raises(
+        UserError, match="chat_template_kwargs cannot be given to a server of type o"
+    ):
+        setting_of(config, model, data, server_type="openai", **names)
+    template = OPENED.replace("add_generation_prompt", "think is not defined or think")
+    assert opens_thinking(opened, "", template)
+    assert not opens_thinking(opened, "", template, chat_template_kwargs=given)
+
+
 def test_a_template_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path, opened: Path) -> None:
     model = tmp_path / "hf" / "hub" / "models--org--opened"
     (model / "snapshots").mkdir(parents=True)
@@ -220,7 +240,7 @@ def test_a_chain_knows_the_template_before_its_model(opened: Path, tmp_path: Pat
 
     def setting_with(*more: str) -> Setting:
         chain = chain_of([*words, *more], load_config([*words, *more]), Path())
-        return pipeline.skills_evaluation(chain, choices, environment).setting
+        return pipeline.chain_evaluation(chain, choices, environment).setting
 
     assert setting_with().thinking_open
     assert not setting_with("igrpo.evaluation.profile=boxed").thinking_open

@@ -15,18 +15,22 @@ from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, whole_benchmark, write_sample, write_unordered
 from skills_runs import write_problems
 
-from igrpo_nemo.chain.on_slurm import _submit_evaluation
+from igrpo_nemo.chain.on_slurm import Submission
+from igrpo_nemo.cluster.stage import Surroundings
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model
 from igrpo_nemo.evaluation.setting import setting_of
-from igrpo_nemo.evaluation.skills.benchmarks import with_benchmarks
 from igrpo_nemo.evaluation.skills.command import Place, Server
-from igrpo_nemo.evaluation.skills.data import read_benchmark, write_benchmark
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
-from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, complete_here, prepare
-from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit
-from igrpo_nemo.evaluation.skills.submitted import check_not_running, write_note
+from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks, write_benchmark
+from igrpo_nemo.evaluation.skills.evaluate import (
+    SkillsEvaluation,
+    check_not_running,
+    complete_here,
+    prepare,
+)
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit, write_note
 
 NS = """\
 #!/bin/sh
@@ -146,7 +150,7 @@ def test_nothing_touches_a_folder_that_jobs_write_into(cluster: Cluster) -> None
     for call in (
         lambda: submit(other, cluster.place, os.environ),
         lambda: submit(other, cluster.place, os.environ, dry_run=True),
-        lambda: evaluation_text(other, cluster.place, os.environ),
+        lambda: evaluation_text(other, cluster.place, os.environ, cluster.folder),
         lambda: complete_here(here, os.environ),
     ):
         with pytest.raises(UserError, match="1 jobs eval-1234 are queued or running"):
@@ -204,6 +208,8 @@ def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
     evaluation = replace(cluster.evaluation, config=config, setting=setting, data=(toy,))
     prepare(evaluation)
     whole_benchmark(evaluation.out)
-    assert _submit_evaluation(evaluation, cluster.place, os.environ) == []
+    where = Surroundings(config.igrpo.site, cluster.folder, cluster.folder, {})
+    stages = Submission(where, os.environ)
+    assert stages.evaluating(evaluation, cluster.place)([7]) == () and not stages.sent
     assert f"{evaluation.out} is complete" in capsys.readouterr().out
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()

@@ -17,8 +17,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import evaluated_config
 from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.command import Server
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment
-from igrpo_nemo.evaluation.skills.processes import server_answers
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, server_answers
 from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_command, vllm_serving
 
 STAND_IN = """\

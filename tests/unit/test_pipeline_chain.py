@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from igrpo_nemo.chain.experiment import chain_of
-from igrpo_nemo.chain.on_slurm import chain_profile
 from igrpo_nemo.cluster.stage import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.skills.cluster_profile import profile_for
 
 pytestmark = pytest.mark.slow
 
@@ -220,7 +220,7 @@ def test_stage_script_refuses_what_slurm_would_cut():
 def test_the_chains_skills_profile_takes_the_sites_account_and_mounts_the_run(tmp_path):
     shipped = CHECKOUT / "configs" / "cluster_configs"
     run = tmp_path / "runs" / "demo"
-    profile = chain_profile("slurm_a100", shipped, SITE, [run], run / "stages")
+    profile = profile_for(SITE, "slurm_a100", shipped, [run], run / "stages")
     values = yaml.safe_load((run / "stages" / "slurm_a100.yaml").read_text())
     before = yaml.safe_load((shipped / "slurm_a100.yaml").read_text())
     assert (values["account"], values["partition"]) == ("acme", "gpu")
@@ -228,7 +228,7 @@ def test_the_chains_skills_profile_takes_the_sites_account_and_mounts_the_run(tm
     assert values["containers"] == before["containers"]
     assert values["mounts"] == [*before["mounts"], f"{run}:{run}"]
     assert profile.seen(str(run / "hf" / "last")) == str(run / "hf" / "last")
-    again = chain_profile("slurm_a100", shipped, Site(), [Path("/workspace/runs/x")], tmp_path)
+    again = profile_for(Site(), "slurm_a100", shipped, [Path("/workspace/runs/x")], tmp_path)
     assert again.mounts == tuple(before["mounts"])
     with pytest.raises(UserError, match="no cluster profile .*slurm_none.yaml: there are local"):
-        chain_profile("slurm_none", shipped, SITE, [], tmp_path)
+        profile_for(SITE, "slurm_none", shipped, [], tmp_path)

@@ -19,9 +19,16 @@ from igrpo_nemo.chain.conversion import (
     is_converted,
     missing_files,
 )
+from igrpo_nemo.chain.experiment import (
+    Stamp,
+    first_change,
+    read_stamp,
+    reusable,
+    training_inputs,
+    write_stamp,
+)
 from igrpo_nemo.chain.script import exit_code, overrides_of
-from igrpo_nemo.chain.stamp import Stamp, first_change, read_stamp, reusable, write_stamp
-from igrpo_nemo.chain.training import is_trained, stamp_path, training_inputs
+from igrpo_nemo.chain.training import is_trained, stamp_path
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 

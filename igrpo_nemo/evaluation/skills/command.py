@@ -1,9 +1,15 @@
-"""The `ns eval` commands of an evaluation: pure functions from a setting to argument lists.
+r"""The `ns eval` commands of an evaluation, and the files that tell it how an answer is asked for.
 
     Setting + Place + Server --eval_commands--> [["eval", "--output_dir=...", ...], ...]
+    Config --write_profile--> OUT/profile/, which the commands name
 
 A call has one generation config and one number of tokens, so benchmarks that differ in either get
 calls of their own; all of them write into the same folder.
+
+The profile `boxed` is NeMo-Skills' own way: its prompt for the benchmark, the last `\boxed{}`.
+`answer_tags` is the training's: its system prompt, the bare problem as the user's message, the last
+`<answer>...</answer>` outside the thinking. NeMo-Skills takes such a rule from a config file alone:
+the benchmark's own arguments win over the file's prompt, and a shell would spoil the pattern.
 """
 
 from __future__ import annotations
@@ -13,19 +19,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.setting import Setting
-from igrpo_nemo.evaluation.skills.benchmarks import benchmark_named
-from igrpo_nemo.evaluation.skills.profiles import TEMPLATE_FILE, profile_arguments
+from igrpo_nemo.evaluation.setting import TAKES_TEMPLATE, Setting
+from igrpo_nemo.evaluation.skills.data import Kind, benchmark_named
+from igrpo_nemo.run.chat_template import chat_template_text
+
+CONFIG_NAMES: dict[Kind, str] = {"math": "answer_tags", "multichoice": "answer_tags_multichoice"}
+OPENED_CONFIG_NAME = "answer_tags_opened"
+"""In the place of `answer_tags` for models whose chat template opens the thinking."""
+PROMPT_FILE = "prompt.yaml"
+TEMPLATE_FILE = "chat_template.jinja"
 
 _OWN_ARGUMENTS = {"vllm": ("--generation-config vllm",)}
 """vLLM would take what a request leaves open (top-k, a limit of tokens) from the model's
 generation_config.json; its end-of-sequence ids it takes from there all the same
 (vllm/config/model.py: try_get_generation_config, get_diff_sampling_param)."""
 
-
-TAKES_TEMPLATE = ("vllm", "sglang")
-"""Servers whose `--chat-template` is a file."""
+_BOXED = "defaults:\n  - base_generation_config\n  - _self_\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +69,6 @@ class Place:
     jobs: int = 8
     """Jobs that a cluster runs the samples in; each one starts a server."""
     expname: str = "eval"
-    run_after: tuple[str, ...] = ()
-    """Experiments of NeMo-Skills that come first; how they must end, the profile says."""
     after: tuple[int | str, ...] = ()
     """Slurm jobs that must succeed first."""
     sbatch: Mapping[str, str] = field(default_factory=dict)
@@ -67,31 +79,25 @@ def eval_commands(
     setting: Setting, benchmarks: Sequence[str], server: Server, place: Place
 ) -> list[list[str]]:
     """The arguments of `ns` for some of the setting's benchmarks."""
-    calls: dict[tuple[str, int | None], list[str]] = {}
+    calls: dict[tuple[Kind, int | None], list[str]] = {}
     for name in benchmarks:
         tokens = setting.problems[name]["tokens"]
         calls.setdefault((benchmark_named(name).kind, tokens), []).append(name)
-    return [_eval_command(setting, names, server, place) for names in calls.values()]
-
-
-def _eval_command(
-    setting: Setting, names: Sequence[str], server: Server, place: Place
-) -> list[str]:
-    kind = benchmark_named(names[0]).kind
-    tokens = setting.problems[names[0]]["tokens"]
-    samples = ",".join(f"{name}:{setting.benchmarks[name]}" for name in names)
     return [
-        "eval",
-        f"--output_dir={place.out}",
-        f"--data_dir={place.out}/data",
-        f"--benchmarks={samples}",
-        f"--expname={place.expname}",
-        *_server_arguments(server, setting, place),
-        *_place_arguments(place),
-        *profile_arguments(setting.profile, kind, f"{place.out}/profile"),
-        f"++inference.temperature={setting.temperature}",
-        f"++inference.top_p={setting.top_p}",
-        f"++inference.tokens_to_generate={'null' if tokens is None else tokens}",
+        [
+            "eval",
+            f"--output_dir={place.out}",
+            f"--data_dir={place.out}/data",
+            f"--benchmarks={','.join(f'{name}:{setting.benchmarks[name]}' for name in names)}",
+            f"--expname={place.expname}",
+            *_server_arguments(server, setting, place),
+            *_place_arguments(place),
+            *_profile_arguments(setting, kind, f"{place.out}/profile"),
+            f"++inference.temperature={setting.temperature}",
+            f"++inference.top_p={setting.top_p}",
+            f"++inference.tokens_to_generate={'null' if tokens is None else tokens}",
+        ]
+        for (kind, tokens), names in calls.items()
     ]
 
 
@@ -130,12 +136,65 @@ def _place_arguments(place: Place) -> list[str]:
         arguments.append(f"--config_dir={place.config_dir}")
     options = dict(place.sbatch)
     if place.after:
-        numbers = ":".join(str(number) for number in place.after)
-        options["dependency"] = f"afterok:{numbers}"
+        options["dependency"] = f"afterok:{':'.join(map(str, place.after))}"
     # NeMo-Skills' jobs wait for each other too: behind one that failed they would for ever.
     options["kill_on_invalid_dep"] = "yes"
-    arguments.append(f"--sbatch_kwargs={json.dumps(options)}")
-    return [*arguments, *(f"--run_after={name}" for name in place.run_after)]
+    return [*arguments, f"--sbatch_kwargs={json.dumps(options)}"]
+
+
+def _profile_arguments(setting: Setting, kind: Kind, folder: str) -> list[str]:
+    """`folder` is `write_profile`'s, as the job sees it."""
+    if setting.profile == "boxed":
+        if not setting.chat_template_kwargs:
+            return []
+        return [f"--config-path={folder}", "--config-name=boxed"]
+    return [
+        f"--config-path={folder}",
+        f"--config-name={CONFIG_NAMES[kind]}",
+        f"++prompt_config={folder}/{PROMPT_FILE}",
+    ]
+
+
+def generation_config_dir() -> Path:
+    """The folder of the shipped generation configs, for `ns eval --config-path`."""
+    return builtin_config_dir() / "skills"
+
+
+def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> Path:
+    """What the profiles and a server need, in the evaluation's folder, where every node reads it.
+
+    The files have the same names for every model; multiple choice builds upon `answer_tags`.
+    """
+    folder = out / "profile"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, shipped = config.policy.tokenizer, generation_config_dir()
+    texts = {
+        f"{name}.yaml": (shipped / f"{name}.yaml").read_text() for name in CONFIG_NAMES.values()
+    }
+    if thinking_open:
+        opened = shipped / f"{OPENED_CONFIG_NAME}.yaml"
+        texts[f"{CONFIG_NAMES['math']}.yaml"] = opened.read_text()
+    if kwargs := tokenizer.chat_template_kwargs:
+        # In a file: NeMo-Skills' own command line is a shell's.
+        given = yaml.safe_dump({"chat_template_kwargs": kwargs}, allow_unicode=True)
+        texts = {name: text + given for name, text in {**texts, "boxed.yaml": _BOXED}.items()}
+    texts[PROMPT_FILE] = prompt_text(config.igrpo.prompt.system)
+    if template := chat_template_text(tokenizer.chat_template):
+        texts[TEMPLATE_FILE] = template
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def prompt_text(system: str) -> str:
+    """A NeMo-Skills prompt: the system prompt, then the bare problem.
+
+    NeMo-Skills formats both texts, so braces are doubled.
+    """
+    prompt = {"user": "{problem}"}
+    if system:
+        prompt["system"] = system.replace("{", "{{").replace("}", "}}")
+    return yaml.safe_dump(prompt, allow_unicode=True, width=100)
 
 
 def tensor_parallel(gpus: int, attention_heads: int | None) -> int:
@@ -149,16 +208,3 @@ def tensor_parallel(gpus: int, attention_heads: int | None) -> int:
     while size * 2 <= gpus and attention_heads % (size * 2) == 0:
         size *= 2
     return size
-
-
-def mounted_path(path: Path, mounts: Sequence[str]) -> str:
-    """A path of this machine as the containers see it. Raises `UserError` where no mount has it."""
-    for mount in mounts:
-        source, destination, *_ = mount.split(":")
-        if path == Path(source) or Path(source) in path.parents:
-            return str(Path(destination) / path.relative_to(source))
-    known = ", ".join(mounts) or "it has none"
-    raise UserError(
-        f"{path} is in none of the cluster profile's mounts ({known}): "
-        "use a folder that the containers see"
-    )

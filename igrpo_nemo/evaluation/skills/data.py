@@ -1,4 +1,4 @@
-"""Evaluation data: checked rows, in the layout that NeMo-Skills reads.
+"""Evaluation data: the benchmarks, and their checked rows in the layout that NeMo-Skills reads.
 
     names --`ns prepare_data`--> files in NeMo-Skills' own folder, believed once they are there
     those, or JSONL of any known shape --checked_rows--> rows
@@ -18,27 +18,45 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import yaml
+
+from igrpo_nemo.config import Config
+from igrpo_nemo.config.igrpo_keys import Evaluation
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.benchmarks import BENCHMARKS, Benchmark, benchmark_named
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, child_environ
-from igrpo_nemo.evaluation.skills.processes import run_logged
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, child_environ, run_logged
 from igrpo_nemo.files.atomic import write_atomic
 
 Row = dict[str, Any]
+Kind = Literal["math", "multichoice"]
+DEFAULT_SAMPLES = 8
 DATA_FILE = "test.jsonl"
 
 _FOLDER = (
     "import nemo_skills, pathlib; print(pathlib.Path(nemo_skills.__file__).parent / 'dataset')"
 )
+_PROMPTS = {"math": "generic/math", "multichoice": "eval/aai/mcq-{choices}choices"}
+"""NeMo-Skills' prompt for each kind."""
 
-_MODULES = {
-    "math": ("math", "++prompt_config=generic/math ++eval_type=math"),
-    "multichoice": (
-        "multichoice",
-        "++prompt_config=eval/aai/mcq-{choices}choices ++eval_type=multichoice",
-    ),
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark, as benchmarks.yaml describes it. Without `rows` its size is not known."""
+
+    name: str
+    kind: Kind = "math"
+    rows: int | None = None
+    integer_answers: bool = False
+    choices: int | None = None
+    split: str = "test"
+
+
+BENCHMARKS = {
+    name: Benchmark(name, **values)
+    for name, values in yaml.safe_load(
+        Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8")
+    ).items()
 }
 
 
@@ -50,6 +68,32 @@ class BenchmarkData:
     path: Path
     rows: tuple[Row, ...]
     sha256: str
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """A known benchmark, or one of math problems whose data is the user's own."""
+    return BENCHMARKS.get(name) or Benchmark(name)
+
+
+def with_benchmarks(config: Config, text: str | None) -> Config:
+    """The config with the benchmarks of `--benchmarks aime24:64,gsm8k` alone.
+
+    Without a number a benchmark keeps the config's, or gets eight samples.
+    """
+    if text is None:
+        return config
+    keys = config.igrpo.evaluation
+    chosen: dict[str, int] = {}
+    for word in text.split(","):
+        name, colon, samples = word.strip().partition(":")
+        if colon and not (samples.isdecimal() and int(samples) > 0):
+            raise UserError(f"--benchmarks {word}: write NAME or NAME:K with K of 1 or more")
+        chosen[name] = int(samples) if colon else keys.benchmarks.get(name, DEFAULT_SAMPLES)
+    try:
+        checked = Evaluation.model_validate({**keys.model_dump(), "benchmarks": chosen})
+    except ValueError as error:
+        raise UserError(f"--benchmarks {text}: no benchmark has such a name") from error
+    return config.replaced("igrpo", evaluation=checked)
 
 
 def default_data_folder(environ: Mapping[str, str]) -> Path:
@@ -103,13 +147,37 @@ def checked_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], where:
     return checked
 
 
+def _answer(benchmark: Benchmark, row: Mapping[str, Any], here: str) -> str:
+    answer = row.get("expected_answer")
+    text = str(answer).strip() if isinstance(answer, str | int | float) else ""
+    if not text or isinstance(answer, bool):
+        raise UserError(f"{here} has no expected_answer")
+    if benchmark.kind == "multichoice" and text not in row:
+        raise UserError(f"{here}: the answer {text} is none of its options")
+    if not benchmark.integer_answers:
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.5
+    if not number.is_integer():
+        raise UserError(f"{here}: the answer {text} is no integer, as {benchmark.name}'s are")
+    return str(int(number))
+
+
 def write_benchmark(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """`folder/<name>/`, as NeMo-Skills reads it. The rows are those of `checked_rows`."""
-    where = folder / name
+    benchmark, where = benchmark_named(name), folder / name
+    prompt = _PROMPTS[benchmark.kind].format(choices=benchmark.choices)
+    module = (
+        f'DATASET_GROUP = "{benchmark.kind}"\n'
+        f'METRICS_TYPE = "{benchmark.kind}"\n'
+        f'GENERATION_ARGS = "++prompt_config={prompt} ++eval_type={benchmark.kind}"\n'
+    )
     where.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomic(where / DATA_FILE, lines.encode("ascii"))
-    write_atomic(where / "__init__.py", _module_text(benchmark_named(name)).encode("ascii"))
+    write_atomic(where / "__init__.py", module.encode("ascii"))
     return where / DATA_FILE
 
 
@@ -145,37 +213,6 @@ def freeze(data: Sequence[BenchmarkData], out: Path) -> Path:
     return folder
 
 
-def _answer(benchmark: Benchmark, row: Mapping[str, Any], here: str) -> str:
-    answer = row.get("expected_answer")
-    text = str(answer).strip() if isinstance(answer, str | int | float) else ""
-    if not text or isinstance(answer, bool):
-        raise UserError(f"{here} has no expected_answer")
-    if benchmark.kind == "multichoice":
-        if text not in row:
-            raise UserError(f"{here}: the answer {text} is none of its options")
-        return text
-    if benchmark.integer_answers:
-        try:
-            number = float(text)
-        except ValueError:
-            number = 0.5
-        if not number.is_integer():
-            raise UserError(f"{here}: the answer {text} is no integer, as {benchmark.name}'s are")
-        return str(int(number))
-    return text
-
-
-def _module_text(benchmark: Benchmark) -> str:
-    """NeMo-Skills' description of a data set."""
-    kind, arguments = _MODULES[benchmark.kind]
-    choices = 4 if benchmark.name == "gpqa" else 10
-    return (
-        f'DATASET_GROUP = "{kind}"\n'
-        f'METRICS_TYPE = "{kind}"\n'
-        f'GENERATION_ARGS = "{arguments.format(choices=choices)}"\n'
-    )
-
-
 def prepared_by_skills(
     names: Sequence[str], environment: SkillsEnvironment, environ: Mapping[str, str]
 ) -> dict[str, Path]:
@@ -185,7 +222,17 @@ def prepared_by_skills(
     0. Raises `UserError` naming a benchmark that NeMo-Skills does not know or did not get.
     """
     child = child_environ(environment.bin, environ)
-    files = {name: _prepared_file(name, environment, child) for name in names}
+    asked = subprocess.run(
+        [str(environment.python), "-c", _FOLDER], env=child, capture_output=True, text=True
+    )
+    folder = Path(asked.stdout.strip())
+    for name in names:
+        if asked.returncode or not (folder / name / "prepare.py").is_file():
+            raise UserError(
+                f"NeMo-Skills knows no benchmark {name}: name one such as {', '.join(BENCHMARKS)}, "
+                f"or give {name}=FILE"
+            )
+    files = {name: folder / name / f"{benchmark_named(name).split}.jsonl" for name in names}
     for file in files.values():
         file.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -197,19 +244,6 @@ def prepared_by_skills(
             if not file.is_file() or not file.stat().st_size:
                 raise UserError(f"NeMo-Skills did not get {name}: {_reason(log)}")
     return files
-
-
-def _prepared_file(name: str, environment: SkillsEnvironment, child: Mapping[str, str]) -> Path:
-    asked = subprocess.run(
-        [str(environment.python), "-c", _FOLDER], env=dict(child), capture_output=True, text=True
-    )
-    folder = Path(asked.stdout.strip()) / name
-    if asked.returncode or not (folder / "prepare.py").is_file():
-        known = ", ".join(BENCHMARKS)
-        raise UserError(
-            f"NeMo-Skills knows no benchmark {name}: name one such as {known}, or give {name}=FILE"
-        )
-    return folder / f"{benchmark_named(name).split}.jsonl"
 
 
 def _reason(log: Path) -> str:

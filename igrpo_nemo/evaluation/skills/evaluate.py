@@ -1,7 +1,8 @@
 """An evaluation from its parts to checked results: prepared, completed, never believed unread.
 
-Evaluation --prepare--> OUT/{setting.json,data/,profile/} --repair--> sample files to continue
-    --ns eval, for what is missing--> OUT/eval-results/ --inspect--> what is missing still
+config + model + data folder --skills_evaluation--> SkillsEvaluation
+--prepare--> OUT/{setting.json,data/,profile/} --repair--> sample files to continue
+--ns eval, for what is missing--> OUT/eval-results/ --inspect--> what is missing still
 """
 
 from __future__ import annotations
@@ -16,35 +17,55 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.cluster.client import has_slurm, my_jobs
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import format_table, std_err_across_problems
+from igrpo_nemo.evaluation.model import Model, attention_heads
 from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     BenchmarkResults,
-    Inspection,
-    Results,
     inspect,
     sample_path,
 )
-from igrpo_nemo.evaluation.setting import Setting, claim_folder
-from igrpo_nemo.evaluation.skills.command import Place, Server, eval_commands, started_arguments
-from igrpo_nemo.evaluation.skills.data import BenchmarkData, freeze
-from igrpo_nemo.evaluation.skills.environment import SkillsEnvironment, child_environ
-from igrpo_nemo.evaluation.skills.processes import (
+from igrpo_nemo.evaluation.setting import (
+    Setting,
+    check_same,
+    claim_folder,
+    default_folder,
+    setting_of,
+)
+from igrpo_nemo.evaluation.skills.command import (
+    Place,
+    Server,
+    eval_commands,
+    started_arguments,
+    tensor_parallel,
+    write_profile,
+)
+from igrpo_nemo.evaluation.skills.data import BenchmarkData, freeze, read_benchmark
+from igrpo_nemo.evaluation.skills.program import (
     ServerDied,
+    SkillsEnvironment,
+    child_environ,
     processes_with,
     run_logged,
     server_answers,
 )
-from igrpo_nemo.evaluation.skills.profiles import write_profile
 from igrpo_nemo.evaluation.skills.repair import repair
-from igrpo_nemo.evaluation.skills.submitted import check_not_running
-from igrpo_nemo.evaluation.skills.vllm_server import vllm_serving
+from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_serving
+from igrpo_nemo.run import set_threads
 from igrpo_nemo.run.lock import RunLock
 
 LOG_FOLDER = "eval-logs"
+SUBMITTED_FILE = "submitted.json"
 PROGRESS_S = 30.0
+
+NEVER = "DependencyNeverSatisfied"
+"""Slurm's reason for a job that waits for the success of one that failed: it will not start."""
+
+Serving = Callable[[], AbstractContextManager[str]]
+"""Starts a server, which answers at the address that it gives until it is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,34 @@ class SkillsEvaluation:
     @property
     def names(self) -> list[str]:
         return [one.name for one in self.data]
+
+
+def skills_evaluation(
+    config: Config,
+    model: Model,
+    data_dir: Path,
+    environment: SkillsEnvironment,
+    *,
+    base: Path,
+    out: Path | None = None,
+    server_type: str = "vllm",
+    address: str | None = None,
+    server_args: str = "",
+) -> SkillsEvaluation:
+    """The evaluation of `igrpo.evaluation` for a model, which need not exist yet.
+
+    `out` is by default a folder of the setting's own below `base`. `server_type` is NeMo-Skills'
+    name; its "openai" changes the sampling. Raises `UserError` for data that is not prepared.
+    """
+    keys = config.igrpo.evaluation
+    data = tuple(read_benchmark(data_dir, name) for name in keys.benchmarks)
+    setting = setting_of(
+        config, model, data, server_type=server_type, nemo_skills=environment.version
+    )
+    gpus = tensor_parallel(keys.server_gpus, attention_heads(model.name, config))
+    server = Server(model.name, server_type, address, gpus, server_args)
+    out = out or default_folder(base, setting)
+    return SkillsEvaluation(config, setting, data, server, out, environment)
 
 
 class FolderLock(RunLock):
@@ -85,18 +134,19 @@ def complete_here(
     environ: Mapping[str, str],
     *,
     again: bool = False,
-    serving: Callable[[], AbstractContextManager[str]] | None = None,
-) -> list[Inspection]:
+    serving: Serving | None = None,
+) -> list[BenchmarkResults]:
     """Runs on this machine what is missing, against a server that runs; what is missing still.
 
-    Where no server is named, `serving` starts one if something is missing, and gives its address.
+    Where no server is named, `serving` starts one if something is missing.
     Raises `UserError` where the folder holds another evaluation, where the server does not answer,
     and while jobs of a cluster may still write into the folder; `again` says that none does.
     """
-    with closing(FolderLock(evaluation.out)), ExitStack() as stack:
-        check_alone(evaluation.out)
+    out = evaluation.out
+    with closing(FolderLock(out)), ExitStack() as stack:
+        check_alone(out)
         if not again:
-            check_not_running(evaluation.out)
+            check_not_running(out)
         evaluation = prepare(evaluation)
         lacking = mend_and_inspect(evaluation)
         if not lacking:
@@ -105,40 +155,50 @@ def complete_here(
         if address is None:
             assert serving is not None
             address = stack.enter_context(serving())
-            evaluation = replace(evaluation, server=replace(evaluation.server, address=address))
         if not server_answers(address):
             raise UserError(f"no server answers at {address}: start it, or give another --address")
-        place = Place(out=str(evaluation.out.absolute()))
         child = child_environ(evaluation.environment.bin, environ)
-        child["NEMORUN_HOME"] = str(evaluation.out.absolute() / LOG_FOLDER / "nemo_run")
-        log = new_log(evaluation.out)
-        names = [one.benchmark for one in lacking]
+        child["NEMORUN_HOME"] = str(out.absolute() / LOG_FOLDER / "nemo_run")
+        log, names = new_log(out), [one.benchmark for one in lacking]
         print(f"evaluating {', '.join(names)}; ns eval says the rest in {log}", flush=True)
         progress = Progress(evaluation, names)
-        for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
-            command = [str(evaluation.environment.ns), *arguments]
-            try:
+        server, place = replace(evaluation.server, address=address), Place(str(out.absolute()))
+        try:
+            for arguments in eval_commands(evaluation.setting, names, server, place):
                 run_logged(
-                    command,
+                    [str(evaluation.environment.ns), *arguments],
                     log,
-                    cwd=evaluation.out,
+                    cwd=out,
                     environ=child,
                     alive=lambda: server_answers(address),
                     on_poll=progress,
                 )
-            except ServerDied:
-                print(f"the server at {address} stopped answering", file=sys.stderr)
-                break
+        except ServerDied:
+            print(f"the server at {address} stopped answering", file=sys.stderr)
         return lacking_of(evaluation)
 
 
-def with_vllm(
-    vllm: str, evaluation: SkillsEvaluation, environ: Mapping[str, str]
-) -> Callable[[], AbstractContextManager[str]]:
-    """What starts the command `vllm` for an evaluation on this machine."""
+def starting_vllm(evaluation: SkillsEvaluation, environ: Mapping[str, str]) -> Serving:
+    """What starts vLLM for an evaluation on this machine. Raises `UserError` without a vLLM."""
     server, out = evaluation.server, evaluation.out
+    vllm = find_vllm(environ) if server.server_type == "vllm" else None
+    if vllm is None:
+        raise UserError(
+            f"nothing answers for {server.model}, and no vllm is on PATH (or named by VLLM): give "
+            "the --address of a running server, or --cluster; evaluate.py --serve serves small "
+            "models"
+        )
     arguments = started_arguments(server, evaluation.setting, str(out.absolute()))
     return partial(vllm_serving, vllm, server, arguments, out / LOG_FOLDER, environ)
+
+
+def starting_small(config: Config, folder: Path) -> Serving:
+    """What starts the project's own server of a small model's folder."""
+    set_threads(config.igrpo.threads)
+    from igrpo_nemo.evaluation.skills.serve import serving
+
+    template = config.policy.tokenizer.chat_template
+    return partial(serving, folder, precision=config.policy.precision, chat_template=template)
 
 
 def check_alone(out: Path) -> None:
@@ -148,6 +208,25 @@ def check_alone(out: Path) -> None:
         raise UserError(
             f"process {running[0]} of an earlier call still samples into {out}: wait until it "
             "ends, or end it"
+        )
+
+
+def check_not_running(out: Path) -> None:
+    """Raises `UserError` while jobs that were sent for this folder may still write into it."""
+    path = out / SUBMITTED_FILE
+    try:
+        expname = json.loads(path.read_text(encoding="utf-8"))["expname"]
+    except (FileNotFoundError, ValueError):
+        return
+    if not has_slurm():
+        raise UserError(
+            f"{out} waits for jobs {expname} of a cluster that this machine cannot ask: "
+            f"once they have ended, give --again or remove {path}"
+        )
+    named = [job for job in my_jobs() if job.active and expname in job.name]
+    if running := [job for job in named if job.reason != NEVER]:
+        raise UserError(
+            f"{len(running)} jobs {expname} are queued or running for {out}: wait until they end"
         )
 
 
@@ -163,18 +242,24 @@ def prepare(evaluation: SkillsEvaluation) -> SkillsEvaluation:
     return replace(evaluation, setting=setting)
 
 
-def mend_and_inspect(evaluation: SkillsEvaluation) -> list[Inspection]:
+def mend_and_inspect(evaluation: SkillsEvaluation) -> list[BenchmarkResults]:
     """Mends half-written sample files, and returns the benchmarks that lack something."""
     for one in evaluation.data:
         repair(evaluation.out, one.name, evaluation.setting.benchmarks[one.name], one.rows)
     return lacking_of(evaluation)
 
 
-def lacking_of(evaluation: SkillsEvaluation) -> list[Inspection]:
+def lacking_of(evaluation: SkillsEvaluation) -> list[BenchmarkResults]:
     """The benchmarks of this call that lack something."""
     setting = json.loads(evaluation.setting.to_json())
     found = [inspect(evaluation.out, name, setting) for name in evaluation.names]
     return [one for one in found if one.missing]
+
+
+def is_complete(evaluation: SkillsEvaluation) -> bool:
+    """Whether nothing lacks. Raises `UserError` where the folder holds another evaluation."""
+    check_same(evaluation.out, evaluation.setting)
+    return not lacking_of(evaluation)
 
 
 class Progress:
@@ -209,24 +294,23 @@ def _lines(path: Path) -> int:
 def new_log(out: Path) -> Path:
     """The log of one call of this evaluation, beside those of earlier ones."""
     folder = out / LOG_FOLDER
-    number = len(list(folder.glob("ns-*.log"))) + 1
-    return folder / f"ns-{number}.log"
+    return folder / f"ns-{len(list(folder.glob('ns-*.log'))) + 1}.log"
 
 
-def missing_text(out: Path, lacking: Sequence[Inspection]) -> str:
+def missing_text(out: Path, lacking: Sequence[BenchmarkResults]) -> str:
     """What is missing, a line a benchmark."""
     lines = [f"{one.benchmark}: {'; '.join(one.missing)}" for one in lacking]
     return "\n".join([f"{out} is incomplete:", *(f"  {line}" for line in lines)])
 
 
-def results_text(results: Results) -> str:
+def results_text(out: Path, complete: Sequence[BenchmarkResults]) -> str:
     """The tables that NeMo-Skills prints, with standard errors, and what cut replies cost."""
     parts = []
-    for name, one in results.benchmarks.items():
-        parts.append(format_table(name, _with_standard_error(one)))
+    for one in complete:
+        parts.append(format_table(one.benchmark, _with_standard_error(one)))
         if truncated := float(one.truncated_P_K.mean()):
             parts.append(f"{100 * truncated:.2f} % of the replies were cut at their token limit")
-    return "\n".join([*parts, str(results.folder / RESULTS_FOLDER)])
+    return "\n".join([*parts, str(out / RESULTS_FOLDER)])
 
 
 def _with_standard_error(one: BenchmarkResults) -> dict[str, dict[str, Any]]:

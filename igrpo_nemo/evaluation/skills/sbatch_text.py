@@ -4,42 +4,64 @@
     -> stdout: every batch file that NeMo-Run would send, then the scripts that the jobs run
 
 NeMo-Skills composes the jobs as for a submission; in the place of running the experiment NeMo-Run's
-own dry run renders it. Nothing is sent, and nothing is left behind.
+own dry run renders it. Nothing is sent. NeMo-Run writes the jobs' files before it shows them: here
+into a folder that is gone afterwards, and the text names the profile's `job_dir`.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 
-def print_jobs(experiment: Any, *_: object, **__: object) -> None:
-    """Takes the place of `run_exp`: prints each job of the experiment."""
-    experiment.dryrun(log=False, delete_exp_dir=False)
-    folder = Path(experiment._exp_dir)
-    for job in experiment.jobs:
-        # A group of commands in one job has a list of these, a single command one.
-        for info in getattr(job, "_dryrun_infos", None) or [job._dryrun_info]:
-            name = info.request.executor.job_details.job_name
-            text = info.request.materialize()
-            print(f"##### sbatch {job.id}: {name}\n{text}", file=sys.__stdout__)
-    for script in sorted(folder.rglob("scripts/*.sh")):
-        text = script.read_text(encoding="utf-8")
-        print(f"##### {script.relative_to(folder)}\n{text}", file=sys.__stdout__)
-    shutil.rmtree(folder)
+class Rendering:
+    """NeMo-Run's home is `scratch`; what is printed lies in the `job_dir` of the profile."""
+
+    def __init__(self, scratch: str) -> None:
+        from nemo_run.config import set_nemorun_home  # type: ignore
+
+        self._set_home = set_nemorun_home
+        self._scratch = scratch
+        self._job_dir = scratch
+
+    def choose_home(self, job_dir: str) -> None:
+        """Takes the place of `set_nemorun_home`."""
+        self._job_dir = job_dir
+        self._set_home(self._scratch)
+
+    def print_jobs(self, experiment: Any, *_: object, **__: object) -> None:
+        """Takes the place of `run_exp`: prints each job of the experiment."""
+        experiment.dryrun(log=False, delete_exp_dir=False)
+        for job in experiment.jobs:
+            # A group of commands in one job has a list of these, a single command one.
+            for info in getattr(job, "_dryrun_infos", None) or [job._dryrun_info]:
+                executor = info.request.executor
+                where = Path(executor.tunnel.job_dir)
+                if where.is_relative_to(self._scratch):  # jobs may share a tunnel
+                    where = self._job_dir / where.relative_to(self._scratch)
+                    executor.tunnel.job_dir = str(where)
+                name, text = executor.job_details.job_name, info.request.materialize()
+                print(f"##### sbatch {job.id}: {name}\n{text}", file=sys.__stdout__)
+        folder = Path(experiment._exp_dir)
+        for script in sorted(folder.rglob("scripts/*.sh")):
+            text = script.read_text(encoding="utf-8")
+            print(f"##### {script.relative_to(folder)}\n{text}", file=sys.__stdout__)
 
 
 def main() -> None:
-    # NeMo-Skills logs to stdout.
-    sys.stdout = sys.stderr
-    import nemo_skills.pipeline.utils as pipeline_utils
+    sys.stdout = sys.stderr  # NeMo-Skills logs to stdout
+    import nemo_skills.pipeline.utils as pipeline_utils  # type: ignore
+    import nemo_skills.pipeline.utils.cluster as cluster  # type: ignore
 
-    pipeline_utils.run_exp = print_jobs
-    from nemo_skills.pipeline.cli import app
+    with tempfile.TemporaryDirectory() as scratch:
+        rendering = Rendering(scratch)
+        cluster.set_nemorun_home = rendering.choose_home
+        pipeline_utils.run_exp = rendering.print_jobs
+        from nemo_skills.pipeline.cli import app  # type: ignore
 
-    app(sys.argv[1:])
+        app(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -60,14 +60,16 @@ class Engine:
         """Tokens of prompt and reply together."""
         return self.sampler.max_model_len
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def prompt_ids(
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
+    ) -> tuple[int, ...]:
         """The messages as the chat template renders them. Raises `UserError` where it cannot."""
         if not self.tokenizer.chat_template:
             raise UserError("the model's tokenizer has no chat template")
         conversation: Any = list(messages)
         try:  # boundary: a template, and messages from the network
             text = self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
+                conversation, tokenize=False, add_generation_prompt=True, **template_kwargs
             )
         except Exception as error:
             raise UserError(f"the chat template cannot render these messages: {error}") from error
@@ -187,10 +189,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 def chat_completion(engine: Engine, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The reply to a chat completion request: `temperature`, `top_p`, `top_k`, `max_tokens`, `n`,
-    `stop` and `seed` count. Raises `UserError` for one that cannot be answered."""
+    `stop`, `seed` and `chat_template_kwargs` count. Raises `UserError` for one that cannot be
+    answered."""
     if body.get("stream"):
         raise UserError("stream is not supported: leave it out")
-    prompt_ids = engine.prompt_ids(body["messages"])
+    prompt_ids = engine.prompt_ids(body["messages"], body.get("chat_template_kwargs") or {})
     params = _sampling_params(engine, body, len(prompt_ids))
     request = SampleRequest(prompt_ids, int(body.get("n") or 1), _seed_key(body, prompt_ids))
     completions = engine.submit(request, params)

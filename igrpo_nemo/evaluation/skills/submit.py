@@ -1,119 +1,48 @@
-"""Sending an evaluation's missing samples to a cluster, through a NeMo-Skills cluster profile.
+"""Sending an evaluation's missing samples to a cluster, and whether what was sent still writes.
 
-ClusterProfile --place--> Place --submit--> jobs (`ns eval --cluster`), OUT/submitted.json
+SkillsEvaluation + Place --submit--> jobs (`ns eval --cluster`), noted in OUT/submitted.json
     later: the same command reads the files, and sends what is missing
+--evaluation_text--> the same jobs, as text
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
 import re
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-
-import yaml
 
 from igrpo_nemo.cluster.job import sbatch_environment
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills import sbatch_text
-from igrpo_nemo.evaluation.skills.cluster_yaml import ACCOUNT
-from igrpo_nemo.evaluation.skills.command import Place, eval_commands, mounted_path
-from igrpo_nemo.evaluation.skills.environment import child_environ, without_secrets
+from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.evaluate import (
+    SUBMITTED_FILE,
     FolderLock,
     SkillsEvaluation,
+    check_not_running,
     lacking_of,
     mend_and_inspect,
     new_log,
     prepare,
 )
-from igrpo_nemo.evaluation.skills.processes import last_line, run_logged
-from igrpo_nemo.evaluation.skills.submitted import check_not_running, write_note
+from igrpo_nemo.evaluation.skills.program import (
+    child_environ,
+    last_line,
+    run_logged,
+    without_secrets,
+)
+from igrpo_nemo.files.atomic import write_atomic
 
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 """What NeMo-Run says of each job that Slurm took."""
 _RENDER_S = 300
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterProfile:
-    """A cluster profile of NeMo-Skills: its name, its folder, and what its containers mount."""
-
-    name: str
-    config_dir: Path
-    mounts: tuple[str, ...]
-    executor: str
-    account: str | None
-    job_dir: Path | None = None
-    """Where this machine writes the jobs' files."""
-
-    def seen(self, path: str) -> str:
-        """A path as the jobs see it; a model's name on the hub is itself."""
-        if not path.startswith("/"):
-            return path
-        return mounted_path(Path(path), self.mounts)
-
-    def place(
-        self,
-        out: Path,
-        *,
-        jobs: int,
-        expname: str | None = None,
-        sbatch: Mapping[str, str] | None = None,
-    ) -> Place:
-        """Where an evaluation runs whose folder here is `out`."""
-        here = str(out.absolute())
-        digest = hashlib.sha256(here.encode()).hexdigest()[:8]
-        return Place(
-            out=self.seen(here),
-            cluster=self.name,
-            config_dir=self.config_dir.absolute(),
-            jobs=jobs,
-            expname=expname or f"eval-{digest}",
-            sbatch=sbatch or {},
-        )
-
-    def check_own(self) -> None:
-        """Raises `UserError` for a profile as it is shipped: without an account, or with folders
-        that are not here."""
-        problem = None
-        if self.account == ACCOUNT:
-            problem = "names no account"
-        elif self.job_dir is not None and not self.job_dir.parent.is_dir():
-            problem = (
-                f"has {self.job_dir} for its jobs' files, but there is no {self.job_dir.parent}"
-            )
-        if problem:
-            raise UserError(
-                f"cluster profile {self.name} {problem}: make one of your own with "
-                "`python pipelines/cluster_config.py --workspace DIR` (docs/evaluation.md)"
-            )
-
-
-def cluster_profile(name: str, config_dir: Path) -> ClusterProfile:
-    """Reads `config_dir/name.yaml`. Raises `UserError` where there is no such profile."""
-    path = config_dir / f"{name}.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        mounts = tuple(os.path.expandvars(mount) for mount in values.get("mounts") or [])
-        executor, account = str(values["executor"]), values.get("account")
-        job_dir = values.get("job_dir")
-    except FileNotFoundError:
-        have = ", ".join(sorted(file.stem for file in config_dir.glob("*.yaml"))) or "none"
-        raise UserError(f"there is no cluster profile {path}: there are {have}") from None
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no cluster profile: {' '.join(str(error).split())}") from error
-    if executor == "none":
-        raise UserError(f"cluster profile {name} is this machine: leave out --cluster")
-    return ClusterProfile(
-        name, config_dir, mounts, executor, account, Path(job_dir) if job_dir else None
-    )
 
 
 def submit(
@@ -130,40 +59,29 @@ def submit(
     last line that NeMo-Skills said where it refuses, and while jobs that were sent before may
     still write into the folder; `again` says that none does.
     """
-    with closing(FolderLock(evaluation.out)):
+    out = evaluation.out
+    with closing(FolderLock(out)):
         if not again:
-            check_not_running(evaluation.out)
+            check_not_running(out)
         evaluation = prepare(evaluation)
         lacking = lacking_of(evaluation) if dry_run else mend_and_inspect(evaluation)
         if not lacking:
             return None
-        names = [one.benchmark for one in lacking]
-        log = new_log(evaluation.out)
+        names, log = [one.benchmark for one in lacking], new_log(out)
         if dry_run:
             _run_ns(evaluation, place, environ, names, log, "--dry_run")
             return []
-        return _send(evaluation, place, environ, names, log)
-
-
-def _send(
-    evaluation: SkillsEvaluation,
-    place: Place,
-    environ: Mapping[str, str],
-    names: Sequence[str],
-    log: Path,
-) -> list[int]:
-    """Sends the jobs and notes them, also those that were sent before a failure."""
-    # Noted before the first one is sent: a call that is killed here may leave jobs behind.
-    write_note(evaluation.out, place.expname, names, [])
-    try:
-        _run_ns(evaluation, place, environ, names, log)
-    except UserError as error:
-        ids = " ".join(map(str, _launched(log)))
-        told = f"; sent before that: {ids} (scancel {ids} takes them back)" if ids else ""
-        raise UserError(f"{error}{told}") from error
-    finally:
-        write_note(evaluation.out, place.expname, names, _launched(log))
-    return _launched(log)
+        # Noted before the first one is sent: a call that is killed here may leave jobs behind.
+        write_note(out, place.expname, names, [])
+        try:
+            _run_ns(evaluation, place, environ, names, log)
+        except UserError as error:
+            ids = " ".join(map(str, _launched(log)))
+            told = f"; sent before that: {ids} (scancel {ids} takes them back)" if ids else ""
+            raise UserError(f"{error}{told}") from error
+        finally:
+            write_note(out, place.expname, names, _launched(log))
+        return _launched(log)
 
 
 def _run_ns(
@@ -179,8 +97,7 @@ def _run_ns(
     with tempfile.TemporaryDirectory() as outside:
         for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
             command = [str(evaluation.environment.ns), *arguments, *flags]
-            code = run_logged(command, log, cwd=Path(outside), environ=child)
-            if code:
+            if code := run_logged(command, log, cwd=Path(outside), environ=child):
                 raise UserError(f"ns eval refused (exit {code}): {last_line(log)}; see {log}")
 
 
@@ -191,21 +108,32 @@ def _launched(log: Path) -> list[int]:
     return [int(number) for number in _LAUNCHED.findall(log.read_text(errors="replace"))]
 
 
-def evaluation_text(evaluation: SkillsEvaluation, place: Place, environ: Mapping[str, str]) -> str:
+def write_note(out: Path, expname: str, benchmarks: Sequence[str], jobs: Sequence[int]) -> None:
+    """Notes what is sent: the name that all of its jobs have, and the numbers that are known."""
+    note = {"expname": expname, "time": time.time(), "benchmarks": benchmarks, "jobs": jobs}
+    write_atomic(out / SUBMITTED_FILE, json.dumps(note).encode())
+
+
+def evaluation_text(
+    evaluation: SkillsEvaluation, place: Place, environ: Mapping[str, str], config_dir: Path
+) -> str:
     """The `ns` commands, and every batch file and script that they would submit.
 
-    Raises `UserError` with NeMo-Skills' last line where it refuses, and while jobs that were sent
-    before read what is written here for it.
+    The commands name the folder of `place`'s profile; it is read from `config_dir`. Raises
+    `UserError` with NeMo-Skills' last line where it refuses, and while jobs that were sent before
+    read what is written here for it.
     """
     parts = [evaluation.setting.to_json().rstrip()]
     child = without_secrets(child_environ(evaluation.environment.bin, environ))
     with closing(FolderLock(evaluation.out)):
         check_not_running(evaluation.out)
-        prepared = prepare(evaluation)
+        evaluation = prepare(evaluation)
+    setting, names, server = evaluation.setting, evaluation.names, evaluation.server
+    shown = eval_commands(setting, names, server, place)
+    rendered = eval_commands(setting, names, server, replace(place, config_dir=config_dir))
     # In a git checkout NeMo-Skills would look at that one.
     with tempfile.TemporaryDirectory() as outside:
-        for arguments in eval_commands(prepared.setting, prepared.names, prepared.server, place):
-            parts.append(f"# {shlex.join(['ns', *arguments])}")
+        for told, arguments in zip(shown, rendered, strict=True):
             done = subprocess.run(
                 [str(evaluation.environment.python), sbatch_text.__file__, *arguments],
                 cwd=outside,
@@ -218,5 +146,5 @@ def evaluation_text(evaluation: SkillsEvaluation, place: Place, environ: Mapping
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if line.strip()]
                 raise UserError(f"ns eval refused: {lines[-1].strip() if lines else 'no reason'}")
-            parts.append(done.stdout.rstrip())
+            parts += [f"# {shlex.join(['ns', *told])}", done.stdout.rstrip()]
     return "\n".join(parts)

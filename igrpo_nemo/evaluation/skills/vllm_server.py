@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills.command import Server
-from igrpo_nemo.evaluation.skills.processes import end_with_all, last_line, server_answers
+from igrpo_nemo.evaluation.skills.program import end_with_all, last_line, server_answers
 
 START_S = 3600.0
 """Weights come from a shared disk, and kernels are compiled."""
@@ -51,7 +53,7 @@ def vllm_serving(
     logs.mkdir(parents=True, exist_ok=True)
     address = f"http://127.0.0.1:{port}/v1"
     with log.open("wb") as stream:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -80,7 +82,7 @@ def vllm_command(vllm: str, server: Server, arguments: str, port: int, gpus: int
     ]
 
 
-def _await(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+def _await(process: psutil.Popen, address: str, log: Path) -> None:
     began = time.monotonic()
     said = 0.0
     while not server_answers(address):

@@ -1,0 +1,195 @@
+"""Cluster profiles of NeMo-Skills: made from ours (`igrpo.site`), read, and completed for a chain.
+
+    Site + workspace + images --cluster_values--> values --cluster_text--> cluster_configs/NAME.yaml
+    NAME.yaml --cluster_profile--> ClusterProfile --place--> Place
+
+A machine without a scheduler gets the executor `none`: plain processes, no containers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from igrpo_nemo.config.igrpo_keys import Site
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.skills.command import Place
+from igrpo_nemo.files.atomic import write_or_refuse
+
+WORKSPACE = "/workspace"
+DEFAULT_TIME = "04:00:00"
+ACCOUNT, PARTITION = "ACCOUNT", "PARTITION"
+"""Stand in a profile whose site does not say them, for the user to replace."""
+
+IMAGES = {"nemo-skills": "nemo-skills-0.7.sqsh", "vllm": "vllm.sqsh", "nemo-rl": "nemo-rl.sqsh"}
+"""Container images by NeMo-Skills' names, as files in a folder of images."""
+
+_HEAD = """\
+# A cluster profile of NeMo-Skills, for --cluster={name} --config_dir=configs/cluster_configs.
+# Made from the project's own: python pipelines/cluster_config.py {words}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterProfile:
+    """A cluster profile of NeMo-Skills: its name, its folder, and what its containers mount."""
+
+    name: str
+    config_dir: Path
+    mounts: tuple[str, ...]
+    account: str | None
+    job_dir: Path | None = None
+    """Where this machine writes the jobs' files."""
+
+    def seen(self, path: str) -> str:
+        """A path as the jobs see it; a model's name on the hub is itself.
+
+        Raises `UserError` where no mount has it.
+        """
+        if not path.startswith("/"):
+            return path
+        for mount in self.mounts:
+            source, destination, *_ = mount.split(":")
+            if Path(path).is_relative_to(source):
+                return str(Path(destination) / Path(path).relative_to(source))
+        known = ", ".join(self.mounts) or "it has none"
+        raise UserError(
+            f"{path} is in none of the cluster profile's mounts ({known}): "
+            "use a folder that the containers see"
+        )
+
+    def place(self, out: Path, *, jobs: int, sbatch: Mapping[str, str] | None = None) -> Place:
+        """Where an evaluation runs whose folder here is `out`."""
+        here = str(out.absolute())
+        return Place(
+            out=self.seen(here),
+            cluster=self.name,
+            config_dir=self.config_dir.absolute(),
+            jobs=jobs,
+            expname=f"eval-{hashlib.sha256(here.encode()).hexdigest()[:8]}",
+            sbatch=sbatch or {},
+        )
+
+    def check_own(self) -> None:
+        """Raises `UserError` for a profile as it is shipped: without an account, or with folders
+        that are not here."""
+        problem = None
+        if self.account == ACCOUNT:
+            problem = "names no account"
+        elif self.job_dir is not None and not self.job_dir.parent.is_dir():
+            problem = (
+                f"has {self.job_dir} for its jobs' files, but there is no {self.job_dir.parent}"
+            )
+        if problem:
+            raise UserError(
+                f"cluster profile {self.name} {problem}: make one of your own with "
+                "`python pipelines/cluster_config.py --workspace DIR` (docs/evaluation.md)"
+            )
+
+
+def cluster_profile(name: str, config_dir: Path) -> ClusterProfile:
+    """Reads `config_dir/name.yaml`. Raises `UserError` where there is no such profile."""
+    path = config_dir / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mounts = tuple(os.path.expandvars(mount) for mount in values.get("mounts") or [])
+        executor, job_dir = str(values["executor"]), values.get("job_dir")
+    except FileNotFoundError:
+        have = ", ".join(sorted(file.stem for file in config_dir.glob("*.yaml"))) or "none"
+        raise UserError(f"there is no cluster profile {path}: there are {have}") from None
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no cluster profile: {' '.join(str(error).split())}") from error
+    if executor == "none":
+        raise UserError(f"cluster profile {name} is this machine: leave out --cluster")
+    job_dir = Path(job_dir) if job_dir else None
+    return ClusterProfile(name, config_dir, mounts, values.get("account"), job_dir)
+
+
+def profile_for(
+    site: Site, name: str, config_dir: Path, needed: Sequence[Path], folder: Path
+) -> ClusterProfile:
+    """A profile completed for a chain, in `folder/NAME.yaml`: what the site says wins, and every
+    `needed` folder (absolute) that no mount has is mounted at its own name, as the training's
+    containers do."""
+    profile = cluster_profile(name, config_dir)  # its complaints name the user's file
+    values = yaml.safe_load((config_dir / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = {"account": site.account, "partition": site.partition, "default_timeout": site.time}
+    sources = [mount.split(":")[0] for mount in profile.mounts]
+    missing = [p for p in needed if not any(p.is_relative_to(source) for source in sources)]
+    values |= {
+        **{key: value for key, value in own.items() if value},
+        # A chain's stages start where the one before succeeded.
+        "dependency_type": "afterok",
+        "mounts": [*(values.get("mounts") or []), *(f"{path}:{path}" for path in missing)],
+    }
+    write_or_refuse(folder / f"{name}.yaml", yaml.safe_dump(values, sort_keys=False))
+    return cluster_profile(name, folder)
+
+
+def cluster_values(
+    site: Site, *, workspace: str = WORKSPACE, images: str | None = None
+) -> dict[str, Any]:
+    """The profile's keys. `workspace` is a folder of the shared disk for jobs and results; the
+    containers see it under the same name. `images` holds the container images.
+
+    Raises `UserError` for a value that NeMo-Skills cannot read.
+    """
+    if site.gpu == "cpu":
+        return {"executor": "none", "containers": {name: "none" for name in IMAGES}}
+    folder = images or f"{workspace}/images"
+    hf_home = site.hf_home or f"{workspace}/hf"
+    containers = {name: f"{folder}/{file}" for name, file in IMAGES.items()}
+    return {
+        "executor": "slurm",
+        "containers": containers | ({"nemo-rl": site.container} if site.container else {}),
+        "account": site.account or ACCOUNT,
+        "partition": site.partition or PARTITION,
+        "job_dir": f"{workspace}/nemo_run",
+        "job_name_prefix": "igrpo-",
+        "mounts": _mounts(site.mounts, [workspace, hf_home]),
+        "env_vars": _variables(site, hf_home),
+        "default_timeout": site.time or DEFAULT_TIME,
+        # A stage starts where the one before it succeeded; NeMo-Skills' default is afterany.
+        "dependency_type": "afterok",
+    }
+
+
+def cluster_text(name: str, words: Sequence[str], values: dict[str, Any]) -> str:
+    """The file: `words` are the command line that made it."""
+    head = _HEAD.format(name=name, words=" ".join(words))
+    if values.get("account") == ACCOUNT or values.get("partition") == PARTITION:
+        head += (
+            f"# Replace {ACCOUNT} and {PARTITION}, and the folders by yours on the shared disk.\n"
+        )
+    return head + yaml.safe_dump(values, sort_keys=False, width=100)
+
+
+def sbatch_options(site: Site) -> dict[str, str]:
+    """What a NeMo-Skills profile has no key for; `ns` takes it as `--sbatch_kwargs`."""
+    values = {"qos": site.qos, "constraint": site.constraint, "reservation": site.reservation}
+    return {name: value for name, value in values.items() if value}
+
+
+def _mounts(mounts: Sequence[str], needed: Sequence[str]) -> list[str]:
+    """SOURCE:DESTINATION alone (NeMo-Skills reads no `:ro`), with the needed folders among them."""
+    kept = [":".join(mount.split(":")[:2]) for mount in mounts]
+    for folder in needed:
+        targets = [mount.split(":")[1] for mount in kept]
+        if not any(PurePosixPath(folder).is_relative_to(target) for target in targets):
+            kept.append(f"{folder}:{folder}")
+    return kept
+
+
+def _variables(site: Site, hf_home: str) -> list[str]:
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if site.offline else {}
+    values = {"HF_HOME": hf_home, **offline, **site.env}
+    for name, value in values.items():
+        if "=" in value:
+            raise UserError(f"igrpo.site.env.{name}={value}: NeMo-Skills reads no value with a =")
+    return [f"{name}={value}" for name, value in values.items()]

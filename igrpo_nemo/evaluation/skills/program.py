@@ -1,0 +1,230 @@
+"""NeMo-Skills as a program: where its environment is, and `ns` run to its end.
+
+Its requirements conflict with newer tools, so it is never imported here. It starts each command in
+a session of its own and waits for a server without end: a run is ended with all its descendants,
+and a server that stays silent ends the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.files import cache_folder
+
+SUPPORTED = "0.7"
+LOOPBACK = "127.0.0.1,localhost"
+SECRETS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "NVIDIA_API_KEY",
+    "NGC_API_KEY",
+    "AZURE_OPENAI_API_KEY",
+    "OPENAI_API_KEY",
+)
+"""NeMo-Skills writes those that are set into the batch scripts of its jobs."""
+
+POLL_S = 1.0
+SILENT_S = 15.0
+"""A server that refused connections for so long is taken for dead."""
+GRACE_S = 10.0
+"""Between asking a process to end and ending it."""
+
+_HOW_TO_INSTALL = (
+    "install NeMo-Skills as its README says, into an environment of its own, and set "
+    "NEMO_SKILLS_ENV to that folder (docs/evaluation.md)"
+)
+_VERSION = "import importlib.metadata as m; print(m.version('nemo_skills'))"
+
+
+@dataclass(frozen=True, slots=True)
+class SkillsEnvironment:
+    """An environment with NeMo-Skills: the folder of its `ns` and `python`, and the version."""
+
+    bin: Path
+    version: str
+
+    @property
+    def ns(self) -> Path:
+        return self.bin / "ns"
+
+    @property
+    def python(self) -> Path:
+        return self.bin / "python"
+
+    @property
+    def version_warning(self) -> str | None:
+        """A sentence where the version is another one than these pipelines were tested with."""
+        if self.version == SUPPORTED or self.version.startswith(f"{SUPPORTED}."):
+            return None
+        return f"NeMo-Skills {self.version} was not tested with this: {SUPPORTED} was"
+
+
+class ServerDied(Exception):
+    """The server stopped answering while it was needed."""
+
+
+def find_environment(environ: Mapping[str, str]) -> SkillsEnvironment:
+    """The environment of `NEMO_SKILLS_ENV`, of `VENV`, of the `ns` on PATH, or of the cache.
+
+    Raises `UserError` where there is none, where it cannot run, and where curl is missing.
+    """
+    folder = _bin_folder(environ)
+    if shutil.which("curl", path=environ.get("PATH")) is None:
+        raise UserError("curl is not found: NeMo-Skills waits for servers with it, install it")
+    probe = subprocess.run(
+        [str(folder / "python"), "-c", _VERSION],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=child_environ(folder, environ),
+    )
+    if probe.returncode:
+        reason = probe.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise UserError(f"NeMo-Skills in {folder.parent} does not run: {reason[0]}")
+    return SkillsEnvironment(folder, probe.stdout.strip())
+
+
+def _bin_folder(environ: Mapping[str, str]) -> Path:
+    if named := environ.get("NEMO_SKILLS_ENV"):
+        folder = Path(named).expanduser().absolute() / "bin"
+        if not (folder / "ns").is_file():
+            raise UserError(f"NEMO_SKILLS_ENV={named} has no bin/ns: {_HOW_TO_INSTALL}")
+        return folder
+    if environ.get("VENV"):
+        folder = Path(environ["VENV"]).expanduser().absolute() / "bin"
+        if (folder / "ns").is_file():
+            return folder
+    if found := shutil.which("ns", path=environ.get("PATH")):
+        return Path(found).absolute().parent
+    # `make install-skills` makes one there.
+    cached = [file.parent for file in cache_folder().glob("nemo-skills-env-*/bin/ns")]
+    if not cached:
+        raise UserError(f"NeMo-Skills is not found: {_HOW_TO_INSTALL}")
+    return max(cached, key=lambda folder: folder.stat().st_mtime)
+
+
+def child_environ(bin_folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a NeMo-Skills command.
+
+    Its jobs call a bare `python`, so its own folder comes first on PATH. Loopback never goes
+    through a proxy.
+    """
+    child = dict(environ)
+    child["PATH"] = os.pathsep.join([str(bin_folder), environ.get("PATH", os.defpath)])
+    child.pop("PYTHONHOME", None)
+    for name in ("NO_PROXY", "no_proxy"):
+        child[name] = ",".join(filter(None, [environ.get(name), LOOPBACK]))
+    child.setdefault("COLUMNS", "200")  # the width of its log lines
+    # Otherwise every process asks the network for a price list.
+    child.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    return child
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The same without the secrets that NeMo-Skills would write into batch scripts.
+
+    A job that reads a model from disk needs none of them.
+    """
+    child = {name: value for name, value in environ.items() if name not in SECRETS}
+    child["HF_TOKEN_PATH"] = os.devnull
+    return child
+
+
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    *,
+    cwd: Path,
+    environ: Mapping[str, str],
+    alive: Callable[[], bool] = lambda: True,
+    on_poll: Callable[[], None] = lambda: None,
+) -> int:
+    """Runs a command with stdout and stderr in `log`; returns its exit code.
+
+    `on_poll` is called about once a second. Raises `ServerDied` once `alive` has been false for
+    `SILENT_S` seconds. Whatever ends this call, no process of the command outlives it.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        process = psutil.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=dict(environ),
+        )
+        seen = time.monotonic()
+        below: set[psutil.Process] = set()
+        try:
+            while process.poll() is None:
+                below = _descendants(process)
+                on_poll()
+                if alive():
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > SILENT_S:
+                    raise ServerDied
+                time.sleep(POLL_S)
+            return process.returncode
+        finally:
+            end_with_all(process, below)
+
+
+def end_with_all(process: psutil.Popen, below: Iterable[psutil.Process] = ()) -> None:
+    """Ends a process, `below`, and all that it started: SIGTERM, and SIGKILL after `GRACE_S`."""
+    everyone = {process, *below, *_descendants(process)}
+    for one in everyone:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            one.terminate()
+    _, left = psutil.wait_procs(everyone, timeout=GRACE_S)
+    for one in left:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            one.kill()
+    process.wait()
+
+
+def _descendants(process: psutil.Process) -> set[psutil.Process]:
+    try:
+        return set(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def processes_with(word: str) -> list[int]:
+    """The processes of this machine that have a word among their arguments that begins so."""
+    listed = ((one.pid, one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+    return [pid for pid, words in listed if any(each.startswith(word) for each in words)]
+
+
+def server_answers(address: str) -> bool:
+    """Whether something listens at an OpenAI-compatible address. A busy server counts as alive."""
+    # A proxy would answer in the place of a dead server.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(f"{address.rstrip('/')}/models", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError) as error:
+        return isinstance(error, TimeoutError) or isinstance(
+            getattr(error, "reason", None), TimeoutError
+        )
+    return True
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, without the frame that `ns` draws around it."""
+    lines = [line.strip(" ─│╭╮╰╯") for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
