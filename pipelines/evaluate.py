@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from igrpo_nemo.chain.evaluation import BENCHMARK, SAMPLES, prepare_demo
+from igrpo_nemo.chain.evaluation import BENCHMARK, prepare_demo
+from igrpo_nemo.chain.experiment import SAMPLES
 from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import site_profile
 from igrpo_nemo.errors import UserError

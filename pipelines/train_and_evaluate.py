@@ -16,14 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.comparison import Request
-from igrpo_nemo.chain.evaluation import SAMPLES, Choices
-from igrpo_nemo.chain.experiment import chain_of
+from igrpo_nemo.chain.experiment import SAMPLES, Chain
 from igrpo_nemo.chain.here import plan_here, run_here
-from igrpo_nemo.chain.on_slurm import SlurmChoices, slurm_plan, submit_all
+from igrpo_nemo.chain.on_slurm import slurm_plan, submit_all
 from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
 from igrpo_nemo.config import load_config
-from igrpo_nemo.evaluation.published import find_published
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -36,28 +33,32 @@ def main(words: Sequence[str]) -> int:
         # Relative paths mean the same here and in the jobs, which run in the checkout.
         os.chdir(CHECKOUT)
         base = CHECKOUT
-    chain = chain_of(overrides, load_config(overrides), base, flags.checkpoint)
-    choices = Choices(
+    config = load_config(overrides)
+    chain = Chain(
+        words=tuple(overrides),
+        config=config,
+        run=base / config.logger.log_dir,
+        which=flags.checkpoint,
         evaluator=flags.evaluator,
         benchmarks=flags.benchmarks,
         data_dir=flags.data_dir,
         address=flags.address,
         server_args=flags.server_args,
         samples=flags.samples,
+        against=tuple(flags.against),
+        anyway=flags.anyway,
+        checkout=CHECKOUT,
+        continuations=flags.chain,
+        skills_profile=flags.skills_profile,
+        config_dir=flags.config_dir,
+        jobs=flags.jobs,
     )
-    published = chain.experiment if find_published(chain.experiment) else None
-    experiments = [f"{chain.label}={published}"] if published else []
-    request = Request(flags.against, experiments, flags.anyway)
-    if flags.cluster is None:
-        if flags.dry_run:
-            print(plan_here(chain, choices, request, os.environ))
-            return DONE
-        return run_here(chain, choices, request, os.environ)
-    slurm = SlurmChoices(CHECKOUT, flags.chain, flags.skills_profile, flags.config_dir, flags.jobs)
     if flags.dry_run:
-        print(slurm_plan(chain, choices, request, slurm, os.environ))
+        plan = plan_here if flags.cluster is None else slurm_plan
+        print(plan(chain, os.environ))
         return DONE
-    return submit_all(chain, choices, request, slurm, os.environ)
+    run = run_here if flags.cluster is None else submit_all
+    return run(chain, os.environ)
 
 
 def _parser() -> argparse.ArgumentParser:

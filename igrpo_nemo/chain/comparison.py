@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from igrpo_nemo.chain.experiment import Chain
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.published import Published, published_results
+from igrpo_nemo.evaluation.published import Published, find_published, published_results
 from igrpo_nemo.evaluation.systems import Comparison, System, compared, load_systems
 from igrpo_nemo.evaluation.tables import (
     Table,
@@ -51,6 +52,17 @@ def compare(request: Request, out: Path) -> Comparison:
     write_or_refuse(out / NAMES[1], as_csv(comparison))
     write_page(out / NAMES[2], render([], title=title, evaluation=comparison))
     return comparison
+
+
+def request_of(chain: Chain, folder: Path) -> Request:
+    """A chain's own evaluation in `folder` as the last system, beside its published figures."""
+    published = [f"{chain.label}={chain.experiment}"] if find_published(chain.experiment) else []
+    return Request([*chain.against, f"{chain.label}={folder}"], published, chain.anyway)
+
+
+def compare_chain(chain: Chain, folder: Path) -> str:
+    """Compares a chain's own evaluation in `folder` with the others; what a terminal shows."""
+    return summary_text(compare(request_of(chain, folder), chain.comparison), chain.comparison)
 
 
 def summary_text(comparison: Comparison, out: Path) -> str:

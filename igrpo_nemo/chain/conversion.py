@@ -14,8 +14,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from igrpo_nemo.run.chat_template import (
     write_chat_template,
 )
 from igrpo_nemo.run.folder import FINISHED
-from igrpo_nemo.run.lock import RunLock, writer_of
+from igrpo_nemo.run.lock import alone_in
 
 IMAGE_ROOT = Path("/opt/nemo-rl")
 """Where NVIDIA's image has NeMo-RL's source."""
@@ -78,7 +77,7 @@ def convert(
     if found := reusable(stamp, wanted, target):
         return found
     made = Stamp("convert", wanted, {"step": checkpoint.step, "form": checkpoint.form.value})
-    with _alone_in(target.parent):
+    with alone_in(target.parent, "wait until that conversion ends"):
         if found := reusable(stamp, wanted, target):  # another process was faster
             return found
         if target.is_symlink() or target.exists():
@@ -175,25 +174,6 @@ def _nemo_rl_root() -> Path | None:
         if root is not None and (root / "examples" / "converters").is_dir():
             return root.resolve()
     return None
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One conversion at a time: two of the same checkpoint would write one partial folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(folder)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    except UserError as error:
-        holder = writer_of(folder) or "another process"
-        raise UserError(
-            f"{folder} is being written by {holder}: wait until that conversion ends"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _link(checkpoint: Checkpoint, target: Path) -> None:

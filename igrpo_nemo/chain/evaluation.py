@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.chain.checkpoints import find_checkpoint
@@ -44,25 +43,9 @@ from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, find_environ
 from igrpo_nemo.run import config_of_model
 
 BENCHMARK = "arithmetic"
-SAMPLES = 4
 PROBLEMS = 256
 SHORT_STEPS = 20
 """Steps of the training that stands in for a demo nobody ran yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What the command line says about the evaluation. `address`: an OpenAI-compatible server
-    that serves the model; without one a small model is served here, a large one by the jobs."""
-
-    evaluator: str = "auto"
-    benchmarks: str | None = None
-    """NAME[:K],... in the place of those of the config."""
-    data_dir: Path | None = None
-    address: str | None = None
-    server_args: str = ""
-    samples: int = SAMPLES
-    """Samples a problem where the benchmark is the run's own held-out problems."""
 
 
 def prepare_demo(runs: Path) -> tuple[Path, Path]:
@@ -95,11 +78,11 @@ def write_arithmetic(config: Config, folder: Path, limit: int = PROBLEMS) -> Pat
     return write_benchmark(folder, BENCHMARK, rows)
 
 
-def uses_skills(chain: Chain, choices: Choices, environ: Mapping[str, str]) -> bool:
+def uses_skills(chain: Chain, environ: Mapping[str, str]) -> bool:
     """Whether NeMo-Skills evaluates. `auto` takes it where it is found, and for the embedded engine
     `igrpo evaluate` elsewhere; which one it is, is said here and stands in the results."""
-    if choices.evaluator != "auto":
-        return choices.evaluator == "nemo_skills"
+    if chain.evaluator != "auto":
+        return chain.evaluator == "nemo_skills"
     try:
         find_environment(environ)
     except UserError as error:
@@ -110,31 +93,31 @@ def uses_skills(chain: Chain, choices: Choices, environ: Mapping[str, str]) -> b
     return True
 
 
-def _on_own_problems(chain: Chain, choices: Choices) -> bool:
+def _on_own_problems(chain: Chain) -> bool:
     """Whether the benchmark is the run's held-out problems: the built-in model knows no other."""
-    return choices.benchmarks is None and chain.config.igrpo.model is not None
+    return chain.benchmarks is None and chain.config.igrpo.model is not None
 
 
-def evaluated_config(chain: Chain, choices: Choices) -> Config:
+def evaluated_config(chain: Chain) -> Config:
     """The config with the benchmarks that are evaluated: the run's own problems, or its keys'."""
     config = chain.config
-    if not _on_own_problems(chain, choices):
-        return with_benchmarks(config, choices.benchmarks)
-    keys = config.igrpo.evaluation.model_copy(update={"benchmarks": {BENCHMARK: choices.samples}})
+    if not _on_own_problems(chain):
+        return with_benchmarks(config, chain.benchmarks)
+    keys = config.igrpo.evaluation.model_copy(update={"benchmarks": {BENCHMARK: chain.samples}})
     return config.replaced("igrpo", evaluation=keys)
 
 
 def chain_evaluation(
-    chain: Chain, choices: Choices, environment: SkillsEnvironment, *, hf_home: str | None = None
+    chain: Chain, environment: SkillsEnvironment, *, hf_home: str | None = None
 ) -> SkillsEvaluation:
     """The evaluation of a chain's model, which need not exist yet. `hf_home` has the model that
     training starts from (default: the config's, or this shell's).
 
     Raises `UserError` for data that is not prepared.
     """
-    config = evaluated_config(chain, choices)
-    data_dir = choices.data_dir or default_data_folder(os.environ)
-    if choices.data_dir is None and _on_own_problems(chain, choices):
+    config = evaluated_config(chain)
+    data_dir = chain.data_dir or default_data_folder(os.environ)
+    if chain.data_dir is None and _on_own_problems(chain):
         data_dir = chain.run / "evaluation" / "data"
         write_arithmetic(config, data_dir, _limit(config))
     tokenizer = config.policy.tokenizer
@@ -151,21 +134,21 @@ def chain_evaluation(
         data_dir,
         environment,
         base=chain.evaluations,
-        address=choices.address,
-        server_args=choices.server_args,
+        address=chain.address,
+        server_args=chain.server_args,
     )
 
 
-def evaluate_here(chain: Chain, choices: Choices, environ: Mapping[str, str]) -> tuple[int, Path]:
+def evaluate_here(chain: Chain, environ: Mapping[str, str]) -> tuple[int, Path]:
     """Evaluates on this machine what is missing; the exit code and the folder of the results."""
     environment = find_environment(environ)
-    evaluation = chain_evaluation(chain, choices, environment)
+    evaluation = chain_evaluation(chain, environment)
     out = evaluation.out
     print(f"evaluate: NeMo-Skills {environment.version}, into {out}", flush=True)
     if is_complete(evaluation):
         return DONE, out
     serving = None
-    if choices.address is None:
+    if chain.address is None:
         small = chain.config.igrpo.engine == "local"
         serving = (
             starting_small(chain.config, chain.model)
@@ -178,12 +161,12 @@ def evaluate_here(chain: Chain, choices: Choices, environ: Mapping[str, str]) ->
     return DONE, out
 
 
-def evaluate_embedded(chain: Chain, choices: Choices) -> tuple[int, Path]:
+def evaluate_embedded(chain: Chain) -> tuple[int, Path]:
     """`igrpo evaluate` on the run's held-out problems; the exit code and the folder."""
-    command, out = embedded_command(chain, choices)
+    command, out = embedded_command(chain)
     try:
         found = read_results(out).benchmarks.values()
-        complete = all(one.num_samples == choices.samples for one in found)
+        complete = all(one.num_samples == chain.samples for one in found)
     except UserError:
         complete = False  # `igrpo evaluate` completes it, or says why it cannot
     if complete:
@@ -193,14 +176,14 @@ def evaluate_embedded(chain: Chain, choices: Choices) -> tuple[int, Path]:
     return run_to_its_end([*IGRPO, *command[1:]]), out
 
 
-def embedded_command(chain: Chain, choices: Choices) -> tuple[list[str], Path]:
+def embedded_command(chain: Chain) -> tuple[list[str], Path]:
     """The command of `evaluate_embedded` and where its results will be."""
     keys, limit = chain.config.igrpo.evaluation, _limit(chain.config)
     setting = f"t{keys.temperature:g}-p{keys.top_p:g}-n{limit}"
     out = chain.evaluations / f"igrpo-{chain.weights()[-8:]}-{setting}"
     flags = {
         "--model": chain.model,
-        "--samples": choices.samples,
+        "--samples": chain.samples,
         "--temperature": keys.temperature,
         "--top-p": keys.top_p,
         "--limit": limit,

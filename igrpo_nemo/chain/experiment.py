@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
 """A run may be made longer; everything else that shapes it stays."""
 
 
+SAMPLES = 4
+
+
 def model_folder(run: Path, which: str) -> Path:
     """Where the Hugging Face folder of a run's checkpoint stands."""
     return run / "hf" / which
@@ -34,13 +37,39 @@ def model_folder(run: Path, which: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """`words` are the command line's overrides, `config` is what they compose to. `which`
-    checkpoint of `run` is evaluated: last, best, or the number of a step."""
+    """What the command line of a chain says. `words` are its overrides, `config` is what they
+    compose to, `run` the run's folder."""
 
     words: tuple[str, ...]
     config: Config
     run: Path
     which: str = "last"
+    """The checkpoint that is evaluated: last, best, or the number of a step."""
+
+    evaluator: str = "auto"
+    """nemo_skills, igrpo (`igrpo evaluate`), or auto: NeMo-Skills where it is found."""
+    benchmarks: str | None = None
+    """NAME[:K],... in the place of those of the config."""
+    data_dir: Path | None = None
+    address: str | None = None
+    """An OpenAI-compatible server of the model; without one a small model is served here, a large
+    one by vLLM or by the jobs."""
+    server_args: str = ""
+    samples: int = SAMPLES
+    """Samples a problem where the benchmark is the run's own held-out problems."""
+
+    against: tuple[str, ...] = ()
+    """`[LABEL=]FOLDER` of the systems to compare with, the reference first."""
+    anyway: bool = False
+    """Compares evaluations of other settings too."""
+
+    checkout: Path = Path()
+    continuations: int = 1
+    """Jobs of the training on Slurm; a single one requeues itself."""
+    skills_profile: str | None = None
+    config_dir: Path | None = None
+    jobs: int = 8
+    """Among how many jobs the samples of an evaluation are shared."""
 
     @property
     def experiment(self) -> str | None:
@@ -72,11 +101,6 @@ class Chain:
         inputs = {**training_inputs(self.config), "checkpoint": self.which}
         text = json.dumps(inputs, sort_keys=True, default=str)
         return f"trained-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def chain_of(words: Sequence[str], config: Config, base: Path, which: str = "last") -> Chain:
-    """The chain of a composed config; a relative run folder is below `base`."""
-    return Chain(tuple(words), config, base / config.logger.log_dir, which)
 
 
 def training_inputs(config: Config) -> dict[str, Any]:

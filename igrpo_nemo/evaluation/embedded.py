@@ -12,10 +12,9 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,21 +108,11 @@ def evaluate(
 
     folder = model_folder(Path(model))
     benchmark, problems = _problems(config, data, limit)
-    settings = EvaluationSettings(
-        benchmark=benchmark,
-        num_samples=samples,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    settings = EvaluationSettings(benchmark, samples, temperature, top_p, seed, batch_size)
     if max_tokens is not None:
         config = config.replaced("policy.generation", max_new_tokens=max_tokens)
-    policy = open_policy(
-        folder,
-        precision=config.policy.precision,
-        chat_template=config.policy.tokenizer.chat_template,
-    )
+    template = config.policy.tokenizer.chat_template
+    policy = open_policy(folder, precision=config.policy.precision, chat_template=template)
     prompts = prompt_builder(config, policy.tokenizer)
     drop = config.igrpo.drop_overlong_prompts
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
@@ -166,16 +155,22 @@ def evaluate_with(
     try:  # boundary: the file system
         folder.mkdir(parents=True, exist_ok=True)
         claim_embedded(folder, fingerprint)
-        wanted = range(settings.num_samples)
-        missing = [i for i in wanted if not done_path(folder, i).exists()]
-        total = settings.num_samples * len(problems)
-        done = total - len(missing) * len(problems)
-        for seeds in _blocks(missing, max(1, settings.batch_size // len(problems))):
-            report = partial(_add_to, done, total, on_progress)
-            rows = _sample_files(answerer, seeds, problems, settings, report)
-            for i, file_rows in zip(seeds, rows, strict=True):
-                write_rows(folder, i, file_rows)
-            done += len(seeds) * len(problems)
+        P, total = len(problems), settings.num_samples * len(problems)
+        missing = [i for i in range(settings.num_samples) if not done_path(folder, i).exists()]
+        # Sampled together, but each draw is its own seed's.
+        keyed = [(p, f"{settings.seed}/evaluation/rs{i}/{p.id}") for i in missing for p in problems]
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(keyed), settings.batch_size):
+            before, began = total - len(keyed) + start, time.time()
+            groups = answerer(
+                keyed[start : start + settings.batch_size],
+                on_progress=lambda done, _, before=before: on_progress(before + done, total),
+            )
+            ended = time.time()
+            rows += [_row(group, began, ended) for group in groups]
+            while len(rows) >= P:
+                write_rows(folder, missing.pop(0), rows[:P])
+                del rows[:P]
         metrics = bench_metrics(read_samples(finished_files(folder)))
         write_metrics(folder, metrics)
     except OSError as error:
@@ -201,29 +196,6 @@ def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str,
     config = config.replaced("grpo", max_val_samples=limit or sys.maxsize)
     name = Path(dataset.data_path).stem if dataset.data_path else dataset.dataset_name
     return name, validation_problems(config)
-
-
-def _sample_files(
-    answerer: Answerer,
-    seeds: Sequence[int],
-    problems: Sequence[Problem],
-    settings: EvaluationSettings,
-    report: Progress,
-) -> list[list[dict[str, Any]]]:
-    """The rows of a file per seed: sampled together, but each draw is its own seed's."""
-    keyed = [(p, f"{settings.seed}/evaluation/rs{i}/{p.id}") for i in seeds for p in problems]
-    rows: list[dict[str, Any]] = []
-    for batch in _blocks(keyed, settings.batch_size):
-        started = time.time()
-        groups = answerer(batch, on_progress=partial(_add_to, len(rows), len(keyed), report))
-        ended = time.time()
-        rows += [_row(group, started, ended) for group in groups]
-    return list(_blocks(rows, len(problems)))
-
-
-def _add_to(before: int, total: int, report: Progress, done: int, _: int) -> None:
-    """Progress within a part, reported as progress of the whole."""
-    report(before + done, total)
 
 
 def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
@@ -273,8 +245,3 @@ def _fingerprint(
         "seed": settings.seed,
         "problems": asked.hexdigest()[:16],
     }
-
-
-def _blocks(items: Sequence[Any], size: int) -> Iterator[Any]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

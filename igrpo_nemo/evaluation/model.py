@@ -43,26 +43,25 @@ def evaluated_config(model: str | None, overrides: Sequence[str]) -> Config:
     A run's config is composed already, so `eval=NAME` and its keys are read on their own there.
     `cluster=NAME` says which machines, for an engine that evaluates nothing: so is it.
     """
-    clusters = [word for word in overrides if word.lstrip("+").startswith("cluster=")]
-    if clusters:
-        config = evaluated_config(model, [word for word in overrides if word not in clusters])
-        site = [word for word in overrides if word.lstrip("+~").startswith("igrpo.site.")]
-        chosen = load_config(["engine=nemo_rl", "policy.model_name=served", *clusters, *site])
-        return config.replaced("igrpo", site=chosen.igrpo.site)
-    return _evaluated_config(model, overrides)
 
+    def picked(start: str) -> list[str]:
+        return [word for word in overrides if word.lstrip("+~").startswith(start)]
 
-def _evaluated_config(model: str | None, overrides: Sequence[str]) -> Config:
+    clusters, groups = picked("cluster="), picked("eval=")
+    words = [word for word in overrides if word not in clusters]
     if model is None or not Path(model).exists():
-        return load_config([f"policy.model_name={quoted(model or 'served')}", *overrides])
-    groups = [word for word in overrides if word.lstrip("+").startswith("eval=")]
-    others = [word for word in overrides if word not in groups]
-    config = config_of_model(Path(model), others)
-    if not groups:
-        return config
-    keys = [word for word in others if word.lstrip("+~").startswith("igrpo.evaluation.")]
-    chosen = load_config(["policy.model_name=served", *groups, *keys])
-    return config.replaced("igrpo", evaluation=chosen.igrpo.evaluation)
+        config = load_config([f"policy.model_name={quoted(model or 'served')}", *words])
+    else:
+        config = config_of_model(Path(model), [word for word in words if word not in groups])
+        if groups:
+            keys = picked("igrpo.evaluation.")
+            chosen = load_config(["policy.model_name=served", *groups, *keys])
+            config = config.replaced("igrpo", evaluation=chosen.igrpo.evaluation)
+    if clusters:
+        site = picked("igrpo.site.")
+        chosen = load_config(["engine=nemo_rl", "policy.model_name=served", *clusters, *site])
+        config = config.replaced("igrpo", site=chosen.igrpo.site)
+    return config
 
 
 def model_folder(path: Path) -> Path:

@@ -22,7 +22,8 @@ import struct
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
@@ -149,6 +150,26 @@ class RunLock:
             f"{self._folder} is being written by {holder or 'another process'}: wait until that "
             f"run ends, or give this one another logger.log_dir{hint}"
         )
+
+
+@contextmanager
+def alone_in(folder: Path, advice: str) -> Iterator[None]:
+    """One writer at a time in a folder that is no run's; it is made where it is missing.
+
+    Raises `UserError` with the holder and `advice`, and for a folder that cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    except UserError as error:
+        holder = writer_of(folder) or "another process"
+        raise UserError(f"{folder} is being written by {holder}: {advice}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def has_no_nodes(job_id: int) -> bool:

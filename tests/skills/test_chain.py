@@ -20,8 +20,8 @@ from sample_files import write_metrics, write_sample
 from skills_runs import CHECKOUT, write_problems
 
 from igrpo_nemo.chain.conversion import convert
-from igrpo_nemo.chain.evaluation import Choices, chain_evaluation
-from igrpo_nemo.chain.experiment import Stamp, chain_of, training_inputs, write_stamp
+from igrpo_nemo.chain.evaluation import chain_evaluation
+from igrpo_nemo.chain.experiment import Chain, Stamp, training_inputs, write_stamp
 from igrpo_nemo.chain.training import stamp_path
 from igrpo_nemo.config import load_config
 from igrpo_nemo.evaluation.results import read_results
@@ -326,9 +326,14 @@ def finish_evaluation(
 ) -> None:
     """What NeMo-Skills' jobs leave behind, but one sample."""
     words = cluster.words()
-    chain = chain_of(words, load_config(words), Path())
-    choices = Choices(benchmarks=cluster.benchmarks, data_dir=cluster.folder / "data")
-    out = prepare(chain_evaluation(chain, choices, skills)).out
+    chain = Chain(
+        tuple(words),
+        load_config(words),
+        cluster.run,
+        benchmarks=cluster.benchmarks,
+        data_dir=cluster.folder / "data",
+    )
+    out = prepare(chain_evaluation(chain, skills)).out
     for name, samples in SAMPLES.items():
         where = out / "eval-results" / name
         data = out / "data" / name / "test.jsonl"

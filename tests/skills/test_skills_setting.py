@@ -12,7 +12,7 @@ from skills_runs import write_problems
 
 from igrpo_nemo.chain import evaluation as pipeline
 from igrpo_nemo.chain import on_slurm as slurm_chain
-from igrpo_nemo.chain.experiment import chain_of
+from igrpo_nemo.chain.experiment import Chain
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import (
@@ -101,14 +101,14 @@ def test_a_chain_does_not_take_samples_of_other_data_for_its_own(
     config = load_config(["policy.model_name=x"])
     environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
     evaluation = SkillsEvaluation(config, setting, (data,), Server("m"), out, environment)
-    chain = chain_of([], config, tmp_path)
+    chain = Chain((), config, tmp_path / "run")
     monkeypatch.setattr(pipeline, "find_environment", lambda environ: environment)
     monkeypatch.setattr(pipeline, "chain_evaluation", lambda *_: evaluation)
     monkeypatch.setattr(slurm_chain, "_is_converted", lambda chain: True)
 
     def ask() -> object:
         if is_evaluated == "here":
-            return pipeline.evaluate_here(chain, pipeline.Choices(), {})
+            return pipeline.evaluate_here(chain, {})
         return slurm_chain._is_evaluated(chain, evaluation)
 
     assert ask() == ((0, out) if is_evaluated == "here" else True)
@@ -235,12 +235,13 @@ def test_a_template_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path, opened
 def test_a_chain_knows_the_template_before_its_model(opened: Path, tmp_path: Path) -> None:
     words = ["model=hf", f"policy.model_name={opened}", f"logger.log_dir={tmp_path / 'run'}"]
     write_problems(tmp_path / "data", "toy", ["4"])
-    choices = pipeline.Choices(benchmarks="toy:1", data_dir=tmp_path / "data")
     environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
 
     def setting_with(*more: str) -> Setting:
-        chain = chain_of([*words, *more], load_config([*words, *more]), Path())
-        return pipeline.chain_evaluation(chain, choices, environment).setting
+        config = load_config([*words, *more])
+        data = tmp_path / "data"
+        chain = Chain((), config, tmp_path / "run", benchmarks="toy:1", data_dir=data)
+        return pipeline.chain_evaluation(chain, environment).setting
 
     assert setting_with().thinking_open
     assert not setting_with("igrpo.evaluation.profile=boxed").thinking_open

@@ -15,12 +15,14 @@ from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, whole_benchmark, write_sample, write_unordered
 from skills_runs import write_problems
 
-from igrpo_nemo.chain.on_slurm import Submission
+from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.on_slurm import Composed, Submission
 from igrpo_nemo.cluster.stage import Surroundings
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model
 from igrpo_nemo.evaluation.setting import setting_of
+from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile
 from igrpo_nemo.evaluation.skills.command import Place, Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks, write_benchmark
 from igrpo_nemo.evaluation.skills.evaluate import (
@@ -209,7 +211,9 @@ def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
     prepare(evaluation)
     whole_benchmark(evaluation.out)
     where = Surroundings(config.igrpo.site, cluster.folder, cluster.folder, {})
-    stages = Submission(where, os.environ)
-    assert stages.evaluating(evaluation, cluster.place)([7]) == () and not stages.sent
+    profile = ClusterProfile("mine", cluster.folder, (), "acme")
+    composed = Composed(profile, evaluation, cluster.place)
+    stages = Submission(Chain((), config, cluster.folder), where, os.environ, composed)
+    assert stages.evaluate([7]) == () and not stages.sent
     assert f"{evaluation.out} is complete" in capsys.readouterr().out
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from igrpo_nemo.chain.experiment import chain_of
+from igrpo_nemo.chain.experiment import Chain
 from igrpo_nemo.cluster.stage import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
@@ -115,7 +115,7 @@ def test_dry_run_prints_the_stages_and_starts_nothing(work, tmp_path):
 def test_weights_are_told_apart_before_they_exist(tmp_path):
     def weights(*words, which="last"):
         words = ("experiment=demo", *words)
-        return chain_of(words, load_config(words), tmp_path, which).weights()
+        return Chain(words, load_config(words), tmp_path, which).weights()
 
     same = weights("logger.log_dir=elsewhere", "igrpo.evaluation.temperature=1.0")
     assert weights() == same

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,7 @@ from igrpo_nemo.evaluation.skills.program import (
 from igrpo_nemo.evaluation.skills.repair import repair
 from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_serving
 from igrpo_nemo.run import set_threads
-from igrpo_nemo.run.lock import RunLock
+from igrpo_nemo.run.lock import alone_in
 
 LOG_FOLDER = "eval-logs"
 SUBMITTED_FILE = "submitted.json"
@@ -112,21 +112,9 @@ def skills_evaluation(
     return SkillsEvaluation(config, setting, data, server, out, environment)
 
 
-class FolderLock(RunLock):
+def alone(out: Path) -> AbstractContextManager[None]:
     """One evaluation at a time in a folder."""
-
-    def __init__(self, out: Path) -> None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            super().__init__(out)
-        except OSError as error:
-            raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
-        except UserError as error:
-            who = str(error).partition(":")[0]
-            raise UserError(f"{who}: wait until it ends, or give another --out") from error
-
-    def close(self) -> None:
-        self.release()
+    return alone_in(out, "wait until it ends, or give another --out")
 
 
 def complete_here(
@@ -143,7 +131,7 @@ def complete_here(
     and while jobs of a cluster may still write into the folder; `again` says that none does.
     """
     out = evaluation.out
-    with closing(FolderLock(out)), ExitStack() as stack:
+    with alone(out), ExitStack() as stack:
         check_alone(out)
         if not again:
             check_not_running(out)

@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from igrpo_nemo.evaluation.skills import sbatch_text
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.evaluate import (
     SUBMITTED_FILE,
-    FolderLock,
     SkillsEvaluation,
+    alone,
     check_not_running,
     lacking_of,
     mend_and_inspect,
@@ -60,7 +59,7 @@ def submit(
     still write into the folder; `again` says that none does.
     """
     out = evaluation.out
-    with closing(FolderLock(out)):
+    with alone(out):
         if not again:
             check_not_running(out)
         evaluation = prepare(evaluation)
@@ -125,7 +124,7 @@ def evaluation_text(
     """
     parts = [evaluation.setting.to_json().rstrip()]
     child = without_secrets(child_environ(evaluation.environment.bin, environ))
-    with closing(FolderLock(evaluation.out)):
+    with alone(evaluation.out):
         check_not_running(evaluation.out)
         evaluation = prepare(evaluation)
     setting, names, server = evaluation.setting, evaluation.names, evaluation.server
