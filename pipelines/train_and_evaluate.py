@@ -23,6 +23,8 @@ from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+OWN = ("cluster", "dry_run")
+"""Flags that say how the script runs; all others are fields of `Chain`."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -34,37 +36,27 @@ def main(words: Sequence[str]) -> int:
         os.chdir(CHECKOUT)
         base = CHECKOUT
     config = load_config(overrides)
-    chain = Chain(
-        words=tuple(overrides),
-        config=config,
-        run=base / config.logger.log_dir,
-        which=flags.checkpoint,
-        evaluator=flags.evaluator,
-        benchmarks=flags.benchmarks,
-        data_dir=flags.data_dir,
-        address=flags.address,
-        server_args=flags.server_args,
-        samples=flags.samples,
-        against=tuple(flags.against),
-        anyway=flags.anyway,
-        checkout=CHECKOUT,
-        continuations=flags.chain,
-        skills_profile=flags.skills_profile,
-        config_dir=flags.config_dir,
-        jobs=flags.jobs,
-    )
+    named = {name: value for name, value in vars(flags).items() if name not in OWN}
+    run = base / config.logger.log_dir
+    chain = Chain(tuple(overrides), config, run, checkout=CHECKOUT, **named)
     if flags.dry_run:
         plan = plan_here if flags.cluster is None else slurm_plan
         print(plan(chain, os.environ))
         return DONE
-    run = run_here if flags.cluster is None else submit_all
-    return run(chain, os.environ)
+    work = run_here if flags.cluster is None else submit_all
+    return work(chain, os.environ)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__, "train_and_evaluate.py [flags] key=value ...")
     add = parser.add_argument
-    add("--checkpoint", default="last", metavar="last|best|N", help="which one to evaluate (last)")
+    add(
+        "--checkpoint",
+        dest="which",
+        default="last",
+        metavar="last|best|N",
+        help="which one to evaluate (last)",
+    )
     add(
         "--against",
         action="append",
@@ -88,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--server-args", default="", help="further arguments of a job's server")
     where = parser.add_argument_group("Slurm")
     where.add_argument("--cluster", choices=["slurm"], help="submit everything to Slurm")
-    where.add_argument("--chain", type=int, default=1, metavar="K", help="continuation jobs (1)")
+    where.add_argument(
+        "--chain", dest="continuations", type=int, default=1, metavar="K", help="jobs in a row (1)"
+    )
     where.add_argument(
         "--skills-profile",
         metavar="NAME",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Chain:
     samples: int = SAMPLES
     """Samples a problem where the benchmark is the run's own held-out problems."""
 
-    against: tuple[str, ...] = ()
+    against: Sequence[str] = ()
     """`[LABEL=]FOLDER` of the systems to compare with, the reference first."""
     anyway: bool = False
     """Compares evaluations of other settings too."""

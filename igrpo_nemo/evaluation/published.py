@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
 
 FILE = "paper_results.yaml"
@@ -34,46 +35,26 @@ class Published:
 
 def published_results(experiment: str, file: Path | None = None) -> Published:
     """The published row of an experiment. Raises `UserError` for one that has none."""
-    path = file or _default_file()
+    path = file or builtin_config_dir() / FILE
     rows = _rows(path)
     if experiment not in rows:
         known = ", ".join(rows) or "none"
         raise UserError(f"{path.name} has no published figures of {experiment}: it has {known}")
-    row = rows[experiment]
-    own = {"published_average", "recomputed_average", "source"}
-    return Published(
-        experiment,
-        {name: float(value) / 100 for name, value in row.items() if _is_figure(name, value, own)},
-        _fraction(row.get("published_average")),
-        _fraction(row.get("recomputed_average")),
-        str(row.get("source", "")),
-    )
+    figures = dict(rows[experiment])
+    source = figures.pop("source", "")
+    fractions = {name: value / 100 for name, value in figures.items() if value is not None}
+    average = fractions.pop("published_average", None)
+    recomputed = fractions.pop("recomputed_average", None)
+    return Published(experiment, fractions, average, recomputed, source)
 
 
 def find_published(experiment: str | None) -> Published | None:
     """The published row of an experiment, None where there is none."""
-    if experiment is None or experiment not in _rows(_default_file()):
+    if experiment is None or experiment not in _rows(builtin_config_dir() / FILE):
         return None
     return published_results(experiment)
 
 
-def _default_file() -> Path:
-    from igrpo_nemo.config.compose import builtin_config_dir
-
-    return builtin_config_dir() / FILE
-
-
-def _is_figure(name: str, value: Any, own: set[str]) -> bool:
-    return name not in own and isinstance(value, int | float)
-
-
-def _fraction(value: Any) -> float | None:
-    return float(value) / 100 if isinstance(value, int | float) else None
-
-
 @lru_cache
-def _rows(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    if not path.is_file():
-        return {}
-    rows = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return {str(name): row for name, row in rows.items() if isinstance(row, dict)}
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

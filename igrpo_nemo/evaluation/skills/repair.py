@@ -52,60 +52,43 @@ def _mend(where: Path, seed: int, problems: Sequence[str]) -> bool:
     """Collects the whole rows of one seed and puts them where NeMo-Skills looks for them."""
     output, done = sample_path(where, seed), done_path(where, seed)
     unordered = output.with_name(f"{output.name}-async")
-    before = [path for path in (output, done, unordered) if path.is_file()]
-    if not before:
+    if not any(path.is_file() for path in (output, done, unordered)):
         return False
-    found = {**_rows_in_order(output, problems), **_rows_by_position(unordered, problems)}
+    found = {**_whole_rows(output, problems), **_whole_rows(unordered, problems)}
     done.unlink(missing_ok=True)
+    # Written before the other file goes: a crash in between loses no row.
     if len(found) == len(problems):
-        lines = [json.dumps(found[position]) for position in range(len(problems))]
-        write_atomic(output, "".join(f"{line}\n" for line in lines).encode("ascii"))
+        _write(output, [found[position] for position in range(len(problems))])
         unordered.unlink(missing_ok=True)
         # Multiple choice is judged in a last pass over the file, which NeMo-Skills still does.
         if all("symbolic_correct" in row for row in found.values()):
             done.touch()
         return True
     if found:
-        lines = [json.dumps({**row, POSITION: position}) for position, row in found.items()]
-        write_atomic(unordered, "".join(f"{line}\n" for line in lines).encode("ascii"))
+        _write(unordered, [{**row, POSITION: position} for position, row in found.items()])
     else:
         unordered.unlink(missing_ok=True)
     output.unlink(missing_ok=True)
     return True
 
 
-def _rows_in_order(path: Path, problems: Sequence[str]) -> dict[int, Row]:
-    """The rows of an output file: row j answers problem j."""
-    return {
-        position: row
-        for position, row in enumerate(_parsed(path))
-        if row is not None and position < len(problems) and row["problem"] == problems[position]
-    }
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    write_atomic(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode("ascii"))
 
 
-def _rows_by_position(path: Path, problems: Sequence[str]) -> dict[int, Row]:
-    """The rows of an `-async` file, which carry their position."""
+def _whole_rows(path: Path, problems: Sequence[str]) -> dict[int, Row]:
+    """Place in the data -> row, of the lines that answer the problem of their place. A line of an
+    `-async` file carries its place; row j of an output file answers problem j."""
     found: dict[int, Row] = {}
-    for row in _parsed(path):
-        position = row.pop(POSITION, None) if row is not None else None
-        if row is None or not isinstance(position, int) or not 0 <= position < len(problems):
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
             continue
-        if row["problem"] == problems[position]:
+        if not isinstance(row, dict) or "generation" not in row:
+            continue
+        position = row.pop(POSITION, number)
+        if position in range(len(problems)) and row.get("problem") == problems[position]:
             found.setdefault(position, row)
     return found
-
-
-def _parsed(path: Path) -> list[Row | None]:
-    """The lines of a file as rows; None for one that is no row with a problem and a reply."""
-    if not path.is_file():
-        return []
-    return [_row(line) for line in path.read_bytes().split(b"\n") if line.strip()]
-
-
-def _row(line: bytes) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(row, dict) and "problem" in row and "generation" in row
-    return row if whole else None
