@@ -120,14 +120,8 @@ def chain_evaluation(
     if chain.data_dir is None and _on_own_problems(chain):
         data_dir = chain.run / "evaluation" / "data"
         write_arithmetic(config, data_dir, _limit(config))
-    tokenizer = config.policy.tokenizer
-    opened = opens_thinking(
-        tokenizer.name,  # as the training's tokenizer does, which the trained model gets
-        config.igrpo.prompt.system,
-        tokenizer.chat_template,
-        chat_template_kwargs=tokenizer.chat_template_kwargs,
-        hf_home=hf_home or config.igrpo.site.hf_home,
-    )
+    # As the training's tokenizer does, which the trained model gets.
+    opened = opens_thinking(config.policy.tokenizer.name, config, hf_home=hf_home)
     return skills_evaluation(
         config,
         Model(str(chain.model.absolute()), chain.weights(), _context(chain), opened),

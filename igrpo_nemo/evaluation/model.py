@@ -113,14 +113,13 @@ def local_model(path: Path, config: Config) -> Model:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     context = values.get("max_position_embeddings") or _configured_context(config)
     folder = folder.absolute()
-    opened = _opens_thinking(folder, config)
+    opened = opens_thinking(folder, config)
     return Model(plain_path(folder), weights_fingerprint(folder), context, opened)
 
 
 def named_model(name: str, config: Config, context: int | None = None) -> Model:
     """A model that a server has or loads under a name; `context` is what the server says."""
-    opened = _opens_thinking(name, config)
-    return Model(name, name, context or _configured_context(config), opened)
+    return Model(name, name, context or _configured_context(config), opens_thinking(name, config))
 
 
 def attention_heads(model: str, config: Config) -> int | None:
@@ -132,28 +131,21 @@ def attention_heads(model: str, config: Config) -> int | None:
     return architecture.num_attention_heads if architecture else None
 
 
-def opens_thinking(
-    model: str | Path,
-    system: str,
-    chat_template: str | None = None,
-    *,
-    chat_template_kwargs: dict[str, Any] | None = None,
-    hf_home: str | None = None,
-) -> bool:
+def opens_thinking(model: str | Path, config: Config, *, hf_home: str | None = None) -> bool:
     """Whether the prompt of a model ends with `<think>`, as a server renders it: its replies then
     begin inside a thinking part, and one that was cut off there has neither tag nor answer.
 
-    `model` is a folder, or a name on the hub whose files are in the cache of `hf_home` or in the
-    default one; nothing is downloaded, and of a model that is not here False is said.
-    `chat_template`, a Jinja text or a `.jinja` file, stands in the place of the model's own.
+    `model` is a folder, or a name on the hub whose files are in the cache of `hf_home` (default:
+    `igrpo.site.hf_home`) or in the default one; nothing is downloaded, and of a model that is not
+    here False is said. The config's chat template stands in the place of the model's own.
     """
-    folder = _cached_folder(model, hf_home)
+    folder = _cached_folder(model, hf_home or config.igrpo.site.hf_home)
     if folder is None:
         return False
-    template = chat_template_text(chat_template)
-    if "think" not in (
-        template or stored_chat_template(folder) or ""
-    ):  # spares the import of transformers
+    keys = config.policy.tokenizer
+    template = chat_template_text(keys.chat_template)
+    # Spares the import of transformers.
+    if "think" not in (template or stored_chat_template(folder) or ""):
         return False
     from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
     from igrpo_nemo.run.tokenizer import load_tokenizer
@@ -162,9 +154,11 @@ def opens_thinking(
         tokenizer = load_tokenizer(folder)
         if template is not None:
             tokenizer.chat_template = template
-        profile = PromptProfile(system, "", "draft")
         return PromptBuilder(
-            tokenizer, profile, TokenBudget(2, 1), chat_template_kwargs=chat_template_kwargs
+            tokenizer,
+            PromptProfile(config.igrpo.prompt.system, "", "draft"),
+            TokenBudget(2, 1),
+            chat_template_kwargs=keys.chat_template_kwargs,
         ).thinking_open
     except UserError:
         return False
@@ -177,17 +171,6 @@ def plain_path(path: Path) -> str:
             f"{path}: NeMo-Skills does not quote paths, use one of letters, digits and . _ / + -"
         )
     return str(path)
-
-
-def _opens_thinking(model: Path | str, config: Config) -> bool:
-    tokenizer = config.policy.tokenizer
-    return opens_thinking(
-        model,
-        config.igrpo.prompt.system,
-        tokenizer.chat_template,
-        chat_template_kwargs=tokenizer.chat_template_kwargs,
-        hf_home=config.igrpo.site.hf_home,
-    )
 
 
 def _configured_context(config: Config) -> int | None:

@@ -24,7 +24,13 @@ from typing import Any
 import numpy as np
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.metrics import SampleResult
+from igrpo_nemo.evaluation.metrics import SampleResult, majority_score
+from igrpo_nemo.evaluation.statistics import (
+    Estimate,
+    estimate,
+    over_problems,
+    pass_at_k_curve,
+)
 from igrpo_nemo.files.atomic import write_atomic
 
 SETTING_FILE = "setting.json"
@@ -81,6 +87,35 @@ class BenchmarkResults:
     def truncated_P_K(self) -> np.ndarray:
         """bool: the reply was cut at its token limit (`finish_reason` is length)."""
         return self._array(lambda sample: sample.truncated, bool)
+
+    @cached_property
+    def accuracy(self) -> Estimate:
+        return estimate(self.correct_P_K)
+
+    @cached_property
+    def passes(self) -> Mapping[int, Estimate]:
+        """pass@k for k = 1, 2, 4, ... K."""
+        return pass_at_k_curve(self.correct_P_K.sum(axis=1), self.num_samples)
+
+    @cached_property
+    def majority(self) -> Estimate | None:
+        """The vote of all K samples; None for K = 1."""
+        if self.num_samples == 1:
+            return None
+        return over_problems([majority_score(row) for row in self.samples_P_K])
+
+    @cached_property
+    def no_answer(self) -> Estimate:
+        return estimate(self.no_answer_P_K)
+
+    @cached_property
+    def truncated(self) -> Estimate:
+        return estimate(self.truncated_P_K)
+
+    @cached_property
+    def tokens(self) -> Estimate | None:
+        """None where the server did not count them."""
+        return estimate(self.tokens_P_K) if self.tokens_P_K.any() else None
 
     def _array(self, value: Callable[[SampleResult], Any], dtype: type) -> np.ndarray:
         return np.array([[value(s) for s in row] for row in self.samples_P_K], dtype=dtype)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.metrics import majority_score
 from igrpo_nemo.evaluation.published import Published
 from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
@@ -29,11 +28,8 @@ from igrpo_nemo.evaluation.results import (
 from igrpo_nemo.evaluation.statistics import (
     Difference,
     Estimate,
-    estimate,
     macro_average,
-    over_problems,
     paired_bootstrap,
-    pass_at_k_curve,
 )
 
 AVERAGE = "average"
@@ -47,26 +43,6 @@ SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """One benchmark of one system.
-
-    `means_P` are the problems' accuracies, in the order of `problems`; `majority` is the vote of
-    all K samples, None for K = 1; `tokens` is None where the server did not count them.
-    """
-
-    benchmark: str
-    problems: tuple[str, ...]
-    samples: int
-    means_P: np.ndarray
-    accuracy: Estimate
-    passes: Mapping[int, Estimate]
-    majority: Estimate | None
-    no_answer: Estimate
-    truncated: Estimate
-    tokens: Estimate | None
-
-
-@dataclass(frozen=True, slots=True)
 class System:
     """An evaluated model under a name. `setting` holds those of `SETTINGS` that are known, `data`
     a digest of each benchmark's problems and answers where there is one."""
@@ -74,7 +50,7 @@ class System:
     label: str
     folder: Path
     setting: Mapping[str, Any]
-    benchmarks: Mapping[str, Summary]
+    benchmarks: Mapping[str, BenchmarkResults]
     data: Mapping[str, str] = field(default_factory=dict)
 
     def average(self, names: Sequence[str]) -> Estimate:
@@ -150,33 +126,12 @@ def evaluation_folder(folder: Path) -> Path:
 
 
 def system_of(label: str, results: Results) -> System:
-    """The numbers of one evaluation."""
-    benchmarks = {name: summarize(found) for name, found in results.benchmarks.items()}
+    """What is compared of one evaluation."""
     setting = _setting(results)
     problems = results.setting.get("problems", {})
     data = {name: about["sha256"] for name, about in problems.items() if "sha256" in about}
     known = {name: setting[name] for name in SETTINGS if name in setting}
-    return System(label, results.folder, known, benchmarks, data)
-
-
-def summarize(found: BenchmarkResults) -> Summary:
-    """Every estimate of a benchmark's samples."""
-    correct_P_K = found.correct_P_K
-    K = correct_P_K.shape[1]
-    return Summary(
-        benchmark=found.benchmark,
-        problems=found.problems,
-        samples=K,
-        means_P=correct_P_K.mean(axis=1),
-        accuracy=estimate(correct_P_K),
-        passes=pass_at_k_curve(correct_P_K.sum(axis=1), K),
-        majority=over_problems([majority_score(row) for row in found.samples_P_K])
-        if K > 1
-        else None,
-        no_answer=estimate(found.no_answer_P_K),
-        truncated=estimate(found.truncated_P_K),
-        tokens=estimate(found.tokens_P_K) if found.tokens_P_K.any() else None,
-    )
+    return System(label, results.folder, known, results.benchmarks, data)
 
 
 def compared(
@@ -231,10 +186,11 @@ def _differences(
     return {**single, AVERAGE: paired_bootstrap(left, right, **options)}
 
 
-def _paired(ours: Summary, theirs: Summary) -> tuple[np.ndarray, np.ndarray]:
+def _paired(ours: BenchmarkResults, theirs: BenchmarkResults) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies of the problems that both have, in one order."""
-    first = dict(zip(ours.problems, ours.means_P, strict=True))
-    second = dict(zip(theirs.problems, theirs.means_P, strict=True))
+    first, second = (
+        dict(zip(one.problems, one.correct_P_K.mean(axis=1), strict=True)) for one in (ours, theirs)
+    )
     common = [problem for problem in ours.problems if problem in second]
     if not common:
         raise UserError(f"{ours.benchmark}: the evaluations share no problem, nothing to compare")

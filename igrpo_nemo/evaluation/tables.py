@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from igrpo_nemo.evaluation.published import Published
+from igrpo_nemo.evaluation.results import BenchmarkResults
 from igrpo_nemo.evaluation.statistics import Difference, Estimate
-from igrpo_nemo.evaluation.systems import AVERAGE, SETTINGS, Comparison, Summary, System
+from igrpo_nemo.evaluation.systems import AVERAGE, SETTINGS, Comparison, System
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ def _published_rows(
     ]
 
 
-def _detail_row(label: str, s: Summary) -> tuple[str, ...]:
+def _detail_row(label: str, s: BenchmarkResults) -> tuple[str, ...]:
     last = max(s.passes)
     tokens = "–"
     if s.tokens is not None:
@@ -232,7 +233,7 @@ def _detail_row(label: str, s: Summary) -> tuple[str, ...]:
     return (
         label,
         s.benchmark,
-        f"{len(s.problems):,} × {s.samples}",
+        f"{len(s.problems):,} × {s.num_samples}",
         f"{100 * s.accuracy.mean:.1f}",
         _number(s.accuracy.problems),
         _number(s.accuracy.sampling),
@@ -244,12 +245,12 @@ def _detail_row(label: str, s: Summary) -> tuple[str, ...]:
     )
 
 
-def _summary_rows(label: str, name: str, s: Summary) -> Iterator[tuple]:
-    sizes = (len(s.problems), s.samples)
+def _summary_rows(label: str, name: str, s: BenchmarkResults) -> Iterator[tuple]:
+    sizes = (len(s.problems), s.num_samples)
     single = {"accuracy": s.accuracy, "majority": s.majority, "no_answer": s.no_answer}
     for quantity, found in {**single, "truncated": s.truncated, "tokens": s.tokens}.items():
         if found is not None:
-            k = s.samples if quantity == "majority" else None
+            k = s.num_samples if quantity == "majority" else None
             yield _estimate_row(label, name, quantity, k, found, *sizes)
     for k, found in s.passes.items():
         yield _estimate_row(label, name, "pass", k, found, *sizes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from igrpo_nemo.evaluation.systems import Comparison, Summary
+from igrpo_nemo.evaluation.results import BenchmarkResults
+from igrpo_nemo.evaluation.systems import Comparison
 from igrpo_nemo.report.charts import Axis, Line, line_chart
 from igrpo_nemo.report.figures import GROUP_COLORS, Figure, Panel
 
@@ -31,7 +32,7 @@ def pass_figure(comparison: Comparison) -> Figure:
         lines = [
             _curve(system.label, colors[system.label], system.benchmarks[name])
             for system in comparison.systems
-            if system.benchmarks[name].samples > 1
+            if system.benchmarks[name].num_samples > 1
         ]
         if lines:
             axis = Axis("problems solved", percent=True)
@@ -46,10 +47,10 @@ def pass_figure(comparison: Comparison) -> Figure:
     return Figure(key, SECTION, title, caption, tuple(panels), legend)
 
 
-def _curve(label: str, color: str, summary: Summary) -> Line:
-    ks = tuple(summary.passes)
-    means = tuple(summary.passes[k].mean for k in ks)
-    errors = [summary.passes[k].problems or 0.0 for k in ks]
+def _curve(label: str, color: str, found: BenchmarkResults) -> Line:
+    ks = tuple(found.passes)
+    means = tuple(found.passes[k].mean for k in ks)
+    errors = [found.passes[k].problems or 0.0 for k in ks]
     return Line(
         label,
         color,

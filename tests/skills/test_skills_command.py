@@ -53,79 +53,74 @@ def answer_pattern(*, thinking_open: bool = False) -> re.Pattern[str]:
 
 
 RUNNING = Server("m", address="http://127.0.0.1:1/v1")
-HERE = Place(out="/out")
+HERE, CLUSTER = Place("/out"), Place("/out", "mine")
+
+
+def call(server: Server = RUNNING, place: Place = HERE, setting: Setting = SETTING) -> list[str]:
+    """The one command of gsm8k."""
+    (words,) = eval_commands(setting, ["gsm8k"], server, place)
+    return words
+
+
+def value(words: list[str], flag: str) -> str | None:
+    return next((w.partition("=")[2] for w in words if w.startswith(f"{flag}=")), None)
 
 
 def test_one_call_for_benchmarks_that_share_their_arguments() -> None:
     calls = eval_commands(SETTING, list(SETTING.benchmarks), RUNNING, HERE)
-    benchmarks = [next(w for w in call if w.startswith("--benchmarks=")) for call in calls]
-    assert benchmarks == [
-        "--benchmarks=aime24:64,gsm8k:8",
-        "--benchmarks=gpqa:8",
-        "--benchmarks=long:8",
-    ]
-    assert all("++inference.temperature=0.6" in call for call in calls)
-    assert all("++inference.top_p=0.95" in call for call in calls)
+    benchmarks = [value(call, "--benchmarks") for call in calls]
+    assert benchmarks == ["aime24:64,gsm8k:8", "gpqa:8", "long:8"]
+    shared = {"++inference.temperature=0.6", "++inference.top_p=0.95"}
+    shared |= {"++prompt_config=/out/profile/prompt.yaml"}
+    assert all(shared <= set(call) for call in calls)
     assert "++inference.tokens_to_generate=65000" in calls[0]
     assert "++inference.tokens_to_generate=null" in calls[2]
     assert "--config-name=answer_tags" in calls[0]
     assert "--config-name=answer_tags_multichoice" in calls[1]
-    assert all("++prompt_config=/out/profile/prompt.yaml" in call for call in calls)
 
 
 def test_the_boxed_profile_is_nemo_skills_own() -> None:
-    (call,) = eval_commands(replace(SETTING, profile="boxed"), ["gsm8k"], RUNNING, HERE)
-    assert not [word for word in call if "config" in word]
+    boxed = call(setting=replace(SETTING, profile="boxed"))
+    assert not [word for word in boxed if "config" in word]
 
 
 def test_here_samples_follow_each_other_and_on_a_cluster_jobs_share_them() -> None:
-    (here,) = eval_commands(SETTING, ["gsm8k"], RUNNING, HERE)
+    here = call()
     assert "--single_node_mode=sequential" in here
     assert "--server_address=http://127.0.0.1:1/v1" in here
+    assert value(here, "--sbatch_kwargs") is None
     place = Place("/out", "mine", Path("/cfg"), jobs=4, sbatch={"qos": "high"}, after=(7, 8))
-    (there,) = eval_commands(SETTING, ["gsm8k"], Server("/m", gpus=4), place)
-    assert not [word for word in here if "sbatch" in word]
+    there = call(Server("/m", gpus=4), place)
     assert {"--cluster=mine", "--config_dir=/cfg", "--num_jobs=4", "--server_gpus=4"} <= set(there)
-    (options,) = [word for word in there if word.startswith("--sbatch_kwargs=")]
-    assert yaml.safe_load(options.partition("=")[2]) == {
-        "qos": "high",
-        "dependency": "afterok:7:8",
-        "kill_on_invalid_dep": "yes",
-    }
+    # No job waits for ever behind one that failed.
+    options = {"qos": "high", "dependency": "afterok:7:8", "kill_on_invalid_dep": "yes"}
+    assert yaml.safe_load(value(there, "--sbatch_kwargs") or "") == options
+    alone = call(Server("/m", gpus=4), CLUSTER)
+    assert yaml.safe_load(value(alone, "--sbatch_kwargs") or "") == {"kill_on_invalid_dep": "yes"}
 
 
-def test_no_job_waits_for_ever_behind_one_that_failed() -> None:
-    (call,) = eval_commands(SETTING, ["gsm8k"], Server("/m", gpus=4), Place("/out", "mine"))
-    (options,) = [word for word in call if word.startswith("--sbatch_kwargs=")]
-    assert yaml.safe_load(options.partition("=")[2]) == {"kill_on_invalid_dep": "yes"}
+def server_args(server: Server, setting: Setting = SETTING) -> str | None:
+    return value(call(server, CLUSTER, setting), "--server_args")
 
 
 def test_a_jobs_server_samples_as_the_request_says() -> None:
-    def given(server: Server) -> list[str]:
-        (call,) = eval_commands(SETTING, ["gsm8k"], server, Place("/out", "mine"))
-        return [word for word in call if word.startswith("--server_args=")]
-
-    ours = "--server_args=--generation-config vllm"
-    assert given(Server("/m", gpus=4)) == [ours]
+    ours = "--generation-config vllm"
+    assert server_args(Server("/m", gpus=4)) == ours
     # The last one of an option counts: what the user says does.
-    assert given(Server("/m", gpus=4, arguments="--seed 1")) == [f"{ours} --seed 1"]
-    assert given(Server("/m", "sglang", gpus=4)) == []
-    assert given(replace(RUNNING, arguments="--seed 1")) == []
+    assert server_args(Server("/m", gpus=4, arguments="--seed 1")) == f"{ours} --seed 1"
+    assert server_args(Server("/m", "sglang", gpus=4)) is None
+    assert server_args(replace(RUNNING, arguments="--seed 1")) is None
 
 
 def test_a_server_that_is_started_gets_the_configs_chat_template(tmp_path: Path) -> None:
     setting = replace(SETTING, chat_template="0123456789abcdef")
-
-    def given(server: Server) -> list[str]:
-        (call,) = eval_commands(setting, ["gsm8k"], server, Place("/out", "mine"))
-        return [word.removeprefix("--server_args=") for word in call if "server_args" in word]
-
     flag = "--chat-template /out/profile/chat_template.jinja"
-    assert given(Server("/m", gpus=4, arguments="-x")) == [f"--generation-config vllm {flag} -x"]
-    assert given(Server("/m", "sglang", gpus=4)) == [flag]
-    assert given(RUNNING) == []
+    with_more = Server("/m", gpus=4, arguments="-x")
+    assert server_args(with_more, setting) == f"--generation-config vllm {flag} -x"
+    assert server_args(Server("/m", "sglang", gpus=4), setting) == flag
+    assert server_args(RUNNING, setting) is None
     with pytest.raises(UserError, match="chat_template cannot be given to a server of type trt"):
-        given(Server("/m", "trtllm", gpus=4))
+        server_args(Server("/m", "trtllm", gpus=4), setting)
     model = ["model=nemotron_h_8b", "engine=nemo_rl", "cluster=a100_2x8"]
     write_profile(config := load_config(model), tmp_path)
     written = (tmp_path / "profile" / "chat_template.jinja").read_text()
@@ -166,9 +161,8 @@ def test_paths_as_the_containers_see_them() -> None:
         profile.seen("/lustre/meadow")
 
 
-@pytest.mark.parametrize(
-    ("reply", "answer"),
-    [
+REPLIES = {
+    False: [
         ("<answer>4</answer>", "4"),
         ("a <answer>3</answer> b <answer> 4\n</answer> c", "4"),
         ("<think>\n<answer>3</answer></think><answer>4</answer>", "4"),
@@ -186,15 +180,7 @@ def test_paths_as_the_containers_see_them() -> None:
         ("<think>so <answer>4</answer></think> done", None),
         ("", None),
     ],
-)
-def test_the_answer_in_tags(reply: str, answer: str | None) -> None:
-    found = answer_pattern().findall(reply)
-    assert (found[-1] if found else None) == answer
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer"),
-    [
+    True: [
         ("so <answer>3</answer></think>so <answer>4</answer>", "4"),
         ("a</think><answer>3</answer> b <answer> 4\n</answer> c", "4"),
         ("<think>again</think>so <answer>4</answer>", "4"),
@@ -208,11 +194,15 @@ def test_the_answer_in_tags(reply: str, answer: str | None) -> None:
         ("<answer> </answer>", None),
         ("", None),
     ],
+}
+
+
+@pytest.mark.parametrize(
+    ("thinking_open", "reply", "answer"),
+    [(opened, *each) for opened, replies in REPLIES.items() for each in replies],
 )
-def test_the_answer_in_tags_behind_thinking_that_the_template_opened(
-    reply: str, answer: str | None
-) -> None:
-    found = answer_pattern(thinking_open=True).findall(reply)
+def test_the_answer_in_tags(thinking_open: bool, reply: str, answer: str | None) -> None:
+    found = answer_pattern(thinking_open=thinking_open).findall(reply)
     assert (found[-1] if found else None) == answer
 
 

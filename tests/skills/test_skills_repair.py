@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from sample_files import PROBLEMS, row, whole_benchmark, write_sample, write_unordered
 
 from igrpo_nemo.evaluation.skills.repair import POSITION, repair
 
 DATA = [{"problem": text} for text in PROBLEMS]
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Path:
+    return tmp_path / "eval-results" / "toy"
 
 
 def kept(where: Path, seed: int) -> dict[int, str]:
@@ -44,8 +50,7 @@ def test_a_finished_file_that_was_cut_off(tmp_path: Path) -> None:
     assert names(where) == {"output-rs0.jsonl", "output-rs0.jsonl.done", "output-rs1.jsonl-async"}
 
 
-def test_a_torn_line_of_the_unordered_file(tmp_path: Path) -> None:
-    where = tmp_path / "eval-results" / "toy"
+def test_a_torn_line_of_the_unordered_file(tmp_path: Path, where: Path) -> None:
     path = write_unordered(where, 0, {2: row("three?"), 0: row("one?")})
     with path.open("a") as file:
         file.write('{"problem": "two?", "generation": "half')
@@ -53,9 +58,8 @@ def test_a_torn_line_of_the_unordered_file(tmp_path: Path) -> None:
     assert kept(where, 0) == {0: "one?", 2: "three?"}
 
 
-def test_all_rows_are_there_but_not_in_order(tmp_path: Path) -> None:
+def test_all_rows_are_there_but_not_in_order(tmp_path: Path, where: Path) -> None:
     """NeMo-Skills would mark a file as done that it never wrote."""
-    where = tmp_path / "eval-results" / "toy"
     write_unordered(where, 0, {2: row("three?"), 0: row("one?"), 1: row("two?")})
     repair(tmp_path, "toy", 1, DATA)
     assert names(where) == {"output-rs0.jsonl", "output-rs0.jsonl.done"}
@@ -64,9 +68,8 @@ def test_all_rows_are_there_but_not_in_order(tmp_path: Path) -> None:
     assert all(POSITION not in one for one in rows)
 
 
-def test_cut_off_while_the_order_was_restored(tmp_path: Path) -> None:
+def test_cut_off_while_the_order_was_restored(tmp_path: Path, where: Path) -> None:
     """Both files are there; NeMo-Skills would take the half-written one for finished."""
-    where = tmp_path / "eval-results" / "toy"
     write_unordered(where, 0, {i: row(text) for i, text in enumerate(PROBLEMS)})
     write_sample(where, 0, [row("one?")], done=False)
     repair(tmp_path, "toy", 1, DATA)
@@ -81,16 +84,14 @@ def test_a_done_marker_without_its_file(tmp_path: Path) -> None:
     assert names(where) == {"output-rs1.jsonl", "output-rs1.jsonl.done"}
 
 
-def test_rows_of_other_problems_are_dropped(tmp_path: Path) -> None:
-    where = tmp_path / "eval-results" / "toy"
+def test_rows_of_other_problems_are_dropped(tmp_path: Path, where: Path) -> None:
     write_unordered(where, 0, {0: row("one?"), 1: row("another?"), 7: row("three?")})
     repair(tmp_path, "toy", 1, DATA)
     assert kept(where, 0) == {0: "one?"}
 
 
-def test_replies_without_a_verdict_wait_for_it(tmp_path: Path) -> None:
+def test_replies_without_a_verdict_wait_for_it(tmp_path: Path, where: Path) -> None:
     """Multiple choice is judged at the end: the replies are whole, the file is not finished."""
-    where = tmp_path / "eval-results" / "toy"
     replies = [{"problem": text, "generation": "A"} for text in PROBLEMS]
     write_sample(where, 0, replies, done=False)
     repair(tmp_path, "toy", 1, DATA)

@@ -180,22 +180,33 @@ def opened(tmp_path: Path) -> Path:
     return tmp_path / "opened"
 
 
+def opens(
+    model: Path | str, system: str = "", template: str | None = None, **kwargs: object
+) -> bool:
+    """`opens_thinking` under a config with this system prompt and chat template."""
+    config = load_config(["policy.model_name=x"])
+    keys = {"chat_template": template, "chat_template_kwargs": kwargs or None}
+    config = config.replaced("policy", tokenizer=config.policy.tokenizer.model_copy(update=keys))
+    prompt = config.igrpo.prompt.model_copy(update={"system": system})
+    return opens_thinking(model, config.replaced("igrpo", prompt=prompt))
+
+
 def test_a_template_that_opens_the_thinking_is_seen(tmp_path: Path, opened: Path) -> None:
     config = load_config(["policy.model_name=x"])
     assert local_model(opened, config).thinking_open
     assert named_model(str(opened), config).thinking_open  # as a server calls it
     assert not named_model("org/served", config).thinking_open
-    assert not opens_thinking(opened, "", "{{ messages[-1]['content'] }}")
+    assert not opens(opened, "", "{{ messages[-1]['content'] }}")
     for template in (
         "{{ messages[-1]['content'] }}<think>\n\n</think>\n",
         "{{ raise_exception('thinking without a system prompt alone') }}",
         "no message, though it speaks of <think>",
     ):
-        assert not opens_thinking(opened, "system", template)
+        assert not opens(opened, "system", template)
     (tmp_path / "own.jinja").write_text(OPENED)
     build_small_tokenizer(["user"], 300).save_pretrained(tmp_path / "plain")
-    assert not opens_thinking(tmp_path / "plain", "")
-    assert opens_thinking(tmp_path / "plain", "", str(tmp_path / "own.jinja"))
+    assert not opens(tmp_path / "plain")
+    assert opens(tmp_path / "plain", "", str(tmp_path / "own.jinja"))
 
 
 def test_arguments_of_the_chat_template_are_part_of_the_setting(
@@ -215,8 +226,8 @@ def test_arguments_of_the_chat_template_are_part_of_the_setting(
     ):
         setting_of(config, model, data, server_type="openai", **names)
     template = OPENED.replace("add_generation_prompt", "think is not defined or think")
-    assert opens_thinking(opened, "", template)
-    assert not opens_thinking(opened, "", template, chat_template_kwargs=given)
+    assert opens(opened, "", template)
+    assert not opens(opened, "", template, **given)
 
 
 def test_a_template_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path, opened: Path) -> None:
@@ -225,8 +236,9 @@ def test_a_template_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path, opened
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("abc")
     opened.rename(model / "snapshots" / "abc")
-    assert opens_thinking("org/opened", "", hf_home=str(tmp_path / "hf"))
-    assert not opens_thinking("org/opened", "")
+    plain = load_config(["policy.model_name=x"])
+    assert opens_thinking("org/opened", plain, hf_home=str(tmp_path / "hf"))
+    assert not opens_thinking("org/opened", plain)
     config = load_config(["policy.model_name=x", f"igrpo.site.hf_home={tmp_path / 'hf'}"])
     assert named_model("org/opened", config).thinking_open
     assert not named_model("no name: of the hub/", config).thinking_open
