@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.evaluation import results
 from igrpo_nemo.evaluation.metrics import bench_metrics
-from igrpo_nemo.evaluation.results import read_samples
 
 PROBLEMS = ("one?", "two?", "three?")
 
@@ -24,13 +24,11 @@ def row(problem: str, correct: bool = True, answer: str | None = "4") -> dict[st
     }
 
 
-def write_sample(where: Path, seed: int, rows: list[dict[str, Any]], *, done: bool = True) -> Path:
+def write_sample(where: Path, seed: int, rows: list[dict[str, Any]], *, done: bool = True) -> None:
     where.mkdir(parents=True, exist_ok=True)
-    path = where / f"output-rs{seed}.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    if done:
-        (where / f"output-rs{seed}.jsonl.done").touch()
-    return path
+    results.write_rows(where, seed, rows)
+    if not done:
+        results.done_path(where, seed).unlink()
 
 
 def write_unordered(where: Path, seed: int, rows: dict[int, dict[str, Any]]) -> Path:
@@ -43,9 +41,8 @@ def write_unordered(where: Path, seed: int, rows: dict[int, dict[str, Any]]) -> 
 
 def write_metrics(where: Path) -> None:
     """metrics.json of what is there, as `summarize_results` makes it."""
-    files = sorted(where.glob("output-rs*.jsonl"))
-    metrics = {where.name: bench_metrics(read_samples(files))}
-    (where / "metrics.json").write_text(json.dumps(metrics))
+    samples = results.read_samples(sorted(where.glob("output-rs*.jsonl")))
+    results.write_metrics(where, bench_metrics(samples))
 
 
 def whole_benchmark(out: Path, name: str = "toy", samples: int = 2) -> Path:

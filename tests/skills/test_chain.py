@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_slurm import FakeSlurm
-from sample_files import write_metrics, write_sample
+from sample_files import row, write_metrics, write_sample
 from skills_runs import CHECKOUT, write_problems
 
 from igrpo_nemo.chain.conversion import convert
@@ -340,17 +340,6 @@ def finish_evaluation(
         problems = [json.loads(line) for line in data.read_text().splitlines()]
         for seed in range(samples):
             if (name, seed) != without:
-                rows = [sample_row(one, right=i % 3 != seed) for i, one in enumerate(problems)]
+                rows = [one | row(one["problem"], i % 3 != seed) for i, one in enumerate(problems)]
                 write_sample(where, seed, rows)
         write_metrics(where)
-
-
-def sample_row(problem: dict, *, right: bool) -> dict:
-    return {
-        **problem,
-        "generation": "...",
-        "predicted_answer": problem["expected_answer"] if right else "wrong",
-        "symbolic_correct": right,
-        "num_generated_tokens": 9,
-        "finish_reason": "stop",
-    }

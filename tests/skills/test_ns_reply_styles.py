@@ -1,6 +1,6 @@
 """The real `ns eval` against a server that knows the answers: every style of reply, both profiles.
 
-Expected numbers are counted by hand in the comments, for 3 benchmarks of 4 samples.
+Expected numbers are counted by hand in the comments, for 2 benchmarks of 4 samples.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from answer_stub import Reply, Stub, stub_server
 from skills_runs import evaluate, write_problems
 
 from igrpo_nemo.evaluation.results import BenchmarkResults, read_results
+from igrpo_nemo.evaluation.skills.data import BENCHMARKS, checked_rows, write_benchmark
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 pytestmark = pytest.mark.timeout(1800)
@@ -37,8 +38,6 @@ SEEDS = (("both", "wrong", "wrong", "empty"), ("both", "both", "wrong", "truncat
 
 def style(problem: str, seed: int) -> str:
     benchmark, index = problem.split()[0], int(problem.split()[-1].rstrip("?"))
-    if benchmark == "fixed":
-        return NAMES[index]
     if benchmark == "rotating":
         return NAMES[(index + seed) % len(NAMES)]
     return SEEDS[index][seed]
@@ -51,16 +50,13 @@ def answer(problem: str, seed: int) -> Reply:
 
 EXPECTED = {
     "answer_tags": {
-        # 4 of 10 styles are right, 5 have no answer.
-        "fixed": {"avg": 40, "pass": 40, "majority": 40, "none": 50},
-        # Four styles in a row from the i-th on: none right for i = 5, 6; a tie of right and wrong
-        # for i = 7, 8; a wrong one alone for i = 5, 6.
+        # 4 of 10 styles are right, 5 have no answer. Four styles in a row from the i-th on: none
+        # right for i = 5, 6; a tie of right and wrong for i = 7, 8; a wrong one alone for i = 5, 6.
         "rotating": {"avg": 40, "pass": 80, "majority": 70, "none": 50},
         # 1 and 2 of 4 are right; wrong outvotes right in the first problem.
         "seeds": {"avg": 37.5, "pass": 100, "majority": 50, "none": 25},
     },
     "boxed": {
-        "fixed": {"avg": 50, "pass": 50, "majority": 50, "none": 40},
         # None right for i = 7; ties for i = 5, 6, 8; wrong alone for i = 7.
         "rotating": {"avg": 50, "pass": 90, "majority": 75, "none": 40},
         "seeds": {"avg": 37.5, "pass": 100, "majority": 50, "none": 25},
@@ -79,20 +75,19 @@ NO_ANSWER = {
 @pytest.mark.parametrize("profile", ["answer_tags", "boxed"])
 def test_every_reply_style(profile: str, skills: SkillsEnvironment, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    write_problems(data, "fixed", [GOLD] * len(NAMES))
     write_problems(data, "rotating", [GOLD] * len(NAMES))
     write_problems(data, "seeds", [GOLD] * 2)
     with stub_server(Stub(answer)) as server:
         ended = evaluate(
             *("--address", server.address, "--data-dir", str(data), "--out", str(out)),
-            *("--benchmarks", "fixed:4,rotating:4,seeds:4", f"igrpo.evaluation.profile={profile}"),
+            *("--benchmarks", "rotating:4,seeds:4", f"igrpo.evaluation.profile={profile}"),
             "policy.tokenizer.chat_template_kwargs={enable_thinking: false, mark: 'a b'}",
             env=skills.bin.parent,
             timeout=1700,
         )
     assert ended.code == 0, ended.err
     results = read_results(out)
-    assert list(results.benchmarks) == ["fixed", "rotating", "seeds"]
+    assert list(results.benchmarks) == ["rotating", "seeds"]
     for name, one in results.benchmarks.items():
         check_rows(one, profile)
         expected = EXPECTED[profile][name]
@@ -119,7 +114,7 @@ def check_rows(one: BenchmarkResults, profile: str) -> None:
 
 def check_requests(stub: Stub, profile: str) -> None:
     """Each problem was asked once a seed, with the paper's sampling and the profile's prompt."""
-    assert len(stub.asked) == 22 * 4 and set(stub.asked.values()) == {1}
+    assert len(stub.asked) == 12 * 4 and set(stub.asked.values()) == {1}
     for body in stub.bodies:
         assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.6, 0.95, 65_000)
         assert body["presence_penalty"] == 0 and "top_k" not in body
@@ -131,3 +126,39 @@ def check_requests(stub: Stub, profile: str) -> None:
         else:
             assert roles == ["system", "user"] and text.endswith("?") and "\n" not in text
             assert "<think>...</think><answer>...</answer>" in body["messages"][0]["content"]
+
+
+CHOICES = (
+    "<think>A or <answer>A</answer></think><answer>B</answer>",  # right
+    "<answer>The answer is (B).</answer>",  # right: the letter in it
+    r"\boxed{B}",  # no answer: not in the tags
+    "Answer: B",  # right: NeMo-Skills falls back on such a line
+    "<answer>C</answer>",  # wrong
+    "",  # no answer
+)
+
+
+def test_multiple_choice(skills: SkillsEnvironment, tmp_path: Path) -> None:
+    gpqa = BENCHMARKS["gpqa"]
+    assert gpqa.rows == 198 == 33 * len(CHOICES)
+    rows = [
+        {"problem": f"problem {i}?", "expected_answer": "B", "A": "x", "B": "y", "C": "z"}
+        for i in range(gpqa.rows)
+    ]
+    write_benchmark(tmp_path / "data", "gpqa", checked_rows(gpqa, rows, "made"))
+    stub = Stub(lambda problem, seed: Reply(CHOICES[int(problem.split()[1][:-1]) % len(CHOICES)]))
+    out = tmp_path / "out"
+    with stub_server(stub) as server:
+        ended = evaluate(
+            *("--address", server.address, "--data-dir", str(tmp_path / "data")),
+            *("--benchmarks", "gpqa:1", "--out", str(out)),
+            env=skills.bin.parent,
+            timeout=1700,
+        )
+    assert ended.code == 0, ended.err
+    one = read_results(out).benchmarks["gpqa"]
+    assert one.metrics["pass@1"]["symbolic_correct"] == pytest.approx(50)
+    assert one.metrics["pass@1"]["no_answer"] == pytest.approx(100 / 3)
+    verdicts = one.correct_P_K[:, 0].reshape(33, len(CHOICES))
+    assert (verdicts == [True, True, False, True, False, False]).all()
+    assert len(stub.answered) == 198 and set(stub.answered.values()) == {1}
