@@ -15,10 +15,11 @@ EXAMPLES = """\
   igrpo preflight experiment=tableS3_igrpo igrpo.preflight.response_share=0.6 --json
   igrpo preflight model=openmath_nemotron_14b engine=nemo_rl cluster=a100_1x8
 
-Exit code 1 says that it does not fit, with the reason and the nearest setting that does.
+Exit code 1 says that it does not fit, with the reason and the nearest setting that does, or that
+its judge cannot be used.
 """
 
-EXIT_DOES_NOT_FIT = 1
+EXIT_REFUSED = 1
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +44,12 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         config.replaced("igrpo", site=site),
         environ={**os.environ, **({"HF_HOME": site.hf_home} if site.hf_home else {})},
     )
-    plan.problems.extend(judge_problems(config.igrpo))
+    plan.judge.extend(judge_problems(config.igrpo))
     if flags.json:
         print(json.dumps(plan.to_dict(), indent=2))
     else:
         print(plan.text(), end="")
-    return 0 if plan.fits else EXIT_DOES_NOT_FIT
+    return EXIT_REFUSED if plan.problems or plan.judge else 0
 
 
 COMMAND = Command(

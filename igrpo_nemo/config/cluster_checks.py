@@ -126,7 +126,7 @@ def _batch(config: Config) -> Iterator[str]:
         )
         return
     micro, packed = policy.train_micro_batch_size, policy.sequence_packing.enabled
-    dynamic = (policy.dynamic_batching or {}).get("enabled")
+    dynamic = policy.dynamic.get("enabled")
     if not packed and not dynamic and (batch // count) % micro:
         yield (
             f"policy.train_micro_batch_size={micro} does not divide the {batch // count} rows of a "
@@ -149,7 +149,7 @@ def _smallest_multiple(of: int, rows: int) -> int:
 
 def _packing(config: Config) -> Iterator[str]:
     policy, spread = config.policy, parallel(config)
-    packing, dynamic = policy.sequence_packing, policy.dynamic_batching or {}
+    packing, dynamic = policy.sequence_packing, policy.dynamic
     total = policy.max_total_sequence_length
     if packing.enabled and dynamic.get("enabled"):
         yield (
@@ -186,7 +186,7 @@ def _megatron(config: Config) -> Iterator[str]:
     spread, policy = parallel(config), config.policy
     if spread.backend != "megatron":
         return
-    megatron = policy.megatron_cfg or {}
+    megatron = policy.megatron
     if spread.sequence and spread.tensor == 1:
         yield (
             f"{MEGATRON}.sequence_parallel=true splits over tensor parallel ranks, and there is "
@@ -248,7 +248,7 @@ def _generation(config: Config) -> Iterator[str]:
     generation = config.policy.generation
     if generation.backend != "vllm":
         return
-    vllm = generation.vllm_cfg or {}
+    vllm = generation.vllm
     world, replica = machines(config).generation, generation_parallel(config)
     pipeline = vllm.get("pipeline_parallel_size", 1)
     if world % replica:
@@ -295,7 +295,7 @@ def _generation(config: Config) -> Iterator[str]:
 
 def _checkpoints(config: Config) -> Iterator[str]:
     """`Policy.save_checkpoint`, which a run reaches at its first save."""
-    saved, dtensor = config.checkpointing, config.policy.dtensor_cfg or {}
+    saved, dtensor = config.checkpointing, config.policy.dtensor
     if not saved.enabled:
         return
     key = "checkpointing.model_save_format"

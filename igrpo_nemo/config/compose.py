@@ -167,16 +167,16 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{path} is composed already: give key=value, no group like {key}")
         if override.is_sweep_override():
             raise UserError(f"{key}: a list is [a,b], a text 'a,b'")
-        values = _with_value(values, key.split("."), override.value())
+        values = with_value(values, key.split("."), override.value())
     return finished(values, {})
 
 
-def _with_value(values: Any, path: list[str], value: Any) -> Any:
+def with_value(values: Any, path: list[str], value: Any) -> Any:
     """A copy of nested mappings with one value replaced or added."""
     if not path:
         return value
     inside = values if isinstance(values, dict) else {}
-    return {**inside, path[0]: _with_value(inside.get(path[0]), path[1:], value)}
+    return {**inside, path[0]: with_value(inside.get(path[0]), path[1:], value)}
 
 
 def quoted(text: str) -> str:

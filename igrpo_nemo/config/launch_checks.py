@@ -97,6 +97,11 @@ def _method(config: Config) -> Iterator[str]:
         )
     if igrpo.feedback in ("critique", "self_verification"):
         yield f"igrpo.feedback={igrpo.feedback} is for engine local yet: set igrpo.engine=local"
+    if (config.on_policy_distillation or {}).get("enabled"):
+        yield (
+            "on_policy_distillation.enabled=true: iGRPO's rows have no teachers' log-probs; set "
+            "on_policy_distillation.enabled=false"
+        )
     if not (config.feedback.two_stage and config.feedback.trains_drafts):
         return
     if grpo.use_dynamic_sampling:
@@ -208,7 +213,7 @@ def _async_training(config: Config) -> Iterator[str]:
             f"{asked} makes rollouts off-policy: set "
             "loss_fn.use_importance_sampling_correction=true"
         )
-    if (config.policy.generation.colocated or {}).get("enabled", True):
+    if config.policy.generation.is_colocated:
         yield (
             f"{asked} needs GPUs that generate alone: set policy.generation.colocated.enabled=false"
         )

@@ -7,7 +7,7 @@ policy.megatron_cfg | policy.dtensor_cfg        --> Parallel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from igrpo_nemo.config.schema import Config
 
@@ -70,7 +70,7 @@ TENSOR = "tensor_parallel_size"
 
 def parallel(config: Config) -> Parallel:
     """The training backend's sizes."""
-    megatron, dtensor = config.policy.megatron_cfg or {}, config.policy.dtensor_cfg or {}
+    megatron, dtensor = config.policy.megatron, config.policy.dtensor
     if megatron.get("enabled"):
         return Parallel(
             "megatron",
@@ -95,5 +95,5 @@ def replicas(config: Config) -> int:
 
 def generation_parallel(config: Config) -> int:
     """GPUs of one inference engine: tensor times pipeline parallel size."""
-    vllm: dict[str, Any] = config.policy.generation.vllm_cfg or {}
+    vllm = config.policy.generation.vllm
     return vllm.get(TENSOR, 1) * vllm.get("pipeline_parallel_size", 1)

@@ -256,6 +256,16 @@ class Generation(Section):
     sglang_cfg: Only[Open] = only("SGLang's options.")
     mcore_generation_config: Only[Open] = only("Megatron inference options.")
 
+    @property
+    def vllm(self) -> Open:
+        """`vllm_cfg`, empty where it is not given."""
+        return self.vllm_cfg or {}
+
+    @property
+    def is_colocated(self) -> bool:
+        """Whether generation shares the training GPUs, as it does unless `colocated` says no."""
+        return (self.colocated or {}).get("enabled", True)
+
 
 class Policy(Section):
     """`policy.*`: model, optimizer, sampling."""
@@ -308,6 +318,21 @@ class Policy(Section):
     quant_cfg: Only[str] = only(
         "ModelOpt quantisation; its other keys need NeMo-RL's own launcher."
     )
+
+    @property
+    def megatron(self) -> Open:
+        """`megatron_cfg`, empty where it is not given."""
+        return self.megatron_cfg or {}
+
+    @property
+    def dtensor(self) -> Open:
+        """`dtensor_cfg`, empty where it is not given."""
+        return self.dtensor_cfg or {}
+
+    @property
+    def dynamic(self) -> Open:
+        """`dynamic_batching`, empty where it is not given."""
+        return self.dynamic_batching or {}
 
 
 class Dataset(Section):

@@ -1,16 +1,15 @@
-"""What the machines hold: GPU memory, bandwidth and arithmetic, and the disk for checkpoints.
-
-Peaks stand in NVIDIA's data sheets of the A100 and the H100, SXM, dense bf16. Memory is what the
-driver offers to PyTorch (`torch.cuda.get_device_properties(0).total_memory`), below the name's.
-"""
+"""What the machines hold: memory, bandwidth and arithmetic of a GPU, and the disk for what a run
+writes: checkpoints, and NeMo-RL's dumps of trained rows."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import parallel
@@ -21,20 +20,20 @@ GB = 10**9
 
 @dataclass(frozen=True, slots=True)
 class GPU:
-    """One GPU: bytes, bytes a second, bf16 operations a second."""
+    """One GPU: bytes, bytes a second, bf16 operations a second; `gpus.yaml` has the figures."""
 
     name: str
     memory: int
     bandwidth: float
     bf16_flops: float
-    cuda_arch: str
+    scheduled: Sequence[int]
 
 
 GPUS: dict[str, GPU] = {
-    "a100_40gb": GPU("A100-40GB", round(39.5 * GIB), 1555e9, 312e12, "8.0"),
-    "a100_80gb": GPU("A100-80GB", round(79.2 * GIB), 2039e9, 312e12, "8.0"),
-    "h100_80gb": GPU("H100-80GB", round(79.1 * GIB), 3350e9, 989e12, "9.0"),
+    kind: GPU(**{**facts, "memory": round(facts["memory"] * GIB)})
+    for kind, facts in yaml.safe_load(Path(__file__).with_name("gpus.yaml").read_text()).items()
 }
+"""By the values of `igrpo.site.gpu`."""
 
 CUDA_CONTEXT = round(0.6 * GIB)
 """Driver context, kernels and cuBLAS workspaces of a process. An allowance, not a measurement."""
@@ -44,6 +43,10 @@ NCCL_BUFFERS = round(1.4 * GIB)
 CHECKPOINT_BYTES = {"megatron": (2, 12), "dtensor": (4, 8), "local": (4, 8)}
 """A parameter in a checkpoint: its weight, and the optimizer's. Megatron-Core saves bf16 weights,
 fp32 weights and two moments; the others fp32 weights and two moments."""
+
+DUMPED_PLACE, DUMPED_TOKEN = 25, 55
+"""Bytes of a dumped row as JSON text: each place up to the longest row has an id, two masks and
+three numbers; those of a completion are written out (two log-probs, an advantage, its text)."""
 
 FreeSpace = Callable[[Path], int]
 """Bytes that may be written to the file system of a folder that exists."""
@@ -86,25 +89,57 @@ def checkpoint_space(config: Config, parameters: int, steps: int | None) -> Chec
     return CheckpointSpace(Path(saving.checkpoint_dir), each, min(counts))
 
 
-def disk_shortage(space: CheckpointSpace, run_folder: Path, free: FreeSpace) -> tuple[str, bool]:
-    """What the disk of the checkpoint folder lacks on this host, in a line that ends with what to
-    set (empty where it lacks nothing), and whether the run cannot go on: its own folder is here,
-    and the newest checkpoint does not fit beside the one that is being written.
+def dumped_bytes(config: Config, mean_completion: float, steps: int | None) -> int:
+    """About what `igrpo.row_dump_period` writes to the run folder; 0 where nothing is dumped."""
+    period = config.igrpo.row_dump_period
+    if not period or steps is None or config.igrpo.engine == "local":
+        return 0
+    rows = config.grpo.num_prompts_per_step * config.grpo.num_generations_per_prompt
+    padded = DUMPED_PLACE * config.policy.max_total_sequence_length
+    return round(steps // period * rows * (padded + DUMPED_TOKEN * mean_completion))
+
+
+def disk_shortages(
+    config: Config, space: CheckpointSpace | None, dumps: int, free: FreeSpace
+) -> Iterator[tuple[str, bool]]:
+    """What the disks lack on this host, each in a line that ends with what to set, and whether the
+    run cannot go on: it is here already, and the newest checkpoint does not fit beside the one that
+    is being written.
     """
-    here = [folder for folder in (space.folder, run_folder) if folder.is_dir()]
-    above = [folder for folder in space.folder.absolute().parents if folder.is_dir()]
-    where = [*here, *above][0]
-    room = free(where)
-    usable = room + (_held(space.folder) if here else 0)
-    if usable >= space.total:
-        return "", False
-    keep = usable // space.each - 2
-    remedy = f"keep_top_k={keep}" if keep >= 1 else "checkpoint_dir to a larger disk"
-    line = (
-        f"checkpoints take {space.total / GIB:,.1f} GiB ({space.count} of {space.each / GIB:,.1f} "
-        f"GiB), and {where} has {room / GIB:,.1f} GiB free: set checkpointing.{remedy}"
-    )
-    return line, bool(here) and usable < min(space.count, 2) * space.each
+    run_folder = Path(config.logger.log_dir)
+    taken = 0
+    if space is not None:
+        where = _existing(space.folder)
+        room = free(where)
+        usable = room + _held(space.folder)
+        if usable < space.total:
+            keep = usable // space.each - 2
+            remedy = f"keep_top_k={keep}" if keep >= 1 else "checkpoint_dir to a larger disk"
+            line = (
+                f"checkpoints take {_gib(space.total)} ({space.count} of {_gib(space.each)}), and "
+                f"{where} has {_gib(room)} free: set checkpointing.{remedy}"
+            )
+            # The root stands for a disk that is not mounted on this host.
+            here = space.folder.is_dir() or (run_folder.is_dir() and where.parent != where)
+            yield line, here and usable < min(space.count, 2) * space.each
+            return
+        same = where.stat().st_dev == _existing(run_folder).stat().st_dev
+        taken = space.total - _held(space.folder) if same else 0
+    where = _existing(run_folder)
+    if dumps and (room := free(where)) < taken + dumps:
+        beside = f" beside {_gib(taken)} of checkpoints" if taken else ""
+        yield (
+            (
+                f"dumps of trained rows take about {_gib(dumps)}{beside}, and {where} has "
+                f"{_gib(room)} free: set igrpo.row_dump_period=0, or a longer period"
+            ),
+            False,
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
 
 
 def _held(folder: Path) -> int:
@@ -114,3 +149,7 @@ def _held(folder: Path) -> int:
         with suppress(OSError):
             total += file.lstat().st_size
     return total
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:,.1f} GiB"

@@ -59,7 +59,7 @@ def _context(config: Config, shape: Shape) -> Iterator[str]:
 
 def _tensor_parallel(config: Config, shape: Shape) -> Iterator[str]:
     spread, per_node = parallel(config), config.cluster.gpus_per_node
-    vllm = (config.policy.generation.vllm_cfg or {}).get(TENSOR, 1)
+    vllm = config.policy.generation.vllm.get(TENSOR, 1)
     for key, tensor, megatron in (
         (spread.tensor_key, spread.tensor, spread.backend == "megatron"),
         (VLLM_TENSOR, vllm, False),
@@ -105,7 +105,7 @@ def _works(shape: Shape, limit: int, megatron: bool) -> int:
 
 
 def _pipeline(config: Config, shape: Shape) -> Iterator[str]:
-    spread, megatron = parallel(config), config.policy.megatron_cfg or {}
+    spread, megatron = parallel(config), config.policy.megatron
     uneven = (
         megatron.get("num_layers_in_first_pipeline_stage"),
         megatron.get("num_layers_in_last_pipeline_stage"),

@@ -19,13 +19,13 @@ from igrpo_nemo.config.launch_checks import is_async_rollout, is_async_training
 from igrpo_nemo.config.machines import machines, parallel
 from igrpo_nemo.preflight.capacity import GB, GPU
 from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
-from igrpo_nemo.preflight.parameters import (
+from igrpo_nemo.preflight.shape import (
     BF16,
+    Shape,
     counts,
     forward_flops,
     matrix_flops_per_token,
 )
-from igrpo_nemo.preflight.shape import Shape
 from igrpo_nemo.preflight.tokens import DRAFT_FRAME_TOKENS, Context, Responses
 from igrpo_nemo.preflight.vllm_memory import VllmMemory, engines
 
@@ -150,7 +150,7 @@ class Estimator:
         return self._slowest([replace(a, then=b) for a, b in zip(first, second, strict=True)])
 
     def _group(self, prompt: int, lengths: tuple[int, ...]) -> Group:
-        vllm = self.config.policy.generation.vllm_cfg or {}
+        vllm = self.config.policy.generation.vllm
         cached = vllm.get("enable_prefix_caching") is not False
         times = 1 if cached else len(lengths)
         rate = self.vllm.tensor * self.gpu.bf16_flops * self.config.igrpo.preflight.prefill_mfu
@@ -179,7 +179,7 @@ class Estimator:
         config, assumed = self.config, self.config.igrpo.preflight
         rows = [row for problem in drawn for row in problem.trained(config.igrpo.train_stages)]
         if not config.policy.sequence_packing.enabled:
-            if not (config.policy.dynamic_batching or {}).get("enabled"):
+            if not config.policy.dynamic.get("enabled"):
                 rows = [max(rows)] * len(rows)  # NeMo-RL pads the whole batch to its longest row
         flops = sum(forward_flops(self.shape, row) for row in rows)
         rate = machines(config).training * self.gpu.bf16_flops
@@ -247,7 +247,7 @@ class _Training:
 
 def _recomputed(config: Config) -> int:
     """Forward passes that are repeated in the backward pass: 1 with full recomputation."""
-    megatron, dtensor = config.policy.megatron_cfg or {}, config.policy.dtensor_cfg or {}
+    megatron, dtensor = config.policy.megatron, config.policy.dtensor
     if parallel(config).backend == "dtensor":
         return int(bool(dtensor.get("activation_checkpointing")))
     full = megatron.get("recompute_granularity", "full") == "full"

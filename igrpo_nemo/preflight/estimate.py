@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from igrpo_nemo.config import Config, rollout_steps
 from igrpo_nemo.config.igrpo_keys import time_in_seconds
@@ -23,7 +22,8 @@ from igrpo_nemo.preflight.capacity import (
     GPUS,
     FreeSpace,
     checkpoint_space,
-    disk_shortage,
+    disk_shortages,
+    dumped_bytes,
     free_space,
 )
 from igrpo_nemo.preflight.checks import (
@@ -36,9 +36,8 @@ from igrpo_nemo.preflight.checks import (
 )
 from igrpo_nemo.preflight.cost import Cost, Estimator
 from igrpo_nemo.preflight.nearest import nearest, words
-from igrpo_nemo.preflight.parameters import counts
 from igrpo_nemo.preflight.plan import Estimates, Plan, Shortage
-from igrpo_nemo.preflight.shape import Shape, differs_from_folder, shape_of
+from igrpo_nemo.preflight.shape import Shape, counts, differs_from_folder, shape_of
 from igrpo_nemo.preflight.tokens import context, questions, responses
 from igrpo_nemo.preflight.training_memory import training_memory
 from igrpo_nemo.preflight.vllm_memory import TRAINER_ASLEEP, VllmMemory, vllm_memory
@@ -70,9 +69,8 @@ def preflight(
     problems = list(data_problems(config, found.questions, found.context))
     problems += [_with_remedy(config, shortage, environ) for shortage in found.shortages]
     notes = list(_notes(config, shape, found))
-    if found.disk is not None:
-        lacks, fatal = disk_shortage(found.disk, Path(config.logger.log_dir), free)
-        (problems if fatal else notes).extend([lacks] if lacks else [])
+    for lacks, fatal in disk_shortages(config, found.disk, found.dumps, free):
+        (problems if fatal else notes).append(lacks)
     plan = Plan(config, problems, notes, shape, parameters, found)
     return plan if problems else _with_cost(plan)
 
@@ -86,12 +84,11 @@ def estimate(config: Config, shape: Shape | None) -> Estimates:
     budget = context(config, asked)
     count = usable(config, asked, budget)
     steps = None if count is None else max(1, rollout_steps(config, count))
-    if shape is None:
-        return Estimates(asked, budget, steps)
-    found = Estimates(
-        asked, budget, steps, disk=checkpoint_space(config, counts(shape).total, steps)
-    )
-    if config.igrpo.engine != "nemo_rl":
+    mean = config.igrpo.preflight.response_share * budget.new_tokens
+    found = Estimates(asked, budget, steps, dumps=dumped_bytes(config, mean, steps))
+    if shape is not None:
+        found = replace(found, disk=checkpoint_space(config, counts(shape).total, steps))
+    if shape is None or config.igrpo.engine != "nemo_rl":
         return found
     gpu = GPUS[config.igrpo.site.gpu]
     capacity = int((1 - config.igrpo.preflight.memory_reserve) * gpu.memory)
@@ -106,21 +103,14 @@ def estimate(config: Config, shape: Shape | None) -> Estimates:
         shortages.append(Shortage("training", text))
     if vllm is not None and (text := _vllm_shortage(config, vllm, gpu)):
         shortages.append(Shortage("vllm", text))
-    return replace(
-        found,
-        gpu=gpu,
-        capacity=capacity,
-        training=training,
-        vllm=vllm,
-        shortages=tuple(shortages),
-    )
+    estimated = replace(found, gpu=gpu, capacity=capacity, training=training, vllm=vllm)
+    return replace(estimated, shortages=tuple(shortages))
 
 
 def _vllm_shortage(config: Config, vllm: VllmMemory, gpu: GPU) -> str | None:
-    utilization = (config.policy.generation.vllm_cfg or {}).get("gpu_memory_utilization", 0.9)
+    utilization = config.policy.generation.vllm.get("gpu_memory_utilization", 0.9)
     key = f"policy.generation.vllm_cfg.gpu_memory_utilization={utilization:g}"
-    colocated = (config.policy.generation.colocated or {}).get("enabled", True)
-    if colocated and vllm.budget + TRAINER_ASLEEP > gpu.memory:
+    if config.policy.generation.is_colocated and vllm.budget + TRAINER_ASLEEP > gpu.memory:
         return (
             f"{key} leaves {(gpu.memory - vllm.budget) / GIB:.1f} GiB of each {gpu.name} to the "
             f"sleeping trainer, which keeps {TRAINER_ASLEEP / GIB:.1f} GiB"

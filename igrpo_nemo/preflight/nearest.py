@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.compose import finished
+from igrpo_nemo.config.compose import finished, with_value
 from igrpo_nemo.config.machines import parallel
+from igrpo_nemo.config.section import at, shown
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight.plan import Kind
 
@@ -23,35 +24,34 @@ Change = dict[str, Any]
 
 VLLM = "policy.generation.vllm_cfg"
 PACKING = "policy.sequence_packing"
+OPTIMIZER = "policy.megatron_cfg.optimizer"
 CONTEXT = "policy.max_total_sequence_length"
 _MULTIPLE = 128
 
 
 def nearest(config: Config, kind: Kind, fits: Callable[[Config], bool]) -> Change | None:
     """The mildest change of one or two keys for which `fits` holds; None where there is none."""
-    ladders = [ladder for ladder in (list(ladder) for ladder in _ladders(config, kind)) if ladder]
-    for ladder in ladders:
-        for change in ladder:
-            if _holds(config, change, fits):
-                return change
-    for first, second in itertools.combinations(ladders, 2):
-        for a, b in itertools.product(first, second):
-            if _holds(config, {**a, **b}, fits):
-                return {**a, **b}
-    return None
+    ladders = [ladder for ladder in map(list, _ladders(config, kind)) if ladder]
+    pairs = (
+        {**a, **b}
+        for first, second in itertools.combinations(ladders, 2)
+        for a, b in itertools.product(first, second)
+    )
+    changes = itertools.chain(itertools.chain.from_iterable(ladders), pairs)
+    return next((change for change in changes if _holds(config, change, fits)), None)
 
 
 def changed(config: Config, change: Mapping[str, Any]) -> Config:
     """The config as a run with these overrides would have it. Raises `UserError` as that would."""
     values = config.to_dict()
     for key, value in {**_follows(config, change), **change}.items():
-        _set(values, key.split("."), value)
+        values = with_value(values, key.split("."), value)
     return finished(values, {})
 
 
 def words(change: Mapping[str, Any]) -> str:
     """`set A=1 B=2`, as overrides."""
-    return "set " + " ".join(f"{key}={_text(value)}" for key, value in change.items())
+    return "set " + " ".join(f"{key}={shown(value)}" for key, value in change.items())
 
 
 def _holds(config: Config, change: Change, fits: Callable[[Config], bool]) -> bool:
@@ -76,14 +76,14 @@ def _ladders(config: Config, kind: Kind) -> Iterator[Iterator[Change]]:
         yield _more_nodes(config)
     else:
         yield _utilization(config)
-        tensor = (config.policy.generation.vllm_cfg or {}).get("tensor_parallel_size", 1)
+        tensor = config.policy.generation.vllm.get("tensor_parallel_size", 1)
         yield _tensor(f"{VLLM}.tensor_parallel_size", tensor, config)
         yield _shorter(config)
 
 
 def _recomputation(config: Config) -> Iterator[Change]:
     prefix = parallel(config).prefix
-    section: dict[str, Any] = getattr(config.policy, prefix.rpartition(".")[2]) or {}
+    section = at(config.to_dict(), prefix, {})
     if not section.get("activation_checkpointing"):
         yield {f"{prefix}.activation_checkpointing": True}
     elif section.get("recompute_granularity", "full") != "full":
@@ -92,7 +92,7 @@ def _recomputation(config: Config) -> Iterator[Change]:
 
 def _smaller_packs(config: Config, section: str) -> Iterator[Change]:
     """Halves of the micro-batch's tokens, down to the longest row."""
-    values = config.to_dict()["policy"].get(section.rpartition(".")[2]) or {}
+    values = at(config.to_dict(), section) or {}
     tokens = values.get("train_mb_tokens")
     if not values.get("enabled") or not tokens:
         return
@@ -113,12 +113,10 @@ def _chunks(config: Config) -> Iterator[Change]:
 def _sharded_optimizer(config: Config) -> Iterator[Change]:
     if parallel(config).backend != "megatron":
         return
-    optimizer = (config.policy.megatron_cfg or {}).get("optimizer") or {}
-    prefix = "policy.megatron_cfg.optimizer"
-    if not optimizer.get("use_distributed_optimizer"):
-        yield {f"{prefix}.use_distributed_optimizer": True}
-    if not optimizer.get("use_precision_aware_optimizer"):
-        yield {f"{prefix}.use_precision_aware_optimizer": True}
+    optimizer = config.policy.megatron.get("optimizer") or {}
+    for name in ("use_distributed_optimizer", "use_precision_aware_optimizer"):
+        if not optimizer.get(name):
+            yield {f"{OPTIMIZER}.{name}": True}
 
 
 def _tensor(key: str, now: int, config: Config) -> Iterator[Change]:
@@ -129,14 +127,12 @@ def _tensor(key: str, now: int, config: Config) -> Iterator[Change]:
 
 
 def _offload(config: Config) -> Iterator[Change]:
-    spread = parallel(config)
-    if spread.backend == "dtensor":
+    if parallel(config).backend == "dtensor":
         yield {"policy.dtensor_cfg.cpu_offload": True}
     else:
-        prefix = "policy.megatron_cfg.optimizer"
         yield {
-            f"{prefix}.optimizer_cpu_offload": True,
-            f"{prefix}.optimizer_offload_fraction": 1.0,
+            f"{OPTIMIZER}.optimizer_cpu_offload": True,
+            f"{OPTIMIZER}.optimizer_offload_fraction": 1.0,
         }
 
 
@@ -158,7 +154,7 @@ def _more_nodes(config: Config) -> Iterator[Change]:
 
 def _utilization(config: Config) -> Iterator[Change]:
     """Five hundredths up and down: colocated engines may have too much."""
-    now = (config.policy.generation.vllm_cfg or {}).get("gpu_memory_utilization", 0.9)
+    now = config.policy.generation.vllm.get("gpu_memory_utilization", 0.9)
     for step in range(1, 19):
         for sign in (1, -1):
             value = round(now + sign * step * 0.05, 2)
@@ -168,40 +164,18 @@ def _utilization(config: Config) -> Iterator[Change]:
 
 def _follows(config: Config, change: Mapping[str, Any]) -> Change:
     """What the configs' interpolations and derivations make of other keys."""
-    policy, follows = config.policy, {}
+    policy, values, follows = config.policy, config.to_dict(), {}
     if CONTEXT in change:
-        total, tokens = policy.max_total_sequence_length, change[CONTEXT]
-        for section, value in _equal_to(config, total):
-            follows[f"{section}.{value}"] = tokens
-    tensor = next((change[k] for k in change if k == parallel(config).tensor_key), None)
-    if tensor is not None and policy.make_sequence_length_divisible_by == parallel(config).tensor:
-        follows["policy.make_sequence_length_divisible_by"] = tensor
+        # Packs and vLLM's context that are as long as the context.
+        sections = (PACKING, "policy.dynamic_batching")
+        keys = [f"{each}.{kind}_mb_tokens" for each in sections for kind in ("train", "logprob")]
+        for key in (*keys, f"{VLLM}.max_model_len"):
+            if at(values, key) == policy.max_total_sequence_length:
+                follows[key] = change[CONTEXT]
+    spread = parallel(config)
+    if spread.tensor_key in change and policy.make_sequence_length_divisible_by == spread.tensor:
+        follows["policy.make_sequence_length_divisible_by"] = change[spread.tensor_key]
     key = f"{PACKING}.train_mb_tokens"
     if key in change and policy.sequence_packing.logprob_mb_tokens is not None:
         follows[f"{PACKING}.logprob_mb_tokens"] = change[key]
     return follows
-
-
-def _equal_to(config: Config, total: int) -> Iterator[tuple[str, str]]:
-    """Sections and keys that hold the context's length: packs, and vLLM's."""
-    values = config.to_dict()["policy"]
-    for section in ("sequence_packing", "dynamic_batching"):
-        for name in ("train_mb_tokens", "logprob_mb_tokens"):
-            if (values.get(section) or {}).get(name) == total:
-                yield f"policy.{section}", name
-    if (values["generation"].get("vllm_cfg") or {}).get("max_model_len") == total:
-        yield VLLM, "max_model_len"
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        if not isinstance(values.get(name), dict):
-            values[name] = {}
-        values = values[name]
-    values[path[-1]] = value
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -48,13 +48,15 @@ class Estimates:
     training: TrainingMemory | None = None
     vllm: VllmMemory | None = None
     disk: CheckpointSpace | None = None
+    dumps: int = 0
     shortages: tuple[Shortage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the preflight found. `problems` is empty where the run fits; each is one line that names
-    the key and a value that works. `other` is the cost of the other method at the same budget.
+    the key and a value that works. `other` is the cost of the other method at the same budget;
+    `judge` says what stands between the run and its judge, whether it fits or not.
     """
 
     config: Config
@@ -65,6 +67,7 @@ class Plan:
     estimates: Estimates | None = None
     cost: Cost | None = None
     other: Cost | None = None
+    judge: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -110,6 +113,8 @@ def _lines(plan: Plan) -> list[str]:
     if plan.cost is not None and plan.other is not None:
         lines += ["", *_cost(plan, plan.cost, plan.other)]
     lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
+    if plan.judge:
+        lines += ["", "its judge cannot be used:", *(f"  {problem}" for problem in plan.judge)]
     if plan.fits:
         return [*lines, "", "it fits"]
     return [*lines, "", "it does not fit:", *(f"  {problem}" for problem in plan.problems)]
@@ -121,16 +126,14 @@ def _row(label: str, text: object) -> str:
 
 def _run(plan: Plan) -> Iterator[str]:
     config, grpo, igrpo = plan.config, plan.config.grpo, plan.config.igrpo
-    size = f", {plan.parameters / 1e9:.3f}e9 parameters" if plan.parameters else ""
-    if plan.parameters and plan.parameters < 1e8:
-        size = f", {plan.parameters:,} parameters"
+    count = plan.parameters or 0
+    size = f"{count:,}" if count < 1e8 else f"{count / 1e9:.3f}e9"
+    size = f", {size} parameters" if count else ""
     yield f"{config.logger.log_dir}: engine {igrpo.engine}"
     yield _row("model", f"{config.policy.model_name}{size}")
-    if config.feedback.two_stage:
-        method = f"{igrpo.num_drafts} drafts and {igrpo.num_refinements} refinements a problem"
-    else:
-        method = f"GRPO: {igrpo.budget} completions of q a problem"
-    yield _row("method", method)
+    stages = f"{igrpo.num_drafts} drafts and {igrpo.num_refinements} refinements a problem"
+    alone = f"GRPO: {igrpo.budget} completions of q a problem"
+    yield _row("method", stages if config.feedback.two_stage else alone)
     rows = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
     yield _row(
         "batch",
@@ -149,6 +152,10 @@ def _run(plan: Plan) -> Iterator[str]:
         each = f"{disk.each / GIB:,.1f} GiB" if disk.each >= GIB / 10 else f"{disk.each:,} bytes"
         total = f", {disk.total / GIB:,.0f} GiB in {disk.folder}" if disk.each >= GIB else ""
         yield _row("checkpoints", f"at most {disk.count} of {each}{total}")
+    if plan.estimates and plan.estimates.dumps:
+        yield _row(
+            "row dumps", f"about {plan.estimates.dumps / GIB:,.1f} GiB in {config.logger.log_dir}"
+        )
 
 
 def _steps(plan: Plan, found: Estimates) -> str:
@@ -177,15 +184,12 @@ def _tokens(plan: Plan, found: Estimates) -> Iterator[str]:
             "draft in q'",
             f"room for {room[0.5]:,} behind a median q, {room[1.0]:,} behind the longest{clipped}",
         )
-    yield _row("context", f"{budget.total:,} of {_context(plan)}")
-    evaluation = plan.config.igrpo.evaluation
-    if plan.shape is not None:
-        reply = min(evaluation.max_tokens, plan.shape.context - q[0.5])
+    shape = plan.shape
+    held = "an unknown number" if shape is None else f"{shape.context:,}"
+    yield _row("context", f"{budget.total:,} of {held}")
+    if shape is not None:
+        reply = min(plan.config.igrpo.evaluation.max_tokens, shape.context - q[0.5])
         yield _row("evaluation", f"replies of at most {reply:,}")
-
-
-def _context(plan: Plan) -> str:
-    return "an unknown number" if plan.shape is None else f"{plan.shape.context:,}"
 
 
 def _training(found: Estimates) -> Iterator[str]:
@@ -263,59 +267,44 @@ def _assumptions(plan: Plan) -> str:
 
 def _values(plan: Plan) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, tokens; absent parts are null."""
-    found = plan.estimates
+    config, found, costs = plan.config, plan.estimates, ("step", "hours", "gpu_hours")
     values: dict[str, Any] = {
-        "log_dir": plan.config.logger.log_dir,
-        "model": plan.config.policy.model_name,
-        "engine": plan.config.igrpo.engine,
+        "log_dir": config.logger.log_dir,
+        "model": config.policy.model_name,
+        "engine": config.igrpo.engine,
         "fits": plan.fits,
         "problems": plan.problems,
+        "judge": plan.judge,
         "notes": plan.notes,
         "parameters": plan.parameters,
-        "assumed": plan.config.igrpo.preflight.model_dump(),
-        "tokens": None,
-        "steps": None,
+        "assumed": config.igrpo.preflight.model_dump(),
         "warmup_steps": plan.warmup_steps,
-        "training_memory": None,
-        "vllm_memory": None,
-        "checkpoints": None,
-        "cost": _cost_values(plan.cost),
-        "cost_of_other_method": _cost_values(plan.other),
+        "cost": _part(plan.cost, *costs),
+        "cost_of_other_method": _part(plan.other, *costs),
         "gpu_hours_igrpo_over_grpo": plan.ratio,
         "published_gpu_hours_igrpo_over_grpo": PAPER_RATIO,
     }
+    parts = ("steps", "tokens", "training_memory", "vllm_memory", "checkpoints", "row_dumps")
     if found is None:
-        return values
+        return values | dict.fromkeys(parts)
     tokens = asdict(found.context)
     for name in ("question", "draft_room"):  # JSON wants text for keys
         tokens[name] = {str(quantile): count for quantile, count in tokens[name].items()}
-    values |= {"steps": found.steps, "tokens": tokens}
-    if found.training is not None:
-        values["training_memory"] = {
-            **asdict(found.training),
-            "total": found.training.total,
-            "capacity": found.capacity,
-        }
-    if found.vllm is not None:
-        values["vllm_memory"] = {
-            **asdict(found.vllm),
-            "cache": found.vllm.cache,
-            "engines": engines(plan.config),
-            "longest_at_once": found.vllm.at_once(found.vllm.max_model_len),
-        }
-    if found.disk is not None:
-        values["checkpoints"] = {
-            **asdict(found.disk),
-            "folder": str(found.disk.folder),
-            "total": found.disk.total,
-        }
+    values |= {"steps": found.steps, "tokens": tokens, "row_dumps": found.dumps}
+    values["training_memory"] = _part(found.training, "total", capacity=found.capacity)
+    values["vllm_memory"] = vllm = _part(found.vllm, "cache", engines=engines(config))
+    if vllm is not None and found.vllm is not None:
+        vllm["longest_at_once"] = found.vllm.at_once(found.vllm.max_model_len)
+    folder = None if found.disk is None else str(found.disk.folder)
+    values["checkpoints"] = _part(found.disk, "total", folder=folder)
     return values
 
 
-def _cost_values(cost: Cost | None) -> dict[str, Any] | None:
-    if cost is None:
+def _part(part: Any, *properties: str, **more: Any) -> dict[str, Any] | None:
+    """A dataclass as plain values, with properties and other values of it."""
+    if part is None:
         return None
-    return {**asdict(cost), "step": cost.step, "hours": cost.hours, "gpu_hours": cost.gpu_hours}
+    return {**asdict(part), **{name: getattr(part, name) for name in properties}, **more}
 
 
 def _layout(config: Config) -> str:

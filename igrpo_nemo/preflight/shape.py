@@ -1,14 +1,17 @@
-"""A model's shape, from the config alone: which layers it has, and how wide they are.
+"""A model's shape, from the config alone, and the counts that follow from it.
 
     policy.model_name/config.json | igrpo.architecture | igrpo.model --> Shape
+    Shape --> parameters, their shares on a GPU, operations, cache bytes
 
 A folder's own config.json wins over `igrpo.architecture`: it is what will be trained. Nothing is
-downloaded and no weights are opened.
+downloaded and no weights are opened. Symbols: h hidden, H query heads, K key-value heads, D head
+size, I feed-forward width, V vocabulary; a multiplication and an addition are two operations.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +23,12 @@ from igrpo_nemo.errors import UserError
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "nemotron_h")
 """The model types whose parameters and memory are known here."""
+
+BF16, FP32 = 2, 4
+"""Bytes of a number."""
+
+VOCAB_MULTIPLE = 128
+"""Megatron pads the vocabulary to a multiple of this times the tensor parallel size."""
 
 _SSD_CHUNK = 128
 """Tokens of a chunk of Mamba-2's scan (`chunk_size` of Nemotron-H's config.json)."""
@@ -92,15 +101,21 @@ def shape_of(config: Config, environ: Mapping[str, str] = os.environ) -> Shape |
 
     Raises `UserError` for a config.json that cannot be read or lacks a field.
     """
-    if config.igrpo.model is not None:
-        return _small(config)
+    if (small := config.igrpo.model) is not None:
+        fields = {
+            **small.model_dump(include={"hidden_size", "intermediate_size", "vocab_size"}),
+            "model_type": "qwen2",
+            "num_hidden_layers": small.num_layers,
+            "num_attention_heads": small.num_heads,
+            "num_key_value_heads": small.num_kv_heads,
+            "max_position_embeddings": config.policy.max_total_sequence_length,
+            "tie_word_embeddings": True,
+        }
+        return _from_fields(fields, "igrpo.model")
     folder = model_folder(config.policy.model_name, environ)
     if folder is not None:
         return _from_config_json(folder / "config.json")
-    architecture = config.igrpo.architecture
-    if architecture is None:
-        return None
-    return _from_fields(architecture.model_dump(exclude_none=True), "igrpo.architecture")
+    return _described(config)
 
 
 def model_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -121,33 +136,19 @@ def model_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path | N
 
 def differs_from_folder(config: Config, shape: Shape) -> bool:
     """Whether `igrpo.architecture` describes another model than the folder's config.json."""
-    architecture = config.igrpo.architecture
-    if architecture is None or shape.source == "igrpo.architecture":
-        return False
-    described = _from_fields(architecture.model_dump(exclude_none=True), shape.source)
-    return (described.hidden, described.depth, described.vocab) != (
+    described = _described(config, shape.source)
+    return described is not None and (described.hidden, described.depth, described.vocab) != (
         shape.hidden,
         shape.depth,
         shape.vocab,
     )
 
 
-def _small(config: Config) -> Shape:
-    """The built-in model: a Qwen2 with tied embeddings (`local/model.py`)."""
-    model = config.igrpo.model
-    assert model is not None
-    fields = {
-        "model_type": "qwen2",
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_kv_heads,
-        "intermediate_size": model.intermediate_size,
-        "vocab_size": model.vocab_size,
-        "max_position_embeddings": config.policy.max_total_sequence_length,
-        "tie_word_embeddings": True,
-    }
-    return _from_fields(fields, "igrpo.model")
+def _described(config: Config, source: str = "igrpo.architecture") -> Shape | None:
+    architecture = config.igrpo.architecture
+    if architecture is None:
+        return None
+    return _from_fields(architecture.model_dump(exclude_none=True), source)
 
 
 def _from_config_json(path: Path) -> Shape | None:
@@ -233,3 +234,103 @@ def _hybrid(fields: Mapping[str, Any], need: Any, source: str) -> dict[str, Any]
         "gated_mlp": False,
         "mamba": mamba,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Parameters by where they are: matrices of the layers, everything that is not sharded by
+    tensor parallelism, the embedding, and the head (0 where it is the embedding)."""
+
+    attention: int
+    mlp: int
+    mamba: int
+    replicated: int
+    embedding: int
+    head: int
+
+    @property
+    def layers(self) -> int:
+        """Matrices of all layers."""
+        return self.attention + self.mlp + self.mamba
+
+    @property
+    def total(self) -> int:
+        return self.layers + self.replicated + self.embedding + self.head
+
+
+def counts(shape: Shape) -> Counts:
+    """Every parameter of the model, exactly."""
+    h, mamba = shape.hidden, shape.mamba
+    layers = shape.attention_layers + shape.mlp_layers + shape.mamba_layers
+    replicated = h * (layers + 1)  # one norm before each layer, one at the end
+    if shape.qk_norm:
+        replicated += 2 * shape.head_dim * shape.attention_layers
+    if shape.output_bias:
+        replicated += h * shape.attention_layers
+    qkv = shape.q_size + 2 * shape.kv_size  # h (H + 2K) D and H D h, and the biases of q, k, v
+    attention = h * (qkv + shape.q_size) + (qkv if shape.qkv_bias else 0)
+    per_mamba = 0
+    if mamba is not None:
+        per_mamba = h * (mamba.inner + mamba.conv + mamba.heads)  # in_proj: gate, x B C, step
+        per_mamba += mamba.conv * (mamba.conv_kernel + 1)  # the convolution and its bias
+        per_mamba += 3 * mamba.heads + mamba.inner  # A, D, the step's bias; the gated norm
+        per_mamba += mamba.inner * h  # out_proj
+    return Counts(
+        attention=attention * shape.attention_layers,
+        mlp=(3 if shape.gated_mlp else 2) * h * shape.intermediate * shape.mlp_layers,
+        mamba=per_mamba * shape.mamba_layers,
+        replicated=replicated,
+        embedding=shape.vocab * h,
+        head=0 if shape.tied else shape.vocab * h,
+    )
+
+
+def padded_vocab(shape: Shape, tensor: int) -> int:
+    """Rows of Megatron's embedding."""
+    multiple = VOCAB_MULTIPLE * tensor
+    return -(-shape.vocab // multiple) * multiple
+
+
+def rank_parameters(shape: Shape, tensor: int, pipeline: int) -> int:
+    """Parameters on the fullest Megatron rank: the first or last pipeline stage."""
+    c = counts(shape)
+    table = padded_vocab(shape, tensor) * shape.hidden
+    tables = table if pipeline > 1 or shape.tied else 2 * table
+    return math.ceil(c.layers / (tensor * pipeline) + c.replicated / pipeline + tables / tensor)
+
+
+def kv_bytes_per_token(shape: Shape, tensor: int = 1, bytes_each: int = BF16) -> int:
+    """Cache of one token on one GPU: 2 K D per attention layer; heads below `tensor` repeat."""
+    heads = max(1, shape.kv_heads // tensor)
+    return 2 * shape.attention_layers * heads * shape.head_dim * bytes_each
+
+
+def state_bytes_per_sequence(shape: Shape, tensor: int = 1, ssm_bytes: int = FP32) -> int:
+    """Mamba-2's state of one sequence on one GPU: the scan's and the convolution's."""
+    mamba = shape.mamba
+    if mamba is None:
+        return 0
+    scan = mamba.inner * mamba.state * ssm_bytes
+    convolution = mamba.conv * (mamba.conv_kernel - 1) * BF16
+    return shape.mamba_layers * (scan + convolution) // tensor
+
+
+def matrix_flops_per_token(shape: Shape) -> int:
+    """Of a forward pass: two per parameter of a matrix; the embedding is a lookup."""
+    c = counts(shape)
+    scan = 0
+    if shape.mamba is not None:
+        # State update and readout of every channel, in the chunked form about three times.
+        scan = 6 * shape.mamba.inner * shape.mamba.state * shape.mamba_layers
+    return 2 * (c.layers + shape.vocab * shape.hidden) + scan
+
+
+def attention_flops_per_token(shape: Shape, context: float) -> float:
+    """Of a forward pass at a token that sees `context` others: q k^T and p v in every layer."""
+    return 4 * shape.attention_layers * shape.q_size * context
+
+
+def forward_flops(shape: Shape, tokens: float, start: float = 0.0) -> float:
+    """Of `tokens` consecutive tokens whose first sees `start` others, under a causal mask."""
+    mean_context = start + tokens / 2
+    return tokens * (matrix_flops_per_token(shape) + attention_flops_per_token(shape, mean_context))

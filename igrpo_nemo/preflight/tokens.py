@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
 from igrpo_nemo.data.catalog import SOURCES, find_source, locate
@@ -62,26 +64,19 @@ class Questions:
         return None
 
 
-_QWEN = "counted beforehand with Qwen2.5's vocabulary"
 _STAND_IN = "not at hand: MATH's questions stand in"
 
 KNOWN: dict[str, Questions] = {
-    "math": Questions(
-        SOURCES["math"].usable["train"],
-        {0.5: 49, 0.9: 149, 0.99: 464, 0.999: 960, 1.0: 1654},
-        75.3,
-        _QWEN,
-        (1654, 1508, 1292, 1170, 1044, 1035, 1027, 960, 903, 891, 862, 842, 840, 839, 838, 822),
-    ),
-    "gsm8k": Questions(
-        SOURCES["gsm8k"].usable["train"],
-        {0.5: 56, 0.9: 89, 0.99: 128, 0.999: 168, 1.0: 212},
-        59.6,
-        _QWEN,
-        (212, 194, 188, 178),
-    ),
+    name: Questions(
+        count=SOURCES[name].usable["train"],
+        source="counted beforehand with Qwen2.5's vocabulary",
+        **{**facts, "longest": tuple(facts["longest"])},
+    )
+    for name, facts in yaml.safe_load(
+        Path(__file__).with_name("questions.yaml").read_text()
+    ).items()
 }
-"""The training splits: tokens of their usable problems' questions, and the longest of them."""
+"""The training splits whose questions were counted beforehand."""
 
 
 def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questions:

@@ -18,14 +18,14 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import Parallel, machines, parallel, replicas
 from igrpo_nemo.preflight.capacity import CUDA_CONTEXT, NCCL_BUFFERS
-from igrpo_nemo.preflight.parameters import (
+from igrpo_nemo.preflight.shape import (
     BF16,
     FP32,
+    Shape,
     counts,
     padded_vocab,
     rank_parameters,
 )
-from igrpo_nemo.preflight.shape import Shape
 
 CHUNK_BYTES = 24
 """A vocabulary entry of a chunk of log-probs: fp32 logits and softmax, an int64 one-hot and its
@@ -70,7 +70,7 @@ def training_memory(config: Config, shape: Shape) -> TrainingMemory:
 def micro_batch_tokens(config: Config) -> int:
     """Tokens of the largest micro-batch: a full pack, or rows padded to the context."""
     policy = config.policy
-    dynamic: dict[str, Any] = policy.dynamic_batching or {}
+    dynamic = policy.dynamic
     if policy.sequence_packing.enabled:
         return policy.sequence_packing.train_mb_tokens
     if dynamic.get("enabled"):
@@ -79,7 +79,7 @@ def micro_batch_tokens(config: Config) -> int:
 
 
 def _megatron(config: Config, shape: Shape, spread: Parallel) -> TrainingMemory:
-    megatron: dict[str, Any] = config.policy.megatron_cfg or {}
+    megatron = config.policy.megatron
     t, p = spread.tensor, spread.pipeline
     parameters = rank_parameters(shape, t, p)
     half = config.policy.precision == "bfloat16"
@@ -192,7 +192,7 @@ def _working_set(shape: Shape, tokens: int, tensor: int, sharded: int, number: i
 def _megatron_logits(config: Config, shape: Shape, spread: Parallel, tokens: int) -> int:
     """The head's output and the loss. Packed rows are sliced from the logits one by one, and each
     slice's gradient is as large as the whole: logits, their gradient, and the one being added."""
-    megatron: dict[str, Any] = config.policy.megatron_cfg or {}
+    megatron = config.policy.megatron
     vocabulary = padded_vocab(shape, spread.tensor) // spread.tensor
     element = BF16 if megatron.get("defer_fp32_logits") else FP32
     copies = 3 if config.policy.sequence_packing.enabled else 2
@@ -204,7 +204,7 @@ def _megatron_logits(config: Config, shape: Shape, spread: Parallel, tokens: int
 
 def _dtensor(config: Config, shape: Shape, spread: Parallel) -> TrainingMemory:
     """FSDP2: fp32 weights, gradients, moments in shards over all GPUs; layers gathered in bf16."""
-    dtensor: dict[str, Any] = config.policy.dtensor_cfg or {}
+    dtensor = config.policy.dtensor
     number = BF16 if config.policy.precision == "bfloat16" else FP32
     world, total = machines(config).training, counts(shape).total
     # `dp_replicate_size` copies of the shards, under HSDP.

@@ -15,14 +15,14 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import generation_parallel, machines
 from igrpo_nemo.preflight.capacity import CUDA_CONTEXT, GIB, GPU
-from igrpo_nemo.preflight.parameters import (
+from igrpo_nemo.preflight.shape import (
     BF16,
     FP32,
+    Shape,
     counts,
     kv_bytes_per_token,
     state_bytes_per_sequence,
 )
-from igrpo_nemo.preflight.shape import Shape
 
 CUDA_GRAPHS = round(0.9 * GIB)
 """Decoding graphs of vLLM's usual batch sizes; none with `enforce_eager`. An allowance."""
@@ -30,8 +30,7 @@ TRAINER_ASLEEP = round(1.5 * GIB)
 """What a colocated trainer leaves on the GPU while vLLM generates: its context. An allowance."""
 
 _ASYNC_DEFAULTS = (2048, 128)
-_SYNC_DEFAULTS = {"a100": (8192, 256), "h100": (16384, 1024)}
-"""Tokens and sequences of a scheduler step, where `vllm_kwargs` name none."""
+"""Tokens and sequences of a step of the asynchronous engine, where `vllm_kwargs` name none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class VllmMemory:
 
 def vllm_memory(config: Config, shape: Shape, gpu: GPU) -> VllmMemory:
     """The estimate of a config whose checks passed."""
-    vllm: dict[str, Any] = config.policy.generation.vllm_cfg or {}
+    vllm = config.policy.generation.vllm
     kwargs: dict[str, Any] = config.policy.generation.vllm_kwargs or {}
     tensor, pipeline = vllm.get("tensor_parallel_size", 1), vllm.get("pipeline_parallel_size", 1)
     weight = 1 if vllm.get("precision") == "fp8" else BF16
@@ -100,14 +99,8 @@ def engines(config: Config) -> int:
 
 def _scheduler(vllm: dict[str, Any], kwargs: dict[str, Any], gpu: GPU) -> tuple[int, int]:
     """Tokens and sequences of a scheduler step at most."""
-    if vllm.get("async_engine"):
-        tokens, sequences = _ASYNC_DEFAULTS
-    else:
-        tokens, sequences = _SYNC_DEFAULTS[gpu.name.partition("-")[0].lower()]
-    return (
-        kwargs.get("max_num_batched_tokens", tokens),
-        kwargs.get("max_num_seqs", sequences),
-    )
+    tokens, sequences = _ASYNC_DEFAULTS if vllm.get("async_engine") else gpu.scheduled
+    return kwargs.get("max_num_batched_tokens", tokens), kwargs.get("max_num_seqs", sequences)
 
 
 def _forward(shape: Shape, tokens: int, sequences: int, tensor: int) -> int:

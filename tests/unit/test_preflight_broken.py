@@ -146,6 +146,7 @@ CONTRADICTORY = [
     ("table2_dapo", ["grpo.reward_scaling.source_max=1.0"], "grpo.reward_scaling.source_max=2.0"),
     (B7, ["grpo.max_rollout_turns=3"], "grpo.max_rollout_turns=1"),
     (B7, [f"{VLLM}.kv_cache_dtype=fp8"], f"{VLLM}.kv_cache_dtype=auto"),
+    (B7, ["on_policy_distillation.enabled=true"], "on_policy_distillation.enabled=false"),
     (B7, ["igrpo.val_temperature=1.0"], "igrpo.val_temperature=0.6"),
     (B7, ["igrpo.advantage_delta=0.0"], "igrpo.advantage_delta=1e-06"),
     (B7, ["checkpointing.metric_name=accuracy"], "checkpointing.metric_name=val:accuracy"),

@@ -11,7 +11,7 @@ from igrpo_nemo.config import load_config
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.cost import Cost, other_method
 from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
-from igrpo_nemo.preflight.parameters import forward_flops
+from igrpo_nemo.preflight.shape import forward_flops
 from igrpo_nemo.preflight.tokens import KNOWN, Responses, context, questions, responses
 
 B7 = ["model=deepseek_r1_distill_qwen_7b", "data=math", "engine=nemo_rl", "cluster=a100_2x8"]

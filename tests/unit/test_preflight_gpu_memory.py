@@ -6,8 +6,7 @@ import pytest
 
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.preflight.capacity import GIB, GPUS
-from igrpo_nemo.preflight.parameters import counts
-from igrpo_nemo.preflight.shape import Shape, shape_of
+from igrpo_nemo.preflight.shape import Shape, counts, shape_of
 from igrpo_nemo.preflight.training_memory import (
     CHUNK_BYTES,
     TrainingMemory,

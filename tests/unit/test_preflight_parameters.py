@@ -9,15 +9,17 @@ import pytest
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.preflight.parameters import (
+from igrpo_nemo.preflight.shape import (
+    Shape,
     counts,
     forward_flops,
     kv_bytes_per_token,
     matrix_flops_per_token,
+    model_folder,
     rank_parameters,
+    shape_of,
     state_bytes_per_sequence,
 )
-from igrpo_nemo.preflight.shape import Shape, model_folder, shape_of
 
 MODELS = (
     "nemotron_h_8b",

@@ -140,6 +140,35 @@ def test_a_disk_that_is_too_small_is_said_and_refused_where_the_run_cannot_go_on
     assert said(0.9e12) == []
 
 
+def test_the_disk_of_the_checkpoints_counts_wherever_the_run_is(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    words = [B14, f"logger.log_dir={run}"]
+    config = load_config([*words, f"checkpointing.checkpoint_dir={elsewhere}/not/yet"])
+
+    def plan(free):
+        return preflight(config, environ={}, free=lambda folder: free[folder])
+
+    assert plan({elsewhere: 2 * 10**12, run: 0}).problems == []
+    [problem] = plan({elsewhere: 10**9, run: 2 * 10**12}).problems
+    assert f"and {elsewhere} has 0.9 GiB free" in problem
+
+
+def test_dumps_of_rows_are_counted(tmp_path):
+    """58 steps of 512 rows, each 9,728 places of 25 bytes and 1,638 tokens of 55."""
+    plan, _ = disk(tmp_path, 2e12, "igrpo.row_dump_period=1")
+    dumps = 58 * 512 * (9728 * 25 + 0.4 * 4096 * 55)
+    assert plan.to_dict()["row_dumps"] == pytest.approx(dumps, abs=1)
+    assert f"about {dumps / 2**30:,.1f} GiB in {tmp_path}/run" in plan.text()
+    assert disk(tmp_path, 2e12, "igrpo.row_dump_period=10")[0].to_dict()["row_dumps"] < dumps / 11
+    short, _ = disk(tmp_path, 1.038e12, "igrpo.row_dump_period=1")
+    [note] = [note for note in short.notes if note.startswith("dumps of trained rows")]
+    assert "of checkpoints" in note and note.endswith(
+        "set igrpo.row_dump_period=0, or a longer period"
+    )
+
+
 def test_a_change_takes_what_follows_from_it_along():
     config = load_config([S3])
     change = {"policy.megatron_cfg.tensor_model_parallel_size": 4}

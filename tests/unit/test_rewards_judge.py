@@ -232,7 +232,9 @@ def test_the_preflight_asks_the_judge(stub, monkeypatch, capsys):
     stub.fault = lambda number: "status_404"
     words = ["experiment=table3_judge", f"igrpo.judge.base_url={stub.url}"]
     assert preflight.run(Namespace(json=False, config_dir=None), words) == 1
-    assert "does not know the model (HTTP 404)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    heading, _, rest = said.partition("its judge cannot be used:\n")[2].partition("\n\n")
+    assert "does not know the model (HTTP 404)" in heading and rest == "it fits\n"
 
 
 def test_a_missing_key_or_a_broken_cache_is_told(monkeypatch, tmp_path):
