@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from arms import ArmResult, arm_results, findings, result_table
+
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.report import build_report
-from igrpo_nemo.report.arms import ArmResult, arm_results, findings, result_table
 from igrpo_nemo.report.runs import Run, load_run
 
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {

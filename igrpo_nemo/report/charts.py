@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -44,14 +45,12 @@ class Line:
 class Axis:
     """The vertical axis: its label with the unit, and how values are written.
 
-    `percent` writes fractions as percentages; `zero` draws a line at 0 and always shows it; `log`
-    is base 10 and leaves values <= 0 out.
+    `percent` writes fractions as percentages; `zero` draws a line at 0 and always shows it.
     """
 
     label: str
     percent: bool = False
     zero: bool = False
-    log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +82,8 @@ class Scale:
 def line_chart(
     lines: Sequence[Line],
     axis: Axis,
-    *,
     title: str,
+    *,
     x_label: str = "training step",
     x_name: str = "step",
     x_log: bool = False,
@@ -96,28 +95,15 @@ def line_chart(
     words what is missing.
     """
     lines = [thin_out(line) for line in lines if line.x]
-    if axis.log:
-        lines = [positive for line in lines if (positive := _positive(line)).x]
     if not lines:
         raise ValueError(f"nothing to draw in {title!r}")
     x = _x_scale([value for line in lines for value in line.x], x_log)
     y = _y_scale(lines, axis)
     body = [_grid(x, y, axis, x_label)]
-    for line in lines:
-        body.append(_band(line, x, y))
-    for line in lines:
-        body.append(_curve(line, x, y))
-    points = {
-        "x": [x.low, x.high],
-        "log": x_log,
-        "name": x_name,
-        "box": PLOT_BOX,
-        "percent": axis.percent,
-        "lines": [
-            {"label": line.label, "color": line.color, "x": _rounded(line.x), "y": _rounded(line.y)}
-            for line in lines
-        ],
-    }
+    body += [_band(line, x, y) for line in lines]
+    body += [_curve(line, x, y) for line in lines]
+    series = [(line.label, line.color, line.x, line.y) for line in lines]
+    points = {**_readout(x, axis, series), "log": x_log, "name": x_name}
     return _svg(title, "".join(body), HEIGHT, points)
 
 
@@ -148,16 +134,8 @@ def stacked_chart(
             base[i] += value
         body.append(f'<path class="fill" style="--c:var(--{layer.color})" d="{"".join(bars)}"/>')
     centers = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-    points = {
-        "x": [x.low, x.high],
-        "box": PLOT_BOX,
-        "percent": axis.percent,
-        "lines": [
-            {"label": la.label, "color": la.color, "x": _rounded(centers), "y": _rounded(la.values)}
-            for la in layers
-        ],
-    }
-    return _svg(title, "".join(body), HEIGHT, points)
+    series = [(layer.label, layer.color, centers, layer.values) for layer in layers]
+    return _svg(title, "".join(body), HEIGHT, _readout(x, axis, series))
 
 
 def bar_rows(rows: Sequence[tuple[str, Sequence[Layer]]], axis: Axis, *, title: str) -> Markup:
@@ -216,10 +194,8 @@ def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
         chunks = [values[i : i + size] for i in range(0, len(values), size)]
         return tuple(sum(chunk) / len(chunk) for chunk in chunks)
 
-    return Line(
-        line.label, line.color, means(line.x), means(line.y), line.dashed, line.markers,
-        means(line.error), means(line.low), means(line.high), means(line.raw),
-    )  # fmt: skip
+    series = ("x", "y", "error", "low", "high", "raw")
+    return replace(line, **{name: means(getattr(line, name)) for name in series})
 
 
 def format_value(value: float, percent: bool = False) -> str:
@@ -242,13 +218,6 @@ def _short(value: float) -> str:
     return "0" if text in ("-0", "0") else text
 
 
-def _positive(line: Line) -> Line:
-    pairs = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y > 0]
-    return Line(
-        line.label, line.color, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), line.dashed
-    )
-
-
 def _x_scale(values: Sequence[float], log: bool = False) -> Scale:
     low, high = min(values), max(values)
     if low == high:
@@ -265,9 +234,6 @@ def _y_scale(lines: Sequence[Line], axis: Axis) -> Scale:
         for s in (-1, 1)
     ]
     low, high = min(values), max(values)
-    if axis.log:
-        low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
-        return Scale(low, high if high > low else low * 10, HEIGHT - BOTTOM, TOP, log=True)
     if axis.zero or low >= 0:
         # Rates and rewards start at 0, so that the height of a change is not exaggerated.
         low, high = min(low, 0.0), max(high, 0.0)
@@ -295,12 +261,9 @@ def _powers_of_two(low: float, high: float) -> list[float]:
 
 def _grid(x: Scale, y: Scale, axis: Axis, x_label: str) -> str:
     parts = [f'<text class="ylabel" x="0" y="12">{escape(axis.label)}</text>']
-    if y.log:
-        first, last = round(math.log10(y.low)), round(math.log10(y.high))
-        y_ticks = [10.0**e for e in range(first, last + 1, max(1, (last - first) // 5))]
-    else:
-        y_ticks = [t for t in _ticks(y.low, y.high) if y.low - 1e-12 <= t <= y.high + 1e-12]
-    for tick in y_ticks:
+    for tick in _ticks(y.low, y.high):
+        if not y.low - 1e-12 <= tick <= y.high + 1e-12:
+            continue
         at = y(tick)
         line_class = "zero" if axis.zero and tick == 0 else "grid"
         parts.append(
@@ -362,8 +325,23 @@ def _path(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:
     return "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in zip(xs, ys, strict=True))
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+def _readout(
+    x: Scale, axis: Axis, series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]]
+) -> dict[str, Any]:
+    """What the page's script needs to show the values under the pointer."""
+
+    def rounded(values: Sequence[float]) -> list[float]:
+        return [float(f"{value:.5g}") for value in values]
+
+    return {
+        "x": [x.low, x.high],
+        "box": PLOT_BOX,
+        "percent": axis.percent,
+        "lines": [
+            {"label": label, "color": color, "x": rounded(xs), "y": rounded(ys)}
+            for label, color, xs, ys in series
+        ],
+    }
 
 
 def _svg(title: str, body: str, height: float, points: object) -> Markup:

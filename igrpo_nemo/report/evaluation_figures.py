@@ -5,17 +5,9 @@ from __future__ import annotations
 from igrpo_nemo.evaluation.results import BenchmarkResults
 from igrpo_nemo.evaluation.systems import Comparison
 from igrpo_nemo.report.charts import Axis, Line, line_chart
-from igrpo_nemo.report.figures import GROUP_COLORS, Figure, Panel
+from igrpo_nemo.report.figures import Figure, Panel, group_colors
 
 SECTION = "Evaluation"
-
-
-def system_colors(comparison: Comparison) -> dict[str, str]:
-    """Label -> colour name, repeating after eight."""
-    return {
-        system.label: GROUP_COLORS[i % len(GROUP_COLORS)]
-        for i, system in enumerate(comparison.systems)
-    }
 
 
 def pass_figure(comparison: Comparison) -> Figure:
@@ -26,7 +18,7 @@ def pass_figure(comparison: Comparison) -> Figure:
         "at large k mean that training made likely what the other model could already find."
     )
     key, title = "pass-at-k", "pass@k"
-    colors = system_colors(comparison)
+    colors = group_colors(system.label for system in comparison.systems)
     panels = []
     for name in comparison.benchmarks:
         lines = [
@@ -36,9 +28,8 @@ def pass_figure(comparison: Comparison) -> Figure:
         ]
         if lines:
             axis = Axis("problems solved", percent=True)
-            chart = line_chart(
-                lines, axis, title=f"pass@k, {name}", x_label="k, samples", x_name="k =", x_log=True
-            )
+            named = f"pass@k, {name}"
+            chart = line_chart(lines, axis, named, x_label="k, samples", x_name="k =", x_log=True)
             panels.append(Panel(name, chart))
     if not panels:
         missing = "Every benchmark has one sample a problem: give several for pass@k."

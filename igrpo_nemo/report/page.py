@@ -96,7 +96,7 @@ def render(
         several=len(runs) > 1,
         facts=headline_facts(runs[0]) if len(runs) == 1 else (),
         run_table=run_rows(runs) if len(runs) > 1 else None,
-        colors=group_colors(runs),
+        colors=group_colors(run.label for run in runs),
         sections=[(name, _split(figures, name)) for name in sections],
         evaluation_section=SECTION,
         evaluation_setting=common_setting(evaluation) if evaluation else "",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from composed import config_of
-from omegaconf import OmegaConf
+from composed import CONFIGS, GROUPS, config_of, made
 
 from igrpo_nemo.config import (
     RolloutBudget,
@@ -26,10 +25,6 @@ from igrpo_nemo.config import (
 )
 from igrpo_nemo.config.compose import (
     BUILT_IN_GROUPS,
-    builtin_config_dir,
-    composed_values,
-    config_groups,
-    finished,
 )
 from igrpo_nemo.config.derive import scheduler_stages
 from igrpo_nemo.config.schema import all_keys, nearest_key, unread
@@ -46,30 +41,43 @@ DEMO = [
 ]
 """The demo with the sizes that the numbers below are made from."""
 HF = ["policy.model_name=some/model"]
-NEEDS = {("data", "jsonl"): ["data.train.data_path=a.jsonl", "data.validation.data_path=b.jsonl"]}
-GROUPS = config_groups([builtin_config_dir()])
+ANY_DATA = ["data.train.data_path=a.jsonl", "data.validation.data_path=b.jsonl"]
 
 
-def error_of(*overrides: str, base: list[str] = DEMO) -> str:
+def error_of(*overrides: str, base: list[str] = DEMO, load: Callable[..., Any] = made) -> str:
     with pytest.raises(UserError) as caught:
-        load_config([*base, *overrides])
+        load(*base, *overrides)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
     return message
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in GROUPS[g]])
-def test_every_config_file_composes(group: str, option: str) -> None:
-    base = [] if group == "experiment" else HF
-    if group == "cluster" and option != "laptop":
-        base = [*base, "engine=nemo_rl"]
-    config = config_of(*base, f"{group}={option}", *NEEDS.get((group, option), []))
-    assert config.grpo.num_generations_per_prompt >= 2
+def hydra_error_of(*overrides: str, base: list[str] = DEMO) -> str:
+    return error_of(*overrides, base=base, load=lambda *words: load_config(words))
+
+
+def combinations() -> Iterator[list[str]]:
+    """Few command lines that name every file of every group."""
+    yield from ([f"experiment={option}"] for option in GROUPS["experiment"])
+    choices = [group for group in GROUPS if group not in ("experiment", "engine", "cluster")]
+    for number in range(max(len(GROUPS[group]) for group in choices)):
+        words = [*HF, "engine=nemo_rl", "cluster=a100_2x8"]
+        words += [f"{group}={GROUPS[group][number % len(GROUPS[group])]}" for group in choices]
+        yield [*words, *ANY_DATA]
+    for group in ("engine", "cluster"):
+        for option in GROUPS[group]:
+            needs = ["engine=nemo_rl"] if group == "cluster" and option != "laptop" else []
+            yield [*HF, *needs, f"{group}={option}"]
+
+
+@pytest.mark.parametrize("words", combinations())
+def test_every_config_file_composes(words: list[str]) -> None:
+    assert config_of(*words).grpo.num_generations_per_prompt >= 2
 
 
 def test_every_group_is_in_the_defaults_list() -> None:
     assert sorted(GROUPS) == sorted(BUILT_IN_GROUPS)
-    defaults = yaml.safe_load((builtin_config_dir() / "config.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((CONFIGS / "config.yaml").read_text())["defaults"]
     assert {next(iter(d)) for d in defaults if d != "_self_"} == set(BUILT_IN_GROUPS)
 
 
@@ -136,13 +144,13 @@ def test_trained_rows_are_derived(overrides: list[str], rows: int) -> None:
 
 
 def test_null_budget_becomes_the_sum() -> None:
-    assert load_config([*DEMO, "igrpo.num_drafts=3", "igrpo.budget=null"]).igrpo.budget == 7
+    assert config_of(*DEMO, "igrpo.num_drafts=3", "igrpo.budget=null").igrpo.budget == 7
 
 
 def test_batch_and_updates_follow_each_other() -> None:
-    by_batch = load_config([*DEMO, "policy.train_global_batch_size=32"])
+    by_batch = config_of(*DEMO, "policy.train_global_batch_size=32")
     assert by_batch.igrpo.updates_per_rollout == 4
-    by_updates = load_config([*DEMO, "igrpo.updates_per_rollout=4"])
+    by_updates = config_of(*DEMO, "igrpo.updates_per_rollout=4")
     assert by_updates.policy.train_global_batch_size == 32
     assert by_batch == by_updates
 
@@ -215,27 +223,9 @@ CONTRADICTIONS = [
 ]
 
 
-@functools.cache
-def composed_demo(*groups: str) -> dict[str, Any]:
-    """The demo's values before they are derived and checked."""
-    return composed_values([*DEMO, *groups], [builtin_config_dir()], GROUPS)
-
-
 @pytest.mark.parametrize(("overrides", "expected"), CONTRADICTIONS)
 def test_contradiction_is_one_line(overrides: list[str], expected: str) -> None:
-    chosen = [text for text in overrides if text.partition("=")[0] in GROUPS]
-    values = OmegaConf.create(composed_demo(*chosen))
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if text not in chosen:
-            OmegaConf.update(values, key, yaml.safe_load(value), force_add=True)
-    plain = OmegaConf.to_container(values)
-    assert isinstance(plain, dict)
-    with pytest.raises(UserError) as caught:
-        finished({str(k): v for k, v in plain.items()}, GROUPS)
-    message = str(caught.value)
-    assert expected in message
-    assert "\n" not in message and len(message) < 400
+    assert expected in error_of(*overrides)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +257,7 @@ def test_a_key_that_is_gone_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(validate, "GONE", {"igrpo.old": (("off", False), "leave it out")})
     assert error_of("igrpo.old=on") == "igrpo.old is gone: leave it out"
     assert error_of("igrpo.old.part=1") == "igrpo.old is gone: leave it out"
-    assert load_config([*DEMO, "igrpo.old=off"]) == config_of(*DEMO)
+    assert config_of(*DEMO, "igrpo.old=off") == config_of(*DEMO)
 
 
 def test_short_circuits_are_gone() -> None:
@@ -282,11 +272,20 @@ def test_short_circuits_are_gone() -> None:
         (["grpo.max_num_steps=1.5"], "grpo.max_num_steps=1.5 should be a valid integer"),
         (["grpo.val_at_end=1"], "grpo.val_at_end=1 should be a valid boolean"),
         (["logger.log_dir="], "logger.log_dir='' should have at least 1 character"),
-        (["experiment=null"], "experiment=null does not exist"),
         (["igrpo.prompt.system=7"], "igrpo.prompt.system=7 should be a valid string"),
         (["policy.optimizer.kwargs.lr=inf"], "should be a finite number"),
         (["igrpo.schedule=fast"], "igrpo.schedule='fast' should be"),
         (["grpo.val_period=a", "grpo.val_at_end=b"], "; "),
+    ],
+)
+def test_wrong_value_is_one_line(overrides: list[str], expected: str) -> None:
+    assert expected in error_of(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment=null"], "experiment=null does not exist"),
         (["grpo.max_num_steps"], "cannot read the override 'grpo.max_num_steps': write key=value"),
         (["=3"], "cannot read the override '=3': write key=value"),
         (["grpo.max_num_steps=[1"], "cannot read the override 'grpo.max_num_steps=[1'"),
@@ -299,18 +298,18 @@ def test_short_circuits_are_gone() -> None:
     ],
 )
 def test_wrong_override_is_one_line(overrides: list[str], expected: str) -> None:
-    assert expected in error_of(*overrides)
+    assert expected in hydra_error_of(*overrides)
 
 
 def test_missing_experiment_names_the_nearest_ones() -> None:
-    message = error_of("experiment=table1_openmath_14b_igrpo", base=[])
+    message = hydra_error_of("experiment=table1_openmath_14b_igrpo", base=[])
     assert "does not exist: use table1_openmath_nemotron_14b_igrpo, " in message
     assert f"({len(GROUPS['experiment'])} in configs/experiment)" in message
 
 
 def test_missing_model_says_what_to_give() -> None:
-    assert error_of(base=[]) == "policy.model_name is not set: give policy.model_name=..."
-    assert "data.train.data_path is not set" in error_of("data=jsonl", base=HF)
+    assert hydra_error_of(base=[]) == "policy.model_name is not set: give policy.model_name=..."
+    assert "data.train.data_path is not set" in hydra_error_of("data=jsonl", base=HF)
 
 
 def test_a_plus_before_a_built_in_group_is_accepted() -> None:
@@ -318,8 +317,8 @@ def test_a_plus_before_a_built_in_group_is_accepted() -> None:
 
 
 def test_nemo_only_keys_are_accepted_and_reported() -> None:
-    config = load_config(
-        [
+    config = config_of(
+        *[
             *DEMO,
             "policy.megatron_cfg.tensor_model_parallel_size=4",
             "policy.generation.vllm_cfg.gpu_memory_utilization=0.85",
@@ -338,7 +337,7 @@ def test_nemo_only_keys_are_accepted_and_reported() -> None:
 
 
 def test_keys_below_an_open_mapping_of_nemo_rl_are_free() -> None:
-    config = load_config([*DEMO, "policy.generation.vllm_kwargs.compilation_config={level: 3}"])
+    config = config_of(*DEMO, "policy.generation.vllm_kwargs.compilation_config={level: 3}")
     assert config.policy.generation.vllm_kwargs == {"compilation_config": {"level": 3}}
 
 
@@ -540,7 +539,7 @@ def test_nearest_key_prefers_siblings() -> None:
 
 
 def test_configs_are_found_inside_an_installed_package(tmp_path: Path) -> None:
-    configs = builtin_config_dir()
+    configs = CONFIGS
     package = configs.parent / "igrpo_nemo"
     installed = tmp_path / "site" / "igrpo_nemo"
     shutil.copytree(package, installed, ignore=shutil.ignore_patterns("__pycache__"))

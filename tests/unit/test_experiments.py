@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
-from composed import config_of
+from composed import CONFIGS, GROUPS, config_of
 
-from igrpo_nemo.config import Config, RolloutBudget, load_config, rollout_steps, with_problems
-from igrpo_nemo.config.compose import builtin_config_dir, config_groups
+from igrpo_nemo.config import Config, RolloutBudget, rollout_steps, with_problems
 from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
+from igrpo_nemo.config.section import at as config_at
 from igrpo_nemo.evaluation.published import published_results
 from igrpo_nemo.run.problems import expected_problems
 
-CONFIGS = builtin_config_dir()
-GROUPS = config_groups([CONFIGS])
 MODELS = {
     "nemotron_h_8b": "nvidia/Nemotron-H-8B-Base-8K",
     "deepseek_r1_distill_qwen_7b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
@@ -60,10 +58,7 @@ def composed(experiment: str, *overrides: str) -> Config:
 
 
 def at(config: Config, key: str) -> Any:
-    value: Any = config.to_dict()
-    for name in key.split("."):
-        value = value[name]
-    return value
+    return config_at(config.to_dict(), key)
 
 
 def test_every_run_of_the_paper_has_a_file() -> None:
@@ -105,7 +100,7 @@ def test_an_experiment_has_no_key_that_nemo_rl_does_not_annotate(experiment: str
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_dtensor_alternative_differs_in_the_backend_alone(model: str) -> None:
-    base = ["engine=nemo_rl", "cluster=a100_2x8"]
+    base = ["engine=nemo_rl", "cluster=a100_5x8"]
     megatron = config_of(*base, f"model={model}")
     dtensor = config_of(*base, f"model={model}_dtensor")
     assert megatron.policy.model_name == dtensor.policy.model_name == MODELS[model]
@@ -331,7 +326,7 @@ def test_a_given_megatron_schedule_is_kept() -> None:
     ],
 )
 def test_expected_problems(overrides: list[str], problems: int | None) -> None:
-    assert expected_problems(load_config(["policy.model_name=x", *overrides])) == problems
+    assert expected_problems(config_of("policy.model_name=x", *overrides)) == problems
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -397,7 +392,7 @@ def test_benchmarks_of_an_evaluation_and_of_the_paper_share_their_names() -> Non
     ],
 )
 def test_evaluations(option: str, samples: dict[str, int], profile: str) -> None:
-    evaluation = load_config(["policy.model_name=x", f"eval={option}"]).igrpo.evaluation
+    evaluation = config_of("policy.model_name=x", f"eval={option}").igrpo.evaluation
     assert samples.items() <= evaluation.benchmarks.items()
     assert evaluation.profile == profile
     sizes = {"paper": 6, "paper_boxed": 6, "all_64": 6, "general": 2, "pass_at_256": 2}
@@ -417,7 +412,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_models_shape_and_the_parallel_sizes_fit(model: str) -> None:
-    config = load_config(["engine=nemo_rl", "cluster=a100_5x8", f"model={model}"])
+    config = config_of("engine=nemo_rl", "cluster=a100_5x8", f"model={model}")
     shape = config.igrpo.architecture
     assert shape is not None
     assert (

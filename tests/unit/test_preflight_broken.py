@@ -6,26 +6,13 @@ their place or beside them, after which the run must be accepted.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import pytest
-import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from composed import PLENTY, config_of, made
 
 from igrpo_nemo.cli import main
-from igrpo_nemo.config import Config, load_config
-from igrpo_nemo.config.compose import (
-    RESOLVERS,
-    builtin_config_dir,
-    config_groups,
-    finished,
-)
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight import preflight
 
-GROUPS = config_groups([builtin_config_dir()])
 B7, B14, HYBRID = (
     "tableS3_igrpo",
     "table1_openmath_nemotron_14b_igrpo",
@@ -155,42 +142,10 @@ CONTRADICTORY = [
 REPAIRED = WRONG_TYPES + INDIVISIBLE + IMPOSSIBLE_CONTEXTS + CONTRADICTORY
 
 
-@functools.cache
-def composed(experiment: str) -> DictConfig:
-    """The experiment with its interpolations, which overrides still reach."""
-    for name, resolver in RESOLVERS.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
-    with initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        return compose("config", overrides=[f"experiment={experiment}"])
-
-
-def load(experiment: str, overrides: list[str]) -> Config:
-    base = composed(experiment)
-    config = OmegaConf.create(OmegaConf.to_container(base))
-    OmegaConf.set_struct(config, False)
-    for text in overrides:
-        key, _, value = text.partition("=")
-        OmegaConf.update(config, key, _value(value), force_add=True)
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    plain = {str(key): value for key, value in values.items()}
-    return finished(plain, GROUPS, lambda path: OmegaConf.select(base, path))
-
-
-def _value(text: str) -> Any:
-    """As Hydra reads it: YAML takes 1e-06 for a text."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def refusals(experiment: str, overrides: list[str]) -> list[str]:
     try:
-        return preflight(load(experiment, overrides)).problems
+        config = made(f"experiment={experiment}", *overrides)
+        return preflight(config, environ={}, free=lambda folder: PLENTY).problems
     except UserError as error:
         return [str(error)]
 
@@ -229,9 +184,9 @@ def test_the_command_says_so_and_exits_with_1(capsys):
 
 
 def test_a_laptop_is_no_cluster():
-    [message] = preflight(load_config([f"experiment={B7}", "cluster=laptop"])).problems
+    [message] = preflight(config_of(f"experiment={B7}", "cluster=laptop")).problems
     assert message.endswith("engine nemo_rl trains on GPUs: set cluster=a100_2x8")
-    assert preflight(load_config([f"experiment={B7}", "cluster=a100_2x8"])).fits
+    assert preflight(config_of(f"experiment={B7}", "cluster=a100_2x8")).fits
 
 
 def test_a_config_that_does_not_compose_is_bad_input(capsys):

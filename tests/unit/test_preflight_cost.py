@@ -6,8 +6,8 @@ import json
 import random
 
 import pytest
+from composed import config_of
 
-from igrpo_nemo.config import load_config
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.cost import Cost, other_method
 from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
@@ -59,7 +59,7 @@ def test_caches_prefill_overhead_and_arithmetic_cost_time():
 
 
 def test_assumed_lengths_have_the_assumed_mean():
-    lengths = responses(load_config([*B7, "igrpo.preflight.response_share=0.3"]))
+    lengths = responses(config_of(*B7, "igrpo.preflight.response_share=0.3"))
     rng = random.Random(1)
     drawn = [lengths.draw(rng) for _ in range(20_000)]
     assert sum(drawn) / len(drawn) == pytest.approx(0.3 * 4096, rel=0.02)
@@ -69,25 +69,25 @@ def test_assumed_lengths_have_the_assumed_mean():
 
 
 def test_a_constant_length_needs_no_spread():
-    lengths = responses(load_config([*B7, "igrpo.preflight.response_sigma=0"]))
+    lengths = responses(config_of(*B7, "igrpo.preflight.response_sigma=0"))
     assert lengths.draw(random.Random(0)) == round(0.4 * 4096)
     assert isinstance(lengths, Responses) and lengths.above(100) == 1.0
 
 
 def test_the_draft_gets_what_q_and_the_refinement_leave():
-    config = load_config([*B7, "model=nemotron_h_8b"])
+    config = config_of(*B7, "model=nemotron_h_8b")
     budget = context(config, questions(config, {}))
     assert budget.draft_room[0.5] == 8192 - 4096 - budget.question[0.5] - 12
     assert 0.05 < budget.clipped < 0.15
     assert budget.question[1.0] == 1024  # longer questions are left out
-    wide = load_config(B7)
+    wide = config_of(*B7)
     assert context(wide, questions(wide, {})).clipped == 0
     assert context(wide, KNOWN["gsm8k"]).mean_question < budget.mean_question
 
 
 def costs(*overrides: str) -> tuple[Cost, Cost]:
     """GRPO's and iGRPO's."""
-    plan = preflight(load_config([*B7, *overrides]), environ={})
+    plan = preflight(config_of(*B7, *overrides), environ={})
     assert plan.cost is not None and plan.other is not None
     return plan.other, plan.cost
 
@@ -103,7 +103,7 @@ def test_both_methods_at_the_same_budget():
 
 
 def test_the_other_method_changes_the_method_alone():
-    config = load_config([*B7, "feedback=none"])
+    config = config_of(*B7, "feedback=none")
     other = other_method(config)
     assert (other.igrpo.num_drafts, other.igrpo.num_refinements) == (4, 4)
     assert other_method(other).igrpo == config.igrpo
@@ -111,15 +111,15 @@ def test_the_other_method_changes_the_method_alone():
 
 
 def test_either_method_shows_the_same_two_costs():
-    two = preflight(load_config(B7), environ={})
-    one = preflight(load_config([*B7, "feedback=none"]), environ={})
+    two = preflight(config_of(*B7), environ={})
+    one = preflight(config_of(*B7, "feedback=none"), environ={})
     assert one.ratio == pytest.approx(two.ratio)
     assert one.cost == two.other and two.cost == one.other
 
 
 def test_training_time_is_arithmetic_over_the_stated_share_of_the_peak():
     """Forward, backward twice, and recomputation: four forward passes on eight A100 at 40 %."""
-    plan = preflight(load_config([*B7, "igrpo.preflight.response_sigma=0"]), environ={})
+    plan = preflight(config_of(*B7, "igrpo.preflight.response_sigma=0"), environ={})
     assert plan.cost is not None and plan.shape is not None and plan.estimates is not None
     row = plan.cost.trained_tokens / 512
     assert row == round(plan.estimates.context.mean_question) + 12 + 2 * 1638
@@ -159,7 +159,7 @@ def test_asynchronous_training_hides_the_shorter_part():
         "grpo.async_grpo.enabled=true",
         "loss_fn.use_importance_sampling_correction=true",
     ]
-    cost = preflight(load_config(config), environ={}).cost
+    cost = preflight(config_of(*config), environ={}).cost
     assert cost is not None
     assert cost.step == cost.refit + max(cost.generation, cost.logprobs + cost.training)
 
@@ -231,14 +231,14 @@ def test_published_step_times(tmp_path, model, nodes, asynchronous, mean, prompt
         overrides += [f"policy.generation.colocated.resources.num_nodes={nodes // 2}"]
     else:
         overrides += ["policy.generation.colocated={enabled: true}"]
-    plan = preflight(load_config(overrides), environ={})
+    plan = preflight(config_of(*overrides), environ={})
     assert plan.cost is not None and plan.cost.gpus == 8 * nodes
     assert plan.cost.trained_tokens / 2048 == pytest.approx(mean + prompt, rel=0.02)
     assert plan.cost.step == pytest.approx(seconds, rel=0.15)
 
 
 def test_a_time_limit_becomes_a_chain():
-    plan = preflight(load_config([*B7, "igrpo.site.time=01:00:00"]), environ={})
+    plan = preflight(config_of(*B7, "igrpo.site.time=01:00:00"), environ={})
     assert plan.cost is not None
     jobs = -(-plan.cost.hours * 3600 // (3600 - 900))  # beside igrpo.site.save_margin_s
     assert f"about {jobs:.0f} jobs of 01:00:00: igrpo launch --chain {jobs:.0f}" in plan.notes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from composed import config_of
 
-from igrpo_nemo.config import Config, load_config
+from igrpo_nemo.config import Config
 from igrpo_nemo.preflight.capacity import GIB, GPUS
 from igrpo_nemo.preflight.shape import Shape, counts, shape_of
 from igrpo_nemo.preflight.training_memory import (
@@ -21,7 +22,7 @@ TENSOR = f"{MEGATRON}.tensor_model_parallel_size"
 
 
 def loaded(*overrides: str) -> tuple[Config, Shape]:
-    config = load_config([*B7, *overrides])
+    config = config_of(*B7, *overrides)
     shape = shape_of(config, {})
     assert shape is not None
     return config, shape
@@ -84,11 +85,11 @@ def test_fsdp_shards_sixteen_bytes_over_all_gpus():
 
 
 def test_tokens_of_a_micro_batch():
-    packed = load_config(B7)
+    packed = config_of(*B7)
     assert micro_batch_tokens(packed) == packed.policy.sequence_packing.train_mb_tokens
-    padded = load_config([*B7, "model=nemotron_h_8b", "policy.train_micro_batch_size=2"])
+    padded = config_of(*B7, "model=nemotron_h_8b", "policy.train_micro_batch_size=2")
     assert micro_batch_tokens(padded) == 2 * 8192
-    dynamic = load_config([*B7, "model=nemotron_h_8b_dtensor"])
+    dynamic = config_of(*B7, "model=nemotron_h_8b_dtensor")
     assert micro_batch_tokens(dynamic) == 8192
 
 

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from composed import config_of
 
-from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight.shape import (
     Shape,
@@ -33,7 +33,7 @@ CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8"]
 
 
 def of_model(name: str) -> Shape:
-    shape = shape_of(load_config([f"model={name}", *CLUSTER]), {})
+    shape = shape_of(config_of(f"model={name}", *CLUSTER), {})
     assert shape is not None
     return shape
 
@@ -52,7 +52,7 @@ def built(fields: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_counts_equal_the_architecture_on_the_meta_device(name):
-    architecture = load_config([f"model={name}", *CLUSTER]).igrpo.architecture
+    architecture = config_of(f"model={name}", *CLUSTER).igrpo.architecture
     assert architecture is not None
     fields = architecture.model_dump(exclude_none=True)
     fields.pop("rope_theta", None)  # changes no parameter, and its place differs by version
@@ -75,7 +75,7 @@ SMALL = {
 def test_a_folders_config_json_is_counted_exactly(tmp_path, family, tied):
     fields = {"model_type": family, **SMALL, "tie_word_embeddings": tied, "head_dim": 16}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    shape = shape_of(load_config([f"policy.model_name={tmp_path}"]), {})
+    shape = shape_of(config_of(f"policy.model_name={tmp_path}"), {})
     assert shape is not None and shape.source.endswith("config.json")
     assert counts(shape).total == built(fields)
 
@@ -84,7 +84,7 @@ def test_a_folder_wins_over_the_architecture_of_the_group(tmp_path):
     fields = {"model_type": "llama", **SMALL}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     group = ["model=openmath_nemotron_7b", f"policy.model_name={tmp_path}"]
-    shape = shape_of(load_config([*CLUSTER, *group]), {})
+    shape = shape_of(config_of(*CLUSTER, *group), {})
     assert shape is not None and shape.hidden == 64
 
 
@@ -118,13 +118,13 @@ def test_a_model_is_found_in_hugging_faces_cache(tmp_path):
 def test_a_broken_config_json_is_one_line(tmp_path, content, reason):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=reason.replace("*", r"\*")) as caught:
-        shape_of(load_config([f"policy.model_name={tmp_path}"]), {})
+        shape_of(config_of(f"policy.model_name={tmp_path}"), {})
     assert "\n" not in str(caught.value)
 
 
 def test_families_that_are_not_known_have_no_shape(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert shape_of(load_config([f"policy.model_name={tmp_path}"]), {}) is None
+    assert shape_of(config_of(f"policy.model_name={tmp_path}"), {}) is None
 
 
 def test_bytes_and_operations_of_the_7b_model():

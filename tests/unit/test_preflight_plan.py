@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from composed import plan_of
+from composed import config_of, plan_of
 from shared_data import shared_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from igrpo_nemo.cli import main
-from igrpo_nemo.config import load_config
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.data import DataSpec, load_problems
 from igrpo_nemo.preflight import preflight
@@ -70,17 +69,17 @@ SHORT = [
 
 @pytest.mark.parametrize(("overrides", "reason"), SHORT, ids=[case[0][0] for case in SHORT])
 def test_the_nearest_setting_fits_when_it_is_composed(overrides, reason):
-    [problem] = preflight(load_config([S3, *overrides]), environ={}).problems
+    [problem] = preflight(config_of(S3, *overrides), environ={}).problems
     assert reason in problem and "\n" not in problem
     remedy = problem.rpartition(": set ")[2].split()
     assert 1 <= len(remedy) <= 3
     keys = {word.partition("=")[0] for word in remedy}
     kept = [word for word in overrides if word.partition("=")[0] not in keys]
-    assert preflight(load_config([S3, *kept, *remedy]), environ={}).problems == []
+    assert preflight(config_of(S3, *kept, *remedy), environ={}).problems == []
 
 
 def test_where_nothing_small_helps_the_message_says_so():
-    config = load_config([S3, "policy.generation.vllm_cfg.gpu_memory_utilization=0.2"])
+    config = config_of(S3, "policy.generation.vllm_cfg.gpu_memory_utilization=0.2")
     shape = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 96}
     assert config.igrpo.architecture is not None
     huge = config.igrpo.architecture.model_copy(update=shape)
@@ -99,7 +98,7 @@ B14 = "experiment=table1_openmath_nemotron_14b_igrpo"
 
 def disk(folder: Path, free: float, *overrides: str):
     words = [B14, f"checkpointing.checkpoint_dir={folder}/run/checkpoints", *overrides]
-    config = load_config([*words, f"logger.log_dir={folder}/run"])
+    config = config_of(*words, f"logger.log_dir={folder}/run")
     plan = preflight(config, environ={}, free=lambda folder: round(free))
     assert plan.estimates is not None
     return plan, plan.estimates.disk
@@ -145,7 +144,7 @@ def test_the_disk_of_the_checkpoints_counts_wherever_the_run_is(tmp_path):
     run.mkdir()
     elsewhere.mkdir()
     words = [B14, f"logger.log_dir={run}"]
-    config = load_config([*words, f"checkpointing.checkpoint_dir={elsewhere}/not/yet"])
+    config = config_of(*words, f"checkpointing.checkpoint_dir={elsewhere}/not/yet")
 
     def plan(free):
         return preflight(config, environ={}, free=lambda folder: free[folder])
@@ -170,16 +169,16 @@ def test_dumps_of_rows_are_counted(tmp_path):
 
 
 def test_a_change_takes_what_follows_from_it_along():
-    config = load_config([S3])
+    config = config_of(S3)
     change = {"policy.megatron_cfg.tensor_model_parallel_size": 4}
-    assert changed(config, change) == load_config([S3, *words(change).split()[1:]])
+    assert changed(config, change) == config_of(S3, *words(change).split()[1:])
     context = {"policy.max_total_sequence_length": 4096}
-    assert changed(config, context) == load_config([S3, *words(context).split()[1:]])
+    assert changed(config, context) == config_of(S3, *words(context).split()[1:])
 
 
 def test_a_model_that_nobody_describes_is_checked_but_not_estimated():
     overrides = ["policy.model_name=owner/unknown", "engine=nemo_rl", "cluster=a100_2x8"]
-    plan = preflight(load_config(overrides), environ={"HF_HOME": "/nowhere"})
+    plan = preflight(config_of(*overrides), environ={"HF_HOME": "/nowhere"})
     assert plan.fits and plan.cost is None and plan.parameters is None
     assert any("igrpo.architecture is null" in note for note in plan.notes)
 
@@ -189,12 +188,12 @@ def test_questions_of_a_file_are_counted(tmp_path):
     rows = [{"problem": "x" * 28 * n, "answer": "1"} for n in range(1, 501)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["data=jsonl", f"data.train.data_path={path}", f"data.validation.data_path={path}"]
-    config = load_config([S3, *data, "igrpo.drop_overlong_prompts=false"])
+    config = config_of(S3, *data, "igrpo.drop_overlong_prompts=false")
     asked = questions(config, {})
     assert asked.count == 500 and asked.tokens[1.0] == 5000 and asked.tokens[0.5] == 2510
     [problem] = preflight(config, environ={}).problems
     assert "set igrpo.drop_overlong_prompts=true" in problem
-    few = load_config([S3, *data, "igrpo.drop_overlong_prompts=true", "data.train.num_problems=64"])
+    few = config_of(S3, *data, "igrpo.drop_overlong_prompts=true", "data.train.num_problems=64")
     [problem] = preflight(few, environ={}).problems
     assert "grpo.num_prompts_per_step=128 draws batches of 128" in problem
 
@@ -207,7 +206,7 @@ def test_a_tokenizer_at_hand_counts_exactly(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"problem": "1" * n, "answer": "1"}) + "\n" for n in (3, 7)))
     data = ["data=jsonl", f"data.train.data_path={path}", f"data.validation.data_path={path}"]
-    asked = questions(load_config([f"policy.model_name={tmp_path}", *data]), {})
+    asked = questions(config_of(f"policy.model_name={tmp_path}", *data), {})
     assert asked.tokens[1.0] == 7 and asked.source.endswith("with its tokenizer")
 
 

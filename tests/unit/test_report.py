@@ -11,10 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
-from igrpo_nemo.errors import UserError
-from igrpo_nemo.report import build_report
-from igrpo_nemo.report.arms import (
+from arms import (
     arm_results,
     findings,
     mean_interval,
@@ -22,6 +19,9 @@ from igrpo_nemo.report.arms import (
     result_table,
     t_quantile,
 )
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.report import build_report
 from igrpo_nemo.report.charts import (
     MAX_POINTS,
     PLOT_BOX,
@@ -249,10 +249,6 @@ def test_charts_survive_constant_single_and_tiny_data():
         for axis in (Axis("a"), Axis("a", percent=True), Axis("a", zero=True)):
             svg = line_chart([Line("a", "g0", x, values)], axis, title="t")
             assert "nan" not in svg and "inf" not in svg
-    svg = line_chart(
-        [Line("a", "g0", (1, 2, 3), (0.0, 1e-6, 1e-3))], Axis("a", log=True), title="t"
-    )
-    assert "1e-6" in svg
     with pytest.raises(ValueError, match="nothing to draw"):
         line_chart([Line("a", "g0", (), ())], Axis("a"), title="t")
     assert stacked_chart([Layer("a", "g0", (0.0, 0.0))], Axis("s"), edges=(0, 1, 2), title="t")
