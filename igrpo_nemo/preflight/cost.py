@@ -13,10 +13,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.launch_checks import is_async_rollout, is_async_training
 from igrpo_nemo.config.machines import machines, parallel
+from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.preflight.capacity import GB, GPU
 from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
 from igrpo_nemo.preflight.shape import (
@@ -177,7 +179,7 @@ class Estimator:
     def _training(self, drawn: Sequence[_Problem]) -> _Training:
         """The log-prob pass and the update of the trained rows."""
         config, assumed = self.config, self.config.igrpo.preflight
-        rows = [row for problem in drawn for row in problem.trained(config.igrpo.train_stages)]
+        rows = [row for problem in drawn for row in problem.trained(config.feedback)]
         if not config.policy.sequence_packing.enabled:
             if not config.policy.dynamic.get("enabled"):
                 rows = [max(rows)] * len(rows)  # NeMo-RL pads the whole batch to its longest row
@@ -207,18 +209,13 @@ class Estimator:
 def other_method(config: Config) -> Config:
     """The same run without feedback, or with half of the budget as drafts; nothing else changes."""
     rows = config.igrpo.budget
-    if config.feedback.two_stage:
-        changed = config.replaced("igrpo", feedback="none", train_stages=["draft"])
-        return changed.replaced("grpo", num_generations_per_prompt=rows)
-    half = rows // 2
-    changed = config.replaced(
-        "igrpo",
-        feedback="best_draft",
-        train_stages=["refine"],
-        num_drafts=half,
-        num_refinements=rows - half,
-    )
-    return changed.replaced("grpo", num_generations_per_prompt=rows - half)
+    method: dict[str, Any] = {"feedback": "none", "train_stages": ["draft"]}
+    if not config.feedback.two_stage:
+        drafts, rows = rows // 2, rows - rows // 2
+        method = {"feedback": "best_draft", "train_stages": ["refine"]}
+        method |= {"num_drafts": drafts, "num_refinements": rows}
+    changed = config.replaced("igrpo", **method, feedback_options={})
+    return changed.replaced("grpo", num_generations_per_prompt=rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +227,11 @@ class _Problem:
     refined: int
     refinements: tuple[int, ...]
 
-    def trained(self, stages: Sequence[str]) -> list[int]:
-        """Tokens of each trained row, prompt and completion."""
-        rows = [self.question + n for n in self.drafts] if "draft" in stages else []
-        if "refine" in stages:
-            rows += [self.refined + n for n in self.refinements]
-        return rows
+    def trained(self, feedback: Feedback) -> list[int]:
+        """Tokens of each trained row with its prompt; a refinement's counts as q'."""
+        rows = [self.question + n for n in self.drafts] if feedback.trains_drafts else []
+        rest = feedback.num_trained - len(rows)
+        return rows + [self.refined + n for n in self.refinements[:rest]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,7 @@ def _vllm(plan: Plan, found: Estimates) -> Iterator[str]:
 def _cost(plan: Plan, cost: Cost, other: Cost) -> Iterator[str]:
     two_stages = plan.config.feedback.two_stage
     first, second = (other, cost) if two_stages else (cost, other)
-    yield "seconds of a step by the roofline        GRPO     iGRPO   (the same budget)"
+    yield "seconds of a step by the roofline        GRPO  2 stages   (the same budget)"
     for label, name in (
         ("generation", "generation"),
         ("  of it prefill", "prefill"),
@@ -252,7 +252,7 @@ def _cost(plan: Plan, cost: Cost, other: Cost) -> Iterator[str]:
     yield f"  {'hours':<36}{first.hours:8.1f}{second.hours:10.1f}"
     yield f"  {'GPU-hours':<36}{first.gpu_hours:8.0f}{second.gpu_hours:10.0f}"
     yield (
-        f"  iGRPO / GRPO in GPU-hours: {plan.ratio:.2f} here; Table S.3 measured "
+        f"  2 stages / GRPO in GPU-hours: {plan.ratio:.2f} here; Table S.3, iGRPO: "
         f"{PAPER_GPU_HOURS['igrpo']:g} / {PAPER_GPU_HOURS['grpo']:g} = {PAPER_RATIO:.2f}"
     )
     yield f"  assumed: {_assumptions(plan)}"

@@ -110,6 +110,14 @@ def test_the_other_method_changes_the_method_alone():
     assert other.policy == config.policy
 
 
+@pytest.mark.parametrize("feedback", ["critique", "self_verification", "exemplar"])
+def test_grpo_beside_any_feedback_has_its_budget_and_none_of_its_options(feedback):
+    config = config_of("experiment=demo", f"feedback={feedback}")
+    other = other_method(config)
+    assert other.feedback.num_trained == config.igrpo.budget == 8
+    assert other.igrpo.feedback_options == {}
+
+
 def test_either_method_shows_the_same_two_costs():
     two = preflight(config_of(*B7), environ={})
     one = preflight(config_of(*B7, "feedback=none"), environ={})
