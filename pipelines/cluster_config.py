@@ -43,7 +43,7 @@ def _config(overrides: Sequence[str]) -> Config:
     """The composed config. Only its profile is used: no engine's checks apply."""
     folders = config_folders()
     groups = config_groups(folders)
-    values = composed_values(["policy.model_name=none", *overrides], folders, groups)
+    values = composed_values(["policy.model_name=none", *overrides], folders)
     return validated(values, groups)
 
 

@@ -71,11 +71,9 @@ def _default_text(key: Key, values: dict[str, Any]) -> str | None:
 
 def _default_values() -> dict[str, Any]:
     """What configs/ compose to without overrides."""
-    from igrpo_nemo.config.compose import composed_values, config_folders, config_groups
+    from igrpo_nemo.config.compose import composed_values, config_folders
 
-    folders = config_folders()
-    words = [f"policy.model_name='{NO_MODEL}'"]
-    return composed_values(words, folders, config_groups(folders))
+    return composed_values([f"policy.model_name='{NO_MODEL}'"], config_folders())
 
 
 def _below(path: str, prefix: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,27 +29,19 @@ from igrpo_nemo.config.validate import validated
 from igrpo_nemo.errors import UserError
 
 RESOLVERS: dict[str, Any] = {
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "max": lambda a, b: max(a, b),
-    "add": lambda a, b: a + b,
-    "floor": lambda a: math.floor(a),
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "max": max,
+    "add": operator.add,
+    "floor": math.floor,
     "pick": lambda condition, yes, no: yes if condition else no,
 }
 """Functions that config files may call as `${mul:a,b}`; the first three are NeMo-RL's."""
 
 
 BUILT_IN_GROUPS = (
-    "model",
-    "objective",
-    "feedback",
-    "data",
-    "reward",
-    "prompt",
-    "engine",
-    "cluster",
-    "eval",
-    "experiment",
+    *("model", "objective", "feedback", "data", "reward", "prompt"),
+    *("engine", "cluster", "eval", "experiment"),
 )
 """The groups of `configs/config.yaml`."""
 
@@ -78,19 +71,16 @@ def load_config(overrides: Sequence[str], config_dir: Path | None = None) -> Con
     """
     folders = config_folders(config_dir)
     groups = config_groups(folders)
-    values = composed_values(overrides, folders, groups)
-    return finished(values, groups, lambda path: _default(path, overrides, folders, groups))
 
+    def default(path: str) -> Any:
+        """What a key holds when of the overrides only the groups are taken."""
+        chosen = [word for word in overrides if word.lstrip("+").partition("=")[0] in groups]
+        try:
+            return at(composed_values(chosen, folders), path)
+        except UserError:
+            return None
 
-def _default(
-    path: str, overrides: Sequence[str], folders: Sequence[Path], groups: dict[str, list[str]]
-) -> Any:
-    """What a key holds when of the overrides only the groups are taken; None where that fails."""
-    chosen = [word for word in overrides if word.lstrip("+").partition("=")[0] in groups]
-    try:
-        return at(composed_values(chosen, folders, groups), path)
-    except UserError:
-        return None
+    return finished(composed_values(overrides, folders), groups, default)
 
 
 def config_folders(config_dir: Path | None = None) -> list[Path]:
@@ -102,32 +92,29 @@ def config_folders(config_dir: Path | None = None) -> list[Path]:
     return [builtin_config_dir(), config_dir.resolve()]
 
 
-def composed_values(
-    overrides: Sequence[str], folders: Sequence[Path], groups: dict[str, list[str]]
-) -> dict[str, Any]:
+def composed_values(overrides: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
     """What Hydra makes of the groups in `folders` and the overrides, with every `${...}` resolved.
 
     The first folder holds `config.yaml`.
     """
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    arguments = hydra_arguments(overrides, folders, groups)
+    arguments = hydra_arguments(overrides, folders)
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"):
             composed = compose("config", overrides=arguments)
             values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error, groups)) from error
+        raise UserError(_one_line(error, config_groups(folders))) from error
     except yaml.YAMLError as error:
         raise UserError(f"a config file is no YAML: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def hydra_arguments(
-    overrides: Sequence[str], folders: Sequence[Path], groups: dict[str, list[str]]
-) -> list[str]:
+def hydra_arguments(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """The overrides as Hydra takes them, and where it looks for groups beside the first folder."""
+    groups = config_groups(folders)
     search = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
     return [*search, *(_addable(override, groups) for override in overrides)]
 

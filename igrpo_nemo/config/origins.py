@@ -16,12 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from igrpo_nemo.config.compose import (
-    composed_values,
-    config_folders,
-    config_groups,
-    hydra_arguments,
-)
+from igrpo_nemo.config.compose import composed_values, config_folders, hydra_arguments
 from igrpo_nemo.config.schema import Config, all_keys
 
 COMMAND_LINE = "command line"
@@ -41,10 +36,9 @@ def origins_of(
     Raises `UserError` where the overrides do not compose.
     """
     folders = config_folders(config_dir)
-    groups = config_groups(folders)
-    composed = dict(_leaves(composed_values(overrides, folders, groups)))
+    composed = dict(_leaves(composed_values(overrides, folders)))
     setters: dict[KeyPath, tuple[int, str]] = {}
-    for number, (where, path, values) in enumerate(_sources(overrides, folders, groups)):
+    for number, (where, path, values) in enumerate(_sources(overrides, folders)):
         for leaf, value in _leaves(values, path):
             text = f"{where}: {' '.join(str(value).split())}" if "${" in str(value) else where
             if value != {} or leaf not in setters:
@@ -69,12 +63,12 @@ def annotated_yaml(config: Config, origins: Mapping[KeyPath, str]) -> str:
 
 
 def _sources(
-    overrides: Sequence[str], folders: Sequence[Path], groups: dict[str, list[str]]
+    overrides: Sequence[str], folders: Sequence[Path]
 ) -> Iterator[tuple[str, KeyPath, Any]]:
     """What Hydra merges, in its order: how it is called, where it is laid, and its values."""
     with initialize_config_dir(str(folders[0]), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        arguments = hydra_arguments(overrides, folders, groups)
+        arguments = hydra_arguments(overrides, folders)
         listed = loader.compute_defaults_list("config", arguments, RunMode.RUN)
     for default in listed.defaults:
         name = default.config_path or ""

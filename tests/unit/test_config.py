@@ -27,7 +27,7 @@ from igrpo_nemo.config.compose import (
     BUILT_IN_GROUPS,
 )
 from igrpo_nemo.config.derive import scheduler_stages
-from igrpo_nemo.config.schema import all_keys, nearest_key, unread
+from igrpo_nemo.config.schema import all_keys, unread
 from igrpo_nemo.errors import UserError
 
 DEMO = [
@@ -141,10 +141,8 @@ def test_trained_rows_are_derived(overrides: list[str], rows: int) -> None:
     assert config.grpo.num_generations_per_prompt == rows
     assert config.policy.train_global_batch_size == 32 * rows
     assert config.igrpo.updates_per_rollout == 1
-
-
-def test_null_budget_becomes_the_sum() -> None:
-    assert config_of(*DEMO, "igrpo.num_drafts=3", "igrpo.budget=null").igrpo.budget == 7
+    if "igrpo.budget=null" in overrides:
+        assert config.igrpo.budget == 7
 
 
 def test_batch_and_updates_follow_each_other() -> None:
@@ -233,6 +231,7 @@ def test_contradiction_is_one_line(overrides: list[str], expected: str) -> None:
     [
         ("grpo.max_num_stps=3", "unknown key grpo.max_num_stps: did you mean grpo.max_num_steps?"),
         ("igrpo.num_draft=3", "did you mean igrpo.num_drafts?"),
+        ("qqqqq.wwwww=1", "unknown key qqqqq: `igrpo keys` lists the known ones"),
         ("igrpo.max_new_tokens=3", "did you mean policy.generation.max_new_tokens?"),
         ("polcy.precision=float32", "unknown key polcy: did you mean policy?"),
         ("feedbck=none", "unknown key feedbck: did you mean feedback?"),
@@ -254,14 +253,11 @@ def test_unknown_key_names_the_nearest(override: str, expected: str) -> None:
 
 
 def test_a_key_that_is_gone_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "igrpo.short_circuit is gone: " in error_of("igrpo.short_circuit=first")
     monkeypatch.setattr(validate, "GONE", {"igrpo.old": (("off", False), "leave it out")})
     assert error_of("igrpo.old=on") == "igrpo.old is gone: leave it out"
     assert error_of("igrpo.old.part=1") == "igrpo.old is gone: leave it out"
     assert config_of(*DEMO, "igrpo.old=off") == config_of(*DEMO)
-
-
-def test_short_circuits_are_gone() -> None:
-    assert "igrpo.short_circuit is gone: " in error_of("igrpo.short_circuit=first")
 
 
 @pytest.mark.parametrize(
@@ -508,12 +504,6 @@ def test_megatron_warms_up_like_the_other_engines(ratio: float) -> None:
     assert start == (pytest.approx(peak / (warmup + 1)) if warmup else 0.0)
 
 
-def test_a_given_start_of_megatrons_warm_up_is_kept() -> None:
-    given = "policy.megatron_cfg.scheduler.lr_warmup_init=1.0e-9"
-    config = with_problems(config_of(*HF, "engine=nemo_rl", "cluster=a100_2x8", given), 7_500)
-    assert (config.policy.megatron_cfg or {})["scheduler"]["lr_warmup_init"] == 1e-9
-
-
 @pytest.mark.parametrize(("decay", "middle", "end"), [("linear", 0.55, 0.1), ("constant", 1, 1)])
 def test_other_decays(decay: str, middle: float, end: float) -> None:
     values = rates([f"igrpo.schedule.decay={decay}"], 100)
@@ -530,12 +520,6 @@ def test_every_key_has_a_description() -> None:
     keys = list(all_keys())
     assert len(keys) > 150
     assert [key.path for key in keys if not key.description] == []
-
-
-def test_nearest_key_prefers_siblings() -> None:
-    assert nearest_key("policy.generation.temprature") == "policy.generation.temperature"
-    assert nearest_key("grpo.seeed") == "grpo.seed"
-    assert nearest_key("qqqqq.wwwww") is None
 
 
 def test_configs_are_found_inside_an_installed_package(tmp_path: Path) -> None:
@@ -560,13 +544,3 @@ def test_configs_are_found_inside_an_installed_package(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.strip() == str(installed / "configs")
-
-
-def test_import_is_light() -> None:
-    code = (
-        "import sys, igrpo_nemo, igrpo_nemo.config, igrpo_nemo.cli;"
-        "igrpo_nemo.config.load_config(['experiment=demo']);"
-        "print(sorted({'torch', 'ray', 'transformers', 'datasets'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

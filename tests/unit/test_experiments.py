@@ -307,9 +307,10 @@ def test_the_schedule_follows_from_data_batch_and_epochs(
 
 
 def test_a_given_megatron_schedule_is_kept() -> None:
-    config = composed(SEVEN, "policy.megatron_cfg.scheduler.lr_warmup_iters=1")
-    scheduler = at(config, "policy.megatron_cfg.scheduler")
+    given = [f"policy.megatron_cfg.scheduler.lr_warmup_{key}" for key in ("iters=1", "init=1.0e-9")]
+    scheduler = at(composed(SEVEN, *given), "policy.megatron_cfg.scheduler")
     assert (scheduler["lr_decay_iters"], scheduler["lr_warmup_iters"]) == (58, 1)
+    assert scheduler["lr_warmup_init"] == 1e-9
 
 
 @pytest.mark.parametrize(

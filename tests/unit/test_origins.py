@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from composed import CONFIGS, GROUPS, config_of
+from composed import CONFIGS, config_of
 
 from igrpo_nemo.cli import train
 from igrpo_nemo.config import load_config, with_problems
@@ -139,7 +139,7 @@ def test_changing_a_value_in_its_file_changes_the_config(tmp_path: Path) -> None
     for file, (key, changed) in chosen.items():
         text = (tmp_path / file).read_text(encoding="utf-8")
         (tmp_path / file).write_text(_with_value(text, key, changed), encoding="utf-8")
-    composed = composed_values(overrides, [copy], GROUPS)
+    composed = composed_values(overrides, [copy])
     assert {file: (key, at(composed, key)) for file, (key, _) in chosen.items()} == chosen
 
 

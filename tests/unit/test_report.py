@@ -17,7 +17,6 @@ from arms import (
     mean_interval,
     paired_difference,
     result_table,
-    t_quantile,
 )
 
 from igrpo_nemo.errors import UserError
@@ -305,14 +304,6 @@ def test_texts_are_cut_at_their_beginning():
     cut = shorten("x" * 5 + "answer", 6)
     assert cut.endswith("\nanswer") and "5 characters left out" in cut
     assert [duration(s) for s in (48.2, 250, 11100)] == ["48 s", "4 min 10 s", "3 h 5 min"]
-
-
-@pytest.mark.parametrize(
-    "p, degrees, expected",  # from the usual tables
-    [(0.975, 1, 12.7062047), (0.975, 2, 4.3026527), (0.95, 5, 2.0150484), (0.995, 10, 3.1692727)],
-)
-def test_t_quantiles(p, degrees, expected):
-    assert t_quantile(p, degrees) == pytest.approx(expected, abs=1e-6)
 
 
 def test_intervals_cover_as_often_as_they_say():
