@@ -153,8 +153,8 @@ def test_batch_and_updates_follow_each_other() -> None:
     assert by_batch == by_updates
 
 
+# test_preflight_broken has those whose message names a value that works.
 CONTRADICTIONS = [
-    (["igrpo.num_drafts=3"], "is 7, but igrpo.budget=8"),
     (["igrpo.num_refinements=1", "igrpo.budget=5"], "igrpo.num_refinements=1: a group needs"),
     (["igrpo.num_refinements=0"], "igrpo.num_refinements=0 should be greater than or equal to 1"),
     (["feedback=none", "igrpo.budget=1"], "igrpo.budget=1: a group needs at least 2"),
@@ -164,8 +164,6 @@ CONTRADICTIONS = [
     ),
     (["grpo.num_generations_per_prompt=8"], "train 4: change those, and leave it null"),
     (["feedback=none", "grpo.num_generations_per_prompt=4"], "igrpo.budget=8 with feedback none"),
-    (["policy.train_global_batch_size=100"], "does not divide the 128 trained rows"),
-    (["igrpo.updates_per_rollout=3"], "does not divide the 128 trained rows"),
     (["policy.train_global_batch_size=64", "objective=gspo"], "means 2 updates per rollout, but"),
     (["policy.train_global_batch_size=0"], "should be null (derived) or at least 1"),
     (["igrpo.train_stages=[draft]"], "leaves out refine"),
@@ -174,9 +172,7 @@ CONTRADICTIONS = [
     (["igrpo.feedback=none"], "feedback none has only the stage draft"),
     (["policy.max_total_sequence_length=100"], "is less than data.max_input_seq_length=64"),
     (["policy.max_total_sequence_length=112"], "leaves no token for a draft"),
-    (["objective=gspo", "loss_fn.token_level_loss=true"], "(GSPO) needs"),
     (["objective=dr_grpo", "loss_fn.token_level_loss=true"], "(Dr. GRPO) needs"),
-    (["loss_fn.reference_policy_kl_penalty=0.1"], "needs the reference policy: set grpo.skip_ref"),
     (["loss_fn.ratio_clip_min=1.0"], "loss_fn.ratio_clip_min=1.0 should be less than 1"),
     (["loss_fn.ratio_clip_max=-0.1"], "loss_fn.ratio_clip_max=-0.1 should be greater than"),
     (["loss_fn.ratio_clip_c=1.1"], "must be above 1 + loss_fn.ratio_clip_max=0.2"),
@@ -186,7 +182,6 @@ CONTRADICTIONS = [
         + ["igrpo.updates_per_rollout=1"],
         "is no whole number of problems",
     ),
-    (["objective=dapo", "grpo.reward_scaling.source_max=1.0"], "clips the best reward 2.0"),
     (["objective=dapo", "grpo.reward_scaling.source_min=3.0"], "must be below source_max"),
     (["objective=dapo", "grpo.reward_shaping.max_response_length=null"], "is missing"),
     (["objective=dapo", "grpo.reward_shaping.overlong_buffer_length=99"], "must be in 1.."),
@@ -194,9 +189,7 @@ CONTRADICTIONS = [
     (["igrpo.reward.accuracy=-1"], "igrpo.reward.accuracy=-1 should be greater than or equal"),
     (["policy.generation.temperature=0"], "policy.generation.temperature=0 should be greater"),
     (["policy.generation.top_p=0"], "policy.generation.top_p=0 should be greater than 0"),
-    (["policy.generation.top_p=1.5"], "policy.generation.top_p=1.5 should be less than or equal"),
     (["igrpo.draft_dropout=1.0"], "igrpo.draft_dropout=1.0 should be less than 1"),
-    (["igrpo.draft_choice=median"], "should be 'best', 'random', 'worst' or 'none'"),
     (["igrpo.advantage_delta=-1"], "igrpo.advantage_delta=-1 should be greater than or equal"),
     (["data.validation=null"], "validation has no problems"),
     (["data.train.num_problems=16"], "there are only 16 to train on"),
@@ -205,7 +198,6 @@ CONTRADICTIONS = [
         ["data=gsm8k", "data.train.lengths=[6]", "policy.max_total_sequence_length=4096"],
         "is for generated arithmetic, not for gsm8k",
     ),
-    (["checkpointing.metric_name=accuracy"], "begin it with val: or train:"),
     (
         ["grpo.val_period=0", "grpo.val_at_start=false", "grpo.val_at_end=false"],
         "checkpointing.metric_name=val:accuracy needs validation",
