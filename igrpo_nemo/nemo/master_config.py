@@ -1,6 +1,6 @@
-"""The project's config as NeMo-RL's `MasterConfig`.
+"""A run's config opened: its problems loaded and written down, everything checked, NeMo-RL's form.
 
-Config (NeMo-RL's keys + igrpo) ─ master_config ─> MasterConfig
+Config (NeMo-RL's keys + igrpo) ─ open_run ─ master_config ─> MasterConfig
 """
 
 from __future__ import annotations
@@ -10,10 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_rl.algorithms.grpo import MasterConfig
+from nemo_rl.algorithms.utils import get_tokenizer
+
+from igrpo_nemo.config import Config, with_problems
 from igrpo_nemo.config.derive import rollout_steps
-from igrpo_nemo.config.schema import Config
-from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT
+from igrpo_nemo.config.launch_checks import check_launch
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT, write_problems
 from igrpo_nemo.nemo.environment import ENV_NAME
+from igrpo_nemo.nemo.trainers import check_trainer
+from igrpo_nemo.run.core import prompt_builder
+from igrpo_nemo.run.folder import RunFolder, check_same_run
+from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
+from igrpo_nemo.run.tokenizer import load_tokenizer
 
 LOGGER_DEFAULTS: dict[str, Any] = {
     "swanlab_enabled": False,
@@ -35,20 +45,58 @@ DATA_PLANE_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class OpenedRun:
-    """A config that is known to work, with its problems written down, and NeMo-RL's form of it."""
+    """A config that is known to work, with its problems written down, and NeMo-RL's form of it.
+
+    `total_steps` is what the whole run has at most.
+    """
 
     config: Config
     master: Any
-    num_problems: int
     total_steps: int
+
+
+def open_run(config: Config, folder: RunFolder) -> OpenedRun:
+    """Loads the problems, fills in what follows from their number, and checks everything."""
+    problems, validation = training_problems(config), validation_problems(config)
+    if config.igrpo.model is not None:
+        config = _with_small_model(config)
+    load_tokenizer(config.policy.tokenizer.name)  # a clear error, where there is none
+    prompts = prompt_builder(config, get_tokenizer(config.to_dict()["policy"]["tokenizer"]))
+    drop = config.igrpo.drop_overlong_prompts
+    problems = fitting_problems(problems, prompts, drop_overlong=drop)
+    validation = fitting_problems(validation, prompts, drop_overlong=drop)
+    config = with_problems(config, len(problems))
+    check_launch(config)
+    check_trainer(config)
+    check_same_run(folder.path, config.to_dict())
+    written = folder.path.resolve() / "problems"
+    train_path, validation_path = written / "train.jsonl", written / "validation.jsonl"
+    write_problems(problems, train_path)
+    if validation:
+        write_problems(validation, validation_path)
+    master = master_config(
+        config,
+        train_path=train_path,
+        validation_path=validation_path if validation else None,
+        num_validation=len(validation),
+    )
+    folder.write_config(config.to_dict())
+    return OpenedRun(config, master, rollout_steps(config, len(problems)))
+
+
+def _with_small_model(config: Config) -> Config:
+    """Names the folder of the built-in small model, made and warmed up where it is missing."""
+    if config.igrpo.engine == "nemo_rl":
+        raise UserError("engine=nemo_rl trains a Hugging Face model: use model=hf")
+    from igrpo_nemo.nemo.cpu.setup import with_small_model
+
+    return with_small_model(config)
 
 
 def master_config(
     config: Config, *, train_path: Path, validation_path: Path | None, num_validation: int
-) -> Any:
+) -> MasterConfig:
     """NeMo-RL's typed config. `igrpo` rides along, so that checkpoints record it."""
-    from nemo_rl.algorithms.grpo import MasterConfig
-
     values = copy.deepcopy(config.to_dict())
     values["data"] = _data(config, train_path, validation_path)
     values["env"] = {
@@ -90,8 +138,3 @@ def _validation_sizes(config: Config, available: int) -> dict[str, int]:
         "max_val_samples": samples,
         "val_batch_size": min(config.grpo.val_batch_size or samples, samples),
     }
-
-
-def total_steps(config: Config, num_problems: int) -> int:
-    """Steps of the whole run, at most."""
-    return rollout_steps(config, num_problems)

@@ -1,7 +1,7 @@
 """A run that stops and goes on: by request, at its data's end, after a resume.
 
     trainer, at the end of a step ─ TimeoutChecker.check_save() ─> its own answer, or the stop file
-    metrics.jsonl (up to the checkpoint), summary.json ──────────> Earlier ─> RunLog, new summary
+    metrics.jsonl (up to the checkpoint), summary.json ──────────> Progress ─> RunLog, new summary
 
 All of NeMo-RL's trainers save a checkpoint and return when `check_save` says so. They save at
 `save_period`, at `max_num_steps`, and at the step that is as many as an epoch has batches. Under
@@ -58,12 +58,12 @@ class StopRequest:
         TimeoutChecker.check_save = self._original
 
 
-@dataclass(frozen=True, slots=True)
-class Earlier:
-    """Of the `steps` before a resume: accuracies are None where nothing was validated.
+@dataclass(slots=True)
+class Progress:
+    """What a run has done; accuracies are None where nothing was validated.
 
-    `seconds` is the wall clock, as the last summary has it; a job that was killed wrote none, and
-    of such ones only the steps count.
+    `seconds` is the wall clock of the jobs before this one, as the last summary has it; a job that
+    was killed wrote none, and of such ones only the steps count.
     """
 
     steps: int = 0
@@ -74,25 +74,27 @@ class Earlier:
     last_accuracy: float | None = None
 
     @classmethod
-    def of(cls, folder: Path, steps: int) -> Earlier:
+    def before(cls, folder: Path, steps: int) -> Progress:
         """From a run folder whose log ends with step `steps`, which the run is resumed after."""
-        if not steps:
-            return cls()
+        done = cls(steps)
         log = folder / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-        records = [json.loads(line) for line in lines]
-        trained = [record["metrics"] for record in records if record["kind"] == "train"]
-        validated = [record["metrics"] for record in records if record["kind"] == "val"]
-        accuracies = [each["val/accuracy"] for each in validated if "val/accuracy" in each]
-        training_seconds = sum(step.get("timing/step", 0.0) for step in trained)
-        return cls(
-            steps=steps,
-            seconds=max(training_seconds, summary_of(folder).get("seconds") or 0.0),
-            training_seconds=training_seconds,
-            completions=int(sum(step.get("igrpo/completions", 0.0) for step in trained)),
-            first_accuracy=accuracies[0] if accuracies else None,
-            last_accuracy=accuracies[-1] if accuracies else None,
-        )
+        if not steps or not log.is_file():
+            return done
+        for line in log.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            metrics = record["metrics"]
+            if record["kind"] == "train":
+                done.training_seconds += metrics.get("timing/step", 0.0)
+                done.completions += int(metrics.get("igrpo/completions", 0.0))
+            elif record["kind"] == "val" and "val/accuracy" in metrics:
+                done.validated(metrics["val/accuracy"])
+        done.seconds = max(done.training_seconds, summary_of(folder).get("seconds") or 0.0)
+        return done
+
+    def validated(self, accuracy: float) -> None:
+        self.last_accuracy = accuracy
+        if self.first_accuracy is None:
+            self.first_accuracy = accuracy
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -10,15 +10,17 @@ the step clock, by which the rollout numbers steps and tells how old a draft is.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.metrics import best_draft_prediction, mean_and_stderr
-from igrpo_nemo.nemo.resume import Earlier
+from igrpo_nemo.nemo.resume import Progress, summary_of
 from igrpo_nemo.nemo.seam import SAMPLES, StepClock
 from igrpo_nemo.prompts import opens_thinking
 from igrpo_nemo.rewards import format_reward
+from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.samples import sample_rows
 from igrpo_nemo.types import Rollout
@@ -31,6 +33,9 @@ DROPPED = "igrpo/drafts_dropped"
 PASSED_ON = ("igrpo/", "reward/reason/", "timing/")
 """Prefixes of metrics that are the project's own already."""
 
+TIMINGS = "timing/train"
+"""NeMo-RL's prefix of a step's timings."""
+
 RENAMED = {
     "loss": "loss",
     "approx_entropy": "entropy/sampled",
@@ -41,18 +46,15 @@ RENAMED = {
     "lr": "lr",
     "probs_ratio_max": "policy/ratio_max",
     "grad_norm": "grad_norm",
+    f"{TIMINGS}/policy_training": "timing/train",
+    f"{TIMINGS}/checkpointing": "timing/checkpoint",
+    f"{TIMINGS}/total_step_time": "timing/step",
 }
 """NeMo-RL's metrics of a step, and what they are called here.
 
 Means over the updates of the step: NeMo-RL's workers divide by their number. Only `probs_ratio_max`
 is the largest, and `grad_norm` the last update's.
 """
-
-TIMINGS = {
-    "policy_training": "timing/train",
-    "checkpointing": "timing/checkpoint",
-    "total_step_time": "timing/step",
-}
 
 SAMPLE_ROWS = 8
 """Problems in a sample table."""
@@ -74,11 +76,11 @@ class RunLog:
         *,
         conditioned: Callable[[], Sequence[bool]] = list,
         peak_memory: Callable[[], float | None] = lambda: None,
-        earlier: Earlier | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """`rollouts()` gives those of the last step, `conditioned()` whether the answers under q'
         of the last validation were right, `peak_memory()` the bytes of the fullest training GPU
-        where they are known. `earlier` is what a resumed run did before."""
+        where they are known. `progress` is what a resumed run did before, and goes on here."""
         self._logger = logger
         self._config = config
         self._tracker = tracker
@@ -87,14 +89,10 @@ class RunLog:
         self._conditioned = conditioned
         self._peak_memory = peak_memory
         self._pending: dict[str, Any] = {}
-        self._draws: list[dict[str, Any]] = []
+        self._draws: list[dict[str, float]] = []
         self._samples: list[dict[str, object]] = []
-        self._answers: Sequence[Mapping[str, Any]] = ()
-        earlier = earlier or Earlier()
-        self.seconds = earlier.training_seconds
-        self.completions = earlier.completions
-        self.first_accuracy = earlier.first_accuracy
-        self.last_accuracy = earlier.last_accuracy
+        self._answers: Sequence[tuple[float, Any]] = ()
+        self.progress = progress or Progress()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._logger, name)
@@ -109,29 +107,22 @@ class RunLog:
     ) -> None:
         """NeMo-RL's call: rollout metrics, then the step's, then its timings."""
         metrics = dict(metrics)
-        self._note_samples(metrics.pop(SAMPLES, None))
+        # The asynchronous trainer rolls problems out one by one, and lists their rows.
+        found = metrics.pop(SAMPLES, ())
+        rows = [row for each in found for row in (each if isinstance(each, list) else [each])]
+        self._samples = rows[:SAMPLE_ROWS] or self._samples
         self._logger.log_metrics(metrics, step, prefix, step_metric, step_finished)
         if prefix == "validation":
             self._validation(metrics, step)
+        elif prefix == "train" and "loss" not in metrics:
+            # One rollout; under dynamic sampling a step has several.
+            self._draws.append(_own(metrics))
         elif prefix == "train":
-            if "loss" in metrics:
-                self._pending |= metrics
-            else:
-                # One rollout; under dynamic sampling a step has several.
-                self._draws.append(_own(metrics))
-        elif prefix == "timing/train":
-            self._pending |= {f"timing/train/{name}": value for name, value in metrics.items()}
+            self._pending |= metrics
+        elif prefix == TIMINGS:
+            self._pending |= {f"{TIMINGS}/{name}": value for name, value in metrics.items()}
         if step_finished:
             self._finish(step)
-
-    def _note_samples(self, found: Any) -> None:
-        """Rows for the sample table, from a rollout in another process.
-
-        The asynchronous trainer rolls problems out one by one, and lists their rows.
-        """
-        if found is not None:
-            rows = [row for each in found for row in (each if isinstance(each, list) else [each])]
-            self._samples = rows[:SAMPLE_ROWS]
 
     def log_batched_dict_as_jsonl(self, to_log: Any, filename: str) -> None:
         """NeMo-RL's dumps of rows, padded ones of every step: those that were asked for, kept
@@ -142,18 +133,32 @@ class RunLog:
             if not period or step % period:
                 return
         elif filename.startswith("val_data"):
-            self._answers = [
-                {"reward": reward, "log": log}
-                for reward, log in zip(to_log["rewards"], to_log["content"], strict=True)
-            ]
+            self._answers = list(zip(to_log["rewards"], to_log["content"], strict=True))
         self._logger.log_batched_dict_as_jsonl(to_log, f"{DUMPS}/{filename}")
 
+    def write_summary(self, folder: RunFolder, seconds: float, finished: bool) -> None:
+        """The whole run's, after `seconds` of this job; that of a finished run that was only asked
+        for again stays."""
+        done, steps = self.progress, self._clock.finished
+        if finished and steps == done.steps and summary_of(folder.path).get("finished"):
+            return
+        rate = done.completions / done.training_seconds if done.training_seconds else None
+        summary = {
+            "val_accuracy_start": done.first_accuracy,
+            "val_accuracy_end": done.last_accuracy,
+            "steps": steps,
+            "seconds": done.seconds + seconds,
+            "training_seconds": done.training_seconds,
+            "completions": done.completions,
+            "completions_per_second": rate,
+            "finished": finished,
+        }
+        folder.write_summary(summary)
+
     def _finish(self, step: int) -> None:
-        metrics = self._named(self._pending)
-        self._tracker.log("train", step, metrics)
+        self._tracker.log("train", step, self._named(self._pending))
         period = self._config.igrpo.sample_table_period
-        rollouts: Sequence[Rollout] = self._rollouts()
-        samples = self._samples or sample_rows(rollouts, SAMPLE_ROWS)
+        samples = self._samples or sample_rows(self._rollouts(), SAMPLE_ROWS)
         if period and step % period == 0 and samples:
             self._tracker.log_samples(step, samples)
         self._pending, self._draws, self._samples = {}, [], []
@@ -161,26 +166,15 @@ class RunLog:
 
     def _named(self, found: Mapping[str, Any]) -> dict[str, float]:
         """The project's names for what a step logged."""
-        named = _own(found) | self._rolled_out()
-        named |= {new: float(found[old]) for old, new in RENAMED.items() if old in found}
-        named |= {
-            new: float(found[f"timing/train/{old}"])
-            for old, new in TIMINGS.items()
-            if f"timing/train/{old}" in found
-        }
-        if not self._draws and COMPLETIONS in named:
-            named |= self._sums(named)
-        return named | self._performance(named, named.get("timing/step", 0.0))
-
-    def _rolled_out(self) -> dict[str, float]:
-        """Of all draws: NeMo-RL's metrics of the step have those of the last one."""
-        named = {}
-        if len(self._draws) > 1:
-            names = dict.fromkeys(name for draw in self._draws for name in draw)
-            named = together(self._draws, list(names))
+        named = _own(found)
+        if len(self._draws) > 1:  # NeMo-RL's metrics of the step have those of the last one
+            named |= _together(self._draws)
         if self._config.grpo.use_dynamic_sampling:
             named["igrpo/dynamic_sampling_draws"] = float(len(self._draws))
-        return named
+        named |= {new: float(found[old]) for old, new in RENAMED.items() if old in found}
+        if not self._draws and COMPLETIONS in named:
+            named |= self._sums(named)
+        return named | self._performance(named)
 
     def _sums(self, means: Mapping[str, float]) -> dict[str, float]:
         """What the asynchronous trainer's means over problems, rolled out one by one, stand for."""
@@ -192,33 +186,30 @@ class RunLog:
             "igrpo/best_draft_predicted_pooled": predicted,
         }
 
-    def _performance(self, named: Mapping[str, float], seconds: float) -> dict[str, float]:
-        cluster = self._config.cluster
-        completions, tokens = named.get(COMPLETIONS, 0.0), named.get(TOKENS, 0.0)
-        self.seconds += seconds
-        self.completions += int(completions)
+    def _performance(self, named: Mapping[str, float]) -> dict[str, float]:
+        """Rates, GPU hours and the peak memory of the fullest training GPU in GB (10^9 bytes)."""
+        cluster, done = self._config.cluster, self.progress
+        seconds, completions = named.get("timing/step", 0.0), named.get(COMPLETIONS, 0.0)
+        done.training_seconds += seconds
+        done.completions += int(completions)
         if not seconds:
             return {}
+        gpus, peak = cluster.num_nodes * cluster.gpus_per_node, self._peak_memory()
         return {
             "perf/samples_per_s": completions / self._config.igrpo.budget / seconds,
             "perf/completions_per_s": completions / seconds,
-            "perf/tokens_per_s": tokens / seconds,
-            "perf/gpu_hours": self.seconds * cluster.num_nodes * cluster.gpus_per_node / 3600,
-        } | self._memory()
-
-    def _memory(self) -> dict[str, float]:
-        """Peak memory of the fullest training GPU in GB (10^9 bytes), where it is known."""
-        peak = self._peak_memory()
-        return {} if peak is None else {"perf/peak_memory_gb": peak / 1e9}
+            "perf/tokens_per_s": named.get(TOKENS, 0.0) / seconds,
+            "perf/gpu_hours": done.training_seconds * gpus / 3600,
+        } | ({} if peak is None else {"perf/peak_memory_gb": peak / 1e9})
 
     def _validation(self, metrics: Mapping[str, Any], step: int) -> None:
         if "accuracy" not in metrics:
             return
-        rewards = [float(each["reward"]) for each in self._answers]
         named = {"val/accuracy": float(metrics["accuracy"])}
-        if rewards:
+        if self._answers:
+            formats = [_format(log) for _, log in self._answers]
+            rewards = [float(reward) for reward, _ in self._answers]
             named["val/accuracy_stderr"] = mean_and_stderr(rewards)[1]
-            formats = [_format(each["log"]) for each in self._answers]
             named["val/format"] = sum(formats) / len(formats)
         if "avg_length" in metrics:
             named["val/tokens"] = float(metrics["avg_length"])
@@ -227,24 +218,23 @@ class RunLog:
             named["val/draft_conditioned_accuracy"] = accuracy
             named["val/transfer_gap"] = accuracy - named["val/accuracy"]
         self._tracker.log("val", step, named)
-        self.last_accuracy = named["val/accuracy"]
-        if self.first_accuracy is None:
-            self.first_accuracy = self.last_accuracy
+        self.progress.validated(named["val/accuracy"])
 
 
-def together(draws: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
-    """The metrics `names` of several rollouts; one that only some have is a mean over those."""
-    return {name: _together(name, [draw for draw in draws if name in draw]) for name in names}
-
-
-def _together(name: str, draws: Sequence[Mapping[str, Any]]) -> float:
-    values = [float(draw[name]) for draw in draws]
-    if name == DROPPED:
-        return values[-1]
-    if name in (COMPLETIONS, TOKENS) or name.startswith("timing/"):
-        return sum(values)
-    weights = [float(draw.get(COMPLETIONS, 1.0)) for draw in draws]
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+def _together(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of several rollouts: what they took adds up, the rest are means over those that
+    have it."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for draw in draws for name in draw):
+        having = [draw for draw in draws if name in draw]
+        values, weights = [d[name] for d in having], [d.get(COMPLETIONS, 1.0) for d in having]
+        if name == DROPPED:
+            found[name] = values[-1]
+        elif name in (COMPLETIONS, TOKENS) or name.startswith("timing/"):
+            found[name] = sum(values)
+        else:
+            found[name] = sum(map(operator.mul, values, weights)) / sum(weights)
+    return found
 
 
 def _own(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -252,13 +242,9 @@ def _own(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in metrics.items()
-        if name.startswith(PASSED_ON) and not name.startswith("timing/train/")
-        if _is_number(value)
+        if name.startswith(PASSED_ON) and not name.startswith(f"{TIMINGS}/")
+        if isinstance(value, int | float) and math.isfinite(value)
     }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _format(log: Sequence[Mapping[str, Any]]) -> float:

@@ -1,7 +1,7 @@
 """NeMo-RL's own `setup()`, with the project's environment, data, loss, map and log in it.
 
-registered environment and processor ─> data sets, environments ─> setup() ─> Made
-Made ─ map, loader, loss, log ─> the trainer's arguments ─> Parts
+registered environment and processor ─> data sets, environments ─> setup() ─> arguments
+arguments with our map, loader, loss and log ─> the trainer, ready to be called
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from igrpo_nemo.nemo.loss import build_loss
 from igrpo_nemo.nemo.master_config import OpenedRun
 from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher
 from igrpo_nemo.nemo.processes import use_one_python
-from igrpo_nemo.nemo.resume import Earlier, carry_tokenizer, newest_step, save_last_step
+from igrpo_nemo.nemo.resume import Progress, carry_tokenizer, newest_step, save_last_step
 from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
 from igrpo_nemo.nemo.run_log import RunLog
 from igrpo_nemo.nemo.seam import RolloutSpec, RunMap, StepClock
@@ -43,86 +43,53 @@ class Parts:
     save_last: Callable[[], None]
     log: RunLog
     clock: StepClock
-    task_to_env: RunMap
-    earlier: Earlier
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What NeMo-RL made of the config: `setup()`'s return value, and the environments."""
-
-    tokenizer: Any
-    task_to_env: dict[str, Any]
-    val_task_to_env: dict[str, Any]
-    policy: Any
-    generation: Any
-    loader: Any
-    val_loader: Any
-    logger: Any
-    checkpointer: Any
-    state: Any
-    master: Any
-    teachers: Any
-    aliases: Any
 
 
 def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     """Everything up to the trainer's call; `stack` closes what it opens."""
-    config = opened.config
-    made = make(opened, stack)
-    clock = StepClock(finished_steps(config, made.state))
-    earlier = _resumed(folder, clock, made.master)
-    loader = made.loader
-    if draws_ahead(config):
+    config, master = opened.config, opened.master
+    arguments, loader, teachers = made_by_nemo_rl(opened, stack)
+    clock = StepClock(finished_steps(config, arguments["grpo_save_state"]))
+    folder.truncate_after(clock.finished if clock.finished else -1)
+    if clock.finished:
+        # NeMo-RL takes the first step of any epoch for the first of the run.
+        master.grpo["val_at_start"] = False
+    task_to_env, validation = maps(config, arguments, clock)
+    if isinstance(task_to_env, TwoStageMap) and config.igrpo.draft_prefetch == "fused":
         loader = LookaheadLoader(loader)
-    task_to_env, val_task_to_env = maps(config, made, clock)
-    if isinstance(loader, LookaheadLoader) and isinstance(task_to_env, TwoStageMap):
         task_to_env.prefetcher = Prefetcher(loader, clock, opened.total_steps)
     log = RunLog(
-        made.logger,
+        arguments["logger"],
         config,
         Tracker([JsonlSink(folder)]),
         clock,
         lambda: task_to_env.rollouts,
-        conditioned=val_task_to_env.take if isinstance(val_task_to_env, ValidationMap) else list,
-        peak_memory=lambda: peak_training_memory(made.policy),
-        earlier=earlier,
+        conditioned=validation.take if isinstance(validation, ValidationMap) else list,
+        peak_memory=lambda: peak_training_memory(arguments["policy"]),
+        progress=Progress.before(folder.path, clock.finished),
     )
-    arguments: dict[str, Any] = {
-        "policy": made.policy,
-        "policy_generation": made.generation,
-        "val_dataloader": made.val_loader,
-        "tokenizer": made.tokenizer,
-        "loss_fn": build_loss(made.master.loss_fn, config, made.master.policy),
+    arguments |= {
         "task_to_env": task_to_env,
-        "val_task_to_env": val_task_to_env,
+        "val_task_to_env": validation,
+        "loss_fn": build_loss(master.loss_fn, config, master.policy),
         "logger": log,
-        "checkpointer": made.checkpointer,
-        "grpo_save_state": made.state,
-        "master_config": made.master,
     }
-    run_trainer = trainer(
-        config,
-        opened.total_steps,
-        loader,
-        arguments,
-        teacher_worker_groups=made.teachers,
-        alias_to_group_alias=made.aliases,
-    )
+    run_trainer = trainer(config, opened.total_steps, loader, arguments, **teachers)
 
     def save_last() -> None:
         early = 0 < clock.finished < opened.total_steps
-        unsaved = made.master.checkpointing["enabled"] and (
-            newest_step(made.checkpointer) < clock.finished
-        )
-        if early and unsaved:
+        saves = early and master.checkpointing["enabled"]
+        if saves and newest_step(arguments["checkpointer"]) < clock.finished:
             save_last_step(arguments, loader, clock.finished)
 
-    return Parts(run_trainer, save_last, log, clock, task_to_env, earlier)
+    return Parts(run_trainer, save_last, log, clock)
 
 
-def make(opened: OpenedRun, stack: ExitStack) -> Made:
-    """NeMo-RL's data sets, environments and `setup()`."""
+def made_by_nemo_rl(
+    opened: OpenedRun, stack: ExitStack
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """NeMo-RL's data sets, environments and `setup()`, as arguments of its trainers: those of all
+    three but for the loss; the data loader; those of the asynchronous one alone."""
     config, master = opened.config, opened.master
     environment.register()
     use_one_python()
@@ -142,19 +109,22 @@ def make(opened: OpenedRun, stack: ExitStack) -> Made:
         made = setup(master, tokenizer, dataset, val_dataset, policy_factory=factory)
     policy, generation, _, _, loader, val_loader, _, logger, checkpointer, state, *rest = made
     carry_tokenizer(checkpointer, tokenizer)
-    return Made(
-        tokenizer,
-        task_to_env,
-        val_task_to_env,
-        policy,
-        generation,
-        loader,
-        val_loader,
-        logger,
-        checkpointer,
-        state,
-        *rest,
-    )
+    arguments = {
+        "policy": policy,
+        "policy_generation": generation,
+        "val_dataloader": val_loader,
+        "tokenizer": tokenizer,
+        "task_to_env": task_to_env,
+        "val_task_to_env": val_task_to_env,
+        "logger": logger,
+        "checkpointer": checkpointer,
+        "grpo_save_state": state,
+        "master_config": rest[0],
+    }
+    return arguments, loader, dict(zip(TEACHERS, rest[1:], strict=True))
+
+
+TEACHERS = ("teacher_worker_groups", "alias_to_group_alias")
 
 
 @contextmanager
@@ -173,29 +143,16 @@ def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
         yield None
 
 
-def _resumed(folder: RunFolder, clock: StepClock, master: Any) -> Earlier:
-    """Cuts the log behind the checkpoint that NeMo-RL found; what the run did before it."""
-    folder.truncate_after(clock.finished if clock.finished else -1)
-    if clock.finished:
-        # NeMo-RL takes the first step of any epoch for the first of the run.
-        master.grpo["val_at_start"] = False
-    return Earlier.of(folder.path, clock.finished)
-
-
-def draws_ahead(config: Config) -> bool:
-    return config.feedback.two_stage and config.igrpo.draft_prefetch == "fused"
-
-
-def maps(config: Config, made: Made, clock: StepClock) -> tuple[RunMap, dict[str, Any]]:
+def maps(config: Config, made: dict[str, Any], clock: StepClock) -> tuple[RunMap, dict[str, Any]]:
     """What NeMo-RL's rollout and its validation are called with."""
     weights = {name: w for name, w in config.igrpo.reward.model_dump().items() if w}
     spec = RolloutSpec(config.feedback, weights)
-    validation = made.val_task_to_env
+    validation = made["val_task_to_env"]
     if not config.feedback.two_stage:
-        return SingleStageMap(made.task_to_env, spec, clock), validation
+        return SingleStageMap(made["task_to_env"], spec, clock), validation
     if config.igrpo.val_draft_conditioned:
         validation = ValidationMap(validation, spec, clock)
-    return TwoStageMap(made.task_to_env, spec, clock), validation
+    return TwoStageMap(made["task_to_env"], spec, clock), validation
 
 
 def peak_training_memory(policy: Any) -> float | None:

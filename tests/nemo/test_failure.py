@@ -12,7 +12,8 @@ import pytest
 
 nemo_source.require()
 
-from igrpo_nemo.nemo.failure import RolloutError, Watchdog  # noqa: E402
+from igrpo_nemo.nemo.failure import RolloutError  # noqa: E402
+from igrpo_nemo.nemo.trainers.watchdog import Watchdog  # noqa: E402
 
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])

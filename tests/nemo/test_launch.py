@@ -156,7 +156,7 @@ def _plain_nemo_rl(config):
 
     from igrpo_nemo.nemo import data, environment
     from igrpo_nemo.nemo.cpu.setup import local_policy_factory
-    from igrpo_nemo.nemo.launch import open_run
+    from igrpo_nemo.nemo.master_config import open_run
     from igrpo_nemo.run.folder import RunFolder
 
     with contextlib.ExitStack() as stack:

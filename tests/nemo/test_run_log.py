@@ -11,7 +11,7 @@ import pytest
 nemo_source.require()
 
 from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
-from igrpo_nemo.nemo.resume import Earlier, summary_of  # noqa: E402
+from igrpo_nemo.nemo.resume import Progress, summary_of  # noqa: E402
 from igrpo_nemo.nemo.run_log import RunLog  # noqa: E402
 
 
@@ -89,7 +89,7 @@ def test_several_draws_are_one_rollout():
     assert {name: both[name] for name in expected} == pytest.approx(expected)
     assert one["igrpo/dynamic_sampling_draws"] == 1.0
     assert {name: one[name] for name in second} == second
-    assert log.completions == 50
+    assert log.progress.completions == 50
 
 
 def test_what_the_workers_have_divided_is_not_divided_again():
@@ -120,18 +120,18 @@ def test_a_resumed_run_counts_on(tmp_path):
     lines = [json.dumps({"kind": k, "step": s, "time": 0.0, "metrics": m}) for k, s, m in records]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert summary_of(tmp_path) == {}
-    assert Earlier.of(tmp_path, 0) == Earlier()
-    assert Earlier.of(tmp_path, 2) == Earlier(2, 20.0, 20.0, 16, 0.25, 0.5)
+    assert Progress.before(tmp_path, 0) == Progress()
+    assert Progress.before(tmp_path, 2) == Progress(2, 20.0, 20.0, 16, 0.25, 0.5)
     (tmp_path / "summary.json").write_text('{"seconds": 33.5}')
-    earlier = Earlier.of(tmp_path, 2)
-    assert earlier.seconds == 33.5
-    log, logged = _log(earlier=earlier)
+    progress = Progress.before(tmp_path, 2)
+    assert progress.seconds == 33.5
+    log, logged = _log(progress=progress)
     _step(log, 3, [{"igrpo/completions": 8.0}])
     [(_, _, metrics)] = logged
     assert metrics["perf/gpu_hours"] == pytest.approx(29.0 * 16 / 3600)
-    assert (log.completions, log.seconds) == (24, 29.0)
+    assert (progress.completions, progress.training_seconds) == (24, 29.0)
     log.log_metrics({"accuracy": 0.75}, 3, prefix="validation")
-    assert (log.first_accuracy, log.last_accuracy) == (0.25, 0.75)
+    assert (progress.first_accuracy, progress.last_accuracy) == (0.25, 0.75)
 
 
 def _validated(log, answers, question="q"):

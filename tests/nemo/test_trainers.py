@@ -18,8 +18,9 @@ nemo_source.require()
 import nemo_runs  # noqa: E402
 
 from igrpo_nemo.errors import UserError  # noqa: E402
-from igrpo_nemo.nemo import failure, launch, run_log, trainers  # noqa: E402
+from igrpo_nemo.nemo import launch, run_log  # noqa: E402
 from igrpo_nemo.nemo.failure import LostProcessError, RolloutError  # noqa: E402
+from igrpo_nemo.nemo.trainers import asynchronous, watchdog  # noqa: E402
 from igrpo_nemo.rewards import ScoreRequest  # noqa: E402
 from igrpo_nemo.run import core  # noqa: E402
 from igrpo_nemo.types import Problem  # noqa: E402
@@ -90,7 +91,7 @@ class _TornInner:
         return self.inner.state_dict()
 
 
-class _Torn(trainers.EndlessLoader):
+class _Torn(asynchronous.EndlessLoader):
     def __init__(self, inner, config, report):
         super().__init__(_TornInner(inner), config, report)
 
@@ -221,7 +222,7 @@ def test_a_collector_that_dies_ends_the_run(ray_cluster, policy_folder, tmp_path
                     process.kill()
                     ended.append(name)
 
-    monkeypatch.setattr(failure, "ENDING_S", 2.0)
+    monkeypatch.setattr(watchdog, "ENDING_S", 2.0)
     config = nemo_runs.tiny_config(
         policy_folder, tmp_path / "run", *ASYNCHRONOUS, "grpo.max_num_steps=9"
     )
@@ -247,7 +248,7 @@ def test_data_that_cannot_be_read_end_the_asynchronous_run(
     ray_cluster, policy_folder, tmp_path, monkeypatch
 ):
     """NeMo-RL's collector prints the error and stops collecting."""
-    monkeypatch.setattr(trainers, "EndlessLoader", _Torn)
+    monkeypatch.setattr(asynchronous, "EndlessLoader", _Torn)
     config = nemo_runs.tiny_config(
         policy_folder, tmp_path / "run", *ASYNCHRONOUS, "grpo.max_num_steps=9"
     )

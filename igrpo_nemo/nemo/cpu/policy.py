@@ -24,17 +24,20 @@ from nemo_rl.models.generation.interfaces import GenerationInterface
 from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
 from torch import Tensor
 
-from igrpo_nemo.local.model import load_weights, open_policy, reference_of, save_pretrained_folder
+from igrpo_nemo.local.model import load_weights, reference_of, save_pretrained_folder
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
-from igrpo_nemo.local.sampler import Sampler
-from igrpo_nemo.nemo.cpu.generation import LocalGeneration, sampling_params
-from igrpo_nemo.nemo.cpu.remote import RemoteGeneration
+from igrpo_nemo.nemo.cpu.generation import (
+    LocalGeneration,
+    OneMachine,
+    RemoteGeneration,
+    policy_of,
+)
 from igrpo_nemo.nemo.loss import next_token_logprobs
 
 _STATE_FILE = "state.pt"
 
 
-class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
+class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
     """A Hugging Face model in this process, trained by NeMo-RL's loop with NeMo-RL's loss.
 
     `config` is NeMo-RL's `policy` section. A micro-batch has as many padded rows as
@@ -51,11 +54,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
     ) -> None:
         self.config = config
         self.cfg = config["generation"]
-        self._policy = open_policy(
-            config["model_name"],
-            precision=config["precision"],
-            chat_template=config["tokenizer"].get("chat_template"),
-        )
+        self._policy = policy_of(config)
         self.model = self._policy.model
         self._reference = reference_of(self._policy) if init_reference_model else None
         optimizer = config["optimizer"]
@@ -64,17 +63,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         )
         self.scheduler = build_scheduler(self.optimizer, config.get("scheduler") or ())
         self._remote = remote
-        self.generation = remote or LocalGeneration(
-            Sampler(
-                self.model,
-                self._policy.tokenizer,
-                max_model_len=config["max_total_sequence_length"],
-            ),
-            sampling_params(self.cfg),
-            seed=seed,
-            pad_token_id=self.cfg["_pad_token_id"],
-        )
-
+        self.generation = remote or LocalGeneration(self._policy, config, seed)
         # NeMo-RL asks how many replicas share a batch: one.
         self.sharding_annotations = NamedSharding(layout=[0], names=["data_parallel"])
 
@@ -114,7 +103,7 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
         if not eval_mode:
             # NeMo-RL's workers advance the schedule once per call, not per global batch.
             self.scheduler.step()
-            self.generation.advance()
+            self.generation.change_version(self.generation.version + 1)
         return {
             "loss": torch.tensor(losses),
             "grad_norm": grad_norm,
@@ -208,11 +197,11 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
     def generate(self, data: Any, greedy: bool = False) -> BatchedDataDict:
         return self.generation.generate(data, greedy)
 
-    def _refit(self) -> list[ray.ObjectRef]:
+    def _refit(self, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
         """Sends the weights to where they are sampled from, if that is elsewhere."""
-        if self._remote is None:
-            return [ray.put(True)]
-        return self._remote.receive(self.model.state_dict())
+        return [] if self._remote is None else self._remote.receive(self.model.state_dict())
+
+    stream_weights_via_ipc_zmq = broadcast_weights_for_collective = _refit
 
     async def generate_async(
         self, data: Any, greedy: bool = False
@@ -241,63 +230,16 @@ class LocalPolicy(ColocatablePolicyInterface, GenerationInterface):
             Path(optimizer_path).mkdir(parents=True, exist_ok=True)
             torch.save(state, Path(optimizer_path) / _STATE_FILE)
 
-    # What follows has nothing to do where training and generation share one set of weights.
-
-    def prepare_for_training(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to load."""
-
-    def finish_training(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to free."""
-
-    def prepare_for_lp_inference(self) -> None:
-        """Nothing to load."""
-
-    def prepare_for_generation(self, *args: Any, **kwargs: Any) -> bool:
-        return True
-
-    def finish_generation(self, *args: Any, **kwargs: Any) -> bool:
-        return True
-
-    def offload_before_refit(self) -> None:
-        """Nothing to move."""
-
-    def offload_after_refit(self) -> None:
-        """Nothing to move."""
-
-    def prepare_refit_info(self, state_dict_info: Any = None) -> dict[str, Any] | None:
-        return None
-
-    def stream_weights_via_ipc_zmq(self, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
-        return self._refit()
-
-    def update_weights_via_ipc_zmq(self) -> list[ray.ObjectRef]:
-        return [ray.put(True)]
-
-    def broadcast_weights_for_collective(
-        self, kv_scales: dict[str, float] | None = None
-    ) -> list[ray.ObjectRef]:
-        return self._refit()
-
-    def update_weights_from_collective(self) -> list[ray.ObjectRef]:
-        return [ray.put(True)]
-
-    def init_collective(self, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
-        return []
-
     def get_free_memory_bytes(self) -> int:
         return 2**30
 
-    def print_node_ip_and_gpu_id(self) -> None:
-        """There is one node."""
-
-    def get_topk_logits(self, *args: Any, **kwargs: Any) -> BatchedDataDict:
-        raise NotImplementedError("distillation needs NeMo-RL's own policy")
-
-    def calibrate_qkv_fp8_scales(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        raise NotImplementedError("FP8 needs NeMo-RL's own policy")
-
     def shutdown(self) -> bool:
         return True
+
+    def _absent(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("distillation and FP8 need NeMo-RL's own policy")
+
+    get_topk_logits = calibrate_qkv_fp8_scales = _absent
 
 
 def _shares(metrics: Mapping[str, Any], updates: int) -> dict[str, Any]:
