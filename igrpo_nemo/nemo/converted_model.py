@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo.processes import variable
 from igrpo_nemo.run.lock import RunLock, writer_of
 
 VARIABLE = "NRL_MEGATRON_CHECKPOINT_DIR"
@@ -45,18 +46,12 @@ def converted_once(policy: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     before = os.environ.get(VARIABLE)
-    base = before or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    folder = Path(base, *(() if before else ("nemo_rl",)), model_revision(policy["model_name"]))
-    os.environ[VARIABLE] = str(folder)  # NeMo-RL hands this process's variables to its workers
+    base = before or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "nemo_rl")
+    folder = Path(base).expanduser() / model_revision(policy["model_name"])
     again = bool(megatron.get("force_reconvert_from_hf"))
-    try:
-        with _alone(folder / _name(policy), again):
-            yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
+    # NeMo-RL hands this process's variables to its workers.
+    with variable(VARIABLE, str(folder)), _alone(folder / _name(policy), again):
+        yield
 
 
 def is_whole(converted: Path) -> bool:
@@ -96,37 +91,30 @@ def _mark(converted: Path) -> Path:
 @contextmanager
 def _alone(converted: Path, again: bool) -> Iterator[None]:
     """Where the conversion is not whole: after the lock is had, and what is there is removed."""
-    lock = None if is_whole(converted) and not again else _begun(converted, again)
-    if lock is None:
+    if is_whole(converted) and not again:
         yield
         return
+    mark, lock = _mark(converted), None
     try:
-        yield
-        with suppress(OSError):
-            _mark(converted).unlink(missing_ok=True)
-    finally:
-        lock.release()
-
-
-def _begun(converted: Path, again: bool) -> RunLock | None:
-    """The lock, with the folder ready to be written; None where another run has just made it."""
-    mark = _mark(converted)
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(converted, mark.parent)
-        if is_whole(converted) and not again:
-            lock.release()
-            return None
         try:
-            mark.touch()
-            if converted.exists():
-                shutil.rmtree(converted)
-        except OSError:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            lock = _lock(converted, mark.parent)
+            begun = again or not is_whole(converted)  # another run may just have made it
+            if begun:
+                mark.touch()
+                if converted.exists():
+                    shutil.rmtree(converted)
+        except OSError as error:
+            raise UserError(f"cannot write {converted}: {error.strerror or error}") from error
+        if not begun:
             lock.release()
-            raise
-        return lock
-    except OSError as error:
-        raise UserError(f"cannot write {converted}: {error.strerror or error}") from error
+        yield
+        if begun:
+            with suppress(OSError):
+                mark.unlink(missing_ok=True)
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _lock(converted: Path, folder: Path) -> RunLock:

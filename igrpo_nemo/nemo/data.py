@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from nemo_rl.data.datasets.raw_dataset import RawDataset
 from nemo_rl.data.interfaces import DatumSpec, TaskDataSpec
 
 from igrpo_nemo.config.schema import Config
-from igrpo_nemo.errors import UserError
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.run.core import prompt_builder
-from igrpo_nemo.types import Problem, Prompt
+from igrpo_nemo.types import Problem
 
 DATASET_PATH = "igrpo_nemo.nemo.data.ProblemDataset"
 PROCESSOR = "igrpo_problem"
@@ -41,53 +40,19 @@ _builders: weakref.WeakKeyDictionary[Any, PromptBuilder] = weakref.WeakKeyDictio
 
 
 class ProblemDataset(RawDataset):
-    """Problems of a JSON Lines file with `id`, `question` and `answer`.
+    """The problems that `write_problems` wrote.
 
     `split="validation"` marks rows whose reward is their accuracy. Other keys of a NeMo-RL data set
     section are accepted and ignored.
     """
 
-    def __init__(
-        self,
-        data_path: str,
-        split: str = "train",
-        input_key: str = "question",
-        output_key: str = "answer",
-        **_: Any,
-    ) -> None:
+    def __init__(self, data_path: str, split: str = "train", **_: Any) -> None:
         self.task_name = TASK
         self.val_dataset = None
-        rows = _rows(Path(data_path), input_key, output_key)
-        if not rows:
-            raise UserError(f"{data_path} holds no problems")
-        validation = split == VALIDATION_SPLIT
-        self.dataset = Dataset.from_list(
-            [{**row, "validation": validation, "task_name": TASK} for row in rows]
-        )
-
-
-def _rows(path: Path, input_key: str, output_key: str) -> list[dict[str, str]]:
-    rows = []
-    try:
+        more = {"validation": split == VALIDATION_SPLIT, "task_name": TASK}
         # str.splitlines would also cut at separators inside a question.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = json.loads(line)
-        for key in (input_key, output_key):
-            if key not in row:
-                raise UserError(f"{path}, line {number}: there is no {key!r}")
-        rows.append(
-            {
-                "id": str(row.get("id", f"{path.stem}-{number}")),
-                "question": str(row[input_key]),
-                "answer": str(row[output_key]),
-            }
-        )
-    return rows
+        lines = Path(data_path).read_text(encoding="utf-8").split("\n")
+        self.dataset = Dataset.from_list([json.loads(line) | more for line in lines if line])
 
 
 def write_problems(problems: Sequence[Problem], path: Path) -> None:
@@ -95,8 +60,7 @@ def write_problems(problems: Sequence[Problem], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for problem in problems:
-            row = {"id": problem.id, "question": problem.question, "answer": problem.answer}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
 
 
 def problem_processor(
@@ -110,18 +74,17 @@ def problem_processor(
 
     A prompt above `max_seq_length` is cut to a few tokens and gets weight 0, as NeMo-RL does.
     """
+    assert _config is not None, f"the processor {PROCESSOR} needs data.configure(config)"
     problem = Problem(datum_dict["id"], datum_dict["question"], datum_dict["answer"])
-    prompt, fits = _question(problem, _builder(tokenizer), max_seq_length)
-    token_ids = torch.tensor(prompt.token_ids, dtype=torch.int64)
+    prompt = _builder(_config, tokenizer).question(problem)
+    limit = _config.policy.max_total_sequence_length - _config.policy.generation.max_new_tokens
+    fits = len(prompt.token_ids) <= min(limit, max_seq_length or limit)
+    token_ids = torch.tensor(prompt.token_ids[: None if fits else CUT_TOKENS], dtype=torch.int64)
     return DatumSpec(
         message_log=[{"role": "user", "content": prompt.text, "token_ids": token_ids}],
         length=len(token_ids),
         extra_env_info={
-            "problem": {
-                "id": problem.id,
-                "question": problem.question,
-                "answer": problem.answer,
-            },
+            "problem": asdict(problem),
             "thinking_open": prompt.thinking_open,
             "validation": bool(datum_dict.get("validation", False)),
         },
@@ -129,18 +92,6 @@ def problem_processor(
         idx=idx,
         task_name=datum_dict["task_name"],
     )
-
-
-def _question(
-    problem: Problem, builder: PromptBuilder, max_seq_length: int | None
-) -> tuple[Prompt, bool]:
-    assert _config is not None
-    prompt = builder.question(problem)
-    limit = _config.policy.max_total_sequence_length - _config.policy.generation.max_new_tokens
-    limit = limit if max_seq_length is None else min(limit, max_seq_length)
-    if len(prompt.token_ids) <= limit:
-        return prompt, True
-    return replace(prompt, token_ids=prompt.token_ids[:CUT_TOKENS]), False
 
 
 def configure(config: Config) -> None:
@@ -154,13 +105,11 @@ def configure(config: Config) -> None:
         register_processor(PROCESSOR, problem_processor)
 
 
-def _builder(tokenizer: Any) -> PromptBuilder:
-    if _config is None:
-        raise UserError(f"the processor {PROCESSOR} needs igrpo_nemo.nemo.data.configure(config)")
+def _builder(config: Config, tokenizer: Any) -> PromptBuilder:
     builder = _builders.get(tokenizer)
     if builder is None:
         # Without limits: what is too long is marked here, not refused.
-        widened = _config.replaced("policy", max_total_sequence_length=UNLIMITED)
+        widened = config.replaced("policy", max_total_sequence_length=UNLIMITED)
         widened = widened.replaced("data", max_input_seq_length=UNLIMITED)
         builder = _builders[tokenizer] = prompt_builder(widened, tokenizer)
     return builder

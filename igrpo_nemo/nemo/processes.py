@@ -75,19 +75,17 @@ def put_package_on_path(run_folder: Path) -> None:
 def ray_running(config: Config) -> Iterator[None]:
     """NeMo-RL's own Ray start on a cluster; a small private one for the local engine.
 
-    A Ray that runs already is used as it is, and left running.
+    A Ray that runs already is used as it is, and left running. Inside, the environment names this
+    process's Ray: NeMo-RL looks one up by that, and otherwise fails where a machine runs two.
     """
     import ray
 
-    if ray.is_initialized():
-        with _addressed():
-            yield
-        return
-    if config.igrpo.engine == "nemo_rl":
+    ours = not ray.is_initialized()
+    if ours and config.igrpo.engine == "nemo_rl":
         from nemo_rl.distributed.virtual_cluster import init_ray
 
         init_ray()
-    else:
+    elif ours:
         ray.init(
             address="local",
             num_cpus=LOCAL_RAY_CPUS,
@@ -96,27 +94,24 @@ def ray_running(config: Config) -> Iterator[None]:
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         )
     try:
-        with _addressed():
+        with variable("RAY_ADDRESS", ray.get_runtime_context().gcs_address):
             yield
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 @contextmanager
-def _addressed() -> Iterator[None]:
-    """Names this process's Ray in the environment: NeMo-RL looks one up by that, and otherwise
-    fails where a machine runs two."""
-    import ray
-
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+def variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable, for the duration of a `with` block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def nodes_lost() -> bool:

@@ -9,7 +9,6 @@ nemo_source.require()
 
 import nemo_runs  # noqa: E402
 
-from igrpo_nemo.errors import UserError  # noqa: E402
 from igrpo_nemo.nemo import data  # noqa: E402
 from igrpo_nemo.types import Problem  # noqa: E402
 
@@ -110,10 +109,3 @@ def test_the_data_set_class_is_loaded_by_its_path(tmp_path):
     assert loaded.val_dataset is None
     assert [row["question"] for row in loaded.dataset] == ["1+1=", odd]
     assert all(row["validation"] for row in loaded.dataset)
-
-
-def test_a_file_without_the_key_is_named(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"question": "1+1="}\n')
-    with pytest.raises(UserError, match="x.jsonl, line 1: there is no 'answer'"):
-        data.ProblemDataset(str(path))

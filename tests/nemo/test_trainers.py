@@ -53,7 +53,7 @@ def _rows(config, step):
     folder = Path(config.logger.log_dir)
     tokenizer = get_tokenizer({"name": config.policy.model_name})
     builder, scorer = core.prompt_builder(config, tokenizer), core.scorer_of(config)
-    rows = data._rows(folder / "problems" / "train.jsonl", "question", "answer")
+    rows = data.ProblemDataset(str(folder / "problems" / "train.jsonl")).dataset
     problems = [Problem(row["id"], row["question"], row["answer"]) for row in rows]
     tag = config.igrpo.prompt.draft_tag
     found = []
