@@ -1,4 +1,4 @@
-"""Finds NeMo-RL 0.7.0 for the tests of this folder, and says why they are skipped without it."""
+"""Finds NeMo-RL 0.7.0 for the tests of this folder, and says what is missing without it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import typing
 from pathlib import Path
 
-import pytest
 import typing_extensions
 
 DEFAULT_SOURCE = Path.home() / ".cache" / "igrpo-nemo" / "nemo-rl-0.7.0"
@@ -27,12 +26,6 @@ def find() -> bool:
     except ImportError:
         return False
     return True
-
-
-def require() -> None:
-    """At the top of a test module: skips it where NeMo-RL is not to be had."""
-    if not FOUND:
-        pytest.skip(MISSING, allow_module_level=True)
 
 
 if sys.version_info < (3, 12):

@@ -6,20 +6,16 @@ import json
 import sys
 from pathlib import Path
 
-import nemo_source
 import pytest
+from pydantic import BaseModel
+from test_data import PLAIN
 
-nemo_source.require()
-
-from pydantic import BaseModel  # noqa: E402
-from test_data import PLAIN  # noqa: E402
-
-from igrpo_nemo.chain.conversion import convert  # noqa: E402
-from igrpo_nemo.config.igrpo_keys import SmallModel  # noqa: E402
-from igrpo_nemo.local.model import save_pretrained_folder  # noqa: E402
-from igrpo_nemo.local.warmup import build_small_model  # noqa: E402
-from igrpo_nemo.nemo.resume import carry_tokenizer  # noqa: E402
-from igrpo_nemo.run.tokenizer import build_small_tokenizer  # noqa: E402
+from igrpo_nemo.chain.conversion import convert
+from igrpo_nemo.config.igrpo_keys import SmallModel
+from igrpo_nemo.local.model import save_pretrained_folder
+from igrpo_nemo.local.warmup import build_small_model
+from igrpo_nemo.nemo.resume import carry_tokenizer
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 SHAPE = SmallModel(
     hidden_size=32,

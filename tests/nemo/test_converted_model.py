@@ -12,14 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nemo_source
 import pytest
 
-nemo_source.require()
-
-from igrpo_nemo.errors import UserError  # noqa: E402
-from igrpo_nemo.nemo import converted_model  # noqa: E402
-from igrpo_nemo.nemo.converted_model import FIRST, VARIABLE, converted_once  # noqa: E402
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo import converted_model
+from igrpo_nemo.nemo.converted_model import FIRST, VARIABLE, converted_once
 
 
 @pytest.fixture

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import nemo_source
+import nemo_runs
 import pytest
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-
-from igrpo_nemo.nemo import data  # noqa: E402
-from igrpo_nemo.types import Problem  # noqa: E402
+from igrpo_nemo.nemo import data
+from igrpo_nemo.types import Problem
 
 QWEN = (
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] "

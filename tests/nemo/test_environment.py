@@ -8,19 +8,15 @@ import os
 import signal
 import threading
 
-import nemo_source
+import nemo_runs
 import pytest
+import ray
+import torch
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-import ray  # noqa: E402
-import torch  # noqa: E402
-
-from igrpo_nemo.environment import Attempt  # noqa: E402
-from igrpo_nemo.nemo import environment  # noqa: E402
-from igrpo_nemo.run import core  # noqa: E402
-from igrpo_nemo.types import Completion, Problem, Prompt, Stage, StopReason  # noqa: E402
+from igrpo_nemo.environment import Attempt
+from igrpo_nemo.nemo import environment
+from igrpo_nemo.run import core
+from igrpo_nemo.types import Completion, Problem, Prompt, Stage, StopReason
 
 RIGHT = "<think>3</think><answer>3</answer>"
 WRONG = "<think>4</think><answer>4</answer>"

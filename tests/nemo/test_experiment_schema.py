@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 from functools import cache
 
-import nemo_source
+import nemo_schema
 import pytest
 
-nemo_source.require()
-
-import nemo_schema  # noqa: E402
-
-from igrpo_nemo.config import load_config, with_problems  # noqa: E402
-from igrpo_nemo.config.compose import builtin_config_dir, config_groups  # noqa: E402
-from igrpo_nemo.config.launch_checks import check_launch  # noqa: E402
-from igrpo_nemo.config.nemo_schema import FILE, keys_beyond  # noqa: E402
-from igrpo_nemo.config.nemo_schema import nemo_schema as snapshot  # noqa: E402
-from igrpo_nemo.nemo.master_config import master_config  # noqa: E402
-from igrpo_nemo.run.problems import expected_problems  # noqa: E402
+from igrpo_nemo.config import load_config, with_problems
+from igrpo_nemo.config.compose import builtin_config_dir, config_groups
+from igrpo_nemo.config.launch_checks import check_launch
+from igrpo_nemo.config.nemo_schema import FILE, keys_beyond
+from igrpo_nemo.config.nemo_schema import nemo_schema as snapshot
+from igrpo_nemo.nemo.master_config import master_config
+from igrpo_nemo.run.problems import expected_problems
 
 GROUPS = config_groups([builtin_config_dir()])
 EXPERIMENTS = [name for name in GROUPS["experiment"] if not name.startswith("demo")]

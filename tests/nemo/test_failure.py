@@ -7,13 +7,10 @@ import signal
 import threading
 import time
 
-import nemo_source
 import pytest
 
-nemo_source.require()
-
-from igrpo_nemo.nemo.failure import RolloutError  # noqa: E402
-from igrpo_nemo.nemo.trainers.watchdog import Watchdog  # noqa: E402
+from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.trainers.watchdog import Watchdog
 
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])

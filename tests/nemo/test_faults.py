@@ -6,19 +6,15 @@ from __future__ import annotations
 import os
 import signal
 
-import nemo_source
+import nemo_runs
 import psutil
 import pytest
+import ray
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-import ray  # noqa: E402
-
-from igrpo_nemo.nemo import launch  # noqa: E402
-from igrpo_nemo.nemo.cpu import generation  # noqa: E402
-from igrpo_nemo.nemo.environment import EnvironmentClient  # noqa: E402
-from igrpo_nemo.nemo.failure import LostProcessError, RolloutError  # noqa: E402
+from igrpo_nemo.nemo import launch
+from igrpo_nemo.nemo.cpu import generation
+from igrpo_nemo.nemo.environment import EnvironmentClient
+from igrpo_nemo.nemo.failure import LostProcessError, RolloutError
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"

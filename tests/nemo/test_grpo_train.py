@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import nemo_source
+import nemo_runs
 import pytest
-
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"

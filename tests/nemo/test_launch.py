@@ -6,17 +6,13 @@ import contextlib
 import itertools
 import json
 
-import nemo_source
+import nemo_runs
 import pytest
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-
-from igrpo_nemo.config import load_config, with_problems  # noqa: E402
-from igrpo_nemo.config.launch_checks import check_launch  # noqa: E402
-from igrpo_nemo.errors import UserError  # noqa: E402
-from igrpo_nemo.nemo.master_config import master_config  # noqa: E402
+from igrpo_nemo.config import load_config, with_problems
+from igrpo_nemo.config.launch_checks import check_launch
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo.master_config import master_config
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
 TRAINED_DRAFTS = "igrpo.train_stages=[draft,refine]"

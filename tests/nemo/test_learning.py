@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import nemo_source
-
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
+import nemo_runs
 
 SETTING = [
     "data.train.num_problems=96",

@@ -6,18 +6,14 @@ import socket
 import sys
 import types
 
-import nemo_source
 import pytest
 import torch
 import torch.multiprocessing as mp
+from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-nemo_source.require()
-
-from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn  # noqa: E402
-from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
-
-from igrpo_nemo.nemo.cpu.policy import next_token_logprobs  # noqa: E402
-from igrpo_nemo.nemo.loss import IGRPOLoss, Shards, exact_entropy, masked_entropy  # noqa: E402
+from igrpo_nemo.nemo.cpu.policy import next_token_logprobs
+from igrpo_nemo.nemo.loss import IGRPOLoss, Shards, exact_entropy, masked_entropy
 
 R, T, V = 3, 7, 12
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import copy
 
-import nemo_source
+import nemo_runs
 import pytest
 import torch
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-
-from igrpo_nemo.local.batch import shape_rows  # noqa: E402
-from igrpo_nemo.local.learner import Learner  # noqa: E402
-from igrpo_nemo.local.model import open_policy  # noqa: E402
-from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler  # noqa: E402
-from igrpo_nemo.objectives.advantage import group_advantages  # noqa: E402
+from igrpo_nemo.local.batch import shape_rows
+from igrpo_nemo.local.learner import Learner
+from igrpo_nemo.local.model import open_policy
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.objectives.advantage import group_advantages
 
 CASES = [
     ("grpo", "[refine]"),

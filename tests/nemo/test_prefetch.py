@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 
-import nemo_source
+import nemo_runs
 import pytest
+import torch
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-import torch  # noqa: E402
-from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
-from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
-
-from igrpo_nemo.nemo.prefetch import BATCH_NUMBER, LookaheadLoader, PrefetchedDrafts, Prefetcher  # noqa: E402
-from igrpo_nemo.nemo.seam import StepClock  # noqa: E402
+from igrpo_nemo.nemo.prefetch import BATCH_NUMBER, LookaheadLoader, PrefetchedDrafts, Prefetcher
+from igrpo_nemo.nemo.seam import StepClock
 
 SYNC = "policy.generation.vllm_cfg.async_engine=false"
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"

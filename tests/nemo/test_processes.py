@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
-import nemo_source
 import pytest
+from nemo_rl.distributed import ray_actor_environment_registry as registry
+from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
 
-nemo_source.require()
-
-from nemo_rl.distributed import ray_actor_environment_registry as registry  # noqa: E402
-from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES  # noqa: E402
-
-from igrpo_nemo.nemo import processes  # noqa: E402
+from igrpo_nemo.nemo import processes
 
 WORKERS = (
     "nemo_rl.models.policy.workers.dtensor_policy_worker.DTensorPolicyWorker",

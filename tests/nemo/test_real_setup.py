@@ -12,18 +12,14 @@ import contextlib
 from functools import cache
 from unittest import mock
 
-import nemo_source
 import pytest
+import ray
 
-nemo_source.require()
-
-import ray  # noqa: E402
-
-from igrpo_nemo.config import load_config, with_problems  # noqa: E402
-from igrpo_nemo.config.compose import builtin_config_dir, config_groups  # noqa: E402
-from igrpo_nemo.config.launch_checks import check_launch  # noqa: E402
-from igrpo_nemo.nemo.master_config import master_config  # noqa: E402
-from igrpo_nemo.run.problems import expected_problems  # noqa: E402
+from igrpo_nemo.config import load_config, with_problems
+from igrpo_nemo.config.compose import builtin_config_dir, config_groups
+from igrpo_nemo.config.launch_checks import check_launch
+from igrpo_nemo.nemo.master_config import master_config
+from igrpo_nemo.run.problems import expected_problems
 
 GROUPS = config_groups([builtin_config_dir()])
 DTENSOR = [name for name in GROUPS["model"] if name.endswith("_dtensor")]

@@ -7,25 +7,21 @@ import threading
 from collections import Counter
 from types import SimpleNamespace
 
-import nemo_source
+import nemo_runs
 import pytest
+import torch
+from nemo_rl.data.collate_fn import rl_collate_fn
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-import torch  # noqa: E402
-from nemo_rl.data.collate_fn import rl_collate_fn  # noqa: E402
-from nemo_rl.distributed.batched_data_dict import BatchedDataDict  # noqa: E402
-
-from igrpo_nemo.environment import StepReturn, TwoStageEnvironment  # noqa: E402
-from igrpo_nemo.feedback import NextPrompt, NoFeedback  # noqa: E402
-from igrpo_nemo.nemo import data, rollout  # noqa: E402
-from igrpo_nemo.nemo.failure import RolloutError  # noqa: E402
-from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap  # noqa: E402
-from igrpo_nemo.nemo.seam import RolloutCall, RolloutSpec  # noqa: E402
-from igrpo_nemo.nemo.stages import Item, Wanted  # noqa: E402
-from igrpo_nemo.run import core  # noqa: E402
-from igrpo_nemo.types import Group, Problem, Prompt, Score, Stage  # noqa: E402
+from igrpo_nemo.environment import StepReturn, TwoStageEnvironment
+from igrpo_nemo.feedback import NextPrompt, NoFeedback
+from igrpo_nemo.nemo import data, rollout
+from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap
+from igrpo_nemo.nemo.seam import RolloutCall, RolloutSpec
+from igrpo_nemo.nemo.stages import Item, Wanted
+from igrpo_nemo.run import core
+from igrpo_nemo.types import Group, Problem, Prompt, Score, Stage
 
 RIGHT, WRONG = "<answer>3</answer>", "<answer>4</answer>"
 

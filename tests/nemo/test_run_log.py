@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-import nemo_source
 import pytest
 
-nemo_source.require()
-
-from igrpo_nemo.nemo.prefetch import StepClock  # noqa: E402
-from igrpo_nemo.nemo.resume import Progress, summary_of  # noqa: E402
-from igrpo_nemo.nemo.run_log import RunLog  # noqa: E402
+from igrpo_nemo.nemo.prefetch import StepClock
+from igrpo_nemo.nemo.resume import Progress, summary_of
+from igrpo_nemo.nemo.run_log import RunLog
 
 
 class Recorder:

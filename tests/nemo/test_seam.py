@@ -7,16 +7,13 @@ import os
 import pickle
 from pathlib import Path
 
-import nemo_source
 import pytest
 
-nemo_source.require()
-
-from igrpo_nemo.errors import UserError  # noqa: E402
-from igrpo_nemo.feedback import BestDraft  # noqa: E402
-from igrpo_nemo.nemo import names, seam  # noqa: E402
-from igrpo_nemo.nemo.rollout import TwoStageMap  # noqa: E402
-from igrpo_nemo.nemo.seam import RolloutSpec, StepClock  # noqa: E402
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback import BestDraft
+from igrpo_nemo.nemo import names, seam
+from igrpo_nemo.nemo.rollout import TwoStageMap
+from igrpo_nemo.nemo.seam import RolloutSpec, StepClock
 
 SPEC = RolloutSpec(BestDraft(4, 2), {"accuracy": 1.0})
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-import nemo_source
+import nemo_runs
 import pytest
+from nemo_rl.utils.timer import TimeoutChecker
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-from nemo_rl.utils.timer import TimeoutChecker  # noqa: E402
-
-from igrpo_nemo.nemo import launch  # noqa: E402
-from igrpo_nemo.nemo.resume import StopRequest  # noqa: E402
-from igrpo_nemo.run.stop import VARIABLE, StopFile  # noqa: E402
+from igrpo_nemo.nemo import launch
+from igrpo_nemo.nemo.resume import StopRequest
+from igrpo_nemo.run.stop import VARIABLE, StopFile
 
 SAVING = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
 

@@ -10,20 +10,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import nemo_source
+import nemo_runs
 import pytest
 
-nemo_source.require()
-
-import nemo_runs  # noqa: E402
-
-from igrpo_nemo.errors import UserError  # noqa: E402
-from igrpo_nemo.nemo import launch, run_log  # noqa: E402
-from igrpo_nemo.nemo.failure import LostProcessError, RolloutError  # noqa: E402
-from igrpo_nemo.nemo.trainers import asynchronous, watchdog  # noqa: E402
-from igrpo_nemo.rewards import ScoreRequest  # noqa: E402
-from igrpo_nemo.run import core  # noqa: E402
-from igrpo_nemo.types import Problem  # noqa: E402
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo import launch, run_log
+from igrpo_nemo.nemo.failure import LostProcessError, RolloutError
+from igrpo_nemo.nemo.trainers import asynchronous, watchdog
+from igrpo_nemo.rewards import ScoreRequest
+from igrpo_nemo.run import core
+from igrpo_nemo.types import Problem
 
 ASYNC_ENGINE = "policy.generation.vllm_cfg.async_engine=true"
 SYNC_ENGINE = "policy.generation.vllm_cfg.async_engine=false"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nemo_source
 import pytest
 
-nemo_source.require()
-
-from igrpo_nemo.cluster.worker_environments import check_worker_environments, workers  # noqa: E402
-from igrpo_nemo.config import load_config  # noqa: E402
-from igrpo_nemo.config.igrpo_keys import Site  # noqa: E402
-from igrpo_nemo.errors import UserError  # noqa: E402
+from igrpo_nemo.cluster.worker_environments import check_worker_environments, workers
+from igrpo_nemo.config import load_config
+from igrpo_nemo.config.igrpo_keys import Site
+from igrpo_nemo.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in Path("configs/experiment").glob("table*.yaml"))
 MEGATRON = "table1_openmath_nemotron_14b_igrpo"
