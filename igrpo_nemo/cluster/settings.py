@@ -44,6 +44,7 @@ def job_settings(
         "CONTAINER_MOUNTS": ",".join(site.mounts),
         "VENV": str(absolute(site.venv, checkout)) if site.venv else "",
         "HF_HOME": site.hf_home or "",
+        "IGRPO_INTERFACE": site.interface or "",
         CONVERSIONS: environ.get(CONVERSIONS) or _conversions(config, site, checkout),
         "HF_HUB_OFFLINE": offline,
         "TRANSFORMERS_OFFLINE": offline,

@@ -33,6 +33,7 @@ VARIABLES: dict[str, str] = {
     "mounts": "CONTAINER_MOUNTS",
     "venv": "VENV",
     "hf_home": "HF_HOME",
+    "interface": "IGRPO_INTERFACE",
     "offline": "HF_HUB_OFFLINE",
     "cpus_per_node": "CPUS_PER_NODE",
 }

@@ -330,6 +330,8 @@ class Site(Section):
     """Virtual environment for bare metal; null is the checkout's .venv."""
     hf_home: Text | None = None
     """Hugging Face's folder of models and data sets (HF_HOME)."""
+    interface: Text | None = None
+    """Network interface of Ray's addresses, such as ib0; null: the one that reaches the head."""
     offline: bool = True
     """Compute nodes do not ask the hub (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE, WANDB_MODE)."""
     env: Annotated[dict[VariableName, str], AfterValidator(_without_secrets)] = {}

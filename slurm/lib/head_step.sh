@@ -35,13 +35,13 @@ run_head() {
 }
 
 bring_up_ray() {
-  local address
-  address=$(own_address)
-  [[ -n $address ]] || die 69 "$(hostname) has no address"
+  local nodes
+  read -ra nodes <<<"$IGRPO_NODES"
+  find_address "${nodes[1]:-}"
   # Without it NeMo-RL would start a Ray of its own on this node, and train there alone.
-  export RAY_ADDRESS=$address:$IGRPO_RAY_PORT
-  prepare_ray "$address"
-  start_ray_head "$address"
+  export RAY_ADDRESS=$ADDRESS:$IGRPO_RAY_PORT
+  prepare_ray "$ADDRESS"
+  start_ray_head "$ADDRESS"
   # Renamed, so that no worker reads half of it.
   if ! { printf '%s\n' "$RAY_ADDRESS" >"$IGRPO_LOG_DIR/head.ready.tmp" &&
     mv "$IGRPO_LOG_DIR/head.ready.tmp" "$IGRPO_LOG_DIR/head.ready"; }; then

@@ -31,11 +31,31 @@ find_cpus() {
   export CPUS_PER_NODE
 }
 
-# The address of this node as the others see it.
+# find_address [HOST]: fills ADDRESS with this node's as the others see it, HOST among them. The step ends where
+# it has none.
+find_address() {
+  ADDRESS=$(own_address "$@")
+  [[ -n $ADDRESS ]] || die 69 "$(hostname) has no IPv4 address${IGRPO_INTERFACE:+ on $IGRPO_INTERFACE} that other" \
+    "nodes could reach: igrpo.site.interface (IGRPO_INTERFACE) names the network interface to use"
+}
+
+# The address that this node sends from to HOST, or else what its own name and its interfaces give. Of no use to
+# the others are loopback, where a host may find its own name, and link-local; the bridges of Docker and libvirt
+# come last.
 own_address() {
-  local address
-  # A host may resolve its own name to the loopback device, which is of no use to the others.
-  address=$(getent ahostsv4 "$(hostname)" | awk '$1 !~ /^127\./ { print $1; exit }')
-  [[ -n $address ]] || address=$(hostname -I 2>/dev/null | awk '{ print $1 }')
-  printf '%s\n' "$address"
+  local program
+  program=$(dirname "${BASH_SOURCE[0]}")/address.py
+  if [[ -n ${IGRPO_INTERFACE:-} ]]; then
+    python3 "$program" of "$IGRPO_INTERFACE"
+    return
+  fi
+  {
+    [[ -z ${1:-} ]] || python3 "$program" towards "$1"
+    getent ahostsv4 "$(hostname)"
+    hostname -I 2>/dev/null | tr ' ' '\n'
+  } | awk '
+    $1 !~ /^[0-9]+(\.[0-9]+)+$/ || $1 ~ /^(127|169\.254)\./ { next }
+    $1 ~ /^(172\.(1[6-9]|2[0-9]|3[01])\.0\.1|192\.168\.122\.1)$/ { bridge = bridge ? bridge : $1; next }
+    !found { found = $1 }
+    END { print found ? found : bridge }'
 }

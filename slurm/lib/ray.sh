@@ -74,8 +74,9 @@ wait_for_nodes() {
     is_alive "$RAY" || die 69 "Ray's head died while its workers were joining"
     if ((SECONDS - start >= IGRPO_JOIN_TIMEOUT_S)); then
       [[ -n $missing ]] || missing="a node"
-      die 69 "after $((SECONDS - start)) s ${missing// /, } did not join Ray (IGRPO_JOIN_TIMEOUT_S;" \
-        "see worker-*.log). sbatch --exclude=NODE leaves a node out"
+      die 69 "after $((SECONDS - start)) s ${missing// /, } did not join Ray at $RAY_ADDRESS" \
+        "(IGRPO_JOIN_TIMEOUT_S; see worker-*.log). igrpo.site.interface names another network," \
+        "sbatch --exclude=NODE leaves a node out"
     fi
     pause 1
   done

@@ -17,16 +17,16 @@ run_worker() {
   trap on_step_terminated TERM
   trap 'stop_ray' EXIT
   set_paths
-  local address joined=''
-  address=$(own_address)
-  prepare_ray "$address"
+  local joined=''
   wait_for_head
+  find_address "${HEAD_ADDRESS%:*}"
+  prepare_ray "$ADDRESS"
   ray start "--address=$HEAD_ADDRESS" "${RAY_NODE_ARGS[@]}" &
   RAY=$!
   while is_alive "$RAY"; do
     pause 0.5
     [[ ! -e $IGRPO_LOG_DIR/over && -z ${TERMINATED:-} ]] || leave_quietly
-    [[ -n $joined ]] || ! say_joined "$address" || joined=yes
+    [[ -n $joined ]] || ! say_joined "$ADDRESS" || joined=yes
   done
   [[ ! -e $IGRPO_LOG_DIR/over && -z ${TERMINATED:-} ]] || leave_quietly
   keep_ray_logs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,14 +149,43 @@ def test_the_hosts_python_and_libraries_stay_out_of_a_container(tmp_path, image,
     assert (tmp_path / "seen").read_text().split() == [left] * 2
 
 
-def test_a_host_that_calls_itself_loopback_still_finds_its_address(tmp_path):
-    for name, text in {
-        "hostname": 'case "$*" in -I) echo 10.1.2.3 fd00::1;; *) echo gpu7;; esac',
-        "getent": "echo 127.0.1.1 STREAM gpu7; echo 127.0.1.1 DGRAM",
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    assert bash("nodes", "own_address", PATH=f"{tmp_path}:/usr/bin:/bin") == "10.1.2.3"
+@pytest.mark.parametrize(
+    ("named", "interfaces", "address"),
+    [
+        ("127.0.1.1", "10.1.2.3 fd00::1", "10.1.2.3"),
+        ("127.0.1.1", "172.17.0.1 10.0.0.5", "10.0.0.5"),
+        ("", "fe80::1 fd00::5 10.0.0.5", "10.0.0.5"),
+        ("169.254.3.4 10.0.0.5", "10.0.0.5", "10.0.0.5"),
+        ("", "192.168.122.1 172.18.0.1 169.254.3.4", "192.168.122.1"),
+        ("10.0.0.7 127.0.0.1", "172.17.0.1 10.0.0.5", "10.0.0.7"),
+        ("", "fe80::1", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_address_is_one_that_others_reach(tmp_path, named, interfaces, address):
+    program(tmp_path, "getent", f"for a in {named}; do echo $a STREAM gpu7; done")
+    path = program(tmp_path, "hostname", f'[[ $* == -I ]] && echo "{interfaces}" || echo gpu7')
+    assert bash("nodes", "own_address", PATH=path) == address
+    died = bash("messages nodes", "(find_address) || echo $?", PATH=path)
+    assert (
+        "gpu7 has no IPv4 address that other nodes could reach: igrpo.site.interface" in died
+    ) == (not address)
+
+
+def test_the_address_towards_another_node_and_of_an_interface_come_first(tmp_path):
+    """Loopback is the one network that every machine has: it is asked past the sieve."""
+    path = program(tmp_path, "hostname", "echo 10.0.0.5")
+    ask = f"python3() {{ echo 10.9.9.9; echo $* >>{tmp_path}/asked; }}; own_address node2"
+    assert bash("nodes", ask, PATH=path) == "10.9.9.9"
+    assert bash("nodes", ask, PATH=path, IGRPO_INTERFACE="ib0") == "10.9.9.9"
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[1:3] + asked[4:] == ["towards", "node2", "of", "ib0"]
+    for words in (["towards", "127.0.0.1"], ["of", "lo"]):
+        done = subprocess.run([sys.executable, LIB / "address.py", *words], capture_output=True)
+        assert done.stdout == b"127.0.0.1\n"
+    for words in (["towards", "no such host"], ["of", "no-such-0"]):
+        done = subprocess.run([sys.executable, LIB / "address.py", *words], capture_output=True)
+        assert (done.returncode, done.stdout) == (0, b"")
 
 
 @pytest.mark.parametrize(

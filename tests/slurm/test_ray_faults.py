@@ -60,7 +60,10 @@ def test_a_worker_that_never_joins_ends_the_job_at_the_deadline(story):
         "FAILED",
         "69:0",
     )
-    assert "error: after 2 s node2 did not join Ray" in story.run.output()
+    assert (
+        "error: after 2 s node2 did not join Ray at 10.77.0.1:9900 (IGRPO_JOIN_"
+        in story.run.output()
+    )
 
 
 def test_two_nodes_form_one_ray_that_strangers_cannot_enter(story):
