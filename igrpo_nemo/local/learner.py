@@ -38,7 +38,9 @@ from igrpo_nemo.types import TrainingRow
 def surrogate_config(config: Config) -> SurrogateConfig:
     """`loss_fn`, and Dr. GRPO's divisor, which NeMo-RL lacks."""
     values = {**config.loss_fn.model_dump(), **config.igrpo.model_dump()}
-    return SurrogateConfig(**{field.name: values[field.name] for field in fields(SurrogateConfig)})
+    # A key that nobody set is left out of a dump: then the default stands.
+    names = [field.name for field in fields(SurrogateConfig) if field.name in values]
+    return SurrogateConfig(**{name: values[name] for name in names})
 
 
 class Learner:
