@@ -44,13 +44,13 @@ def job_settings(
         "CONTAINER_MOUNTS": ",".join(site.mounts),
         "VENV": str(absolute(site.venv, checkout)) if site.venv else "",
         "HF_HOME": site.hf_home or "",
-        "IGRPO_INTERFACE": site.interface or "",
         CONVERSIONS: environ.get(CONVERSIONS) or _conversions(config, site, checkout),
         "HF_HUB_OFFLINE": offline,
         "TRANSFORMERS_OFFLINE": offline,
         "WANDB_MODE": environ.get("WANDB_MODE") or ("offline" if site.offline else "online"),
         "TORCH_CUDA_ARCH_LIST": COMPUTE_CAPABILITY[site.gpu],
         "CPUS_PER_NODE": str(site.cpus_per_node or ""),
+        "IGRPO_INTERFACE": site.interface or "",
         **_variables(site),
     }
 

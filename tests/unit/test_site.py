@@ -60,7 +60,8 @@ def test_every_variable_reaches_its_key(tmp_path):
     values = {
         "account": "a", "partition": "p", "qos": "q", "constraint": "c", "reservation": "r",
         "time": "90", "container": "nvcr.io#nvidia/nemo-rl:v0.7.0", "mounts": "/a:/b,/c:/d:ro",
-        "venv": "/v", "hf_home": "/h", "offline": "0", "cpus_per_node": "64",
+        "venv": "/v", "hf_home": "/h", "interface": "ib0", "offline": "0",
+        "cpus_per_node": "64",
     }  # fmt: skip
     assert values.keys() == VARIABLES.keys()
     site = profile(tmp_path, "", {VARIABLES[key]: text for key, text in values.items()})
