@@ -8,8 +8,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PROCESSES ?= 2
 NEMO_RL_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-0.7.0
 NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
+# Where NeMo-RL's source is, what its driver imports is installed at once.
+COMMA := ,
+EXTRAS := dev$(if $(wildcard $(NEMO_RL_SRC)/nemo_rl),$(COMMA)nemo)
+# Modules are compiled when they are imported: most never are.
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
 
-.PHONY: help install install-nemo install-bench install-skills install-nemo-where-found demo evaluate compare test test-hosts test-nemo test-skills test-slurm lint clean
+.PHONY: help install install-nemo install-bench install-skills demo evaluate compare test test-hosts test-nemo test-skills test-slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,14 +25,15 @@ install: $(VENV)/.installed ## create .venv and install igrpo-nemo with its test
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "igrpo-nemo needs Python 3.11 or newer; set PYTHON=python3.X")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	-$(PIP_INSTALL) --upgrade pip # Python's own may be years old, and takes four times as long
+	$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 install-nemo: install ## what NeMo-RL's driver imports (NeMo-RL itself: see docs)
-	$(BIN)/pip install --quiet --editable '.[dev,nemo]'
+	$(PIP_INSTALL) --editable '.[dev,nemo]'
 
 install-bench: install ## TRL, for the benchmarks that compare with it
-	$(BIN)/pip install --quiet --editable '.[dev,bench]'
+	$(PIP_INSTALL) --editable '.[dev,bench]'
 
 install-skills: install ## an environment for NeMo-Skills, from its source (NEMO_SKILLS_SRC; see docs/evaluation.md)
 	NEMO_SKILLS_SRC="$(NEMO_SKILLS_SRC)" $(BIN)/python tests/skills/skills_environment.py
@@ -47,10 +53,8 @@ test: install ## unit, engine and end-to-end tests
 
 test-hosts: test-nemo test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
 
-install-nemo-where-found: install
-	@if [ -d "$(NEMO_RL_SRC)/nemo_rl" ]; then $(BIN)/pip install --quiet --editable '.[dev,nemo]'; fi
-
-test-nemo: install-nemo-where-found ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
+test-nemo: install ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
+	@test ! -d "$(NEMO_RL_SRC)/nemo_rl" || $(BIN)/python -c 'import tensordict' 2>/dev/null || $(MAKE) install-nemo
 	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/nemo
 
 test-skills: install ## tests against NeMo-Skills, for whoever has its source (NEMO_SKILLS_SRC)

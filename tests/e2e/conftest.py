@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def igrpo(tmp_path, monkeypatch, capfd, warmup_cache) -> InProcess:
 
 
 @pytest.fixture
-def process(tmp_path, warmup_cache) -> CommandLine:
+def process(tmp_path, warmup_cache) -> Iterator[CommandLine]:
     """The same folder as `igrpo`'s."""
-    return CommandLine(tmp_path, warmup_cache)
+    processes = CommandLine(tmp_path, warmup_cache)
+    yield processes
+    processes.close()

@@ -17,7 +17,7 @@ def refused(igrpo, *words):
 
 
 def test_a_process_ends_with_code_2_and_one_line(process):
-    assert "igrpo.num_drafts" in refused(process, "train", *SMALL, "igrpo.num_draft=4")
+    assert "igrpo.num_drafts" in refused(process.fresh, "train", *SMALL, "igrpo.num_draft=4")
 
 
 @pytest.mark.parametrize(

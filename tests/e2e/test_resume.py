@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from command_line import SMALL, CommandLine, records
+from command_line import SMALL, CommandLine, checked, records
 
 VOLATILE = ("perf/", "timing/", "reward/verifier/")
 """Metrics of the process, not of what is learned."""
@@ -51,7 +51,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(process, uninterr
         wait_for_steps(running, run, steps)
         time.sleep(rng.uniform(0.0, 0.4))
         running.kill()
-        running.communicate()
+        running.end()
     process("train", *SMALL, "logger.log_dir=run")
     assert weights(run) == weights(uninterrupted)
     assert learned(run) == learned(uninterrupted)
@@ -63,10 +63,9 @@ def test_a_signal_saves_and_exits_75(process, uninterrupted, number):
     run = process.folder / "run"
     wait_for_steps(running, run, 1)
     running.send_signal(number)
-    output, errors = running.communicate(timeout=500)
-    assert running.returncode == 75, output + errors
-    assert "run again to continue" in output
-    process("train", *SMALL, "logger.log_dir=run")
+    done = checked(running.end(), 75)
+    assert "run again to continue" in done.stdout
+    process.fresh("train", *SMALL, "logger.log_dir=run")
     assert weights(run) == weights(uninterrupted)
     assert learned(run) == learned(uninterrupted)
 
@@ -88,5 +87,5 @@ def test_two_runs_never_write_one_folder(process):
     wait_for_steps(running, run, 0)
     done = process("train", *SMALL, "logger.log_dir=run", code=2)
     running.kill()
-    running.communicate()
+    running.end()
     assert f"pid {running.pid}" in done.stderr and done.stderr.count("\n") == 1

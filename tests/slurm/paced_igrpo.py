@@ -91,8 +91,6 @@ def resources_ip(resources: dict[str, float]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:
-        # Not used here, but imported by transformers where it is installed: a second of each start.
-        sys.modules["sklearn"] = None  # type: ignore[assignment]
         description = Path(os.environ.get("IGRPO_TEST_RAY", os.devnull))
         if not description.exists():
             describe_ray(description)

@@ -1,0 +1,15 @@
+"""For every Python process of the tests: what it does without, and what NeMo-RL needs."""
+
+import os
+import sys
+
+# Not used here, but imported by transformers where they are installed: two seconds of each start.
+sys.modules["sklearn"] = sys.modules["scipy"] = None  # type: ignore[assignment]
+
+if "IGRPO_TEST_NEMO" in os.environ and sys.version_info < (3, 12):
+    # pydantic, through which NeMo-RL reads its configs, refuses the standard one before 3.12.
+    import typing
+
+    import typing_extensions
+
+    typing.TypedDict = typing_extensions.TypedDict  # type: ignore[misc]
