@@ -30,6 +30,9 @@ SMALL = (
     "igrpo.sample_table_period=5",
 )
 
+QUICK = (*SMALL, "env.math.num_workers=0")
+"""Without the verifier's processes, whose start takes longer than a run."""
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["igrpo_nemo.local.trainer"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from command_line import SMALL
+from command_line import QUICK, SMALL
 
 
 def refused(igrpo, *words):
@@ -37,8 +37,8 @@ def test_config(igrpo, override, message):
 
 
 def test_data_files_are_named_with_the_line(igrpo):
-    words = ("train", *SMALL[1:], "experiment=demo", "logger.log_dir=run", "data=jsonl")
-    words = (*words, "data.max_input_seq_length=64")
+    data = ("data=jsonl", "data.max_input_seq_length=64", "data.train.num_problems=null")
+    words = ("train", *QUICK, *data, "logger.log_dir=run")
     (igrpo.folder / "empty.jsonl").write_text("")
     (igrpo.folder / "broken.jsonl").write_text(
         '{"problem": "1+1=", "answer": "2"}\n{"problem": "1+\n'
@@ -77,7 +77,7 @@ def test_models_that_are_not_there_or_incomplete(igrpo):
 
 
 def test_a_prompt_that_is_too_long_is_named(igrpo):
-    words = (*SMALL, "data.max_input_seq_length=20")
+    words = (*QUICK, "data.max_input_seq_length=20")
     message = refused(igrpo, "train", *words, "logger.log_dir=run")
     assert "problem train-" in message and "limit is 20" in message
 
@@ -97,14 +97,14 @@ def test_a_full_disk_while_saving_loses_nothing(igrpo):
     ):
         pytest.skip("a full disk is made by mounting a small tmpfs, which needs root")
     try:
-        words = (*SMALL, "logger.log_dir=run", f"checkpointing.checkpoint_dir={disk}/checkpoints")
+        words = (*QUICK, "logger.log_dir=run", f"checkpointing.checkpoint_dir={disk}/checkpoints")
         message = refused(igrpo, "train", *words, "checkpointing.keep_top_k=9")
         assert "checkpoints" in message and "space" in message
         kept = sorted(p.name for p in (disk / "checkpoints").glob("step_*"))
         assert kept and not list((disk / "checkpoints").glob(".saving*"))
         roomy = f"checkpointing.checkpoint_dir={igrpo.folder}/roomy"
         shutil.copytree(disk / "checkpoints", igrpo.folder / "roomy")
-        done = igrpo("train", *SMALL, "logger.log_dir=run", roomy)
+        done = igrpo("train", *QUICK, "logger.log_dir=run", roomy)
         assert f"resuming after step {int(kept[-1][5:])}" in done.stdout
     finally:
         subprocess.run(["umount", str(disk)], check=True)

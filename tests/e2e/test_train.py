@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from command_line import SMALL, records
+from command_line import QUICK, SMALL, records
 
 TWO_STAGE = {
     "igrpo/draft_reward",
@@ -77,7 +77,7 @@ def test_ten_steps_of_igrpo_leave_everything_a_run_promises(igrpo):
     ids=lambda options: " ".join(options),
 )
 def test_every_kind_of_run_takes_its_steps(igrpo, options):
-    igrpo("train", *SMALL, "grpo.max_num_steps=3", "logger.log_dir=run", *options)
+    igrpo("train", *QUICK, "grpo.max_num_steps=3", "logger.log_dir=run", *options)
     train = records(igrpo.folder / "run", "train")
     assert sorted(train) == [1, 2, 3]
     assert any(metrics["grad_norm"] > 0 for metrics in train.values())
@@ -96,7 +96,7 @@ def test_stage_2_is_shown_the_draft_that_was_chosen(igrpo):
         one_step = ["grpo.max_num_steps=1", "grpo.num_prompts_per_step=16"]
         quick = ["grpo.val_at_start=false", "grpo.val_period=0", "grpo.val_at_end=false"]
         quick += ["checkpointing.metric_name=null"]
-        igrpo("train", *SMALL, *options, *one_step, *quick, f"logger.log_dir={choice}")
+        igrpo("train", *QUICK, *options, *one_step, *quick, f"logger.log_dir={choice}")
         step = records(igrpo.folder / choice, "train")[1]
         drafts.append((step["igrpo/draft_reward"], step["igrpo/best_draft_reward"]))
         shown[choice] = step
@@ -116,7 +116,7 @@ def test_stage_2_is_shown_the_draft_that_was_chosen(igrpo):
 
 
 def test_a_finished_run_is_not_repeated_and_a_changed_one_is_refused(igrpo):
-    words = (*SMALL, "grpo.max_num_steps=2", "logger.log_dir=run")
+    words = (*QUICK, "grpo.max_num_steps=2", "logger.log_dir=run")
     igrpo("train", *words)
     before = (igrpo.folder / "run" / "metrics.jsonl").read_text()
     igrpo("train", *words)
@@ -126,6 +126,6 @@ def test_a_finished_run_is_not_repeated_and_a_changed_one_is_refused(igrpo):
 
 
 def test_a_finished_run_can_be_made_longer(igrpo):
-    igrpo("train", *SMALL, "grpo.max_num_steps=2", "logger.log_dir=run")
-    igrpo("train", *SMALL, "grpo.max_num_steps=4", "logger.log_dir=run")
+    igrpo("train", *QUICK, "grpo.max_num_steps=2", "logger.log_dir=run")
+    igrpo("train", *QUICK, "grpo.max_num_steps=4", "logger.log_dir=run")
     assert sorted(records(igrpo.folder / "run", "train")) == [1, 2, 3, 4]

@@ -284,6 +284,7 @@ def test_a_chain_on_this_machine_evaluates_with_nemo_skills(tmp_path, skills):
         "experiment=demo", "igrpo.warmup.steps=10", "igrpo.warmup.batch_size=8", "igrpo.threads=1",
         "grpo.num_prompts_per_step=2", "grpo.max_num_steps=1", "grpo.max_val_samples=3",
         "grpo.val_at_start=false", "grpo.val_period=0", "checkpointing.save_period=1",
+        "data.train.num_problems=16", "data.validation.num_problems=3",
     ]  # fmt: skip
     script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
