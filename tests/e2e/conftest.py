@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from command_line import CommandLine, InProcess
 
 @pytest.fixture(scope="session")
 def warmup_cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """One for all processes of this session: the small model is warmed up once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.script import exit_code
 from igrpo_nemo.cluster.stage import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
@@ -24,6 +26,7 @@ SMALL = (
     "igrpo.warmup.steps=10",
     "igrpo.warmup.batch_size=8",
     "igrpo.threads=1",
+    "env.math.num_workers=0",
     "data.train.num_problems=16",
     "data.validation.num_problems=8",
     "grpo.num_prompts_per_step=2",
@@ -44,17 +47,38 @@ def work(tmp_path_factory):
     return folder
 
 
-def chain(folder: Path, *words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+SCRIPT = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
+
+
+def arguments(*words: str, flags: tuple[str, ...] = ()) -> list[str]:
+    return [*SMALL, "--evaluator", "igrpo", "--samples", "2", *flags, *words]
+
+
+def chain(folder: Path) -> subprocess.CompletedProcess:
+    """The script as a user starts it."""
     environ = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
     return subprocess.run(
-        [sys.executable, script, *SMALL, "--evaluator", "igrpo", "--samples", "2", *flags, *words],
+        [sys.executable, SCRIPT, *arguments()],
         cwd=folder,
         env=environ,
         capture_output=True,
         text=True,
         timeout=240,
     )
+
+
+@pytest.fixture
+def again(work, monkeypatch, capfd):
+    """Another call in the same folder, in this process."""
+    main = runpy.run_path(SCRIPT)["main"]
+    monkeypatch.chdir(work)
+
+    def call(*words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        capfd.readouterr()
+        code = exit_code(main, arguments(*words, flags=flags))
+        return subprocess.CompletedProcess(words, code, *capfd.readouterr())
+
+    return call
 
 
 def states(folder: Path) -> dict[str, int]:
@@ -75,39 +99,40 @@ def test_chain_trains_evaluates_and_compares(work):
     assert "<svg" in (run / "comparison" / "report.html").read_text()
 
 
-def test_a_second_call_repeats_nothing(work):
+def test_a_second_call_repeats_nothing(work, again):
     before = states(work)
-    done = chain(work)
+    done = again()
     assert done.returncode == 0, done.stderr
     assert "train: runs/demo is finished" in done.stdout
     assert "-n8 is complete" in done.stdout
     assert states(work) == before
 
 
-def test_a_changed_setting_is_named_and_nothing_is_made(work):
+def test_a_changed_setting_is_named_and_nothing_is_made(work, again):
     before = states(work)
-    done = chain(work, "igrpo.num_drafts=3", "igrpo.num_refinements=5")
+    done = again("igrpo.num_drafts=3", "igrpo.num_refinements=5")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "trained with grpo.num_generations_per_prompt=4, now it is 5" in done.stderr
-    shorter = chain(work, "grpo.max_num_steps=1")
+    shorter = again("grpo.max_num_steps=1")
     assert "trained with grpo.max_num_steps=2, now it is 1" in shorter.stderr
     assert states(work) == before
 
 
-def test_another_temperature_gets_a_folder_of_its_own_and_is_not_compared_silently(work):
+def test_another_temperature_gets_a_folder_of_its_own_and_is_not_compared_silently(work, again):
     hot = ("igrpo.evaluation.temperature=1.0",)
     (first,) = (work / "runs/demo/evaluation/last").glob("igrpo-*-t0.6-*")
-    done = chain(work, *hot, flags=("--against", f"cold={first}"))
+    done = again(*hot, flags=("--against", f"cold={first}"))
     assert done.returncode == 2
     assert "differ in temperature (cold: 0.6, demo: 1.0)" in done.stderr
-    done = chain(work, *hot, flags=("--against", f"cold={first}", "--anyway"))
+    done = again(*hot, flags=("--against", f"cold={first}", "--anyway"))
     assert done.returncode == 0, done.stderr
     assert "minus cold" in done.stdout and "temperature" in done.stdout
 
 
-def test_dry_run_prints_the_stages_and_starts_nothing(work, tmp_path):
-    done = chain(tmp_path, flags=("--dry-run",))
+def test_dry_run_prints_the_stages_and_starts_nothing(again, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = again(flags=("--dry-run",))
     assert done.returncode == 0, done.stderr
     stages = [line.partition(":")[0] for line in done.stdout.splitlines()]
     assert stages == ["train", "convert", "evaluate", "compare"]
