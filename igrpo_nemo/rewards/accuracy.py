@@ -1,11 +1,11 @@
 r"""Whether a completion's answer equals the reference: the verifiable reward's first half.
 
-    completion --extract--> answer --literal--> verdict            (microseconds, most completions)
-                               \--math-verify (parsed gold cached)--> verdict
+    completion --extract--> answer --literal, same text--> verdict   (microseconds, most of them)
+                               \--read--> value --equal to the reference's?--> verdict
 
-`quick_verdict` is pure, linear and total: it may run in the training process. `full_verdict` calls
-math-verify and SymPy, which can hang or exhaust memory on hostile text: `rewards.pool` runs it in
-worker processes with a hard limit.
+`quick_verdict` is pure, linear and total: it may run in the training process. `full_verdict` uses
+SymPy, which can hang or exhaust memory on hostile text: `rewards.pool` runs it in worker processes
+with a hard limit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from igrpo_nemo.rewards.brackets import balanced
+from igrpo_nemo.rewards.canonical import canonical, plain
 from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer
 from igrpo_nemo.rewards.literal import Literal, read_literal, same_number
 from igrpo_nemo.rewards.reference import is_missing_reference
-from igrpo_nemo.rewards.refute import refuted
 
 
 class Reason(StrEnum):
@@ -59,9 +60,9 @@ class Verdict:
 class AccuracySettings:
     """How answers are found and compared.
 
-    `match_types` (`latex`, `expr`) are math-verify's extraction targets; `float_rounding` and
-    `numeric_precision` its decimal places and digits. With `verbatim` the text goes to math-verify
-    as it is, without the canonical form of `as_math`.
+    A decimal stands for an exact value up to `float_rounding` digits. With `verbatim` the texts go
+    to math-verify as they are, with its extraction targets `match_types` (`latex`, `expr`) and
+    `numeric_precision`, and its verdict counts.
     """
 
     answer_format: AnswerFormat = AnswerFormat.ANY
@@ -75,116 +76,7 @@ class AccuracySettings:
 
 DEFAULT_SETTINGS = AccuracySettings()
 
-_ENVIRONMENT = re.compile(r"(?<!\\)\$.*(?<!\\)\$|\\\(.*\\\)|\\\[.*\\\]|\\boxed|\\fbox", re.DOTALL)
-_WRAPPED = re.compile(
-    r"\$\$([^$]+)\$\$|\$((?:[^$\\]|\\.)+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]",
-    re.DOTALL,
-)
-# Spellings of one thing: `\dfrac` and `\frac`, `\left(` and `(`, `\mathrm{e}` and `e`; `\!` is
-# nothing.
-_SPELLINGS = re.compile(
-    r"(\\)[dt](?=frac)|\\(?:left|right)(?=[()\[\]])|\\!\s*|\\(?:mathrm|operatorname)\{([ei])\}"
-)
-# `12,\!345` and `12{,}345`, which can only be one number; a bare comma may separate two.
-_GROUPED = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3}(?!\d))")
-# math-verify takes a last letter after a space for a unit (`a + b + c` becomes `a + b +`).
-_LAST_VARIABLE = re.compile(r"([-+*/=<>(,^])\s+([A-Za-z])$")
-_PERCENT = re.compile(r"(?P<number>.*[^\s\\])\s*(?:\\?%|\b(?:percent|percentage|pct)\b)", re.DOTALL)
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.])([1-9]\d{0,2})((?:(?:\\,|\\ |[ ~])\d{3})+)(?![\d])")
-_CURRENCY = re.compile(r"^(-?)\\?\$(?=[\d.])")
-_THOUSANDS_SPACE = re.compile(r"\\,|\\ |[ ~]")
-_TEXT_COMMAND = re.compile(r"\\[a-zA-Z]+\s*(?:\{[^{}]*\})?")
-_WORD = re.compile(r"(?<![^\s\"'(])[A-Za-z]{3,}(?![^\s.,;:!?)\"'])")
-_MATH_WORDS = frozenset(
-    "sin cos tan cot sec csc log exp sqrt max min gcd lcm mod det inf infinity and".split()
-)
-_DOLLAR = re.compile(r"(?<!\\)\$")
 _BRACKET = re.compile(r"[()\[\]{}]")
-_OPERATOR = re.compile(r"[=+*/^_\\<>|{}\[\]]")
-
-
-@dataclass(frozen=True, slots=True)
-class MathText:
-    """What is handed to math-verify: a text, and the extraction targets to look for in it.
-
-    `formula` says that the whole text is one formula, so that math-verify reads all of it or
-    keeps it as a string: two equal ones are then equal to it whatever they say.
-    """
-
-    text: str
-    targets: tuple[str, ...]
-    formula: bool = False
-
-
-def as_math(text: str) -> MathText:
-    r"""An answer in the form in which math-verify reads it best.
-
-    math-verify looks for mathematics inside running text, so a bare answer must be marked as
-    mathematics, or `x + 2` would be read as the number 2. A sentence (`18 dollars`) stays a
-    sentence; a text with its own `$...$` inside is left alone; a percent sign goes behind the
-    formula, where the parser knows it; a sentence's full stop is dropped.
-    """
-    verbatim, text = text, _bare(text)
-    if _ENVIRONMENT.search(text):
-        if not _math_outside_dollars(text):
-            return MathText(verbatim, ("latex", "expr"))
-        text = text.replace("$", "")
-    text = _CURRENCY.sub(r"\1", text)
-    text = _LAST_VARIABLE.sub(r"\1\2", text)
-    text = _SPACED_THOUSANDS.sub(lambda m: m[1] + _THOUSANDS_SPACE.sub("", m[2]), text)
-    if _is_sentence(text):
-        return MathText(text, ("latex", "expr"))
-    if (percent := _PERCENT.fullmatch(text)) is not None and "$" not in text:
-        return MathText(f"$${percent['number']}$$\\%", ("latex",), formula=True)
-    if _balanced(text):
-        return MathText(f"\\boxed{{{text}}}", ("latex",), formula=True)
-    return MathText(f"$${text}$$", ("latex",))
-
-
-def _bare(text: str) -> str:
-    """The text without bold marks, a sentence's full stop, and a math environment all around."""
-    text = " ".join(text.split()).removeprefix("**").removesuffix("**").strip()
-    text = _without_stop(text)
-    wrapped = _WRAPPED.fullmatch(text)
-    if wrapped is not None:
-        text = _without_stop(next(group for group in wrapped.groups() if group).strip())
-    text = _GROUPED.sub("", text)
-    return _SPELLINGS.sub(lambda m: m[1] or m[2] or "", text)
-
-
-def _without_stop(text: str) -> str:
-    while text.endswith((".", ",", ";", ":")):
-        text = text[:-1].removesuffix("\\").rstrip()
-    return text
-
-
-def _math_outside_dollars(text: str) -> bool:
-    """Whether `$` signs pair up the wrong way: formulas stand outside of them (`a+$ $b`)."""
-    outside = " ".join(_DOLLAR.split(text)[0::2])
-    if "$" not in text or re.search(r"\\[a-zA-Z]|[=^_]", outside) is None:
-        return False
-    return _WORD.search(_TEXT_COMMAND.sub(" ", outside)) is None
-
-
-def _is_sentence(text: str) -> bool:
-    """Words around a number, rather than a formula."""
-    if not any(char.isdigit() for char in text):
-        return False
-    words = [
-        word
-        for word in _WORD.findall(_TEXT_COMMAND.sub(" ", text))
-        if word.lower() not in _MATH_WORDS
-    ]
-    return len(words) >= 3 or (bool(words) and _OPERATOR.search(text) is None)
-
-
-def _balanced(text: str) -> bool:
-    depth = 0
-    for char in text:
-        depth += (char == "{") - (char == "}")
-        if depth < 0:
-            return False
-    return depth == 0
 
 
 @lru_cache(maxsize=1)
@@ -225,31 +117,29 @@ def warm_up() -> None:
         full_verdict(gold, answer)
 
 
-def _parse(text: str, settings: AccuracySettings) -> list[Any]:
+def _verbatim(gold: str, answer: str, settings: AccuracySettings) -> bool:
+    """math-verify's own verdict on two texts as they stand."""
     math_verify = _math_verify()
-    targets = settings.match_types
-    if not settings.verbatim:
-        math = as_math(text)
-        text, targets = math.text, math.targets
     configs = {
         "latex": math_verify.LatexExtractionConfig(),
         "expr": math_verify.ExprExtractionConfig(),
     }
     # No time limit here: math-verify's own uses signals, which only a main thread may. The pool
     # limits the whole item from outside.
-    return math_verify.parse(
-        text, extraction_config=[configs[name] for name in targets], parsing_timeout=None
+    parsed = [
+        math_verify.parse(
+            text,
+            extraction_config=[configs[name] for name in settings.match_types],
+            parsing_timeout=None,
+        )
+        for text in (gold, answer)
+    ]
+    return math_verify.verify(
+        *parsed,
+        float_rounding=settings.float_rounding,
+        numeric_precision=settings.numeric_precision,
+        timeout_seconds=None,
     )
-
-
-@lru_cache(maxsize=16_384)
-def _parse_gold(gold: str, settings: AccuracySettings) -> list[Any]:
-    return _parse(gold, settings)
-
-
-def readable(parsed: list[Any]) -> bool:
-    """Whether math-verify read mathematics, not only a string, from a text."""
-    return any(not isinstance(item, str) for item in parsed)
 
 
 def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:
@@ -265,38 +155,38 @@ def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Re
         return Reason.NO_REFERENCE
     if len(gold) > settings.max_answer_chars:
         return Reason.TOO_LONG
-    if not settings.verbatim and read_literal(gold.strip()) is not None:
+    if read_literal(gold.strip()) is not None:
         return Reason.MATCH
-    if not readable(_parse_gold(gold, settings)):
+    from igrpo_nemo.rewards.read import read
+    from igrpo_nemo.rewards.values import Text
+
+    value = read(gold, reference=True)
+    if isinstance(value, Text) and not (_has_substance(gold) and balanced(gold)):
         return Reason.UNPARSEABLE
     return full_verdict(gold, gold, settings)
 
 
 def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:
-    """math-verify's verdict on an extracted answer. May hang: run it in the pool.
+    """The verdict on an extracted answer. May hang: run it in the pool.
 
-    Returns MATCH, MISMATCH or UNPARSEABLE.
+    Returns MATCH, MISMATCH, or UNPARSEABLE for an answer that is only a text, and another one.
     """
+    from igrpo_nemo.rewards.equal import equal
+    from igrpo_nemo.rewards.read import read
+    from igrpo_nemo.rewards.values import Text
+
     try:
-        gold_parsed = _parse_gold(gold, settings)
-        parsed = _parse(answer, settings)
-        equal = (
-            bool(parsed)
-            and not refuted(gold_parsed, parsed, settings.float_rounding)
-            and _math_verify().verify(
-                gold_parsed,
-                parsed,
-                float_rounding=settings.float_rounding,
-                numeric_precision=settings.numeric_precision,
-                timeout_seconds=None,
-            )
-        )
-    except (RecursionError, MemoryError, ValueError, TypeError, ArithmeticError):
-        # The boundary to the parser: text that breaks it is an answer nobody can read.
+        if settings.verbatim:
+            return Reason.MATCH if _verbatim(gold, answer, settings) else Reason.MISMATCH
+        if _same_text(gold, answer):
+            return Reason.MATCH
+        value = read(answer)
+        if equal(read(gold, reference=True), value, float_rounding=settings.float_rounding):
+            return Reason.MATCH
+    except (RecursionError, MemoryError, ValueError, TypeError, ArithmeticError, AttributeError):
+        # The boundary to SymPy: text that breaks it is an answer nobody can read.
         return Reason.UNPARSEABLE
-    if equal:
-        return Reason.MATCH
-    return Reason.MISMATCH if readable(parsed) else Reason.UNPARSEABLE
+    return Reason.UNPARSEABLE if isinstance(value, Text) else Reason.MISMATCH
 
 
 def quick_verdict(
@@ -311,27 +201,28 @@ def quick_verdict(
         return None
     gold_number = _gold_literal(gold)
     if gold_number is not None and (answer_number := read_literal(answer)) is not None:
-        same = same_number(gold_number, answer_number, float_rounding=settings.float_rounding)
+        same = same_number(gold_number, answer_number)
         if same is not None:
             return Reason.MATCH if same else Reason.MISMATCH
     if len(answer) > 2 * len(gold) + 40:
         return None
-    gold_formula = _gold_formula(gold)
-    return Reason.MATCH if gold_formula is not None and as_math(answer) == gold_formula else None
+    return Reason.MATCH if _same_text(gold, answer) else None
+
+
+def _same_text(gold: str, answer: str) -> bool:
+    """Whether two texts say the same in the same words, whatever they say."""
+    text = plain(canonical(gold))
+    return _has_substance(text) and plain(canonical(answer)) == text
+
+
+def _has_substance(text: str) -> bool:
+    """Whether anything is left of a text without its commands, such as `\\frac{}{}`."""
+    return any(char.isalnum() for char in re.sub(r"\\[a-zA-Z]+", "", text))
 
 
 @lru_cache(maxsize=16_384)
 def _gold_literal(gold: str) -> Literal | None:
-    return read_literal(gold.strip())
-
-
-@lru_cache(maxsize=16_384)
-def _gold_formula(gold: str) -> MathText | None:
-    """A reference as a formula that surely equals itself, or None."""
-    math = as_math(gold)
-    # White space, empty `\text{}` and the like are no formula, whatever stands around them.
-    substance = any(char.isalnum() for char in _TEXT_COMMAND.sub("", _bare(gold)))
-    return math if math.formula and substance else None
+    return read_literal(gold.strip(), reference=True)
 
 
 _GROUPING = re.compile(r"\\!|\{,\}")

@@ -32,6 +32,8 @@ _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 _BRACELESS = re.compile(
     r"\s*(-?\\[a-zA-Z]+(?:\s*\{[^{}]{0,200}\}){1,2}|-?\\[a-zA-Z]+\s*\d*|[^\s$\\{}]+)"
 )
+# `12m` is plain text for 12 meters; in a formula (a box, `$...$`) the letter is a variable.
+_PLAIN_UNIT = re.compile(r"([^A-Za-z\\$]*\d)\s?([mgshLl])([²³]|\^[23])?\.?")
 _SEPARATOR = re.compile(r"\b(?:and|or)\b|[,;]")
 # A box that matters stands near the end; looking further back only costs time on hostile text.
 _BOX_WINDOW_CHARS = 200_000
@@ -167,7 +169,10 @@ def extract_answer(
     if answer_format is not AnswerFormat.BOXED:
         tagged = last_tagged(visible)
         if tagged:
-            return last_boxed(tagged, several=several) or tagged
+            if (boxed := last_boxed(tagged, several=several)) is not None and boxed:
+                return boxed
+            unit = _PLAIN_UNIT.fullmatch(tagged) if len(tagged) < 40 else None
+            return tagged if unit is None else f"{unit[1]}\\text{{ {unit[2]}}}{unit[3] or ''}"
         if answer_format is AnswerFormat.TAGS:
             return None
     return last_boxed(visible, truncated=truncated, several=several) or None

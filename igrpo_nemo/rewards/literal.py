@@ -1,11 +1,10 @@
 r"""Plain numbers, read without a parser: the exact fast path of the accuracy reward.
 
     "1,\!000" "\$6" "\dfrac{3}{50}" "12\frac{3}{5}" "48^\circ" "6\text{ cm}" "25\%" --> Literal
-    (gold, answer) --same_number--> True | False | None (None: ask math-verify)
+    (gold, answer) --same_number--> True | False | None (None: ask the full comparison)
 
-A literal is a text of which math-verify's reading is known in advance; anything else is None. The
-rules follow math-verify's own (units, degrees and dollar signs dropped, `9\%` equal to 9, decimals
-compared after rounding to `float_rounding` places) and leave every doubtful case to it.
+A literal is a text of which the full reading (`rewards.read`) is known in advance; anything else
+is None, and so is every doubtful case.
 """
 
 from __future__ import annotations
@@ -14,6 +13,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from igrpo_nemo.rewards.units import Unit, read_unit, scales
+
+_DEGREE = read_unit("degree")
+_DOLLAR = read_unit("usd")
 # Longer numbers meet SymPy's precision rules and Python's limits; they are rare, so ask.
 _MAX_DIGITS = 15
 _INTEGER = r"\d{1,15}"
@@ -21,7 +24,7 @@ _GROUPED = r"[1-9]\d{0,2}(?:(?:,\\!|\{,\}|,)\d{3}){1,4}"
 _LITERAL = re.compile(
     rf"""
     (?P<sign>-?)
-    (?:\\?\$(?=[\d.]))?
+    (?P<dollar>\\?\$(?=[\d.]))?
     (?:
         (?P<grouped>{_GROUPED})
       | (?P<decimal>\d{{0,15}}\.\d{{1,20}})
@@ -32,7 +35,7 @@ _LITERAL = re.compile(
     (?P<suffix>
         \s?\\?%
       | \^\\circ | \^\{{\\circ\}}
-      | (?:\\[ ])?\s?\\(?:text|mathrm|mbox)\{{[ a-zA-Z.]{{1,40}}\}}
+      | (?:\\[ ])?\s?\\(?:text|mathrm|mbox)\{{(?P<words>[ a-zA-Z.]{{1,40}})\}}
     )?
     """,
     re.VERBOSE,
@@ -46,31 +49,21 @@ _GROUP_MARKS = str.maketrans("", "", ",\\!{}")
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A number, or the letter of a choice, as math-verify would read it.
+    """A number, or the letter of a choice.
 
-    `exact` tells an integer or fraction from a decimal (which is compared rounded); `percent` that
-    a percent sign followed. `digits` counts those of a decimal; a `letter` has
-    the value 0.
+    `exact` tells an integer or fraction from a decimal (which may be rounded); `percent` that
+    a percent sign followed. A `letter` has the value 0.
     """
 
     value: Fraction
     exact: bool = True
     percent: bool = False
     letter: str = ""
-    digits: int = 0
-
-    @property
-    def short(self) -> bool:
-        """Whether SymPy's 15 digits hold the number as it was written."""
-        return self.digits <= _MAX_DIGITS
-
-    @property
-    def integer(self) -> bool:
-        return self.exact and self.value.denominator == 1
+    unit: Unit | None = None
 
 
-def read_literal(text: str) -> Literal | None:
-    """The number that `text` is, or None where only math-verify can tell."""
+def read_literal(text: str, *, reference: bool = False) -> Literal | None:
+    """The number that `text` is, or None where only the full comparison can tell."""
     if len(text) > 80 or not text.isascii():
         return None
     if text.isdigit() and len(text) <= _MAX_DIGITS:
@@ -85,21 +78,16 @@ def read_literal(text: str) -> Literal | None:
         return None
     part = match.groupdict()
     suffix = part["suffix"] or ""
-    percent = suffix.endswith("%")
-    if wrapped is not None and (suffix or "$" in text):
+    if wrapped is not None and (suffix or "$" in text) or (part["dollar"] and suffix):
         return None
-    # math-verify drops `\mathrm{th}` by a rule of its own, and reads `1,000^\circ` as a set.
-    if "th}" in suffix or (part["grouped"] and "circ" in suffix):
+    unit = _DOLLAR if part["dollar"] else _DEGREE if "circ" in suffix else None
+    if part["words"] and (unit := read_unit(part["words"].strip(), reference=reference)) is None:
         return None
     value = _magnitude(part)
-    if value is None:
+    if value is None or (unit is not None and (unit.magnitude != 1 or unit.percent)):
         return None
-    if part["sign"]:
-        if part["integer"] and part["numerator"]:
-            return None
-        value = -value
-    digits = len(part["decimal"] or "")
-    return Literal(value, exact=not part["decimal"], percent=percent, digits=digits)
+    value = -value if part["sign"] else value
+    return Literal(value, not part["decimal"], suffix.endswith("%"), unit=unit)
 
 
 def _magnitude(part: dict[str, str | None]) -> Fraction | None:
@@ -122,28 +110,27 @@ def _magnitude(part: dict[str, str | None]) -> Fraction | None:
     return int(part["integer"]) + fraction
 
 
-def same_number(gold: Literal, answer: Literal, *, float_rounding: int = 6) -> bool | None:
-    """Whether math-verify would call two literals equal; None where only it can tell."""
+def same_number(gold: Literal, answer: Literal) -> bool | None:
+    """Whether two literals are equal; None where only the full comparison can tell."""
     if gold.letter or answer.letter:
         return gold.letter == answer.letter
-    if gold.percent or answer.percent:
-        if gold.integer and answer.integer:
-            # math-verify compares integers with the percent sign dropped from either side.
-            return gold.value == answer.value
-        readings = [(a, b) for a in _percent_readings(gold) for b in _percent_readings(answer)]
-        return False if all(_apart(a, b, float_rounding) for a, b in readings) else None
-    if gold.exact and answer.exact:
-        return gold.value == answer.value
-    if gold.value == answer.value and gold.short and answer.short:
+    factors = scales(gold.unit, answer.unit)
+    if factors is None:
+        return False
+    a, b = gold.value * factors[0], answer.value * factors[1]
+    if a == b and gold.percent == answer.percent:
         return True
-    return False if _apart(gold.value, answer.value, float_rounding) else None
+    if gold.percent != answer.percent:
+        readings = [(a, b), (a / 100, b) if gold.percent else (a, b / 100)]
+        if any(x == y for x, y in readings):
+            return True
+    else:
+        readings = [(a, b)]
+    if gold.exact and answer.exact:
+        return False
+    return False if all(_apart(x, y) for x, y in readings) else None
 
 
-def _percent_readings(number: Literal) -> tuple[Fraction, ...]:
-    return (number.value, number.value / 100) if number.percent else (number.value,)
-
-
-def _apart(a: Fraction, b: Fraction, float_rounding: int) -> bool:
-    """Whether two numbers differ however they are rounded: by SymPy's 15 digits, or its places."""
-    step = max(Fraction(1, 10**float_rounding), max(abs(a), abs(b)) / 10**12)
-    return abs(a - b) > 2 * step
+def _apart(a: Fraction, b: Fraction) -> bool:
+    """Whether two numbers differ by more than any rounding."""
+    return abs(a - b) * 1_000 > max(abs(a), abs(b))

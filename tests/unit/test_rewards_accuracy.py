@@ -10,7 +10,6 @@ from igrpo_nemo.rewards.accuracy import (
     gold_verdict,
     verify_completion,
 )
-from igrpo_nemo.rewards.refute import refuted
 
 
 @pytest.mark.parametrize(
@@ -61,18 +60,6 @@ def test_pairs_of_math_verify_get_its_own_verdict():
         ours = full_verdict(row["gold"], row["pred"], settings) is Reason.MATCH
         assert ours == verify(gold, pred, float_rounding=rounding), (row["file"], row["line"])
     assert len(rows) == 268
-
-
-def test_telling_values_apart_agrees_with_math_verify():
-    """Whatever `refuted` calls different, math-verify calls different too."""
-    from math_verify import parse, verify
-
-    rows = shared_rows("math500.jsonl")
-    parsed = [parse(f"\\boxed{{{row['answer']}}}") for row in rows if "\\" in row["answer"]]
-    pairs = list(zip(parsed, parsed[1:], strict=False))
-    told = [(a, b) for a, b in pairs if refuted(a, b)]
-    assert len(told) > 30
-    assert not any(verify(a, b) for a, b in told[:60])
 
 
 def test_labels_of_the_math_completions():

@@ -1,0 +1,229 @@
+r"""One spelling for every way to write an answer: Unicode, Markdown, fonts and spaces of LaTeX.
+
+    "**２√2 cm²**" --spelled--> "2\sqrt{2}\text{cm^2}"
+
+Afterwards a text holds formulas and `\text{...}` alone: every word stands in a `\text{}`, letters
+outside of one are variables. Nothing here knows what an answer means. All of it is linear.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+import yaml
+
+from igrpo_nemo.rewards.brackets import brace_end
+
+_WORDS = yaml.safe_load((Path(__file__).parent / "spelling.yaml").read_text(encoding="utf-8"))
+_TABLE = str.maketrans({c: name for name, chars in _WORDS["symbols"].items() for c in chars})
+_GREEK_TABLE = str.maketrans(
+    {char: f"\\{name} " for name, chars in _WORDS["greek"].items() for char in chars}
+)
+_NAMES = {name: text for text, names in _WORDS["names"].items() for name in names.split()}
+FUNCTIONS = frozenset(_WORDS["functions"].split())
+_SHORT_WORDS = frozenset(_WORDS["short_words"].split())
+_BARE_UNITS = frozenset(_WORDS["bare_units"].split())
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁽⁾ⁿⁱˣ", "0123456789-+()nix")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₋₊ₙₓᵢₖ", "0123456789-+nxik")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁽⁾ⁿⁱˣ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₋₊ₙₓᵢₖ]+")
+_VULGAR = re.compile("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅐⅑⅒]")
+_ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|\\[a-z]+ ?|[a-zA-Z])?")
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_FULL_WIDTH = re.compile("[！-～]")
+_MICRO = re.compile("[μµ](?=[mgsLlA](?![a-zA-Z]))")
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+_NOTHING = re.compile(
+    r"\\(?:left|right|mleft|mright)(?![a-zA-Z])\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])|\\!|"
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|boldmath|rm|bf|it|tt)(?![a-zA-Z])|"
+    r"\\(?:label|tag)\*?\{[^{}]*\}"
+)
+_DOUBLED = re.compile(
+    r"\\(?=\\(?:d?frac|sqrt|pi|text|left|right|cdot|times|boxed|infty|circ|le|ge)(?![a-z]))"
+)
+_SPACE = re.compile(
+    r"\\[,;:> ]|\\(?:quad|qquad|thinspace|enspace|space|newline|par)(?![a-zA-Z])|"
+    r"\\[hv](?:space|skip)\*?\{[^{}]*\}|~"
+)
+_COMMAND = re.compile(r"\\([a-zA-Z]+)\s*")
+_FONT = re.compile(
+    r"\\(text|textbf|textit|textrm|textnormal|textsf|texttt|textup|mbox|hbox|emph|underline|"
+    r"mathrm|mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|pmb|operatorname|boxed|fbox|"
+    r"mathcal|mathop|ensuremath|color|textcolor|cancel|hat|tilde)\s*\*?\s*(?=\{)"
+)
+_MATH_FONTS = frozenset(
+    "mathbf mathit mathsf mathtt mathnormal boldsymbol bm pmb boxed fbox".split()
+)
+_MARKDOWN = re.compile(r"^\s*#+\s+|^\s*>\s+|^\s*[-*]\s+(?=\S.*[A-Za-z])|`+|~~", re.MULTILINE)
+_BOLD = re.compile(r"(?<![\w)\]}*])(\*\*|__|\*)(?=\S)([^*]*[^*\s])\1(?![\w(*])")
+_GROUPED = re.compile(r"(?<=\d)(?:\{,\}|,?\\!|\\,|,\\,)(?=\d{3}(?!\d))")
+_SPACED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:[ ]\d{3})+)(?![\d])")
+_RUN = re.compile(r"(?<![\\a-zA-Z_])[A-Za-z][A-Za-z']*(?:\.[A-Za-z]\.?)?(?![a-zA-Z])")
+_SPEED = re.compile(
+    r"(?<=[\d }])(km|cm|mm|mi|m|ft|kg|mg|g|L|l|rad|miles?)\s*/\s*"
+    r"(hr|hour|h|sec|second|s|min|minute|day|kg|g|L|mL|cm|m)(\^\{?-?\d\}?)?(?![a-zA-Z])"
+)
+_TEXTS = re.compile(
+    r"(\\text\{(?:[^{}]|\{[^{}]*\})*\}|\\(?:begin|end|hat|mathbb|operatorname)\{[^{}]*\})"
+)
+_ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*(?:\\text\{)?\s*(?:th|st|nd|rd)\s*\}?\s*\}?(?![a-z])")
+_OPTION = re.compile(
+    r"(?:(?i:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?:?\s+))?"
+    r"(\([A-Z]\)\.?|[A-Z](?:[).:](?=\s|$)|$))\s*([^\d]*)"
+)
+_TIME = re.compile(r"\d{1,2}:\d{2} ?[apAP]\.?[mM]\.?")
+_VOWELS = frozenset("aeiouAEIOU")
+
+
+def spelled(text: str) -> str:
+    """The text in the one spelling. White space is single; no fonts, sizes or spaces of LaTeX."""
+    if not text.isascii():
+        text = _unicode(text)
+    text = _DOUBLED.sub("", text) if "\\begin" not in text else text
+    text = text.replace("\\\\", "\\cr ")
+    text = _BOLD.sub(r" \2 ", _BOLD.sub(r" \2 ", _MARKDOWN.sub(" ", text))).replace("**", "^")
+    text = _GROUPED.sub("", text)
+    text = _NOTHING.sub("", text)
+    text = _SPACE.sub(" ", text)
+    text = _COMMAND.sub(_name, text)
+    text = _ORDINAL.sub("", _fonts(text))
+    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
+    text = text.replace(r"\%", "%").replace(r"\_", "_").replace(r"\&", r"\text{and}")
+    text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)
+    text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), " ".join(text.split()))
+    return " ".join(_words(text).split())
+
+
+def _unicode(text: str) -> str:
+    text = _MICRO.sub("u", text)
+    text = _FULL_WIDTH.sub(lambda m: chr(ord(m[0]) - 0xFEE0), text)
+    text = re.sub("[\u00a0\u2000-\u200a\u202f\u205f\u3000]", " ", text)
+    text = _RAISED.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+    text = _VULGAR.sub(
+        lambda m: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text
+    )
+    text = text.translate(_GREEK_TABLE)
+    text = _ROOT.sub(lambda m: _ROOTS[m[1]] + ("{" + m[2] + "}" if m[2] else ""), text)
+    text = text.translate(_TABLE)
+    text = _CJK.sub(lambda m: f"\\text{{{m[0]}}}", text)
+    # Ticks, emoji and other pictures say nothing.
+    return "".join(c if c.isascii() or unicodedata.category(c)[0] != "S" else " " for c in text)
+
+
+def _name(match: re.Match[str]) -> str:
+    known = _NAMES.get(match[1])
+    return match[0] if known is None else known
+
+
+def _fonts(text: str) -> str:
+    r"""Fonts without effect; words in `\text{...}` of their own."""
+    out: list[str] = []
+    at = 0
+    for _ in range(200):
+        match = _FONT.search(text, at)
+        if match is None:
+            break
+        end = brace_end(text, match.end())
+        if end > len(text):
+            break
+        content = text[match.end() + 1 : end - 1]
+        out.append(text[at : match.start()])
+        at = end
+        if match[1] in ("color", "textcolor", "hat", "tilde"):
+            out.append(_marked(match[1], content))
+            continue
+        content = _fonts(content)
+        if match[1] in ("mathbf", "bm", "boldsymbol") and content in ("i", "j", "k"):
+            out.append(f"\\hat{{{content}}}")
+        elif match[1] in _MATH_FONTS:
+            out.append(content if len(content) < 3 or not content.isalpha() else _worded(content))
+        elif match[1] in ("mathrm", "operatorname", "mathop") and content in FUNCTIONS:
+            out.append(f"\\{content} ")
+        elif match[1] == "mathrm" and content in ("e", "i"):
+            out.append(content)
+        elif match[1] == "mathcal":
+            out.append(content)
+        else:
+            out.append(_worded(content))
+    out.append(text[at:])
+    return "".join(out)
+
+
+def _marked(command: str, content: str) -> str:
+    return "" if "color" in command else f"\\{command}{{{content}}}"
+
+
+def _worded(content: str) -> str:
+    r"""The content of a `\text{...}`: its words in a text, its numbers and formulas outside."""
+    bare = content.strip()
+    if not re.search("[A-Za-z\u3040-\ud7af]", bare) or "$" in bare or "\\" in bare:
+        return f" {bare.replace('$', '')} "
+    if re.fullmatch(r"\(?[A-Z]\)?\.?", bare):
+        return f" {bare} "
+    if _TIME.fullmatch(bare):
+        return f"\\text{{{bare}}}"
+    if (choice := _OPTION.fullmatch(bare)) is not None:
+        rest = f" \\text{{{choice[2]}}}" if choice[2] else ""
+        return f" {choice[1]}{rest} "
+    # Numbers inside a text are formulas as well; powers belong to units (`m s^{-1}`).
+    pieces = re.split(r"((?<![\^\-\dA-Za-z{])-?\d[\d.,:]*(?![A-Za-z\d])|\([A-Z]\))", bare)
+    return " ".join(
+        f"\\text{{{piece.strip()}}}" if i % 2 == 0 else piece.strip()
+        for i, piece in enumerate(pieces)
+        if piece.strip()
+    )
+
+
+def _words(text: str) -> str:
+    r"""Bare words as `\text{...}`; products of letters stay."""
+    parts = _TEXTS.split(text)
+    whole = text.strip()
+    for index in range(0, len(parts), 2):
+        parts[index] = _SPEED.sub(r"\\text{\1/\2\3}", parts[index])
+    parts = _TEXTS.split("".join(parts))
+    for index in range(0, len(parts), 2):
+        if parts[index]:
+            parts[index] = _RUN.sub(lambda m: _as_word(m, whole), parts[index])
+    text = "".join(parts)
+    # Words side by side are one text; a power behind a unit belongs to it.
+    text = re.sub(r"(\\text\{[^{}]*)\}\s*\^\s*\{?(-?\d)\}?", r"\1^\2}", text)
+    for _ in range(3):
+        text = re.sub(
+            r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}\s*(/?)\s*\\text\{", r"\\text{\1 \2 ", text
+        )
+    return re.sub(r" / ", "/", text)
+
+
+def _as_word(match: re.Match[str], whole: str) -> str:
+    word = match[0]
+    if is_word(word, alone=whole == word):
+        before, after = match.string[: match.start()].rstrip(" "), match.string[match.end() :]
+        # Short words stand between words and numbers, not inside a formula (`u + at`).
+        formula = before.endswith(tuple("+-*/=^(<>")) or after.lstrip(" ").startswith(
+            tuple("+*/=_^")
+        )
+        if not (formula and word.lower() in _SHORT_WORDS) and not (
+            after.startswith("(") and len(word) < 5
+        ):
+            return f"\\text{{{word}}}"
+    return word
+
+
+def is_word(run: str, *, alone: bool = False) -> bool:
+    """Whether a run of letters is a word (or a code such as `TTF`) rather than a product."""
+    short = run in _SHORT_WORDS or (run.istitle() and run.lower() in _SHORT_WORDS)
+    if run in _BARE_UNITS or short or ("." in run and len(run) > 2):
+        return True
+    if len(run) < 2 or run in FUNCTIONS or run in ("pi", "infty"):
+        return False
+    if alone and run != run.lower():
+        return True  # Orders and names: `BCA`, `Amy`, `AB`.
+    if len(run) == 2:
+        return False
+    if len(set(run)) < len(run) and alone:
+        return True
+    return any(char in _VOWELS for char in run[1:] if len(run) > 3 or alone) or len(run) > 4
