@@ -15,6 +15,10 @@ _ENVIRONMENT = re.compile(
     r"\\begin\{(aligned|align|align\*|equation|equation\*|gather|gathered|gather\*|split|displaymath|math|"
     r"cases|rcases|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}"
 )
+_SAID = re.compile(
+    r"^(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:final |correct )?"
+    r"(?:answer|result)(?: is)?:? "
+)
 _SYNONYMS = {
     "dne": "does not exist",
     "t": "true",
@@ -36,6 +40,7 @@ def plain(text: str) -> str:
     if words and not re.sub(r"\\text\{(?:[^{}]|\{[^{}]*\})*\}", "", text).strip(" .,"):
         bare = re.sub(r"\b([ap])\.?\s?m\b\.?", r"\1m", " ".join(words), flags=re.IGNORECASE)
         bare = " ".join(bare.split()).strip(" .,;:!\"'").casefold()
+        bare = _SAID.sub("", bare) or bare
         return _SYNONYMS.get(bare, bare)
     text = re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", lambda m: f'"{m[1].casefold()}"', text)
     return re.sub(r"(?<=[a-zA-Z])\s+(?![a-zA-Z])|(?<![a-zA-Z])\s+", "", text).strip(".,;")

@@ -75,6 +75,7 @@ def read(text: str, *, reference: bool = False) -> Value:
 
 
 def _whole(text: str, reference: bool) -> Value:
+    text = text.removeprefix("=").strip()
     words = re.fullmatch(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", text)
     if words is not None:
         return _worded(plain(text))
@@ -98,6 +99,9 @@ def _worded(words: str) -> Value:
         return Number(sympy.oo)
     if words in ("negative infinity", "minus infinity"):
         return Number(-sympy.oo)
+    names = re.split(r"\s*,\s*(?:and )?|\s+and\s+", words)
+    if len(names) > 1 and all(name and name.count(" ") < 2 for name in names):
+        return Several(tuple(map(Text, names)), "list")
     return Text(words)
 
 

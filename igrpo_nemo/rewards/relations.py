@@ -25,6 +25,10 @@ _LITERALS = {"R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals}
 _LITERALS |= {"Q": sympy.S.Rationals, "C": sympy.S.Complexes}
 _INDEX = re.compile(r"_\s*(?:\{[^{}]*\}|\\?\w+)")
 _CALL = re.compile(r"(?<=[A-Za-z}'])\s*\([^()]*\)")
+_QUOTIENT_NAME = re.compile(
+    r"\\frac\s*\{(?:d[a-z]|[A-Z]+)\}\s*\{(?:d[a-z]|[A-Z]+)\}|[A-Z]+/[A-Z]+|"
+    r"\\(?:sin|cos|tan) ?\\?\w+"
+)
 # Names that say as much as no name: the value of a function is often called y.
 _FUNCTION_NAME = re.compile(r"[a-zA-Z]'?\(.*\)|y")
 
@@ -35,16 +39,12 @@ def is_name(text: str) -> bool:
     r"""Whether the left side of an equation only names the right one: `x_1`, `P(A)`, `AB`."""
     bare = _CALL.sub("", _INDEX.sub("", text)).strip()
     bare = re.sub(r"\\text\{(?:[^{}]|\{[^{}]*\})*\}", "W", bare)
+    bare = bare.removeprefix("m") if bare.startswith(r"m\angle") else bare
     if re.fullmatch(r"[a-zA-Z]'*|W|\\[a-zA-Z]+(?:\s*\{?[A-Za-z]+\}?)?'*|[A-Z]+'*", bare):
         return bare not in ("e", "i", "E", r"\pi")
     if re.fullmatch(r"\|[A-Za-z]+\||\([a-z](?:\s*,\s*[a-z])+\)|\[[A-Z]+\]", text.strip()):
         return True
-    return (
-        re.fullmatch(
-            r"\\frac\s*\{[A-Z]+\}\s*\{[A-Z]+\}|[A-Z]+/[A-Z]+|\\(?:sin|cos|tan) ?\\?\w+", bare
-        )
-        is not None
-    )
+    return _QUOTIENT_NAME.fullmatch(bare) is not None
 
 
 def read_relation(text: str, read: Reader) -> Value | None:

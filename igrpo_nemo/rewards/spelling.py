@@ -57,11 +57,12 @@ _FONT = re.compile(
 _MATH_FONTS = frozenset(
     "mathbf mathit mathsf mathtt mathnormal boldsymbol bm pmb boxed fbox".split()
 )
-_MARKDOWN = re.compile(r"^\s*#+\s+|^\s*>\s+|^\s*[-*]\s+(?=\S.*[A-Za-z])|`+|~~", re.MULTILINE)
+_MARKDOWN = re.compile(r"^\s*#+\s+|^\s*>\s+|^\s*\*\s+(?=\S)|`+|~~", re.MULTILINE)
 _BOLD = re.compile(r"(?<![\w)\]}*])(\*\*|__|\*)(?=\S)([^*]*[^*\s])\1(?![\w(*])")
 _GROUPED = re.compile(r"(?<=\d)(?:\{,\}|,?\\!|\\,|,\\,)(?=\d{3}(?!\d))")
 _SPACED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:[ ]\d{3})+)(?![\d])")
 _RUN = re.compile(r"(?<![\\a-zA-Z_])[A-Za-z][A-Za-z']*(?:\.[A-Za-z]\.?)?(?![a-zA-Z])")
+_HYPHENED = re.compile(r"(?<![\\a-zA-Z_])[a-zA-Z]+-([a-z]{4,})(?![a-zA-Z(])")
 _SPEED = re.compile(
     r"(?<=[\d }])(km|cm|mm|mi|m|ft|kg|mg|g|L|l|rad|miles?)\s*/\s*"
     r"(hr|hour|h|sec|second|s|min|minute|day|kg|g|L|mL|cm|m)(\^\{?-?\d\}?)?(?![a-zA-Z])"
@@ -72,7 +73,7 @@ _TEXTS = re.compile(
 _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*(?:\\text\{)?\s*(?:th|st|nd|rd)\s*\}?\s*\}?(?![a-z])")
 _OPTION = re.compile(
     r"(?:(?i:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?:?\s+))?"
-    r"(\([A-Z]\)\.?|[A-Z](?:[).:](?=\s|$)|$))\s*([^\d]*)"
+    r"(\([A-Z]\)\.?|[A-Z](?:[).:](?=\s|$)|$))(?!\s*(?:and\b|or\b|,))\s*([^\d]*)"
 )
 _TIME = re.compile(r"\d{1,2}:\d{2} ?[apAP]\.?[mM]\.?")
 _VOWELS = frozenset("aeiouAEIOU")
@@ -83,16 +84,21 @@ def spelled(text: str) -> str:
     if not text.isascii():
         text = _unicode(text)
     text = _DOUBLED.sub("", text) if "\\begin" not in text else text
-    text = text.replace("\\\\", "\\cr ")
+    text = re.sub(r"^\s*_([^_]+)_\s*$", r"\1", text.replace("\\\\", "\\cr "))
     text = _BOLD.sub(r" \2 ", _BOLD.sub(r" \2 ", _MARKDOWN.sub(" ", text))).replace("**", "^")
     text = _GROUPED.sub("", text)
     text = _NOTHING.sub("", text)
     text = _SPACE.sub(" ", text)
     text = _COMMAND.sub(_name, text)
     text = _ORDINAL.sub("", _fonts(text))
-    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
+    text = (
+        re.sub(r"\.\.\.+", r"\\ldots ", text)
+        .replace("<=", r"\le ")
+        .replace(">=", r"\ge ")
+        .replace("!=", r"\ne ")
+    )
     text = text.replace(r"\%", "%").replace(r"\_", "_").replace(r"\&", r"\text{and}")
-    text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)
+    text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)|(?<=\d) x (?=\d)", "*", text)
     text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), " ".join(text.split()))
     return " ".join(_words(text).split())
 
@@ -148,7 +154,12 @@ def _fonts(text: str) -> str:
         elif match[1] == "mathcal":
             out.append(content)
         else:
-            out.append(_worded(content))
+            behind = text[: match.start()].rstrip().endswith(tuple("0123456789})"))
+            out.append(
+                f"\\text{{{content.strip()}}}"
+                if behind and len(content.strip()) == 1
+                else _worded(content)
+            )
     out.append(text[at:])
     return "".join(out)
 
@@ -183,6 +194,9 @@ def _words(text: str) -> str:
     parts = _TEXTS.split(text)
     whole = text.strip()
     for index in range(0, len(parts), 2):
+        parts[index] = _HYPHENED.sub(
+            lambda m: f"\\text{{{m[0]}}}" if is_word(m[1]) else m[0], parts[index]
+        )
         parts[index] = _SPEED.sub(r"\\text{\1/\2\3}", parts[index])
     parts = _TEXTS.split("".join(parts))
     for index in range(0, len(parts), 2):
@@ -190,12 +204,15 @@ def _words(text: str) -> str:
             parts[index] = _RUN.sub(lambda m: _as_word(m, whole), parts[index])
     text = "".join(parts)
     # Words side by side are one text; a power behind a unit belongs to it.
-    text = re.sub(r"(\\text\{[^{}]*)\}\s*\^\s*\{?(-?\d)\}?", r"\1^\2}", text)
+    text = re.sub(r"(\\text\{[^{}]*)\}\s*\^\s*(?:\{(-?\d)\}|(-?\d))", r"\1^\2\3}", text)
     for _ in range(3):
         text = re.sub(
             r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}\s*(/?)\s*\\text\{", r"\\text{\1 \2 ", text
         )
-    return re.sub(r" / ", "/", text)
+    text = re.sub(
+        r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}\}", r"\\text{\1/\2}", text
+    )
+    return text.replace(" / ", "/")
 
 
 def _as_word(match: re.Match[str], whole: str) -> str:

@@ -16,8 +16,9 @@ _CUE = re.compile(
     r"\\text\{(?:[^{}]*\b)?(?:answer|result|solution|value|conclusion|ans|答案|答え|답)"
     r"(?:[^{}]*?\b(?:is|are|be|equals|equal to|was|becomes)|是|为|為|は)?(?:[^{}]*)\}\s*[:=]?\s*"
 )
+_LEADING = re.compile(r"^\\text\{([^{}]*\b(?:is|are|equals|equal to|get|have))\}\s*:?\s*(?=\S)")
 _LABEL = re.compile(r"^\\text\{([^{}]*)\}(?:\s*\d+\s*)?\s*:\s*(?=\S)")
-_ASIDE = re.compile(r"\s*\((?=[^()]*\\text)[^()]*\)$")
+_ASIDE = re.compile(r"\s*\((?=[^()]*\\text\{(?!mod))[^()]*\)$")
 _NOT_THAT = re.compile(
     r"\s*(?:,|\\land|\\text\{(?:and|but|and not|but not|rather than|,? ?not)\})\s*"
     r"(?:\\text\{not\}\s*)?[^\\,]*$"
@@ -66,6 +67,9 @@ def stated(text: str) -> str | None:
         text = text[cues[-1].end() :]
         rest = _NOT_THAT.sub("", text) if r"\text{" in text and "not" in text else text
         text = rest or text
+    leading = _LEADING.match(text)
+    if leading is not None and not turned(leading[1]):
+        text = text[leading.end() :]
     label = _LABEL.match(text)
     if label is not None and not turned(label[1]):
         text = text[label.end() :]

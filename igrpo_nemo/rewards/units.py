@@ -36,7 +36,10 @@ class Unit:
             return False
         if (self.nouns ^ other.nouns) & _DIRECTIONS:
             return False
-        return not (self.dimensions and other.dimensions) or self.dimensions == other.dimensions
+        if not (self.dimensions and other.dimensions):
+            # `5 cm` and `5 apples` differ; nothing at all agrees with both.
+            return not (self.dimensions and other.nouns or self.nouns and other.dimensions)
+        return self.dimensions == other.dimensions
 
 
 @lru_cache(maxsize=1)
