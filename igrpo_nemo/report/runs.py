@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 
 
@@ -59,10 +60,7 @@ class Run:
 
     def setting(self, dotted: str) -> Any:
         """A config value by its dotted name, None where absent."""
-        node: Any = self.config
-        for part in dotted.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return node
+        return at(self.config, dotted)
 
     def accuracy(self, when: Literal["start", "end"]) -> float | None:
         """Held-out accuracy (a fraction) from the summary, or while there is none the curve's."""

@@ -6,8 +6,7 @@ Everything is plain data (strings and numbers); escaping is the template's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from igrpo_nemo.report.charts import format_value
 from igrpo_nemo.report.runs import Run
@@ -18,31 +17,12 @@ TEXT_LIMIT = 6000
 """Characters of one model text; the tail is kept, since that is where the answer is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """A headline number: what it is, its value, and a note in small print."""
 
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One logged problem with its shown draft and a refinement, cut for display."""
-
-    run: str
-    step: int
-    problem_id: str
-    question: str
-    answer: str
-    draft: str
-    draft_shown: bool
-    draft_reward: str
-    draft_verdict: str
-    refinement: str
-    refinement_reward: str
-    refinement_verdict: str
 
 
 def headline_facts(run: Run) -> list[Fact]:
@@ -109,21 +89,13 @@ def budget_rows(run: Run) -> list[tuple[str, str, str]]:
     P, drafts, refinements, trained = settings
     totals = rollout_totals(run)
     steps = totals["steps"] or 0
-    rows: list[tuple[str, str, str]] = [("problems", f"{P:,}", f"{P * steps:,}")]
+    quantities = {"problems": P}
     if refinements:
-        rows.append((f"drafts (N = {drafts})", f"{P * drafts:,}", f"{P * drafts * steps:,}"))
-        rows.append(
-            (
-                f"refinements (G = {refinements})",
-                f"{P * refinements:,}",
-                f"{P * refinements * steps:,}",
-            )
-        )
-    sampled = P * (drafts + refinements)
-    rows.append(("completions sampled", f"{sampled:,}", f"{sampled * steps:,}"))
-    rows.append(
-        (f"rows trained ({trained} a problem)", f"{P * trained:,}", f"{P * trained * steps:,}")
-    )
+        quantities[f"drafts (N = {drafts})"] = P * drafts
+        quantities[f"refinements (G = {refinements})"] = P * refinements
+    quantities["completions sampled"] = P * (drafts + refinements)
+    quantities[f"rows trained ({trained} a problem)"] = P * trained
+    rows = [(name, f"{count:,}", f"{count * steps:,}") for name, count in quantities.items()]
     if (tokens := totals["tokens sampled"]) is not None and steps:
         rows.append(("tokens sampled", f"{tokens // steps:,}", f"{tokens:,}"))
     return rows
@@ -151,9 +123,9 @@ def rollout_totals(run: Run) -> dict[str, int | None]:
     }
 
 
-def sample_rows(runs: Sequence[Run]) -> tuple[list[Sample], int]:
+def sample_rows(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], int]:
     """Samples to show, evenly spread over training, and how many were logged."""
-    shown: list[Sample] = []
+    shown: list[dict[str, Any]] = []
     for run in runs:
         share = max(4, SAMPLE_LIMIT // len(runs))
         shown += [_sample(run, row) for row in _spread_out(run.samples, share)]
@@ -211,30 +183,15 @@ def _spread_out(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[s
     return [rows[round(i * last / (limit - 1))] for i in range(limit)]
 
 
-def _sample(run: Run, row: Mapping[str, Any]) -> Sample:
-    def text(key: str) -> str:
-        value = row.get(key)
-        return "" if value is None else shorten(str(value))
-
-    def reward(key: str) -> str:
-        value = row.get(key)
-        return format_value(float(value)) if isinstance(value, int | float) else "–"
-
-    return Sample(
-        run=run.name,
-        step=int(row.get("step") or 0),
-        problem_id=text("problem_id"),
-        question=text("question"),
-        answer=text("answer"),
-        draft=text("draft"),
-        draft_shown=row.get("draft_shown") is not False,
-        draft_reward=reward("draft_reward"),
-        draft_verdict=_verdict(row.get("draft_correct")),
-        refinement=text("refinement"),
-        refinement_reward=reward("refinement_reward"),
-        refinement_verdict=_verdict(row.get("refinement_correct")),
-    )
-
-
-def _verdict(value: Any) -> str:
-    return "none" if value is None else "right" if value else "wrong"
+def _sample(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A logged problem with its draft and a refinement, cut for display."""
+    texts = ("problem_id", "question", "answer", "draft", "refinement")
+    values = {name: "" if row.get(name) is None else str(row[name]) for name in texts}
+    sample: dict[str, Any] = {name: shorten(text) for name, text in values.items()}
+    for stage in ("draft", "refinement"):
+        reward, right = row.get(f"{stage}_reward"), row.get(f"{stage}_correct")
+        known = isinstance(reward, int | float)
+        sample[f"{stage}_reward"] = format_value(float(reward)) if known else "–"
+        sample[f"{stage}_verdict"] = "none" if right is None else "right" if right else "wrong"
+    shown = row.get("draft_shown") is not False
+    return {**sample, "run": run.name, "step": int(row.get("step") or 0), "draft_shown": shown}

@@ -153,64 +153,9 @@ def test_batch_and_updates_follow_each_other() -> None:
     assert by_batch == by_updates
 
 
-# test_preflight_broken has those whose message names a value that works.
-CONTRADICTIONS = [
-    (["igrpo.num_refinements=1", "igrpo.budget=5"], "igrpo.num_refinements=1: a group needs"),
-    (["igrpo.num_refinements=0"], "igrpo.num_refinements=0 should be greater than or equal to 1"),
-    (["feedback=none", "igrpo.budget=1"], "igrpo.budget=1: a group needs at least 2"),
-    (
-        ["igrpo.num_drafts=1", "igrpo.budget=5", "igrpo.train_stages=[draft,refine]"],
-        "igrpo.num_drafts=1 with trained drafts",
-    ),
-    (["grpo.num_generations_per_prompt=8"], "train 4: change those, and leave it null"),
-    (["feedback=none", "grpo.num_generations_per_prompt=4"], "igrpo.budget=8 with feedback none"),
-    (["policy.train_global_batch_size=64", "objective=gspo"], "means 2 updates per rollout, but"),
-    (["policy.train_global_batch_size=0"], "should be null (derived) or at least 1"),
-    (["igrpo.train_stages=[draft]"], "leaves out refine"),
-    (["igrpo.train_stages=[refine,refine]"], "names a stage twice"),
-    (["igrpo.train_stages=[]"], "igrpo.train_stages"),
-    (["igrpo.feedback=none"], "feedback none has only the stage draft"),
-    (["policy.max_total_sequence_length=100"], "is less than data.max_input_seq_length=64"),
-    (["policy.max_total_sequence_length=112"], "leaves no token for a draft"),
-    (["objective=dr_grpo", "loss_fn.token_level_loss=true"], "(Dr. GRPO) needs"),
-    (["loss_fn.ratio_clip_min=1.0"], "loss_fn.ratio_clip_min=1.0 should be less than 1"),
-    (["loss_fn.ratio_clip_max=-0.1"], "loss_fn.ratio_clip_max=-0.1 should be greater than"),
-    (["loss_fn.ratio_clip_c=1.1"], "must be above 1 + loss_fn.ratio_clip_max=0.2"),
-    (["grpo.batch_multiplier=2"], "is for dynamic sampling"),
-    (
-        ["objective=dapo", "grpo.num_prompts_per_step=3", "grpo.batch_multiplier=1.5"]
-        + ["igrpo.updates_per_rollout=1"],
-        "is no whole number of problems",
-    ),
-    (["objective=dapo", "grpo.reward_scaling.source_min=3.0"], "must be below source_max"),
-    (["objective=dapo", "grpo.reward_shaping.max_response_length=null"], "is missing"),
-    (["objective=dapo", "grpo.reward_shaping.overlong_buffer_length=99"], "must be in 1.."),
-    (["igrpo.reward.accuracy=0", "igrpo.reward.format=0"], "every weight is 0"),
-    (["igrpo.reward.accuracy=-1"], "igrpo.reward.accuracy=-1 should be greater than or equal"),
-    (["policy.generation.temperature=0"], "policy.generation.temperature=0 should be greater"),
-    (["policy.generation.top_p=0"], "policy.generation.top_p=0 should be greater than 0"),
-    (["igrpo.draft_dropout=1.0"], "igrpo.draft_dropout=1.0 should be less than 1"),
-    (["igrpo.advantage_delta=-1"], "igrpo.advantage_delta=-1 should be greater than or equal"),
-    (["data.validation=null"], "validation has no problems"),
-    (["data.train.num_problems=16"], "there are only 16 to train on"),
-    (["data.train.num_problems=null"], "data.train.num_problems is missing"),
-    (
-        ["data=gsm8k", "data.train.lengths=[6]", "policy.max_total_sequence_length=4096"],
-        "is for generated arithmetic, not for gsm8k",
-    ),
-    (
-        ["grpo.val_period=0", "grpo.val_at_start=false", "grpo.val_at_end=false"],
-        "checkpointing.metric_name=val:accuracy needs validation",
-    ),
-    (["igrpo.model=null"], "igrpo.warmup needs the built-in model"),
-    (["igrpo.model.hidden_size=60"], "is no multiple of twice igrpo.model.num_heads=4"),
-    (["igrpo.model.num_kv_heads=3"], "is no multiple of igrpo.model.num_kv_heads=3"),
-    (["loss_fn.use_cispo=true"], "loss_fn.use_cispo=true is not known to engine local"),
-    (["grpo.async_grpo.enabled=true"], "grpo.async_grpo.enabled=true is not known to engine"),
-    (["grpo.advantage_clip_low=-1.0"], "is not known to engine local: set it to null"),
-    (["cluster.num_nodes=2"], "cluster.num_nodes=2 is not known to engine local: set it to 1"),
-    (["cluster.gpus_per_node=8"], "engine local uses one GPU at most"),
-]
+CONTRADICTIONS = yaml.safe_load(
+    Path(__file__).with_name("contradictions.yaml").read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize(("overrides", "expected"), CONTRADICTIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,91 +136,18 @@ def test_a_comparison_differs_in_the_feedback_alone(pair: tuple[str, str]) -> No
     assert ours.policy.model_dump(exclude=batch) == baseline.policy.model_dump(exclude=batch)
 
 
-ROWS: list[tuple[str, str, str, str, Any, int | None]] = [
-    # where, the paper's words, experiment, key, value, decision
-    ("S.2", "bf16: true", SEVEN, "policy.precision", "bfloat16", None),
-    ("S.2", "flash_attention_2", SEVEN, "policy.megatron_cfg.attention_backend", "flash", None),
-    ("S.2", "use_vllm: true", SEVEN, "policy.generation.backend", "vllm", None),
-    ("S.2", "vllm_gpu_memory_utilization: 0.85", SEVEN,
-     "policy.generation.vllm_cfg.gpu_memory_utilization", 0.85, None),
-    ("S.2", "16 rows x 8 accumulation", SEVEN, "grpo.num_prompts_per_step", 128, 1),
-    ("S.2", "16 x 8 x 8 GPUs", "literal_deepseek_r1_distill_qwen_7b_igrpo",
-     "policy.train_global_batch_size", 1024, 2),
-    ("S.2", "gradient_checkpointing: true", SEVEN, "policy.megatron_cfg.activation_checkpointing",
-     True, None),
-    ("S.2", "learning_rate: 1e-06", SEVEN, "policy.optimizer.kwargs.lr", 1e-6, None),
-    ("S.2", "learning_rate: 1e-06", SEVEN, "policy.megatron_cfg.optimizer.lr", 1e-6, None),
-    ("S.2", "cosine_with_min_lr", SEVEN, "igrpo.schedule.decay", "cosine", None),
-    ("S.2", "cosine_with_min_lr", SEVEN, "policy.megatron_cfg.scheduler.lr_decay_style", "cosine",
-     None),
-    ("S.2", "min_lr_rate: 0.1", SEVEN, "policy.megatron_cfg.optimizer.min_lr", 1e-7, None),
-    ("S.2", "warmup_ratio: 0.1", SEVEN, "igrpo.schedule.warmup_ratio", 0.1, None),
-    ("S.2", "warmup_ratio: 0.1", SEVEN, "policy.megatron_cfg.scheduler.lr_warmup_iters", 6, 23),
-    ("S.2", "num_train_epochs: 1", SEVEN, "grpo.max_num_epochs", 1, None),
-    ("S.2", "max_completion_length: 4096", SEVEN, "policy.generation.max_new_tokens", 4096, None),
-    ("S.2", "num_generations: 4", SEVEN, "igrpo.num_refinements", 4, 3),
-    ("S.2", "num_generations: 4", SEVEN, "igrpo.num_drafts", 4, 3),
-    ("S.2", "temperature: 0.7", SEVEN, "policy.generation.temperature", 0.7, 22),
-    ("S.2", "top-p: not stated", SEVEN, "policy.generation.top_p", 1.0, 22),
-    ("S.2", "reward_weights: 1.0", SEVEN, "igrpo.reward.accuracy", 1.0, 15),
-    ("S.2", "reward_weights: 1.0", SEVEN, "igrpo.reward.format", 1.0, 15),
-    ("S.2", "weight decay: not stated", SEVEN, "policy.megatron_cfg.optimizer.weight_decay", 0.0,
-     21),
-    ("S.2", "gradient clip: not stated", SEVEN, "policy.megatron_cfg.optimizer.clip_grad", 1.0, 21),
-    ("C", "2 nodes of 8 for 7B", SEVEN, "cluster.num_nodes", 2, None),
-    ("C", "5 nodes of 8 for 14B", FOURTEEN, "cluster.num_nodes", 5, None),
-    ("C", "one node reserved for vLLM", SEVEN, "policy.generation.colocated.resources.num_nodes",
-     1, None),
-    ("C", "one node reserved for vLLM", FOURTEEN, "policy.generation.colocated.enabled", False,
-     None),
-    ("C", "global batch 128", FOURTEEN, "grpo.num_prompts_per_step", 128, 1),
-    ("C", "trained rows per step", SEVEN, "policy.train_global_batch_size", 512, 1),
-    ("C", "8 rollouts", SEVEN, "igrpo.budget", 8, 3),
-    ("Eq. 2", "arg max", SEVEN, "igrpo.draft_choice", "best", None),
-    ("Eq. 2", "ties: not stated", SEVEN, "igrpo.tie_break", "first", 11),
-    ("Eq. 2", "all rewards 0: not stated", SEVEN, "igrpo.on_all_zero", "condition", 10),
-    ("Eq. 2", "truncated drafts: not stated", SEVEN, "igrpo.rank_truncated_last", True, 9),
-    ("Eq. 3", "the best draft is appended", SEVEN, "igrpo.draft_content", "full", 12),
-    ("Eq. 3", "a q' that is too long: not stated", SEVEN, "igrpo.draft_truncation", "tail", 6),
-    ("Eq. 5", "refinements alone are trained", SEVEN, "igrpo.train_stages", ["refine"], None),
-    ("3.2.1", "no draft at inference", SEVEN, "igrpo.val_draft_conditioned", False, 27),
-    ("3.1", "equal rewards", SEVEN, "grpo.use_dynamic_sampling", False, 26),
-    ("4.1", "MATH, 7,500 problems", SEVEN, "data.train.dataset_name", "math", 18),
-    ("4.1", "AceReason-Math, 9,400", "figure2_openreasoning_nemotron_7b_igrpo",
-     "data.train.num_problems", 9400, 24),
-    ("B", "OpenR1-Math, 94,000", "tableS1_openmath_nemotron_14b_igrpo",
-     "data.train.num_problems", 94000, 24),
-    ("4.1", "KL coefficient 0", SEVEN, "loss_fn.reference_policy_kl_penalty", 0.0, 20),
-    ("4.1", "KL coefficient 0", SEVEN, "grpo.skip_reference_policy_logprobs_calculation", True, 20),
-    ("Eq. 5", "clip: not stated", SEVEN, "loss_fn.ratio_clip_max", 0.2, 20),
-    ("Eq. 5", "1/|o| inside 1/G", SEVEN, "loss_fn.token_level_loss", False, 19),
-    ("Eq. 4", "standard deviation", SEVEN, "grpo.normalize_rewards", True, 30),
-    ("4.1", "prompt of 1,024 tokens", SEVEN, "data.max_input_seq_length", 1024, 5),
-    ("4.1", "context of q'", SEVEN, "policy.max_total_sequence_length", 9728, 8),
-    ("4.1", "8K model", "table1_nemotron_h_8b_igrpo", "policy.max_total_sequence_length", 8192, 7),
-    ("4.1", "64 runs on AIME", SEVEN, "igrpo.evaluation.benchmarks.aime25", 64, 28),
-    ("4.1", "8 runs elsewhere", SEVEN, "igrpo.evaluation.benchmarks.minerva_math", 8, 28),
-    ("4.1", "temperature 0.6", SEVEN, "igrpo.evaluation.temperature", 0.6, 28),
-    ("4.1", "top-p 0.95", SEVEN, "igrpo.evaluation.top_p", 0.95, 28),
-    ("4.1", "65,000 tokens", SEVEN, "igrpo.evaluation.max_tokens", 65000, 28),
-    ("Alg. 1", "updates: not stated", SEVEN, "igrpo.updates_per_rollout", 1, 4),
-    ("Table 2", "updates: not stated", "table2_gspo_igrpo", "igrpo.updates_per_rollout", 4, 4),
-    ("Table 2", "updates: not stated", "table2_dapo", "igrpo.updates_per_rollout", 4, 4),
-    ("Table 2", "base model: not stated", "table2_dapo", "policy.model_name",
-     MODELS["deepseek_r1_distill_qwen_7b"], 29),
-    ("Table 2", "DAPO", "table2_dapo", "loss_fn.ratio_clip_max", 0.28, None),
-    ("Table 2", "GSPO", "table2_gspo", "loss_fn.sequence_level_importance_ratios", True, None),
-    ("Table 3", "GPT-5", "table3_judge", "igrpo.judge.model", "gpt-5", None),
-    ("Table 3", "in place of Eq. 6", "table3_judge", "igrpo.reward.accuracy", 0.0, 15),
-    ("Table 3", "a score in [0, 1]", "table3_judge", "igrpo.reward.judge", 1.0, 15),
-    ("D", "completions of 2048", "tableS3_igrpo", "policy.generation.max_new_tokens", 2048, None),
-    ("D", "completions of 2048", "tableS3_grpo", "policy.max_total_sequence_length", 5632, 8),
-]  # fmt: skip
+ROWS = [
+    (experiment, *row)
+    for experiment, rows in yaml.safe_load(
+        Path(__file__).with_name("paper_values.yaml").read_text(encoding="utf-8")
+    ).items()
+    for row in rows
+]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[3]}-{row[4]}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[1]}-{row[3]}-{row[4]}")
 def test_a_value_of_the_paper(row: tuple[str, str, str, str, Any, int | None]) -> None:
-    _, _, experiment, key, value, decision = row
+    experiment, _, _, key, value, decision = row
     found = at(composed(experiment), key)
     assert found == (pytest.approx(value) if isinstance(value, float) else value)
     assert type(found) is type(value)
