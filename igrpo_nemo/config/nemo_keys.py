@@ -110,24 +110,16 @@ class GRPO(Section):
     """Linear map of the rewards."""
 
     max_rollout_turns: Only[int] = only("Turns of a rollout; iGRPO's two stages are one turn each.")
-    async_grpo: Only[Open] = only(
-        "Asynchronous training: `enabled`, `max_trajectory_age_steps`, ..."
-    )
+    async_grpo: Only[Open] = only("Asynchronous training: `enabled` and its options, ...")
     adv_estimator: Only[Open] = only("Advantage estimator: `name` and its options.")
     advantage_clip_low: Only[float] = only("Lower clip of the normalised advantages; null is none.")
-    advantage_clip_high: Only[float] = only(
-        "Upper clip of the normalised advantages; null is none."
-    )
+    advantage_clip_high: Only[float] = only("Upper clip of normalised advantages; null is none.")
     calculate_advantages_on_gpu: Only[bool] = only("Computes advantages on the GPU.")
     seq_logprob_error_threshold: Only[float] = only(
-        "Masks sequences whose two engines' log-probs differ by more; null masks none."
+        "Masks rows whose engines' log-probs differ by more."
     )
-    invalid_tool_call_advantage: Only[float] = only(
-        "Advantage of invalid tool calls; null leaves it."
-    )
-    malformed_thinking_advantage: Only[float] = only(
-        "Advantage of malformed thinking tags; null leaves it."
-    )
+    invalid_tool_call_advantage: Only[float] = only("Advantage of invalid tool calls.")
+    malformed_thinking_advantage: Only[float] = only("Advantage of malformed thinking tags.")
 
 
 class Loss(Section):
@@ -154,22 +146,18 @@ class Loss(Section):
 
     use_on_policy_kl_approximation: Only[bool] = only("Importance-weighted KL estimate.")
     use_importance_sampling_correction: Only[bool] = only(
-        "Corrects for the difference between vLLM and the trainer; the embedded engine has none."
+        "Corrects for vLLM differing from the trainer."
     )
     truncated_importance_sampling_type: Only[str] = only(
-        "Truncation of that correction: `tis`, `icepop` or `seq-mask-tis`."
+        "Its truncation: `tis`, `icepop` or `seq-mask-tis`."
     )
     truncated_importance_sampling_ratio: Only[float] = only("Its upper bound.")
     truncated_importance_sampling_ratio_min: Only[float] = only("Its lower bound.")
-    force_on_policy_ratio: Only[bool] = only(
-        "Fixes the ratio to 1, which saves a forward pass with one update per rollout."
-    )
+    force_on_policy_ratio: Only[bool] = only("Fixes the ratio to 1, for one update per rollout.")
     use_kl_in_reward: Only[bool] = only("KL penalty in the reward instead of the loss.")
     use_cispo: Only[bool] = only("CISPO's objective (arXiv 2506.13585).")
     disable_ppo_ratio: Only[bool] = only("REINFORCE-style surrogate without a ratio.")
-    positive_example_nll_weight: Only[float] = only(
-        "Weight of VAPO's likelihood term on correct samples."
-    )
+    positive_example_nll_weight: Only[float] = only("Weight of VAPO's likelihood term.")
 
 
 class Tokenizer(Section):
@@ -248,9 +236,7 @@ class Generation(Section):
     use_async_rollouts: Only[bool] = only("Per-sample asynchronous rollouts.")
     port_range_low: Only[int] = only("First port of the inference servers.")
     port_range_high: Only[int] = only("Last port of the inference servers.")
-    colocated: Only[Open] = only(
-        "Whether generation shares the training GPUs, and its `resources` where not."
-    )
+    colocated: Only[Open] = only("Whether generation shares the training GPUs, or its `resources`.")
     vllm_cfg: Only[Open] = only("vLLM: parallelism, memory, context, engine.")
     vllm_kwargs: Only[Open] = only("Passed to vLLM as they are.")
     sglang_cfg: Only[Open] = only("SGLang's options.")
@@ -294,19 +280,11 @@ class Policy(Section):
     """Sampling in training."""
 
     logprob_batch_size: Only[int] = only("Rows of a log-prob micro-batch.")
-    logprob_chunk_size: Only[int] = only(
-        "Tokens per chunk of the log-prob computation; null computes it whole."
-    )
+    logprob_chunk_size: Only[int] = only("Tokens per chunk of log-probs; null is all at once.")
     generation_batch_size: Only[int] = only("Batch of NeMo-RL's Hugging Face generation backend.")
-    make_sequence_length_divisible_by: Only[int] = only(
-        "Sequence lengths are padded to a multiple of this."
-    )
-    offload_optimizer_for_logprob: Only[bool] = only(
-        "Moves the optimizer off the GPU while log-probs are computed."
-    )
-    refit_buffer_size_gb: Only[float] = only(
-        "Buffer of the weight transfer to the inference engine."
-    )
+    make_sequence_length_divisible_by: Only[int] = only("Row lengths are padded to its multiple.")
+    offload_optimizer_for_logprob: Only[bool] = only("Moves the optimizer off for log-probs.")
+    refit_buffer_size_gb: Only[float] = only("Buffer of the weight transfer to vLLM.")
     hf_config_overrides: Only[Open] = only("Overrides of the Hugging Face model config.")
     dtensor_cfg: Only[Open] = only("DTensor (FSDP2) training backend.")
     megatron_cfg: Only[Open] = only("Megatron-Core training backend.")
@@ -315,9 +293,7 @@ class Policy(Section):
     router_replay: Only[Open] = only("Mixture-of-experts router replay.")
     reward_model_cfg: Only[Open] = only("Reward-model policies.")
     pretrained_checkpoint: Only[Open] = only("Megatron checkpoint of the initial weights.")
-    quant_cfg: Only[str] = only(
-        "ModelOpt quantisation; its other keys need NeMo-RL's own launcher."
-    )
+    quant_cfg: Only[str] = only("ModelOpt quantisation; the rest needs NeMo-RL's launcher.")
 
     @property
     def megatron(self) -> Open:
@@ -438,11 +414,9 @@ class Checkpointing(Section):
     """Time of training, `DD:HH:MM:SS`, within which a run saves and stops; null is no limit."""
 
     save_optimizer: Only[bool] = only(
-        "Keeps the optimizer state; the embedded engine always does, a resume needs it."
+        "Keeps the optimizer state, as the embedded engine always does."
     )
-    model_save_format: Only[str] = only(
-        "`safetensors` or `torch_save` with DTensor v2, null with anything else."
-    )
+    model_save_format: Only[str] = only("`safetensors` or `torch_save` with DTensor v2, else null.")
     save_consolidated: Only[bool] = only("One consolidated file for Hugging Face.")
     model_cache_dir: Only[str] = only("Cache of the model.")
     model_repo_id: Only[str] = only("Repository of the model.")
