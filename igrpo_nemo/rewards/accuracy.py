@@ -236,6 +236,12 @@ def _has_parts(gold: str) -> bool:
     )
 
 
+@lru_cache(maxsize=16_384)
+def _has_variable(gold: str) -> bool:
+    """Whether a letter stands outside of commands and texts."""
+    return re.search(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+(?:\{[^{}]*\})?", "", gold)) is not None
+
+
 def find_answer(
     gold: str,
     text: str,
@@ -253,6 +259,7 @@ def find_answer(
         thinking_open=thinking_open,
         truncated=truncated,
         several=_has_parts(gold),
+        plain_units=not _has_variable(gold),
     )
     if answer is None:
         return Verdict(Reason.NO_ANSWER)

@@ -100,10 +100,10 @@ class _Comparison:
             return False
         if any(x.is_Integer and not number.digits for x, number in ((a, gold), (b, answer))):
             return False  # Nobody rounds a whole number.
-        if same_formula(a, b, self.tolerance):
+        places = max(gold.places, answer.places)
+        if (digits > self.places or places >= self.places) and same_formula(a, b, self.tolerance):
             return True
         # An exact value, rounded to the places that were written.
-        places = max(gold.places, answer.places)
         if (gold.digits and answer.digits) or places < self.places or a.free_symbols:
             return False
         x, y = number_at(a, 30), number_at(b, 30)

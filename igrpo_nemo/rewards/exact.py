@@ -15,6 +15,7 @@ from sympy import Integer, Rational
 from sympy.core.evalf import PrecisionExhausted
 
 _PRIMES = (17, 23, 31, 41, 53, 61, 71, 83, 97, 103, 113, 127)
+_STEPS = (sympy.floor, sympy.ceiling)
 _SHORT, _LONG = 25, 400
 
 
@@ -31,7 +32,9 @@ def same_formula(a: Any, b: Any, tolerance: Any = None) -> bool:
         return _same_values(a, b, tolerance)
     if len(symbols) > len(_PRIMES):
         return False
-    points = _integer_points(symbols) if _over_integers(a, b) else _points(symbols)
+    points = () if _over_integers(a, b) else _points(symbols)
+    if not points or a.has(*_STEPS) or b.has(*_STEPS):
+        points = (*points, *_integer_points(symbols))
     judged = 0
     for point, any_sign in points:
         left, right = a.xreplace(point), b.xreplace(point)

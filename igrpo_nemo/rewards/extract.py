@@ -152,6 +152,11 @@ def _together(text: str, spans: list[tuple[int, int]]) -> list[str]:
     return contents[::-1]
 
 
+def _plain_unit(text: str) -> str:
+    unit = _PLAIN_UNIT.fullmatch(text) if len(text) < 40 else None
+    return text if unit is None else f"{unit[1]}\\text{{ {unit[2]}}}{unit[3] or ''}"
+
+
 def extract_answer(
     text: str,
     answer_format: AnswerFormat = AnswerFormat.ANY,
@@ -159,20 +164,20 @@ def extract_answer(
     thinking_open: bool = False,
     truncated: bool = False,
     several: bool = False,
+    plain_units: bool = False,
 ) -> str | None:
     r"""The answer that a completion gives, or None.
 
     An `<answer>` that holds a box gives the box's content; an empty one is no answer, and the box
-    outside is looked for (format `any`). `several` as in `last_boxed`.
+    outside is looked for (format `any`). `several` as in `last_boxed`. With `plain_units` (for a
+    reference without variables) a letter behind a number in tags is a unit: `12m`.
     """
     visible = visible_text(text, thinking_open=thinking_open)
     if answer_format is not AnswerFormat.BOXED:
         tagged = last_tagged(visible)
         if tagged:
-            if (boxed := last_boxed(tagged, several=several)) is not None and boxed:
-                return boxed
-            unit = _PLAIN_UNIT.fullmatch(tagged) if len(tagged) < 40 else None
-            return tagged if unit is None else f"{unit[1]}\\text{{ {unit[2]}}}{unit[3] or ''}"
+            boxed = last_boxed(tagged, several=several)
+            return boxed or (_plain_unit(tagged) if plain_units else tagged)
         if answer_format is AnswerFormat.TAGS:
             return None
     return last_boxed(visible, truncated=truncated, several=several) or None

@@ -34,7 +34,9 @@ _IN_FRONT = re.compile(
     r"(?:of (?:the|these|those|all)|out of|is (?:the|our|a|an))\b"
 )
 _WORDS = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
-_TURNING = re.compile(rf"\b(?:{'|'.join(_WORDS['turning'].split())})\b|[不非没或]")
+_TURNING = re.compile(
+    rf"\b(?:{'|'.join([*_WORDS['turning'].split(), *_WORDS['magnitudes']])})\b|[不非没或]"
+)
 # One of these makes words before a number a sentence; others are a name (`May 5`, `Team 3`).
 _SENTENCE = re.compile(rf"\b(?:{'|'.join(_WORDS['sentence'].split())})\b|答案|是|为|は")
 _CONNECTIVE = re.compile(
@@ -46,6 +48,11 @@ _CONNECTIVE = re.compile(
 
 def turned(words: str) -> bool:
     return _TURNING.search(words.casefold()) is not None
+
+
+def _hedged(aside: str) -> bool:
+    words = _TEXT.sub(r"\1", aside)
+    return turned(words) or re.search(r"\b(?:or|and)\b", words) is not None
 
 
 def stated(text: str) -> str | None:
@@ -74,7 +81,7 @@ def stated(text: str) -> str | None:
     if label is not None and not turned(label[1]):
         text = text[label.end() :]
     aside = _ASIDE.search(text)
-    if aside is not None and aside.start() and not turned(_TEXT.sub(r"\1", aside.group())):
+    if aside is not None and aside.start() and not _hedged(aside.group()):
         text = text[: aside.start()]
     text = _without_connectives(text)
     return _of_or_is(text)
