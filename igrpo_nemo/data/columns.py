@@ -74,7 +74,7 @@ def reference_answer(value: Any, *, solution: bool = False) -> str:
     """The reference answer in a column's value. Raises `Unusable` where there is none.
 
     A number is written in full, without exponent or a `.0`. A `solution` without any mark has no
-    answer.
+    answer; boxes that stand together in one are all of its answer.
     """
     while isinstance(value, list | dict):
         value = _inner(value)
@@ -83,7 +83,7 @@ def reference_answer(value: Any, *, solution: bool = False) -> str:
     if isinstance(value, float):
         return _plain(value)
     text = _unicode(str(value).strip())
-    answer = extract_answer(text)
+    answer = extract_answer(text, several=True)
     if answer is None:
         if _HAS_BOX.search(text):  # An empty box, or one that never closes.
             answer = ""

@@ -35,6 +35,8 @@ _BRACELESS = re.compile(
 # `12m` is plain text for 12 meters; in a formula (a box, `$...$`) the letter is a variable.
 _PLAIN_UNIT = re.compile(r"([^A-Za-z\\$]*\d)\s?([mgshLl])([²³]|\^[23])?\.?")
 _SEPARATOR = re.compile(r"\b(?:and|or)\b|[,;]")
+# What leads from one box to a later one that replaces it.
+_NEXT_STEP = re.compile(r"\b(?:then|so|hence|thus|therefore|gives|becomes|wait|actually|not)\b")
 # A box that matters stands near the end; looking further back only costs time on hostile text.
 _BOX_WINDOW_CHARS = 200_000
 
@@ -145,7 +147,7 @@ def _together(text: str, spans: list[tuple[int, int]]) -> list[str]:
         near = len(between) < 18 or (
             len(between) < 78 and content != contents[-1] and _SEPARATOR.search(between)
         )
-        if end > next_start or not near:
+        if end > next_start or not near or _NEXT_STEP.search(between):
             break
         if content != contents[-1]:
             contents.append(content)

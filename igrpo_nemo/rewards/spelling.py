@@ -91,12 +91,8 @@ def spelled(text: str) -> str:
     text = _SPACE.sub(" ", text)
     text = _COMMAND.sub(_name, text)
     text = _ORDINAL.sub("", _fonts(text))
-    text = (
-        re.sub(r"\.\.\.+", r"\\ldots ", text)
-        .replace("<=", r"\le ")
-        .replace(">=", r"\ge ")
-        .replace("!=", r"\ne ")
-    )
+    text = re.sub(r"\.\.\.+", r"\\ldots ", text)
+    text = re.sub(r"(?<![\d)])!=", r"\\ne ", text).replace("<=", r"\le ").replace(">=", r"\ge ")
     text = text.replace(r"\%", "%").replace(r"\_", "_").replace(r"\&", r"\text{and}")
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)|(?<=\d) x (?=\d)", "*", text)
     text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), " ".join(text.split()))
@@ -194,6 +190,7 @@ def _words(text: str) -> str:
     parts = _TEXTS.split(text)
     whole = text.strip()
     for index in range(0, len(parts), 2):
+        parts[index] = re.sub(r"(?<![A-Za-z\\])I (?=[a-z]{3})", r"\\text{I} ", parts[index])
         parts[index] = _HYPHENED.sub(
             lambda m: f"\\text{{{m[0]}}}" if is_word(m[1]) else m[0], parts[index]
         )

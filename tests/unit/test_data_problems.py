@@ -49,6 +49,7 @@ def spec(path, **keys):
         ({"style": "rule", "ground_truth": "\\boxed{7}"}, "7"),
         ({"value": 5}, "5"),
         ("so $\\boxed{4}$, then $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("$x=\\boxed{2}$ and $x=\\boxed{3}$.", "2,3"),
         ("48/2 = <<48/2=24>>24\n#### 1,072", "1,072"),
         ("<answer> 7 </answer>", "7"),
     ],
