@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
-from igrpo_nemo.cluster.site import site_profile
+from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.compose import composed_values, config_folders, config_groups
 from igrpo_nemo.config.validate import validated
@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--images", metavar="DIR", help="container images (WORKSPACE/images)")
     flags, rest = parser.parse_known_args(list(words))
     overrides = overrides_of(rest)
-    site = site_profile(_config(overrides), CHECKOUT, os.environ, overrides)
+    site = with_site(_config(overrides), CHECKOUT, os.environ, overrides).igrpo.site
     values = cluster_values(site, workspace=flags.workspace, images=flags.images)
     print(cluster_text(flags.name, words, values), end="")
     return DONE

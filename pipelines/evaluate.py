@@ -24,7 +24,7 @@ from pathlib import Path
 from igrpo_nemo.chain.evaluation import BENCHMARK, prepare_demo
 from igrpo_nemo.chain.experiment import SAMPLES
 from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
-from igrpo_nemo.cluster.site import site_profile
+from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
 from igrpo_nemo.evaluation.results import inspected
@@ -131,7 +131,7 @@ def _on_cluster(
 ) -> int:
     config_dir = flags.config_dir or CHECKOUT / "configs" / "cluster_configs"
     profile = cluster_profile(flags.cluster, config_dir)
-    site = site_profile(evaluation.config, CHECKOUT, os.environ, overrides)
+    site = with_site(evaluation.config, CHECKOUT, os.environ, overrides).igrpo.site
     place = profile.place(evaluation.out, jobs=flags.jobs, sbatch=sbatch_options(site))
     if not flags.dry_run:
         profile.check_own()

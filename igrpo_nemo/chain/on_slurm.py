@@ -21,7 +21,7 @@ from igrpo_nemo.chain.evaluation import chain_evaluation, evaluated_config
 from igrpo_nemo.chain.experiment import Chain, training_inputs
 from igrpo_nemo.chain.training import is_trained, submit_training, training_plan
 from igrpo_nemo.cluster.settings import job_settings
-from igrpo_nemo.cluster.site import site_profile
+from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.cluster.stage import (
     StageJob,
     Surroundings,
@@ -216,10 +216,9 @@ def _surroundings(chain: Chain, environ: Mapping[str, str]) -> Surroundings:
         raise UserError("--evaluator igrpo evaluates here: leave out --cluster")
     check_convertible(chain.config)
     is_trained(chain.config)
-    site = site_profile(chain.config, chain.checkout, environ, chain.words)
-    config = chain.config.replaced("igrpo", site=site)
-    settings = job_settings(config, site, chain.checkout, environ)
-    where = Surroundings(site, chain.checkout, chain.run, settings)
+    config = with_site(chain.config, chain.checkout, environ, chain.words)
+    settings = job_settings(config, chain.checkout, environ)
+    where = Surroundings(config.igrpo.site, chain.checkout, chain.run, settings)
     script_text(convert_job(chain, ()), where)  # both stages' have the same options
     return where
 

@@ -28,7 +28,6 @@ from igrpo_nemo.cluster.launch import (
     plan_text,
     prepare_launch,
     submit_launch,
-    submitted_text,
 )
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
@@ -107,10 +106,7 @@ def submit_training(
         return []
     launch = prepare_launch(words, checkout, environ, chain=jobs if jobs > 1 else None)
     write_stamp(stamp_path(Path(config.logger.log_dir)), Stamp("train", training_inputs(config)))
-    numbers = submit_launch(launch, environ)
-    if numbers:
-        print(submitted_text(launch.job, numbers), flush=True)
-    return numbers
+    return submit_launch(launch, environ)
 
 
 def training_plan(

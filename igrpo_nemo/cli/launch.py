@@ -76,8 +76,8 @@ def _print_exports(profile: str, checkout: Path, overrides: Sequence[str]) -> in
 
     if other := [word for word in overrides if not word.lstrip("+").startswith("igrpo.site.")]:
         raise UserError(f"igrpo launch --env takes igrpo.site.* alone, not {other[0]}")
-    _, site = composed([f"cluster={profile}", *NO_RUN, *overrides], checkout, os.environ)
-    print(exports(site), end="")
+    config = composed([f"cluster={profile}", *NO_RUN, *overrides], checkout, os.environ)
+    print(exports(config.igrpo.site), end="")
     return 0
 
 
@@ -86,8 +86,8 @@ def _print_settings(script: str | None, checkout: Path, words: Sequence[str]) ->
     from igrpo_nemo.cluster.launch import composed, job_words, reopen_if_longer
     from igrpo_nemo.cluster.settings import assignments, job_settings
 
-    config, site = composed(job_words(script, words), checkout, os.environ)
-    text = assignments(job_settings(config, site, checkout, os.environ))
+    config = composed(job_words(script, words), checkout, os.environ)
+    text = assignments(job_settings(config, checkout, os.environ))
     reopen_if_longer(absolute(config.logger.log_dir, checkout), config)
     print(text, end="")
     return 0
@@ -99,7 +99,6 @@ def _launch(flags: argparse.Namespace, words: Sequence[str], start: Path, checko
         plan_text,
         prepare_launch,
         submit_launch,
-        submitted_text,
     )
 
     try:
@@ -119,8 +118,8 @@ def _launch(flags: argparse.Namespace, words: Sequence[str], start: Path, checko
         return EXIT_REFUSED
     if flags.dry_run:
         print(plan_text(launch), end="")
-    elif numbers := submit_launch(launch, os.environ):
-        print(submitted_text(launch.job, numbers))
+    else:
+        submit_launch(launch, os.environ)
     return 0
 
 

@@ -33,17 +33,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from igrpo_nemo.cluster.site import site_profile
+    from igrpo_nemo.cluster.site import with_site
     from igrpo_nemo.config import load_config
     from igrpo_nemo.preflight import preflight
     from igrpo_nemo.rewards.judge import judge_problems
 
     config = load_config(overrides, flags.config_dir)
-    site = site_profile(config, Path.cwd(), os.environ, overrides)
-    plan = preflight(
-        config.replaced("igrpo", site=site),
-        environ={**os.environ, **({"HF_HOME": site.hf_home} if site.hf_home else {})},
-    )
+    config = with_site(config, Path.cwd(), os.environ, overrides)
+    hf_home = {"HF_HOME": config.igrpo.site.hf_home} if config.igrpo.site.hf_home else {}
+    plan = preflight(config, environ={**os.environ, **hf_home})
     plan.judge.extend(judge_problems(config.igrpo))
     if flags.json:
         print(json.dumps(plan.to_dict(), indent=2))

@@ -57,53 +57,43 @@ def jobs_of(run_folder: Path, jobs: Sequence[Job]) -> list[Job]:
 
 _REACH_SLURM = ("SLURM_CONF", "SLURM_JWT")
 """Variables that say where Slurm is and who asks, not what is asked for."""
+_ACCOUNT_OPTIONS = ("account", "partition", "qos", "constraint", "reservation")
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What is to be submitted: `script` with `words`, for a run in `run_folder` (absolute)."""
+    """`script` with `words`, to be submitted in `checkout`; the config has the cluster profile.
 
+    An evaluation does not train: it is no run, several may go on at once, and its shape and name
+    are left to the script. Raises `UserError` for what Slurm cannot carry.
+    """
+
+    config: Config
+    checkout: Path
     script: Path
     words: tuple[str, ...]
-    run_folder: Path
-    site: Site
-    shape: tuple[int, int] | None
-    """Nodes, and GPUs of each; None leaves them to the script, and so the job's name: an
-    evaluation is no run, and several may go on at once."""
+    trains: bool = True
+
+    def __post_init__(self) -> None:
+        site, folder = self.config.igrpo.site, self.config.logger.log_dir
+        for text in (*self.words, folder):
+            if not text.isprintable():
+                raise UserError(f"{text!r} holds a character that a job script cannot be given")
+        if "\\" in folder:
+            raise UserError(f"logger.log_dir={folder}: Slurm takes no backslash there")
+        if site.time is not None and time_in_seconds(site.time) <= site.save_margin_s:
+            raise UserError(
+                f"igrpo.site.time={site.time} is not longer than igrpo.site.save_margin_s="
+                f"{site.save_margin_s}: the run would be stopped as it starts"
+            )
+
+    @property
+    def run_folder(self) -> Path:
+        return absolute(self.config.logger.log_dir, self.checkout)
 
     @property
     def name(self) -> str:
-        return self.script.stem if self.shape is None else job_name(self.run_folder)
-
-
-def submission(
-    config: Config,
-    site: Site,
-    script: Path,
-    words: Sequence[str],
-    checkout: Path,
-    *,
-    training: bool = True,
-) -> Submission:
-    """The submission of a composed config. Raises `UserError` for what Slurm cannot carry."""
-    for text in (*words, config.logger.log_dir):
-        if not text.isprintable():
-            raise UserError(f"{text!r} holds a character that a job script cannot be given")
-    if "\\" in config.logger.log_dir:
-        raise UserError(f"logger.log_dir={config.logger.log_dir}: Slurm takes no backslash there")
-    if site.time is not None and time_in_seconds(site.time) <= site.save_margin_s:
-        raise UserError(
-            f"igrpo.site.time={site.time} is not longer than igrpo.site.save_margin_s="
-            f"{site.save_margin_s}: the run would be stopped as it starts"
-        )
-    gpus = 0 if site.gpu == "cpu" else config.cluster.gpus_per_node
-    return Submission(
-        script=script,
-        words=tuple(words),
-        run_folder=absolute(config.logger.log_dir, checkout),
-        site=site,
-        shape=(config.cluster.num_nodes, gpus) if training else None,
-    )
+        return job_name(self.run_folder) if self.trains else self.script.stem
 
 
 def absolute(path: str, checkout: Path) -> Path:
@@ -117,26 +107,38 @@ def sbatch_command(job: Submission, after: int | str | None = None) -> list[str]
 
 
 def _options(job: Submission, after: int | str | None) -> Iterator[str]:
-    site = job.site
+    site, cluster = job.config.igrpo.site, job.config.cluster
     yield "--parsable"
-    if job.shape is not None:
+    if job.trains:
         yield f"--job-name={job.name}"
-        yield f"--nodes={job.shape[0]}"
-        yield f"--gpus-per-node={job.shape[1]}"
-    for option in ("account", "partition", "qos", "constraint", "reservation", "time"):
-        if (value := getattr(site, option)) is not None:
-            yield f"--{option}={value}"
+        yield f"--nodes={cluster.num_nodes}"
+        yield f"--gpus-per-node={0 if site.gpu == 'cpu' else cluster.gpus_per_node}"
+    yield from account_options(site)
+    if site.time is not None:
+        yield f"--time={site.time}"
     yield f"--signal=B:USR1@{site.save_margin_s}"
     yield "--requeue"
     yield "--open-mode=append"
-    # Slurm replaces %x: what stands in the folder's own name is no pattern.
-    yield f"--output={str(job.run_folder).replace('%', '%%')}/{LOGS}/%j.out"
+    yield output_option(job.run_folder, "%j")
     if after is not None:
         yield f"--dependency=afterok:{after},singleton"
         yield "--kill-on-invalid-dep=yes"
-    elif job.shape is not None:
+    elif job.trains:
         yield "--dependency=singleton"
     yield from site.sbatch
+
+
+def account_options(site: Site) -> Iterator[str]:
+    """The options that say for whom and on which nodes a job runs."""
+    for option in _ACCOUNT_OPTIONS:
+        if (value := getattr(site, option)) is not None:
+            yield f"--{option}={value}"
+
+
+def output_option(run_folder: Path, name: str) -> str:
+    """Where a job's output goes. Slurm replaces %x: what stands in the folder's own name is no
+    pattern."""
+    return f"--output={str(run_folder).replace('%', '%%')}/{LOGS}/{name}.out"
 
 
 def sbatch_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -26,12 +26,10 @@ from igrpo_nemo.cluster.job import (
     sbatch_command,
     sbatch_environment,
     script_words,
-    submission,
 )
-from igrpo_nemo.cluster.site import site_profile
+from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.cluster.worker_environments import check_worker_environments
 from igrpo_nemo.config import Config, load_config
-from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.rewards.judge import judge_problems
@@ -57,22 +55,16 @@ class Launch:
     """Jobs that may be submitted. `plan` is None for an evaluation, which is no run; `finished`:
     the run has had all its steps; `queued`: its jobs that run or wait."""
 
-    config: Config
     job: Submission
-    checkout: Path
     plan: Plan | None = None
     length: int = 1
     finished: bool = False
     queued: tuple[Job, ...] = ()
 
 
-def composed(
-    words: Sequence[str], checkout: Path, environ: Mapping[str, str]
-) -> tuple[Config, Site]:
-    """The config of overrides, and the cluster profile that is filled in there too."""
-    config = load_config(words)
-    site = site_profile(config, checkout, environ, words)
-    return config.replaced("igrpo", site=site), site
+def composed(words: Sequence[str], checkout: Path, environ: Mapping[str, str]) -> Config:
+    """The config of overrides, with the cluster profile."""
+    return with_site(load_config(words), checkout, environ, words)
 
 
 def is_evaluation(script: str | None) -> bool:
@@ -107,12 +99,11 @@ def prepare_launch(
     if is_evaluation(script):
         if chain is not None:
             raise UserError("--chain is for training: an evaluation goes on where it was by itself")
-        config, site = composed(job_words(script, words), checkout, environ)
-        job = submission(config, site, found, words, checkout, training=False)
-        return Launch(config, job, checkout)
-    words = [*script_words(checkout / found), *words]
-    config, site = composed(words, checkout, environ)
-    job = submission(config, site, found, words, checkout)
+        config = composed(job_words(script, words), checkout, environ)
+        return Launch(Submission(config, checkout, found, tuple(words), trains=False))
+    words = (*script_words(checkout / found), *words)
+    config = composed(words, checkout, environ)
+    job = Submission(config, checkout, found, words)
     if not config.checkpointing.enabled:
         warnings.warn(
             "checkpointing.enabled=false: a job that is stopped starts over", stacklevel=2
@@ -120,56 +111,70 @@ def prepare_launch(
     if config.igrpo.model is None:  # a built-in model gets its name when it is made
         check_same_run(job.run_folder, config.to_dict())
     if is_finished(job.run_folder, config):
-        return Launch(config, job, checkout, finished=True)
-    queued = () if dry_run else queued_jobs(job, in_chain=chain is not None)
-    plan = _passed(config, environ)
-    if not dry_run and (problems := judge_problems(config.igrpo)):
+        return Launch(job, finished=True)
+    queued = () if dry_run else _queued(job, in_chain=chain is not None)
+    hf_home = {"HF_HOME": config.igrpo.site.hf_home} if config.igrpo.site.hf_home else {}
+    plan = preflight(config, environ={**environ, **hf_home})
+    problems = plan.problems or (() if dry_run else judge_problems(config.igrpo))
+    if problems:
         raise PreflightRefusal(problems)
-    check_worker_environments(config, site, checkout, environ)
-    return Launch(config, job, checkout, plan, chain or 1, queued=tuple(queued))
+    check_worker_environments(config, checkout, environ)
+    return Launch(job, plan, chain or 1, queued=tuple(queued))
 
 
 def submit_launch(launch: Launch, environ: Mapping[str, str]) -> list[int]:
-    """The numbers of the jobs; none where the run is finished."""
+    """Submits the jobs, each behind the one before and the first behind what is queued, and prints
+    what one wants to know next. The numbers of the jobs; none where the run is finished.
+
+    Raises `UserError` where Slurm refuses one; what was submitted before it stays in the queue.
+    """
+    job = launch.job
     if launch.finished:
-        print(finished_text(launch))
+        print(_finished_text(job), flush=True)
         return []
-    if launch.plan is not None and reopen_if_longer(launch.job.run_folder, launch.config):
-        print(f"{launch.job.run_folder} was finished and goes on")
-    return submit_chain(launch.job, launch.length, launch.queued, launch.checkout, environ)
+    if job.trains and reopen_if_longer(job.run_folder, job.config):
+        print(f"{job.run_folder} was finished and goes on")
+    logs = job.run_folder / LOGS
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {logs}, where the job logs: {error.strerror}") from error
+    environ = sbatch_environment(environ)
+    after = launch.queued[-1].id if launch.queued else None
+    numbers: list[int] = []
+    for _ in range(launch.length):
+        try:
+            after = submit(sbatch_command(job, after), job.checkout, environ)
+        except UserError as error:
+            if not numbers:
+                raise
+            ids = " ".join(map(str, numbers))
+            raise UserError(
+                f"{error}; submitted before that: {ids} (scancel {ids} takes them back)"
+            ) from error
+        numbers.append(after)
+    print(_submitted_text(job, numbers), flush=True)
+    return numbers
 
 
 def plan_text(launch: Launch) -> str:
     """The checks as comments, the commands as a shell could run them, and the script's own text."""
-    if launch.finished:
-        return f"{finished_text(launch)}\n"
     job, several = launch.job, launch.length > 1
+    if launch.finished:
+        return f"{_finished_text(job)}\n"
     lines = (
         [f"# {line}".rstrip() for line in launch.plan.text().splitlines()] if launch.plan else []
     )
-    lines += [f"# run folder: {job.run_folder}", f"cd {shlex.quote(str(launch.checkout))}"]
+    lines += [f"# run folder: {job.run_folder}", f"cd {shlex.quote(str(job.checkout))}"]
     for number in range(1, launch.length + 1):
         command = sbatch_command(job, f"JOB{number - 1}" if number > 1 else None)
         text = shlex.join(command).replace("=afterok:JOB", "=afterok:$JOB", 1)
         lines.append(f"JOB{number}=$({text})" if several else text)
-    script = (launch.checkout / job.script).read_text(encoding="utf-8")
+    script = (job.checkout / job.script).read_text(encoding="utf-8")
     return "\n".join([*lines, "", f"# {job.script}", script])
 
 
-def finished_text(launch: Launch) -> str:
-    folder = launch.job.run_folder
-    return f"{folder} is finished: nothing to submit (raise grpo.max_num_steps to go on)"
-
-
-def _passed(config: Config, environ: Mapping[str, str]) -> Plan:
-    hf_home = config.igrpo.site.hf_home
-    plan = preflight(config, environ={**environ, **({"HF_HOME": hf_home} if hf_home else {})})
-    if plan.problems:
-        raise PreflightRefusal(plan.problems)
-    return plan
-
-
-def queued_jobs(job: Submission, *, in_chain: bool) -> list[Job]:
+def _queued(job: Submission, *, in_chain: bool) -> list[Job]:
     """The run's jobs that run or wait, oldest first.
 
     Raises `UserError` where there are some and the new one is not to queue up behind them.
@@ -182,36 +187,6 @@ def queued_jobs(job: Submission, *, in_chain: bool) -> list[Job]:
             "with --chain K, or give this run another logger.log_dir"
         )
     return queued
-
-
-def submit_chain(
-    job: Submission, length: int, queued: Sequence[Job], checkout: Path, environ: Mapping[str, str]
-) -> list[int]:
-    """Submits `length` jobs, each behind the one before, the first behind what is queued.
-
-    `queued` are the run's active jobs: there may be some for a chain alone. Returns the job ids.
-    Raises `UserError` where Slurm refuses one; what was submitted before it stays in the queue.
-    """
-    logs = job.run_folder / LOGS
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {logs}, where the job logs: {error.strerror}") from error
-    after = queued[-1].id if queued else None
-    numbers: list[int] = []
-    for _ in range(length):
-        try:
-            number = submit(sbatch_command(job, after), checkout, sbatch_environment(environ))
-        except UserError as error:
-            if not numbers:
-                raise
-            ids = " ".join(map(str, numbers))
-            raise UserError(
-                f"{error}; submitted before that: {ids} (scancel {ids} takes them back)"
-            ) from error
-        numbers.append(number)
-        after = number
-    return numbers
 
 
 def is_finished(run_folder: Path, config: Config) -> bool:
@@ -239,11 +214,15 @@ def _is_longer(run_folder: Path, config: Config) -> bool:
     )
 
 
-def submitted_text(job: Submission, numbers: Sequence[int]) -> str:
+def _finished_text(job: Submission) -> str:
+    return f"{job.run_folder} is finished: nothing to submit (raise grpo.max_num_steps to go on)"
+
+
+def _submitted_text(job: Submission, numbers: Sequence[int]) -> str:
     """The job ids, the run folder, and the commands that one wants next."""
     first, ids = numbers[0], " ".join(map(str, numbers))
     folder = shlex.quote(str(job.run_folder))
     lines = [f"submitted job{'s' if len(numbers) > 1 else ''} {ids} ({job.name})"]
-    if job.shape is not None:
+    if job.trains:
         lines += [f"run folder: {job.run_folder}", f"  igrpo status {folder}"]
     return "\n".join([*lines, f"  tail -F {folder}/{LOGS}/{first}.out", f"  scancel {ids}"])

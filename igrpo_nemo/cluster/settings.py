@@ -24,14 +24,12 @@ COMPUTE_CAPABILITY = {"cpu": "", "a100_40gb": "8.0", "a100_80gb": "8.0", "h100_8
 CONVERSIONS = "NRL_MEGATRON_CHECKPOINT_DIR"
 
 
-def job_settings(
-    config: Config, site: Site, checkout: Path, environ: Mapping[str, str]
-) -> dict[str, str]:
-    """Every setting by its variable, empty where nothing is set; `site.env` comes last and wins.
+def job_settings(config: Config, checkout: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Every setting by its variable, empty where nothing is set; `env` of the profile wins.
 
-    Raises `UserError` for a value of `site.env` that holds a credential.
+    Raises `UserError` for a value of `env` that holds a credential.
     """
-    offline = "1" if site.offline else "0"
+    site, offline = config.igrpo.site, "1" if config.igrpo.site.offline else "0"
     return {
         "IGRPO_RUN_DIR": str(absolute(config.logger.log_dir, checkout)),
         "IGRPO_CHECKPOINT_DIR": str(absolute(config.checkpointing.checkpoint_dir, checkout)),
@@ -44,7 +42,7 @@ def job_settings(
         "CONTAINER_MOUNTS": ",".join(site.mounts),
         "VENV": str(absolute(site.venv, checkout)) if site.venv else "",
         "HF_HOME": site.hf_home or "",
-        CONVERSIONS: environ.get(CONVERSIONS) or _conversions(config, site, checkout),
+        CONVERSIONS: environ.get(CONVERSIONS) or _conversions(config, checkout),
         "HF_HUB_OFFLINE": offline,
         "TRANSFORMERS_OFFLINE": offline,
         "WANDB_MODE": environ.get("WANDB_MODE") or ("offline" if site.offline else "online"),
@@ -55,9 +53,10 @@ def job_settings(
     }
 
 
-def _conversions(config: Config, site: Site, checkout: Path) -> str:
+def _conversions(config: Config, checkout: Path) -> str:
     """Where NeMo-RL keeps what it makes of a Hugging Face model: HF_HOME by itself. A container
     without one would have it on the node that made it, and nowhere else."""
+    site = config.igrpo.site
     if config.igrpo.engine != "nemo_rl" or not site.container or site.hf_home:
         return ""
     return str(absolute(config.logger.log_dir, checkout) / "megatron")

@@ -44,10 +44,10 @@ _FORMS = {"time": "write HH:MM:SS or D-HH:MM:SS", "mounts": "write SOURCE:DESTIN
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
-def site_profile(
+def with_site(
     config: Config, folder: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()
-) -> Site:
-    """The profile of a composed config in `folder`, the checkout.
+) -> Config:
+    """A composed config with its profile in `igrpo.site`; `folder` is the checkout.
 
     `overrides` are the command line's, whose `igrpo.site.*` win; `env` is merged name by name.
     Raises `UserError` with one line that names the file or the variable whose value cannot be used.
@@ -62,13 +62,14 @@ def site_profile(
     if "env" in values:
         values["env"] = _merged_env(configured.get("env") or {}, values["env"], chosen)
     try:
-        return Site.model_validate({**configured, **values})
+        site = Site.model_validate({**configured, **values})
     except ValidationError as error:
         problem = error.errors()[0]
         key = str(problem["loc"][0])
         from_shell = key in shell and key not in chosen
         source = f"{VARIABLES[key]} in the environment" if from_shell else LOCAL_PROFILE
         raise UserError(f"{source}: {_reason(problem)}") from None
+    return config.replaced("igrpo", site=site)
 
 
 def slurm_time(text: str) -> str:

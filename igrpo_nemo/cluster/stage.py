@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.cluster.client import submit
-from igrpo_nemo.cluster.job import LOGS, job_name, sbatch_environment
+from igrpo_nemo.cluster.job import (
+    LOGS,
+    account_options,
+    job_name,
+    output_option,
+    sbatch_environment,
+)
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
@@ -94,10 +100,8 @@ def _options(job: StageJob, where: Surroundings) -> Iterator[str]:
         yield "--mem=0"
     yield f"--time={job.time}"
     yield "--requeue"
-    for option in ("account", "partition", "qos", "constraint", "reservation"):
-        if (value := getattr(site, option)) is not None:
-            yield f"--{option}={value}"
-    yield f"--output={str(where.run).replace('%', '%%')}/{LOGS}/{job.stage}-%j.out"
+    yield from account_options(site)
+    yield output_option(where.run, f"{job.stage}-%j")
     if job.after:
         yield f"--dependency=afterok:{':'.join(str(number) for number in job.after)}"
         yield "--kill-on-invalid-dep=yes"

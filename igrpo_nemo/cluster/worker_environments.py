@@ -14,7 +14,6 @@ from pathlib import Path
 
 from igrpo_nemo.cluster.job import absolute
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
 FOLDER = "NEMO_RL_VENV_DIR"
@@ -25,14 +24,13 @@ _SECONDS = 60
 _FIND = "import importlib.util as u; s = u.find_spec('nemo_rl'); print(s.origin if s else '')"
 
 
-def check_worker_environments(
-    config: Config, site: Site, checkout: Path, environ: Mapping[str, str]
-) -> None:
+def check_worker_environments(config: Config, checkout: Path, environ: Mapping[str, str]) -> None:
     """Raises `UserError` naming the environments that are missing, and how they are made.
 
     Nothing is said in a container, where the image has them, with a network, with one environment
     for all, or where this machine has no NeMo-RL to look at.
     """
+    site = config.igrpo.site
     environ = {**environ, **site.env}
     if config.igrpo.engine != "nemo_rl" or site.container or not site.offline:
         return

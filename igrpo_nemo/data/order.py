@@ -1,7 +1,6 @@
 """The order in which an epoch's problems are trained on.
 
-A permutation per (seed, epoch), so that a position (epoch, index) is all that a resume needs and
-any number of readers agrees on what comes next.
+A permutation per (seed, epoch), so that a position (epoch, index) is all that a resume needs.
 """
 
 from __future__ import annotations
@@ -46,26 +45,7 @@ class EpochOrder:
 
     def take(self, position: Position) -> tuple[list[int], Position]:
         """The batch at a position, and the position behind it."""
-        if self._is_over(position):
+        if position.index + self.batch_size > self.num_problems:
             position = Position(position.epoch + 1, 0)
         end = position.index + self.batch_size
         return self.order(position.epoch)[position.index : end], Position(position.epoch, end)
-
-    def upcoming(self, position: Position) -> list[int]:
-        """The batch at a position; empty where it would be the next epoch's."""
-        return [] if self._is_over(position) else self.take(position)[0]
-
-    def _is_over(self, position: Position) -> bool:
-        return position.index + self.batch_size > self.num_problems
-
-
-def shard(batch: list[int], rank: int, num_shards: int) -> list[int]:
-    """The part of a batch that reader `rank` of `num_shards` takes; in rank order they make it up.
-
-    The batch itself does not depend on the number of readers, so neither does what is trained on.
-    Raises ValueError where the batch cannot be split evenly.
-    """
-    if not 0 <= rank < num_shards or len(batch) % num_shards:
-        raise ValueError(f"shard {rank} of {num_shards} of a batch of {len(batch)}")
-    size = len(batch) // num_shards
-    return batch[rank * size : (rank + 1) * size]

@@ -16,7 +16,8 @@ MEGATRON = "table1_openmath_nemotron_14b_igrpo"
 
 
 def missing(config, folder: Path, **site):
-    check_worker_environments(config, Site(**site), folder, {"NEMO_RL_VENV_DIR": str(folder)})
+    config = config.replaced("igrpo", site=Site(**site))
+    check_worker_environments(config, folder, {"NEMO_RL_VENV_DIR": str(folder)})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -1,8 +1,8 @@
-"""The order of problems: each once an epoch, the same for any number of readers, resumable."""
+"""The order of problems: each once an epoch, and resumable from a position alone."""
 
 import pytest
 
-from igrpo_nemo.data.order import EpochOrder, Position, shard
+from igrpo_nemo.data.order import EpochOrder, Position
 
 
 def test_an_epoch_hands_out_each_problem_once_and_drops_the_rest():
@@ -26,16 +26,6 @@ def test_a_position_is_enough_to_go_on():
         assert EpochOrder(7, batch_size=2, seed=4).take(position)[0] == batch
 
 
-def test_what_is_upcoming_is_taken_next_and_never_the_next_epoch():
-    order, position = EpochOrder(7, batch_size=2, seed=4), Position()
-    for _ in range(9):
-        upcoming = order.upcoming(position)
-        batch, following = order.take(position)
-        assert upcoming == (batch if following.epoch == position.epoch else [])
-        position = following
-    assert position.epoch == 2
-
-
 def test_epochs_differ_unless_the_order_is_kept():
     order = EpochOrder(50, batch_size=5, seed=0)
     assert order.order(0) != order.order(1)
@@ -45,25 +35,3 @@ def test_epochs_differ_unless_the_order_is_kept():
 def test_too_few_problems_for_a_batch():
     with pytest.raises(ValueError, match="do not make a batch"):
         EpochOrder(3, batch_size=4, seed=0)
-
-
-@pytest.mark.parametrize("readers", [1, 2, 3, 4, 6, 12])
-def test_any_number_of_readers_sees_the_same_problems(readers):
-    position = Position()
-    for _ in range(5):
-        batch, following = EpochOrder(40, batch_size=12, seed=7).take(position)
-        # Each reader has an order of its own and knows nothing but seed and position.
-        parts = []
-        for rank in range(readers):
-            own, after = EpochOrder(40, batch_size=12, seed=7).take(position)
-            parts += shard(own, rank, readers)
-            assert after == following
-        assert parts == batch
-        position = following
-    assert position.epoch == 1
-
-
-def test_a_batch_that_does_not_split_evenly_is_refused():
-    for rank, readers, size in ((0, 5, 12), (2, 2, 12), (-1, 2, 12)):
-        with pytest.raises(ValueError, match="of a batch of 12"):
-            shard(list(range(size)), rank, readers)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.cluster.job import job_name, sbatch_command, sbatch_environment, submission
+from igrpo_nemo.cluster.job import Submission, job_name, sbatch_command, sbatch_environment
 from igrpo_nemo.cluster.settings import assignments, exports, job_settings
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
@@ -27,14 +27,19 @@ SITE = Site(
 )
 
 
-def config(folder: Path, *overrides: str):
-    return load_config([*CLUSTER, f"logger.log_dir={folder}", *overrides])
+def config(folder: Path, *overrides: str, site: Site = SITE):
+    composed = load_config([*CLUSTER, f"logger.log_dir={folder}", *overrides])
+    return composed.replaced("igrpo", site=site)
+
+
+def settings_of(folder: Path, site: Site, checkout: Path, **environ: str):
+    return job_settings(config(folder, site=site), checkout, environ)
 
 
 def command(folder: Path, site: Site = SITE, after: int | None = None, *overrides: str):
-    words = ["experiment=x", *overrides]
-    job = submission(config(folder, *overrides), site, Path("slurm/train.sh"), words, folder)
-    return sbatch_command(job, after)
+    words = ("experiment=x", *overrides)
+    composed = config(folder, *overrides, site=site)
+    return sbatch_command(Submission(composed, folder, Path("slurm/train.sh"), words), after)
 
 
 def test_every_value_of_the_profile_becomes_an_option(tmp_path):
@@ -143,7 +148,7 @@ def test_settings_survive_the_shell(tmp_path):
         env={"ODD": 'it\'s $HOME `x` "y" \\z', "TORCH_CUDA_ARCH_LIST": "8.0;8.6"},
         venv="env",
     )
-    settings = job_settings(config(tmp_path / "run"), site, Path("/checkout"), {})
+    settings = settings_of(tmp_path / "run", site, Path("/checkout"))
     assert list(settings)[:17] == [
         "IGRPO_RUN_DIR", "IGRPO_CHECKPOINT_DIR", "IGRPO_ENGINE", "IGRPO_NUM_NODES",
         "IGRPO_GPUS_PER_NODE", "IGRPO_SAVE_MARGIN_S", "IGRPO_MAX_RESTARTS", "CONTAINER_IMAGE",
@@ -169,12 +174,12 @@ def test_settings_survive_the_shell(tmp_path):
     ],
 )
 def test_a_model_is_converted_where_all_nodes_see_it(tmp_path, site, environ, folder):
-    settings = job_settings(config(tmp_path), Site(**site), tmp_path, environ)
+    settings = settings_of(tmp_path, Site(**site), tmp_path, **environ)
     assert settings["NRL_MEGATRON_CHECKPOINT_DIR"] == folder.replace("RUN", str(tmp_path))
 
 
 def test_relative_folders_start_at_the_checkout():
-    settings = job_settings(config(Path("runs/a")), Site(), Path("/checkout"), {})
+    settings = settings_of(Path("runs/a"), Site(), Path("/checkout"))
     assert settings["IGRPO_RUN_DIR"] == "/checkout/runs/a"
     assert settings["IGRPO_CHECKPOINT_DIR"] == "/checkout/runs/a/checkpoints"
 
@@ -185,7 +190,7 @@ def test_relative_folders_start_at_the_checkout():
 )
 def test_kernels_are_built_for_the_gpus(tmp_path, gpu, capability):
     environ = {"TORCH_CUDA_ARCH_LIST": "9.0 10.0"}  # an image's own
-    settings = job_settings(config(tmp_path), Site(gpu=gpu), tmp_path, environ)
+    settings = settings_of(tmp_path, Site(gpu=gpu), tmp_path, **environ)
     assert settings["TORCH_CUDA_ARCH_LIST"] == capability
 
 
@@ -194,7 +199,7 @@ def test_kernels_are_built_for_the_gpus(tmp_path, gpu, capability):
     [(True, {}, "offline"), (False, {}, "online"), (True, {"WANDB_MODE": "disabled"}, "disabled")],
 )
 def test_offline_switches_go_together(tmp_path, offline, environ, mode):
-    settings = job_settings(config(tmp_path), Site(offline=offline), tmp_path, environ)
+    settings = settings_of(tmp_path, Site(offline=offline), tmp_path, **environ)
     switches = [settings[n] for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE")]
     assert switches == ["1" if offline else "0"] * 2 + [mode]
 
@@ -209,7 +214,7 @@ def test_offline_switches_go_together(tmp_path, offline, environ, mode):
 )
 def test_values_that_must_not_be_printed_are_refused(tmp_path, env, expected):
     with pytest.raises(UserError, match=expected) as raised:
-        assignments(job_settings(config(tmp_path), Site(env=env), tmp_path, {}))
+        assignments(settings_of(tmp_path, Site(env=env), tmp_path))
     assert "pass@" not in str(raised.value) and "hf_" not in str(raised.value)
 
 

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.cluster.site import (
-    LOCAL_PROFILE,
-    VARIABLES,
-    site_profile,
-    slurm_time,
-)
+from igrpo_nemo.cluster.site import LOCAL_PROFILE, VARIABLES, slurm_time, with_site
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import SECRET_NAMES, Site, time_in_seconds
 from igrpo_nemo.errors import UserError
@@ -21,7 +16,7 @@ def profile(folder: Path, local: str = "", environ: dict[str, str] | None = None
     if local:
         (folder / LOCAL_PROFILE).write_text(local)
     words = ["experiment=demo", *overrides]
-    return site_profile(load_config(words), folder, environ or {}, words)
+    return with_site(load_config(words), folder, environ or {}, words).igrpo.site
 
 
 def refusal(folder: Path, local: str = "", environ: dict[str, str] | None = None) -> str:
