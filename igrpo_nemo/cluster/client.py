@@ -89,6 +89,11 @@ def _run(
         ) from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{program} did not answer within {_SECONDS:.0f} s") from None
+    if "resolve_ctls_from_dns_srv" in done.stderr:
+        raise UserError(
+            f"{program} finds no Slurm here: use a login node of a cluster, or set SLURM_CONF to "
+            "its slurm.conf"
+        )
     if done.returncode:
         raise UserError(f"{program} says: {_reason(done.stderr) or f'exit {done.returncode}'}")
     return done.stdout

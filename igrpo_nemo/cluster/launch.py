@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from igrpo_nemo.cluster.client import Job, my_jobs, submit
 from igrpo_nemo.cluster.job import (
     EVALUATION_SCRIPT,
@@ -28,8 +26,10 @@ from igrpo_nemo.cluster.job import (
     script_words,
 )
 from igrpo_nemo.cluster.site import with_site
+from igrpo_nemo.cluster.tails import read_mapping
 from igrpo_nemo.cluster.worker_environments import check_worker_environments
 from igrpo_nemo.config import Config, load_config
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.rewards.judge import judge_problems
@@ -205,13 +205,9 @@ def reopen_if_longer(run_folder: Path, config: Config) -> bool:
 
 
 def _is_longer(run_folder: Path, config: Config) -> bool:
-    path = run_folder / "config.yaml"
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    before = values.get("grpo", {}) if isinstance(values, dict) else {}
-    return any(
-        isinstance(before.get(key), int) and getattr(config.grpo, key) > before[key]
-        for key in _LENGTH
-    )
+    before = at(read_mapping(run_folder / "config.yaml"), "grpo")
+    lengths = ((key, at(before, key)) for key in _LENGTH)
+    return any(isinstance(old, int) and getattr(config.grpo, key) > old for key, old in lengths)
 
 
 def _finished_text(job: Submission) -> str:

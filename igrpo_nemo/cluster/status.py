@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from igrpo_nemo.cluster.client import Job
 from igrpo_nemo.cluster.job import jobs_of, log_folders
-from igrpo_nemo.cluster.tails import LogTail, MetricsTail, read_json, read_metrics_tail
+from igrpo_nemo.cluster.tails import LogTail, MetricsTail, read_mapping, read_metrics_tail
+from igrpo_nemo.config.section import at
 from igrpo_nemo.run.folder import FINISHED, PLAN
 from igrpo_nemo.run.lock import writer_of
 
@@ -77,7 +76,7 @@ def run_status(folder: Path, jobs: Sequence[Job] = ()) -> RunStatus:
     """The state of the run in `folder`; `jobs` are all of the user's in the queue."""
     mine = tuple(jobs_of(folder, jobs))
     tail = read_metrics_tail(folder / "metrics.jsonl")
-    total = read_json(folder / PLAN).get("total_steps")
+    total = read_mapping(folder / PLAN).get("total_steps")
     writer = writer_of(folder)
     starts = list(log_folders(folder))
     return RunStatus(
@@ -106,27 +105,14 @@ def _state(folder: Path, tail: MetricsTail, jobs: Sequence[Job], writer: str | N
 
 def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
     """Step and time of the newest complete checkpoint of either engine."""
+    configured = at(read_mapping(folder / "config.yaml"), "checkpointing.checkpoint_dir")
+    places = {folder / "checkpoints", Path(str(configured or folder))}
     found = []
-    for place in {folder / "checkpoints", _configured_folder(folder)}:
-        for entry in place.iterdir() if place.is_dir() else ():
-            if match := _CHECKPOINT.fullmatch(entry.name):
-                with suppress(FileNotFoundError):  # the run removes old ones meanwhile
-                    found.append((int(match[1]), entry.stat().st_mtime))
+    for entry in (entry for place in places if place.is_dir() for entry in place.iterdir()):
+        if match := _CHECKPOINT.fullmatch(entry.name):
+            with suppress(FileNotFoundError):  # the run removes old ones meanwhile
+                found.append((int(match[1]), entry.stat().st_mtime))
     return max(found, default=None)
-
-
-def _configured_folder(folder: Path) -> Path:
-    path = folder / "config.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-        return Path(values["checkpointing"]["checkpoint_dir"])
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
-        return folder / "checkpoints"
-
-
-def seconds_since(moment: float | None) -> float | None:
-    """Seconds from a time of this clock to now."""
-    return None if moment is None else max(0.0, time.time() - moment)
 
 
 def block(status: RunStatus, log: LogTail | None) -> str:
@@ -150,6 +136,11 @@ def table(statuses: Sequence[RunStatus], root: Path) -> str:
     )
 
 
+def _ago(moment: float | None) -> str:
+    """How long ago a time of this clock was; empty where there is none."""
+    return "" if moment is None else f"{clock(max(0.0, time.time() - moment))} ago"
+
+
 def clock(seconds: float) -> str:
     """`h:mm:ss`."""
     whole = round(seconds)
@@ -159,14 +150,13 @@ def clock(seconds: float) -> str:
 def _row(status: RunStatus, root: Path) -> tuple[str, ...]:
     folder = status.folder
     name = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
-    ago = seconds_since(status.tail.time)
     return (
         name,
         status.state,
         _steps(status),
         _rewards(status) or "-",
         "-" if status.tail.accuracy is None else f"{status.tail.accuracy:.1%}",
-        "-" if ago is None else f"{clock(ago)} ago",
+        _ago(status.tail.time) or "-",
     )
 
 
@@ -183,11 +173,11 @@ def _facts(status: RunStatus, log: LogTail | None) -> Iterator[tuple[str, str]]:
         yield "held-out", f"{tail.accuracy:.1%} at step {tail.accuracy_step}{start}"
     if tail.tokens_per_s is not None:
         yield "tokens/s", f"{tail.tokens_per_s:,.0f}"
-    if (ago := seconds_since(tail.time)) is not None:
-        yield "last record", f"{clock(ago)} ago"
+    if ago := _ago(tail.time):
+        yield "last record", ago
     if status.checkpoint is not None:
         step, moment = status.checkpoint
-        yield "checkpoint", f"step {step}, {clock(seconds_since(moment) or 0.0)} ago"
+        yield "checkpoint", f"step {step}, {_ago(moment)}"
     if status.starts:
         yield "starts", f"{status.starts}, {status.restarts} of them restarts"
     if log is not None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from igrpo_nemo.cluster.job import LOGS, log_folders
 from igrpo_nemo.files.display_text import shorten
 from igrpo_nemo.files.scrub import scrub_text
@@ -74,11 +76,11 @@ def read_metrics_tail(path: Path) -> MetricsTail:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file of a run; empty where it is missing or torn."""
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A small YAML or JSON file of a run; empty where it is missing or torn."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}
 

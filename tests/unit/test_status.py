@@ -89,15 +89,24 @@ def test_a_run_outside_of_slurm_is_seen_by_its_lock(no_slurm, capsys):
         assert f"  state        running: this process ({os.getpid()})\n" in status(capsys, "a")
 
 
-def test_slurm_that_does_not_answer_is_a_warning(slurm, capsys):
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        (["Unable to contact slurm controller"], "squeue says: Unable to contact slurm controller"),
+        (
+            ["resolve_ctls_from_dns_srv: res_nsearch error: Unknown host", "fetch_config: failed"],
+            "squeue finds no Slurm here: use a login node of a cluster, or set SLURM_CONF to its "
+            "slurm.conf",
+        ),
+    ],
+)
+def test_slurm_that_does_not_answer_is_a_warning(slurm, capsys, errors, told):
     make_run(Path("runs/a"))
-    slurm.refuses("squeue", "Unable to contact slurm controller")
+    slurm.refuses("squeue", *errors)
     assert main(["status", "a"]) == 0
     captured = capsys.readouterr()
     assert "state" in captured.out
-    assert captured.err == (
-        "warning: the queue is not known: squeue says: Unable to contact slurm controller\n"
-    )
+    assert captured.err == f"warning: the queue is not known: {told}\n"
 
 
 def test_json_is_the_same_as_data(slurm, capsys):
