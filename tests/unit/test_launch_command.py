@@ -97,28 +97,27 @@ def test_a_script_that_is_not_there(capsys):
     assert expected in capsys.readouterr().err
 
 
-def test_without_scripts_it_says_where_it_works(tmp_path, monkeypatch, capsys):
-    from igrpo_nemo.cluster import job as module
-
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages/igrpo_nemo/cluster/x.py"))
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """A working folder that is no checkout; the package lies in the folder that is returned."""
+    package = tmp_path / "own" / "igrpo_nemo" / "cluster" / "job.py"
+    monkeypatch.setattr("igrpo_nemo.cluster.job.__file__", str(package))
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "own"
+
+
+def test_without_scripts_it_says_where_it_works(elsewhere, capsys):
     assert launch(TRAIN) == 2
     assert "run igrpo launch in a checkout" in capsys.readouterr().err
 
 
-def test_outside_of_a_checkout_it_works_in_its_own(tmp_path, monkeypatch, capsys):
-    from igrpo_nemo.cluster import job as module
-
-    own = tmp_path / "own"
-    (own / "slurm").mkdir(parents=True)
-    (own / "slurm" / "train.sh").write_text("#!/bin/bash\n")
-    monkeypatch.setattr(module, "__file__", str(own / "igrpo_nemo" / "launch" / "checkout.py"))
-    (tmp_path / "home").mkdir()
-    monkeypatch.chdir(tmp_path / "home")
+def test_outside_of_a_checkout_it_works_in_its_own(elsewhere, capsys):
+    (elsewhere / "slurm").mkdir(parents=True)
+    (elsewhere / "slurm" / "train.sh").write_text("#!/bin/bash\n")
     assert launch(TRAIN, "--dry-run") == 0
     text = capsys.readouterr().out
-    assert f"cd {own}\n" in text and f"# run folder: {own}/runs/demo\n" in text
+    assert f"cd {elsewhere}\n" in text and f"# run folder: {elsewhere}/runs/demo\n" in text
 
 
 def test_the_preflight_refuses(slurm, monkeypatch, capsys):

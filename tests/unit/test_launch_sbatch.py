@@ -69,6 +69,7 @@ def test_every_value_of_the_profile_becomes_an_option(tmp_path):
 def test_what_is_not_set_is_left_to_the_script(tmp_path):
     words = command(tmp_path, Site(gpu="a100_80gb"))
     assert not [w for w in words if w.startswith(("--account", "--time", "--partition"))]
+    assert "--gpus-per-node=0" in command(tmp_path, Site(gpu="cpu"))
 
 
 def test_a_job_of_a_chain_awaits_the_one_before(tmp_path):
@@ -83,10 +84,6 @@ def test_further_options_come_last_and_words_stay_whole(tmp_path):
     at = words.index("slurm/train.sh")
     assert words[at - 2 : at] == ["--gpus-per-node=0", "--gres=gpu:8"]
     assert words[at + 1 :] == ["experiment=x", overrides]
-
-
-def test_a_run_without_gpus_asks_for_none(tmp_path):
-    assert "--gpus-per-node=0" in command(tmp_path, Site(gpu="cpu"))
 
 
 def test_a_percent_sign_in_the_run_folder_is_no_pattern(tmp_path):
@@ -119,16 +116,23 @@ def test_job_names_are_the_runs_own(tmp_path, monkeypatch):
     assert job_name(tmp_path / "link" / "run 1") == job_name(one)
 
 
-def test_the_environment_has_no_second_say():
-    kept = {"SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"}
-    said = {"SBATCH_ACCOUNT": "a", "SBATCH_SIGNAL": "B:USR1@900"}
-    assert sbatch_environment({**kept, **said}) == kept
-
-
-def test_an_allocation_that_the_shell_is_in_is_not_handed_on():
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "t"}
-    inherited = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_GPU": "1", "SLURM_MEM_PER_GPU": "4G"}
-    assert sbatch_environment({**kept, **inherited}) == kept
+@pytest.mark.parametrize(
+    ("kept", "dropped"),
+    [
+        # What the profile has taken up has no second say.
+        (
+            {"SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"},
+            {"SBATCH_ACCOUNT": "a", "SBATCH_SIGNAL": "B:USR1@900"},
+        ),
+        # An allocation that the shell is in is not handed on.
+        (
+            {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "t"},
+            {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_GPU": "1", "SLURM_MEM_PER_GPU": "4G"},
+        ),
+    ],
+)
+def test_what_a_job_inherits(kept, dropped):
+    assert sbatch_environment({**kept, **dropped}) == kept
 
 
 def in_a_shell(text: str, *names: str) -> list[str]:
@@ -164,44 +168,38 @@ def test_settings_survive_the_shell(tmp_path):
     assert settings["TORCH_CUDA_ARCH_LIST"] == "8.0;8.6"
 
 
+CONVERSIONS = "NRL_MEGATRON_CHECKPOINT_DIR"
+SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE")
+
+
 @pytest.mark.parametrize(
-    ("site", "environ", "folder"),
+    ("site", "environ", "expected"),
     [
-        ({"container": "img"}, {}, "RUN/megatron"),
-        ({"container": "img", "hf_home": "/hf"}, {}, ""),  # NeMo-RL's own choice: HF_HOME/nemo_rl
-        ({"container": "img"}, {"NRL_MEGATRON_CHECKPOINT_DIR": "/shared"}, "/shared"),
-        ({}, {}, ""),  # on bare metal the home folder is everybody's
+        # A model is converted where all nodes see it.
+        ({"container": "img"}, {}, {CONVERSIONS: "/checkout/runs/a/megatron"}),
+        # NeMo-RL's own choice: HF_HOME/nemo_rl.
+        ({"container": "img", "hf_home": "/hf"}, {}, {CONVERSIONS: "", "HF_HOME": "/hf"}),
+        ({"container": "img"}, {CONVERSIONS: "/shared"}, {CONVERSIONS: "/shared"}),
+        # On bare metal the home folder is everybody's.
+        ({}, {}, {CONVERSIONS: ""}),
+        # Relative folders start at the checkout.
+        ({}, {}, {"IGRPO_RUN_DIR": "/checkout/runs/a"}),
+        ({}, {}, {"IGRPO_CHECKPOINT_DIR": "/checkout/runs/a/checkpoints"}),
+        # Kernels are built for the GPUs; an image names others.
+        ({"gpu": "cpu"}, {"TORCH_CUDA_ARCH_LIST": "9.0 10.0"}, {"TORCH_CUDA_ARCH_LIST": ""}),
+        ({"gpu": "a100_40gb"}, {"TORCH_CUDA_ARCH_LIST": "9.0"}, {"TORCH_CUDA_ARCH_LIST": "8.0"}),
+        ({"gpu": "a100_80gb"}, {}, {"TORCH_CUDA_ARCH_LIST": "8.0"}),
+        ({"gpu": "h100_80gb"}, {}, {"TORCH_CUDA_ARCH_LIST": "9.0"}),
+        # The offline switches go together.
+        ({"offline": True}, {}, dict(zip(SWITCHES, ("1", "1", "offline"), strict=True))),
+        ({"offline": False}, {}, dict(zip(SWITCHES, ("0", "0", "online"), strict=True))),
+        ({"offline": True}, {"WANDB_MODE": "disabled"}, {"WANDB_MODE": "disabled"}),
+        ({"interface": "ib0"}, {}, {"IGRPO_INTERFACE": "ib0"}),
     ],
 )
-def test_a_model_is_converted_where_all_nodes_see_it(tmp_path, site, environ, folder):
-    settings = settings_of(tmp_path, Site(**site), tmp_path, **environ)
-    assert settings["NRL_MEGATRON_CHECKPOINT_DIR"] == folder.replace("RUN", str(tmp_path))
-
-
-def test_relative_folders_start_at_the_checkout():
-    settings = settings_of(Path("runs/a"), Site(), Path("/checkout"))
-    assert settings["IGRPO_RUN_DIR"] == "/checkout/runs/a"
-    assert settings["IGRPO_CHECKPOINT_DIR"] == "/checkout/runs/a/checkpoints"
-
-
-@pytest.mark.parametrize(
-    ("gpu", "capability"),
-    [("cpu", ""), ("a100_40gb", "8.0"), ("a100_80gb", "8.0"), ("h100_80gb", "9.0")],
-)
-def test_kernels_are_built_for_the_gpus(tmp_path, gpu, capability):
-    environ = {"TORCH_CUDA_ARCH_LIST": "9.0 10.0"}  # an image's own
-    settings = settings_of(tmp_path, Site(gpu=gpu), tmp_path, **environ)
-    assert settings["TORCH_CUDA_ARCH_LIST"] == capability
-
-
-@pytest.mark.parametrize(
-    ("offline", "environ", "mode"),
-    [(True, {}, "offline"), (False, {}, "online"), (True, {"WANDB_MODE": "disabled"}, "disabled")],
-)
-def test_offline_switches_go_together(tmp_path, offline, environ, mode):
-    settings = settings_of(tmp_path, Site(offline=offline), tmp_path, **environ)
-    switches = [settings[n] for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE")]
-    assert switches == ["1" if offline else "0"] * 2 + [mode]
+def test_settings_follow_the_profile(site, environ, expected):
+    settings = settings_of(Path("runs/a"), Site(**site), Path("/checkout"), **environ)
+    assert {name: settings[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import copy
 import random
 
 import pytest
@@ -74,8 +75,6 @@ def test_fuzzed_data_round_trips_and_never_becomes_control(tokenizer, seed):
 
 def test_role_tokens_that_are_not_marked_special_are_control_too(tokenizer):
     # DeepSeek's <｜User｜> is an added token with special=false; thinking tags are content.
-    import copy
-
     from transformers import AddedToken
 
     deepseek = copy.deepcopy(tokenizer)
@@ -144,8 +143,6 @@ def test_no_room_for_a_prompt_is_an_error(tokenizer):
 
 
 def test_templates_without_a_user_message_and_missing_templates_are_errors(tokenizer):
-    import copy
-
     broken = copy.deepcopy(tokenizer)
     broken.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(UserError, match="drops or changes the user's message"):
@@ -180,8 +177,6 @@ def test_half_a_surrogate_pair_is_named(text, tokenizer):
 
 
 def test_a_template_that_opens_the_thinking_is_noticed(tokenizer):
-    import copy
-
     r1 = copy.deepcopy(tokenizer)
     r1.chat_template = tokenizer.chat_template.replace("assistant\\n'", "assistant\\n<think>\\n'")
     assert builder(r1).question(Problem("1", "1=", "1")).thinking_open
