@@ -42,7 +42,9 @@ def published_results(experiment: str, file: Path | None = None) -> Published:
         raise UserError(f"{path.name} has no published figures of {experiment}: it has {known}")
     figures = dict(rows[experiment])
     source = figures.pop("source", "")
-    fractions = {name: value / 100 for name, value in figures.items() if value is not None}
+    # Beside percentages a row may hold a note, a gain by benchmark, a cost.
+    numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    fractions = {name: value / 100 for name, value in numbers.items()}
     average = fractions.pop("published_average", None)
     recomputed = fractions.pop("recomputed_average", None)
     return Published(experiment, fractions, average, recomputed, source)
