@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.types import Rollout
 
@@ -35,6 +37,11 @@ TASK = [
     "igrpo.budget=null",
     "igrpo.row_dump_period=1",
 ]
+
+
+SYNC = "policy.generation.vllm_cfg.async_engine=false"
+ASYNC = "policy.generation.vllm_cfg.async_engine=true"
+ENGINES = pytest.mark.parametrize("engine", [SYNC, ASYNC], ids=["sync", "async"])
 
 
 def tiny_policy(folder: Path) -> str:
@@ -167,6 +174,29 @@ def dump(log_dir: Path, step: int) -> list[dict[str, Any]]:
     path = log_dir / "nemo_rl" / f"train_data_step{step}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: _first(value) for key, value in row.items()} for row in rows]
+
+
+def trained(row: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of a dumped row: its context, which is not in the loss, and its answer, which is
+    to its end."""
+    length = row["input_lengths"]
+    ids, mask = row["token_ids"][:length], row["token_loss_mask"][:length]
+    start = mask.index(1)
+    assert mask == [0] * start + [1] * (length - start)
+    return tuple(ids[:start]), tuple(ids[start:])
+
+
+def as_nemo_rl_takes_it(config: Config, folder: Path, num_validation: int = 500) -> Any:
+    """NeMo-RL's own typed config, with paths of problems that nobody has written."""
+    from igrpo_nemo.nemo.master_config import master_config
+
+    validation_path = folder / "validation.jsonl" if num_validation else None
+    return master_config(
+        config,
+        train_path=folder / "train.jsonl",
+        validation_path=validation_path,
+        num_validation=num_validation,
+    )
 
 
 def _first(value: Any) -> Any:

@@ -10,15 +10,13 @@ import nemo_runs
 import psutil
 import pytest
 import ray
+from nemo_runs import ASYNC, ENGINES, SYNC
 
 from igrpo_nemo.nemo import launch
 from igrpo_nemo.nemo.cpu import generation
 from igrpo_nemo.nemo.environment import EnvironmentClient
 from igrpo_nemo.nemo.failure import LostProcessError, RolloutError
 
-SYNC = "policy.generation.vllm_cfg.async_engine=false"
-ASYNC = "policy.generation.vllm_cfg.async_engine=true"
-ENGINES = pytest.mark.parametrize("engine", [SYNC, ASYNC], ids=["sync", "async"])
 SHORT = ["grpo.max_num_steps=3", "grpo.num_prompts_per_step=4"]
 
 

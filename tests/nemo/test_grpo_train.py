@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import nemo_runs
 import pytest
-
-SYNC = "policy.generation.vllm_cfg.async_engine=false"
-ASYNC = "policy.generation.vllm_cfg.async_engine=true"
+from nemo_runs import ASYNC, SYNC
 
 CASES = [
     pytest.param(4, 4, "grpo", SYNC, id="4-4-grpo-sync"),
@@ -52,11 +50,7 @@ def test_exactly_the_refinements_are_trained_under_their_q_prime(
         assert any(advantage != 0 for row in rows for advantage in row["advantages"])
         groups: dict[tuple[int, ...], int] = {}
         for row in rows:
-            length = row["input_lengths"]
-            ids, mask = row["token_ids"][:length], row["token_loss_mask"][:length]
-            start = mask.index(1)
-            assert mask == [0] * start + [1] * (length - start)
-            context, completion = tuple(ids[:start]), tuple(ids[start:])
+            context, completion = nemo_runs.trained(row)
             assert (context, completion) in known
             groups[context] = groups.get(context, 0) + 1
         assert set(groups.values()) == {refinements} or objective != "grpo"

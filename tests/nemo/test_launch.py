@@ -12,7 +12,6 @@ import pytest
 from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.nemo.master_config import master_config
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
 TRAINED_DRAFTS = "igrpo.train_stages=[draft,refine]"
@@ -29,12 +28,7 @@ def test_the_cluster_preset_is_what_nemo_rl_takes(tmp_path):
     """Every value of `engine=nemo_rl` survives NeMo-RL's own schema, and its schedule is set."""
     config = with_problems(load_config(CLUSTER), 7_500)
     check_launch(config)
-    master = master_config(
-        config,
-        train_path=tmp_path / "train.jsonl",
-        validation_path=tmp_path / "validation.jsonl",
-        num_validation=500,
-    )
+    master = nemo_runs.as_nemo_rl_takes_it(config, tmp_path)
     assert master.grpo["num_generations_per_prompt"] == 4
     assert (master.grpo["max_val_samples"], master.grpo["val_batch_size"]) == (256, 256)
     assert master.policy["generation"]["vllm_cfg"]["async_engine"] is True
@@ -53,8 +47,7 @@ def test_the_cluster_preset_is_what_nemo_rl_takes(tmp_path):
 def test_every_objective_reaches_nemo_rl(tmp_path, objective):
     config = with_problems(load_config([*CLUSTER, f"objective={objective}"]), 7_500)
     check_launch(config)
-    path = tmp_path / "p.jsonl"
-    master = master_config(config, train_path=path, validation_path=None, num_validation=0)
+    master = nemo_runs.as_nemo_rl_takes_it(config, tmp_path, num_validation=0)
     assert master.loss_fn.sequence_level_importance_ratios is (objective == "gspo")
     assert master.grpo["use_dynamic_sampling"] is (objective == "dapo")
     assert master.grpo["normalize_rewards"] is (objective != "dr_grpo")
@@ -129,12 +122,11 @@ def test_megatron_needs_the_architectures(tmp_path, monkeypatch):
         train(load_config([*CLUSTER, f"logger.log_dir={tmp_path}"]))
 
 
-@pytest.mark.parametrize("engine", ["false", "true"], ids=["sync", "async"])
+@nemo_runs.ENGINES
 def test_feedback_none_equals_plain_nemo_rl(ray_cluster, policy_folder, tmp_path, engine):
     """The same weights to the last bit as `setup` and `grpo_train` without anything of ours but
     environment and data; exact entropy is on in our run and off in the plain one."""
-    changes = ["feedback=none", "igrpo.budget=4", "grpo.max_num_steps=3"]
-    changes.append(f"policy.generation.vllm_cfg.async_engine={engine}")
+    changes = ["feedback=none", "igrpo.budget=4", "grpo.max_num_steps=3", engine]
     config = nemo_runs.tiny_config(policy_folder, tmp_path / "ours", *changes)
     [ours] = nemo_runs.train(config).policies
     theirs = _plain_nemo_rl(nemo_runs.tiny_config(policy_folder, tmp_path / "plain", *changes))

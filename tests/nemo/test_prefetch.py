@@ -13,9 +13,6 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from igrpo_nemo.nemo.prefetch import BATCH_NUMBER, LookaheadLoader, PrefetchedDrafts, Prefetcher
 from igrpo_nemo.nemo.seam import StepClock
 
-SYNC = "policy.generation.vllm_cfg.async_engine=false"
-ASYNC = "policy.generation.vllm_cfg.async_engine=true"
-
 
 def _collate(rows):
     return BatchedDataDict({"message_log": [[] for _ in rows], "number": list(rows)})
@@ -120,7 +117,7 @@ def _stages_versions(seen, made, stage):
     return found
 
 
-@pytest.mark.parametrize("engine", [SYNC, ASYNC], ids=["sync", "async"])
+@nemo_runs.ENGINES
 def test_drafts_are_one_update_behind_and_refinements_never(
     ray_cluster, policy_folder, tmp_path, monkeypatch, engine
 ):

@@ -14,15 +14,18 @@ from unittest import mock
 
 import pytest
 import ray
+from nemo_runs import as_nemo_rl_takes_it
+from test_experiment_schema import WITHOUT_ANNOTATION
 
 from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.config.launch_checks import check_launch
-from igrpo_nemo.nemo.master_config import master_config
+from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
 from igrpo_nemo.run.problems import expected_problems
 
 GROUPS = config_groups([builtin_config_dir()])
-DTENSOR = [name for name in GROUPS["model"] if name.endswith("_dtensor")]
+MODELS = [name for name in GROUPS["model"] if name not in ("demo", "hf")]
+CLUSTERS = [name for name in GROUPS["cluster"] if name != "laptop"]
 V1 = ("policy.dtensor_cfg._v2=false", "checkpointing.model_save_format=null")
 CASES = {
     **{name: (f"experiment={name}",) for name in GROUPS["experiment"] if "demo" not in name},
@@ -32,7 +35,11 @@ CASES = {
             f"cluster={'a100_5x8' if '14b' in name else 'a100_2x8'}",
             f"model={name}",
         )
-        for name in DTENSOR
+        for name in MODELS
+    },
+    **{
+        name: ("engine=nemo_rl", f"cluster={name}", "model=openmath_nemotron_7b")
+        for name in CLUSTERS
     },
     "dtensor_v1": (
         "experiment=table1_openmath_nemotron_7b_igrpo",
@@ -42,6 +49,10 @@ CASES = {
     "one_gpu": ("engine=nemo_rl", "policy.model_name=/models/small"),
     "one_gpu_dtensor": ("engine=nemo_rl", "model=openmath_nemotron_7b_dtensor"),
 }
+
+
+MEGATRONS = {"policy.megatron_cfg.scheduler.override_opt_param_scheduler"}
+"""Keys of Megatron's own scheduler config, which is made from NeMo-RL's section as a whole."""
 
 
 @cache
@@ -130,12 +141,7 @@ def made(case, folder, monkeypatch):
     config = config.replaced("logger", tensorboard_enabled=False)
     config = config.replaced("checkpointing", checkpoint_dir=str(folder / "checkpoints"))
     config = config.replaced("data", num_workers=0)
-    master = master_config(
-        config,
-        train_path=folder / "train.jsonl",
-        validation_path=folder / "validation.jsonl",
-        num_validation=500,
-    )
+    master = as_nemo_rl_takes_it(config, folder)
     master.policy["generation"] = configure_generation_config(
         master.policy["generation"],
         Tokenizer(),  # type: ignore[arg-type]
@@ -148,6 +154,28 @@ def made(case, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_config_is_what_nemo_rl_takes(case, tmp_path):
+    """No key that it would let through unread; rows, schedule and backend are what they say."""
+    config = composed(case)
+    master = as_nemo_rl_takes_it(config, tmp_path)
+    given = {k: v for k, v in master.model_dump().items() if k not in ("igrpo", "env")}
+    extra = set(keys_beyond(given, nemo_schema().annotated | nemo_schema().open, own_sections=()))
+    assert extra <= set(WITHOUT_ANNOTATION) | MEGATRONS
+    rows = master.grpo["num_prompts_per_step"] * master.grpo["num_generations_per_prompt"]
+    assert rows == config.igrpo.updates_per_rollout * master.policy["train_global_batch_size"]
+    megatron = master.policy["megatron_cfg"]
+    assert megatron["enabled"] is not master.policy["dtensor_cfg"]["enabled"]
+    assert megatron["enabled"] is not ("dtensor" in case)
+    if case in CLUSTERS:
+        assert master.cluster["gpus_per_node"] == 8
+    if megatron["enabled"]:
+        scheduler = megatron["scheduler"]
+        assert scheduler["override_opt_param_scheduler"] is True
+        assert 0 < scheduler["lr_warmup_init"] < megatron["optimizer"]["lr"]
+        assert 0 < scheduler["lr_warmup_iters"] < scheduler["lr_decay_iters"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in CLUSTERS])
 def test_nemo_rl_sets_up_and_saves(case, tmp_path, monkeypatch):
     with without_machines():
         parts = made(case, tmp_path, monkeypatch)

@@ -150,19 +150,18 @@ def test_a_template_may_have_opened_the_thinking_part():
     assert [metrics["val/format"] for _, _, metrics in records] == [0.5, 0.0]
 
 
-def test_the_gap_between_q_and_q_prime_is_logged():
-    log, records = _log(conditioned=lambda: [True, False, False, False])
+def test_what_the_run_is_asked_for_is_logged_where_it_is_known():
+    """The gap between q and q', and the peak memory of the training workers."""
+    log, records = _log(conditioned=lambda: [True, False, False, False], peak_memory=lambda: 5e10)
     _validated(log, ["4"])
-    [(_, _, metrics)] = records
-    assert metrics["val/draft_conditioned_accuracy"] == 0.25
-    assert metrics["val/transfer_gap"] == -0.75
-
-
-@pytest.mark.parametrize(("peak", "logged"), [(5e10, 50.0), (None, None)])
-def test_peak_memory_is_the_training_workers(peak, logged):
-    log, records = _log(peak_memory=lambda: peak)
     _step(log, 1, [{"igrpo/completions": 8.0}])
-    assert records[0][2].get("perf/peak_memory_gb") == logged
+    (_, _, validated), (_, _, trained) = records
+    assert validated["val/draft_conditioned_accuracy"] == 0.25
+    assert validated["val/transfer_gap"] == -0.75
+    assert trained["perf/peak_memory_gb"] == 50.0
+    log, records = _log()
+    _step(log, 1, [{"igrpo/completions": 8.0}])
+    assert "perf/peak_memory_gb" not in records[0][2]
 
 
 def test_the_fullest_worker_counts_and_silence_is_no_figure(monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nemo_runs
 import pytest
+from nemo_runs import ASYNC, SYNC
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo import launch, run_log
@@ -21,11 +22,9 @@ from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.run import core
 from igrpo_nemo.types import Problem
 
-ASYNC_ENGINE = "policy.generation.vllm_cfg.async_engine=true"
-SYNC_ENGINE = "policy.generation.vllm_cfg.async_engine=false"
-DATA_PLANE = [ASYNC_ENGINE, "data_plane={enabled: true}"]
+DATA_PLANE = [ASYNC, "data_plane={enabled: true}"]
 ASYNCHRONOUS = [
-    ASYNC_ENGINE,
+    ASYNC,
     "grpo.async_grpo={enabled: true, max_trajectory_age_steps: 1}",
     "loss_fn.use_importance_sampling_correction=true",
     "policy.generation.colocated.enabled=false",
@@ -54,14 +53,10 @@ def _rows(config, step):
     tag = config.igrpo.prompt.draft_tag
     found = []
     for row in nemo_runs.dump(folder, step):
-        length = row["input_lengths"]
-        ids, mask = row["token_ids"][:length], row["token_loss_mask"][:length]
-        start = mask.index(1)
-        assert mask == [0] * start + [1] * (length - start)
-        context, answer = tuple(ids[:start]), tuple(ids[start:])
+        context, answer = nemo_runs.trained(row)
         [draft] = re.findall(rf"<{tag}>\n(.*)\n</{tag}>", tokenizer.decode(context), re.DOTALL)
         [problem] = [p for p in problems if builder.refinement(p, draft).token_ids == context]
-        ended = ids[-1] == tokenizer.eos_token_id
+        ended = answer[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(answer, skip_special_tokens=True)
         prompt = builder.refinement(problem, draft)
         [score] = scorer([ScoreRequest(problem, text, prompt.thinking_open, truncated=not ended)])
@@ -140,7 +135,7 @@ def _logprob_gap(row):
 @pytest.mark.parametrize("feedback", ["best_draft", "none"])
 def test_the_data_plane_trains_like_grpo_train(ray_cluster, policy_folder, tmp_path, feedback):
     """Three steps with the synchronous engine: the same metrics, and weights to the last bit."""
-    base = [SYNC_ENGINE, f"feedback={feedback}", "grpo.max_num_steps=3"]
+    base = [SYNC, f"feedback={feedback}", "grpo.max_num_steps=3"]
     base.append("igrpo.budget=4" if feedback == "none" else "igrpo.budget=null")
     weights, logs = [], []
     for name, options in {"plain": [], "queue": ["data_plane={enabled: true}"]}.items():

@@ -81,7 +81,6 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
         self,
         data: BatchedDataDict,
         loss_fn: LossFunction,
-        eval_mode: bool = False,
         *,
         gbs: int | None = None,
         mbs: int | None = None,
@@ -89,21 +88,20 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
     ) -> dict[str, Any]:
         """One optimizer step per global batch, in order; NeMo-RL's normalisation and metrics."""
         size = gbs or self.config["train_global_batch_size"]
+        updates = data.size // size
         losses: list[float] = []
         metrics: dict[str, list[Any]] = defaultdict(list)
         grad_norm = torch.zeros(())
-        starts = range(0, data.size - size + 1, size)
-        for start in starts:
-            batch = data.slice(start, start + size)
-            found, loss, grad_norm = self._update(batch, loss_fn, learn=not eval_mode)
+        for number in range(updates):
+            batch = data.slice(number * size, (number + 1) * size)
+            loss, found, grad_norm = self._update(batch, loss_fn)
             losses.append(loss)
             for micro_batch in found:
-                for name, value in _shares(micro_batch, len(starts)).items():
+                for name, value in _shares(micro_batch, updates).items():
                     metrics[name].append(value)
-        if not eval_mode:
-            # NeMo-RL's workers advance the schedule once per call, not per global batch.
-            self.scheduler.step()
-            self.generation.change_version(self.generation.version + 1)
+        # NeMo-RL's workers advance the schedule once per call, not per global batch.
+        self.scheduler.step()
+        self.generation.change_version(self.generation.version + 1)
         return {
             "loss": torch.tensor(losses),
             "grad_norm": grad_norm,
@@ -111,44 +109,34 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
         }
 
     def _update(
-        self,
-        batch: Any,
-        loss_fn: LossFunction,
-        *,
-        learn: bool,
-    ) -> tuple[list[dict[str, Any]], float, Tensor]:
-        """One optimizer step: the metrics of its micro-batches, its loss, its gradient norm."""
+        self, batch: Any, loss_fn: LossFunction
+    ) -> tuple[float, list[dict[str, Any]], Tensor]:
+        """One optimizer step: its loss, the metrics of its micro-batches, its gradient norm."""
         sequences = batch["sample_mask"].sum()
         tokens = (batch["token_mask"][:, 1:] * batch["sample_mask"][:, None]).sum()
+        of_all = {
+            "lr": self.scheduler.get_last_lr()[0],
+            "wd": self.optimizer.param_groups[0].get("weight_decay", 0.0),
+            "global_valid_seqs": float(sequences),
+            "global_valid_toks": float(tokens),
+        }
         self.optimizer.zero_grad(set_to_none=True)
         metrics, total = [], 0.0
-        for rows in self._micro_batches(batch):
-            part = batch.slice(rows.start, rows.stop)
-            with torch.set_grad_enabled(learn):
-                loss, found = loss_fn(
-                    data=part,
-                    global_valid_seqs=sequences,
-                    global_valid_toks=tokens,
-                    **self._loss_input(part, loss_fn),
-                )
-                if learn:
-                    loss.backward()
+        for part in self._micro_batches(batch):
+            given = self._loss_input(part, loss_fn)
+            loss, found = loss_fn(
+                data=part, global_valid_seqs=sequences, global_valid_toks=tokens, **given
+            )
+            loss.backward()
             total += float(loss.detach())
-            found |= {
-                "lr": self.scheduler.get_last_lr()[0],
-                "wd": self.optimizer.param_groups[0].get("weight_decay", 0.0),
-                "global_valid_seqs": float(sequences),
-                "global_valid_toks": float(tokens),
-            }
-            metrics.append(found)
+            metrics.append(found | of_all)
         limit = self.config.get("max_grad_norm")
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), float("inf") if limit is None else limit
         )
-        if learn:
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return metrics, total, grad_norm.detach().cpu()
+        return total, metrics, grad_norm.detach().cpu()
 
     def _loss_input(self, part: Any, loss_fn: LossFunction) -> dict[str, Tensor]:
         logits_RTV = self._logits(self.model, part["input_ids"], part["input_lengths"])
@@ -167,18 +155,17 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
             ).logits
         return (logits_RTV.float() / self.cfg["temperature"]).to(input_ids_RT.device)
 
-    def _micro_batches(self, data: Any) -> Iterator[range]:
+    def _micro_batches(self, data: Any) -> Iterator[Any]:
         width = data["input_ids"].shape[1]
         rows = max(1, self.config["sequence_packing"]["train_mb_tokens"] // width)
         for start in range(0, data.size, rows):
-            yield range(start, min(start + rows, data.size))
+            yield data.slice(start, min(start + rows, data.size))
 
     @torch.no_grad()
     def _logprobs(self, model: Any, data: Any) -> Tensor:
         """[R, T]: the log-prob of each token, 0 for the first."""
         parts = []
-        for rows in self._micro_batches(data):
-            part = data.slice(rows.start, rows.stop)
+        for part in self._micro_batches(data):
             logits_RTV = self._logits(model, part["input_ids"], part["input_lengths"])
             logprobs_RT = next_token_logprobs(logits_RTV, part["input_ids"])
             parts.append(torch.nn.functional.pad(logprobs_RT, (1, 0)))

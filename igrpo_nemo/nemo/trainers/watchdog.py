@@ -87,7 +87,7 @@ class Watchdog:
                 signal.pthread_kill(main, signal.SIGINT)
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
+    def __call__(self) -> Iterator[None]:
         """A SIGINT raises `KeyboardInterrupt` in the body where a failure is reported; without one
         it does what it did before."""
         before = signal.getsignal(signal.SIGINT)
@@ -99,24 +99,17 @@ class Watchdog:
                 before(number, frame)
 
         signal.signal(signal.SIGINT, interrupted)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
         threading.Thread(target=self._watch, name="igrpo-watchdog", daemon=True).start()
         try:
-            with self._interruptible():
-                try:
-                    yield
-                finally:
-                    with self._lock:
-                        self._over = True
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._over = True
         except KeyboardInterrupt:
             if self._failure is None:
                 raise
             raise self._failure from None
         finally:
+            signal.signal(signal.SIGINT, before)
             ray.kill(self._actor)
