@@ -19,28 +19,12 @@ from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT, write_problems
 from igrpo_nemo.nemo.environment import ENV_NAME
-from igrpo_nemo.nemo.trainers import check_trainer
+from igrpo_nemo.nemo.names import needed
+from igrpo_nemo.nemo.trainers import check_trainer, uses_data_plane
 from igrpo_nemo.run.core import prompt_builder
 from igrpo_nemo.run.folder import RunFolder, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.run.tokenizer import load_tokenizer
-
-LOGGER_DEFAULTS: dict[str, Any] = {
-    "swanlab_enabled": False,
-    "tensorboard": {},
-    "monitor_gpus": False,
-    "gpu_monitoring": {"collection_interval": 10, "flush_interval": 10},
-}
-DATA_PLANE_DEFAULTS: dict[str, Any] = {
-    "impl": "transfer_queue",
-    "backend": "simple",
-    "storage_capacity": 1_000_000,
-    "num_storage_units": 2,
-    "claim_meta_poll_interval_s": 0.5,
-    "global_segment_size": 2**39,
-    "local_buffer_size": 2**36,
-}
-"""Upstream's example config; the last two are for the backend `mooncake_cpu`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +86,10 @@ def master_config(
     values["env"] = {
         ENV_NAME: {"config": config.to_dict(), "tokenizer": values["policy"]["tokenizer"]}
     }
-    values["logger"] = {**LOGGER_DEFAULTS, **values["logger"]}
-    values["checkpointing"].setdefault("checkpoint_must_save_by", None)
     values["grpo"] |= _validation_sizes(config, num_validation)
-    if (values.get("data_plane") or {}).get("enabled"):
-        values["data_plane"] = {**DATA_PLANE_DEFAULTS, **values["data_plane"]}
-    values["grpo"].setdefault("max_rollout_turns", 1)
-    values["grpo"].setdefault("seq_logprob_error_threshold", None)
+    for section, defaults in needed()["defaults"].items():
+        if section != "data_plane" or uses_data_plane(config):
+            values[section] = defaults | values[section]
     scheduler = (values["policy"].get("megatron_cfg") or {}).get("scheduler")
     if scheduler is not None:
         # Else Megatron refuses a checkpoint whose schedule has another length: a longer run's.

@@ -54,8 +54,8 @@ def check_nemo_rl() -> None:
         raise UserError(f"this NeMo-RL differs from v0.7.0: {'; '.join(differences)}")
 
 
-def needed() -> dict[str, dict[str, dict[str, list[str]]]]:
-    """`names.yaml`: `names` and `attributes`, by module and name."""
+def needed() -> dict[str, dict[str, typing.Any]]:
+    """`names.yaml`: `names` and `attributes` by module and name, `defaults` by section and key."""
     path = Path(__file__).with_suffix(".yaml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 

@@ -26,6 +26,25 @@ from igrpo_nemo.types import Group, Problem, Prompt, Score, Stage
 RIGHT, WRONG = "<answer>3</answer>", "<answer>4</answer>"
 
 
+def _generated(inputs, answers):
+    """vLLM's answer in NeMo-RL's form: right-padded rows of prompt and answer."""
+    lengths = inputs["input_lengths"].tolist()
+    rows = [
+        ids[:length].tolist() + answer
+        for ids, length, answer in zip(inputs["input_ids"], lengths, answers, strict=True)
+    ]
+    output = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return BatchedDataDict(
+        {
+            "output_ids": output,
+            "generation_lengths": torch.tensor([len(answer) for answer in answers]),
+            "unpadded_sequence_lengths": torch.tensor([len(row) for row in rows]),
+            "logprobs": torch.full(output.shape, -0.5),
+            "truncated": torch.zeros(len(rows), dtype=torch.bool),
+        }
+    )
+
+
 class Generation:
     """Answers from a list, in order, whatever is asked; None stands for no token at all."""
 
@@ -39,28 +58,12 @@ class Generation:
         text = self.texts.pop(0)
         if isinstance(text, Exception):
             raise text
-        prompt = ids[:length].tolist()
-        self.prompts.append(tuple(prompt))
-        answer = [] if text is None else self.tokenizer(text, add_special_tokens=False).input_ids
-        return prompt, answer
+        self.prompts.append(tuple(ids[:length].tolist()))
+        return [] if text is None else self.tokenizer(text, add_special_tokens=False).input_ids
 
     def generate(self, inputs, greedy):
-        lengths = inputs["input_lengths"].tolist()
-        rows = [self._row(ids, n) for ids, n in zip(inputs["input_ids"], lengths, strict=True)]
-        width = max(len(prompt) + len(answer) for prompt, answer in rows)
-        output = torch.zeros((len(rows), width), dtype=torch.int64)
-        for row, (prompt, answer) in enumerate(rows):
-            output[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        totals = torch.tensor([len(prompt) + len(answer) for prompt, answer in rows])
-        return BatchedDataDict(
-            {
-                "output_ids": output,
-                "generation_lengths": totals - torch.tensor(lengths),
-                "unpadded_sequence_lengths": totals,
-                "logprobs": torch.full((len(rows), width), -0.5),
-                "truncated": torch.zeros(len(rows), dtype=torch.bool),
-            }
-        )
+        pairs = zip(inputs["input_ids"], inputs["input_lengths"].tolist(), strict=True)
+        return _generated(inputs, [self._row(ids, length) for ids, length in pairs])
 
     async def generate_async(self, inputs, greedy=False):
         yield 0, self.generate(inputs, greedy)
@@ -214,21 +217,12 @@ def test_a_group_goes_to_one_shard():
     assert router.enter(2) == 1
     assert router.enter(1) == 2
 
-    class RoundRobin:
-        current_generate_dp_shard_idx = 0
-        chosen: list[int] = []
-
-        async def generate_async(self, inputs, greedy=False):
-            self.chosen.append(self.current_generate_dp_shard_idx)
-            self.current_generate_dp_shard_idx = (self.current_generate_dp_shard_idx + 1) % 3
-            await asyncio.sleep(0)
-            yield 0, inputs
-
     async def ask(shards):
-        engine = RoundRobin()
+        engine = Shards()
 
         async def one(shard):
-            async for _ in ShardView(engine, shard).generate_async(None):
+            inputs = {"input_ids": torch.tensor([[1]]), "input_lengths": torch.tensor([1])}
+            async for _ in ShardView(engine, shard).generate_async(inputs):
                 pass
 
         await asyncio.gather(*(one(shard) for shard in shards))
@@ -238,7 +232,7 @@ def test_a_group_goes_to_one_shard():
 
 
 class Shards:
-    """vLLM's asynchronous interface: eight shards, a token an answer."""
+    """vLLM's asynchronous interface: eight shards in turn, a token an answer."""
 
     cfg = {"backend": "vllm", "vllm_cfg": {"async_engine": True}}
     worker_group = SimpleNamespace(dp_size=8)
@@ -249,21 +243,9 @@ class Shards:
 
     async def generate_async(self, data, greedy=False):
         self.chosen.append(self.current_generate_dp_shard_idx)
-        prompt = data["input_ids"]
+        self.current_generate_dp_shard_idx = (self.current_generate_dp_shard_idx + 1) % 8
         await asyncio.sleep(0.2)
-        total = prompt.shape[1] + 1
-        yield (
-            0,
-            BatchedDataDict(
-                {
-                    "output_ids": torch.cat([prompt, torch.tensor([[40]])], dim=1),
-                    "generation_lengths": torch.tensor([1]),
-                    "unpadded_sequence_lengths": torch.tensor([total]),
-                    "logprobs": torch.zeros((1, total)),
-                    "truncated": torch.tensor([False]),
-                }
-            ),
-        )
+        yield 0, _generated(data, [[40]])
 
 
 @pytest.fixture
