@@ -4,4 +4,5 @@
                                                      └────────> environment (Ray actor)
 
 `stages` is plain data and knows neither NeMo-RL nor Ray; the other modules are adapters around it.
+`trainers/` has NeMo-RL's other two trainers, `cpu/` the double for laptops and tests.
 """
