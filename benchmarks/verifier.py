@@ -24,7 +24,7 @@ from typing import Any
 
 from igrpo_nemo.data.catalog import local_folder
 from igrpo_nemo.rewards import ScoreRequest
-from igrpo_nemo.rewards.accuracy import warm_up
+from igrpo_nemo.rewards.accuracy import WARM_UP
 from igrpo_nemo.rewards.pool import VerifierPool
 from igrpo_nemo.types import Problem
 
@@ -58,8 +58,8 @@ def read_items(path: Path) -> list[Item]:
 
 
 def warm_plain(_: int = 0) -> int:
-    warm_up()
-    plain_verdict(Item("\\frac{1}{2}", "so $\\boxed{\\sqrt{2}}$", False))
+    for gold, answer in WARM_UP:
+        plain_verdict(Item(gold, f"so $\\boxed{{{answer}}}$", False))
     time.sleep(0.2)  # So that every worker of the plain pool takes one of these.
     return os.getpid()
 

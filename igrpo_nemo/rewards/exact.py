@@ -2,7 +2,8 @@ r"""Whether two formulas are equal: exactly where both are exact, relatively whe
 
 Numbers are compared as rationals or by 25 and then 400 digits; formulas in variables by their
 values at unrelated points, positive ones and ones of both signs, where an identity that holds by
-accident has no chance. No simplification: it takes ten times as long to fail.
+accident has no chance. No simplification: it takes ten times as long to fail. Powers and factorials
+that would be huge are left as they stand.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from sympy.core.evalf import PrecisionExhausted
 _PRIMES = (17, 23, 31, 41, 53, 61, 71, 83, 97, 103, 113, 127)
 _STEPS = (sympy.floor, sympy.ceiling)
 _SHORT, _LONG = 25, 400
+
+
+# Results with more bits stay powers, so that nothing written in a line fills the memory.
+_MAX_BITS = 1 << 21
 
 
 def same_formula(a: Any, b: Any, tolerance: Any = None) -> bool:
@@ -120,3 +125,28 @@ def _value(expr: Any, digits: int) -> Any:
         return expr.evalf(digits, maxn=4 * digits, strict=True)
     except PrecisionExhausted:
         return Integer(0)
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """`base ** exponent`, left as it stands where the result would be huge."""
+    if base.is_Rational and exponent.is_Rational:
+        bits = max(abs(base.p), base.q).bit_length() * abs(exponent.p)
+        if bits > _MAX_BITS:
+            if abs(base) in (0, 1) and exponent.is_Integer:
+                return base**exponent
+            return sympy.Pow(base, exponent, evaluate=False)
+    elif base.is_number and exponent.is_Integer and abs(exponent) > 100_000:
+        return sympy.Pow(base, exponent, evaluate=False)
+    return base**exponent
+
+
+def factorial(value: Any) -> Any:
+    if value.is_Integer and value > 20_000:
+        return sympy.factorial(value, evaluate=False)
+    return sympy.factorial(value)
+
+
+def binomial(n: Any, k: Any) -> Any:
+    if n.is_Integer and abs(n) > 100_000:
+        return sympy.binomial(n, k, evaluate=False)
+    return sympy.binomial(n, k)
