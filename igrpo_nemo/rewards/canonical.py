@@ -34,6 +34,7 @@ def canonical(text: str) -> str:
     return unwrapped(spelled(_dollars(text)))
 
 
+@lru_cache(maxsize=32_768)
 def plain(text: str) -> str:
     """A spelled text as it is compared: no case in words, no white space in formulas."""
     words = re.findall(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", text)

@@ -114,10 +114,12 @@ def same_number(gold: Literal, answer: Literal) -> bool | None:
     """Whether two literals are equal; None where only the full comparison can tell."""
     if gold.letter or answer.letter:
         return gold.letter == answer.letter
-    factors = scales(gold.unit, answer.unit)
-    if factors is None:
-        return False
-    a, b = gold.value * factors[0], answer.value * factors[1]
+    a, b = gold.value, answer.value
+    if gold.unit is not None and answer.unit is not None:
+        factors = scales(gold.unit, answer.unit)
+        if factors is None:
+            return False
+        a, b = a * factors[0], b * factors[1]
     if a == b and gold.percent == answer.percent:
         return True
     if gold.percent != answer.percent:
