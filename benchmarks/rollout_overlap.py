@@ -178,7 +178,7 @@ def driver_ms_per_completion(count: int, tokens: int = MAX_TOKENS) -> float | No
         from nemo_rl.distributed.batched_data_dict import BatchedDataDict
     except ImportError:
         return None
-    from igrpo_nemo.nemo.batches import TrainedRows, trained_batch
+    from igrpo_nemo.nemo.batches import equally_many, trained_batch
     from igrpo_nemo.nemo.engines import AsyncEngine
     from igrpo_nemo.nemo.rollout import step_metrics
     from igrpo_nemo.run.tokenizer import build_small_tokenizer
@@ -197,7 +197,7 @@ def driver_ms_per_completion(count: int, tokens: int = MAX_TOKENS) -> float | No
     )
     started = time.process_time()
     rollouts, _ = asyncio.run(at_own_pace(items, on))
-    trained = [TrainedRows.of(rollout, feedback) for rollout in rollouts]
+    trained = [(rollout, equally_many(rollout, feedback)) for rollout in rollouts]
     trained_batch(batch, trained, {"accuracy": 1.0})
     step_metrics(trained)
     return 1_000 * (time.process_time() - started) / (count * (DRAFTS + REFINEMENTS))

@@ -95,8 +95,6 @@ def _method(config: Config) -> Iterator[str]:
             f"grpo.max_rollout_turns={grpo.max_rollout_turns}: each stage is one turn; set "
             "grpo.max_rollout_turns=1"
         )
-    if igrpo.feedback in ("critique", "self_verification"):
-        yield f"igrpo.feedback={igrpo.feedback} is for engine local yet: set igrpo.engine=local"
     if (config.on_policy_distillation or {}).get("enabled"):
         yield (
             "on_policy_distillation.enabled=true: iGRPO's rows have no teachers' log-probs; set "

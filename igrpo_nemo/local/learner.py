@@ -36,7 +36,7 @@ from igrpo_nemo.types import TrainingRow
 
 
 def surrogate_config(config: Config) -> SurrogateConfig:
-    """`loss_fn`, and Dr. GRPO's divisor, which NeMo-RL lacks."""
+    """`loss_fn`, and what NeMo-RL lacks: Dr. GRPO's divisor and the shaped term's gamma."""
     values = {**config.loss_fn.model_dump(), **config.igrpo.model_dump()}
     # A key that nobody set is left out of a dump: then the default stands.
     names = [field.name for field in fields(SurrogateConfig) if field.name in values]
@@ -169,18 +169,18 @@ class Learner:
     ) -> dict[str, float]:
         """One optimizer step on the rows at `indices`."""
         minibatch = [rows[i] for i in indices]
-        normalizer = Normalizer.from_lengths([len(row.completion.token_ids) for row in minibatch])
+        lengths = [len(row.completion.token_ids) for row in minibatch]
+        normalizer = Normalizer.from_lengths(lengths, _weights(minibatch))
         self.optimizer.zero_grad(set_to_none=True)
         parts, sampled, exact = [], 0.0, 0.0
         for local in self._micro_batches(minibatch):
             if may_stop:
                 self.between_micro_batches()
             picked = [indices[i] for i in local]
-            batch = self._forward(
-                self.model,
-                [rows[i] for i in picked],
-                with_entropy=self.config.igrpo.entropy.exact,
-            )
+            chosen = [rows[i] for i in picked]
+            batch = self._forward(self.model, chosen, with_entropy=self.config.igrpo.entropy.exact)
+            weights, shaped = _weights(chosen), [row.shaped for row in chosen]
+            weights_R = None if weights is None else batch.logprobs_RT.new_tensor(weights)
             inputs = SurrogateInputs(
                 logprobs_RT=batch.logprobs_RT,
                 old_logprobs_RT=_padded(old, picked, batch.logprobs_RT),
@@ -189,13 +189,15 @@ class Learner:
                 ),
                 advantages_R=advantages_R[picked],
                 lengths_R=batch.lengths_R,
+                weights_R=weights_R,
+                shaped_R=torch.tensor(shaped) if any(shaped) else None,
             )
             loss, metrics = clipped_surrogate(inputs, self.surrogate, normalizer)
             loss.backward()
             parts.append(metrics)
-            sampled -= float(batch.logprobs_RT.detach().sum())
+            sampled -= _weighted_sum(batch.logprobs_RT.detach(), weights_R)
             if batch.entropy_RT is not None:
-                exact += float(batch.entropy_RT.sum())
+                exact += _weighted_sum(batch.entropy_RT, weights_R)
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.policy.max_grad_norm or float("inf")
         )
@@ -233,6 +235,18 @@ def _check_finite(metrics: Mapping[str, float]) -> None:
     for key, name in named.items():
         if not math.isfinite(metrics[key]):
             raise NonFiniteError(f"the {name} is {metrics[key]}")
+
+
+def _weights(rows: Sequence[TrainingRow]) -> list[float] | None:
+    """The rows' shares of the loss; None where all are 1."""
+    weights = [row.weight for row in rows]
+    return None if all(weight == 1 for weight in weights) else weights
+
+
+def _weighted_sum(values_RT: torch.Tensor, weights_R: torch.Tensor | None) -> float:
+    if weights_R is not None:
+        values_RT = values_RT * weights_R[:, None]
+    return float(values_RT.sum())
 
 
 def _padded(

@@ -10,7 +10,7 @@ message without `generation_logprobs` (so nothing of it is trained) and the comp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.feedback.protocol import group_name, rows_of_group
 from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.loss import SHAPED
 from igrpo_nemo.nemo.prefetch import BATCH_NUMBER
 from igrpo_nemo.nemo.stages import Item
 from igrpo_nemo.types import (
@@ -95,50 +96,51 @@ def items_of(batch: BatchedDataDict, rows_per_problem: int) -> list[Item]:
     return items
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedRows:
-    """The rows of one problem that go into the loss, and their weight there."""
-
-    rollout: Rollout
-    rows: Sequence[TrainingRow]
-    weight: float = 1.0
-
-    @classmethod
-    def of(cls, rollout: Rollout, feedback: Feedback) -> TrainedRows:
-        """What `feedback` trains. NeMo-RL wants equally many rows of every problem, so a problem
-        without rows (skipped, or cut by NeMo-RL) gets copies of its first draft at weight 0:
-        equal rewards, hence no advantage either."""
-        rows = feedback.training_rows(rollout) if rollout.selection is not None else []
-        if rows:
-            return cls(rollout, rows)
-        name = group_name(rollout.problem.id, Stage.DRAFT)
-        first = rows_of_group(rollout.drafts, name)[0]
-        return cls(rollout, [first] * feedback.num_trained, weight=0.0)
+def equally_many(rollout: Rollout, feedback: Feedback) -> list[TrainingRow]:
+    """`num_trained` rows of a problem, as NeMo-RL wants of every one: what `feedback` trains, and
+    where that is less (a problem skipped, cut by NeMo-RL, or without a part of its Stage 2) rows of
+    weight 0. Their context is not used by others, so that no group's baseline or spread moves;
+    their reward is the mean of the problem's, so that NeMo-RL's mean reward does not move either.
+    """
+    rows = feedback.training_rows(rollout) if rollout.selection is not None else []
+    missing = feedback.num_trained - len(rows)
+    if not missing:
+        return rows
+    name = group_name(rollout.problem.id, Stage.DRAFT)
+    [first, *_] = rows_of_group(rollout.drafts, name)
+    if not rows:
+        return [replace(first, weight=0.0)] * missing
+    mean = sum(row.reward for row in rows) / len(rows)
+    alone = replace(first, context_ids=first.context_ids[:1], reward=mean, weight=0.0)
+    return [*rows, *[alone] * missing]
 
 
 def trained_batch(
-    batch: BatchedDataDict, problems: Sequence[TrainedRows], weights: Mapping[str, float]
+    batch: BatchedDataDict,
+    problems: Sequence[tuple[Rollout, Sequence[TrainingRow]]],
+    weights: Mapping[str, float],
 ) -> BatchedDataDict:
     """The batch that NeMo-RL trains on: a training row in the place of each of its rows.
 
-    With several reward components (`weights` by name) their weighted values are added as NeMo-RL's
-    `reward1`, `reward2`, ... Raises `RolloutError` where a row is missing.
+    A row's weight is its `loss_multiplier`, whose sum NeMo-RL divides the loss by. With several
+    reward components (`weights` by name) their weighted values are added as NeMo-RL's `reward1`,
+    `reward2`, ... Raises `RolloutError` where a row is missing.
     """
-    flat = [(row, each) for each in problems for row in each.rows]
+    flat = [(row, rollout) for rollout, rows in problems for row in rows]
     size = len(batch["message_log"])
     if len(flat) != size:
         raise RolloutError(f"{len(flat)} training rows in the place of {size}")
-    shares = torch.tensor([each.weight for _, each in flat])
+    shares = torch.tensor([row.weight for row, _ in flat])
     trained: BatchedDataDict = BatchedDataDict(
         {key: value for key, value in batch.items() if key != BATCH_NUMBER}
     )
-    trained["message_log"] = [_message_log(row, each.rollout) for row, each in flat]
+    trained["message_log"] = [_message_log(row, rollout) for row, rollout in flat]
     trained["length"] = torch.tensor([len(row.context_ids) for row, _ in flat])
     trained["total_reward"] = torch.tensor([row.reward for row, _ in flat], dtype=torch.float32)
     trained["truncated"] = torch.tensor([row.completion.truncated for row, _ in flat])
     trained["loss_multiplier"] = batch["loss_multiplier"] * shares
     if len(weights) > 1:
-        scores = [_score(row, each.rollout) for row, each in flat]
+        scores = [_score(row, rollout) for row, rollout in flat]
         for number, (name, weight) in enumerate(weights.items(), start=1):
             values = [weight * score.components.get(name, 0.0) for score in scores]
             trained[f"reward{number}"] = torch.tensor(values, dtype=torch.float32)
@@ -155,7 +157,10 @@ def _score(row: TrainingRow, rollout: Rollout) -> Score:
 
 def _message_log(row: TrainingRow, rollout: Rollout) -> list[dict[str, Any]]:
     assert isinstance(row.completion, MessageCompletion)
-    groups = (rollout.drafts, *rollout.refinements)
-    [prompt] = {g.prompt for g in groups if g.prompt.token_ids == row.context_ids}
+    prompts = (group.prompt for group in (rollout.drafts, *rollout.refinements))
+    same = (prompt for prompt in prompts if prompt.token_ids == row.context_ids)
     # A copy, because NeMo-RL writes loss masks into the message and rows may share a completion.
-    return [user_message(prompt), dict(row.completion.message)]
+    message = dict(row.completion.message)
+    if row.shaped:
+        message["generation_logprobs"] = torch.full_like(message["generation_logprobs"], SHAPED)
+    return [user_message(next(same, Prompt("", row.context_ids))), message]

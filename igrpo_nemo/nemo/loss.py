@@ -1,4 +1,4 @@
-"""NeMo-RL's clipped loss, with exact entropy and Dr. GRPO's divisor as options.
+"""NeMo-RL's clipped loss; exact entropy, Dr. GRPO's divisor and shaped rows are its options.
 
     logits ─ next-token log-probs ─> ClippedPGLossFn  (value and gradient are NeMo-RL's)
            └ exact_entropy (Eq. 7) ─> metric `exact_entropy`, without gradient
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from nemo_rl.algorithms.loss import ClippedPGLossFn
 from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
+from nemo_rl.algorithms.utils import masked_mean
 from nemo_rl.distributed.model_utils import (
     ChunkedDistributedEntropy,
     get_next_token_logprobs_from_logits,
@@ -25,6 +26,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from igrpo_nemo.objectives.entropy import token_entropy
+from igrpo_nemo.objectives.surrogate import shaped_probability
+
+SHAPED = 1.0
+"""Marks the tokens of shaped rows: it stands in the place of the log-probs that they were sampled
+with, and no log-prob is positive. Of a row's message NeMo-RL's loss sees nothing else per token,
+and what the tokens were sampled with, under another context, is of no use to it."""
 
 ENTROPY_CHUNK = 1024
 """Positions whose distribution is held in fp32 at a time."""
@@ -53,12 +60,15 @@ class Shards:
 
 
 class IGRPOLoss(ClippedPGLossFn):
-    """`ClippedPGLossFn` with `exact_entropy` and a `constant_length_divisor` (Dr. GRPO).
+    """`ClippedPGLossFn` with `exact_entropy`, `constant_length_divisor` and `shaping_gamma`.
 
-    The divisor replaces the rows' own lengths: sum over tokens / (rows x divisor)
-    (arXiv 2503.20783). `chunk_size` is `policy.logprob_chunk_size`, which a loss of logits is not
-    told otherwise. Filtered sampling (top-k, top-p) is not for exact entropy: NeMo-RL then trains
-    on filtered log-probs.
+    The divisor replaces the rows' own lengths (Dr. GRPO): sum over tokens / (rows x divisor)
+    (arXiv 2503.20783). With gamma, tokens marked `SHAPED` have the objective p / (p + gamma) A
+    (arXiv 2506.03106), without a ratio or a clip, averaged as the others are.
+
+    `chunk_size` is `policy.logprob_chunk_size`, which a loss of logits is not told otherwise.
+    Filtered sampling (top-k, top-p) is not for exact entropy: NeMo-RL then trains on filtered
+    log-probs.
     """
 
     def __init__(
@@ -67,11 +77,13 @@ class IGRPOLoss(ClippedPGLossFn):
         *,
         exact_entropy: bool = False,
         constant_length_divisor: int | None = None,
+        shaping_gamma: float | None = None,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(cfg)
         self.exact_entropy = exact_entropy
         self.constant_length_divisor = constant_length_divisor
+        self.shaping_gamma = shaping_gamma
         self.chunk_size = chunk_size
         if exact_entropy:
             self.input_type = LossInputType.LOGIT
@@ -101,14 +113,35 @@ class IGRPOLoss(ClippedPGLossFn):
     def _loss(
         self, logprobs: Tensor, data: Any, sequences: Tensor, tokens: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
-        if self.constant_length_divisor is None:
-            return super().__call__(logprobs, data, sequences, tokens)
-        divisor = sequences * self.constant_length_divisor
-        loss, metrics = super().__call__(logprobs, data, sequences, divisor)
-        for name in PER_TOKEN_METRICS:
-            if name in metrics:
-                metrics[name] *= float(divisor) / max(float(tokens), 1.0)
+        divisor = tokens
+        if self.constant_length_divisor is not None:
+            divisor = sequences * self.constant_length_divisor
+        if self.shaping_gamma is None:
+            loss, metrics = super().__call__(logprobs, data, sequences, divisor)
+        else:
+            plain = _without_shaped(data, logprobs)
+            loss, metrics = super().__call__(logprobs, plain, sequences, divisor)
+            loss = loss + self._shaped_loss(logprobs, data, sequences, divisor)
+            metrics["loss"] = loss.item()
+        if self.constant_length_divisor is not None:
+            for name in PER_TOKEN_METRICS:
+                if name in metrics:
+                    metrics[name] *= float(divisor) / max(float(tokens), 1.0)
         return loss, metrics
+
+    def _shaped_loss(
+        self, logprobs_RT: Tensor, data: Any, sequences: Tensor, divisor: Tensor
+    ) -> Tensor:
+        """Of the shaped tokens, reduced as `ClippedPGLossFn` reduces its own."""
+        shaped_RT = data["generation_logprobs"][:, 1:] == SHAPED
+        loss_RT = -shaped_probability(logprobs_RT, self.shaping_gamma) * data["advantages"][:, 1:]
+        loss_RT = torch.where(shaped_RT, loss_RT, 0.0)
+        token_mask_RT, rows_R = data["token_mask"][:, 1:], data["sample_mask"]
+        if self.loss_type is LossType.TOKEN_LEVEL:
+            mask_RT = token_mask_RT * rows_R[:, None]
+            return masked_mean(loss_RT, mask_RT, global_normalization_factor=divisor)
+        means_R = masked_mean(loss_RT, token_mask_RT, dim=-1)
+        return masked_mean(means_R, rows_R, global_normalization_factor=sequences)
 
     def _logprobs(self, logits: Tensor, data: Any, shards: Shards) -> Tensor:
         if shards.vocab_group is None and not isinstance(logits, DTensor):
@@ -122,6 +155,18 @@ class IGRPOLoss(ClippedPGLossFn):
             context_parallel_group=shards.context_group,
             chunk_size=self.chunk_size,
         )
+
+
+def _without_shaped(data: Any, logprobs_RT: Tensor) -> Any:
+    """The batch in which shaped tokens have no advantage, and ratios of 1 in every metric."""
+    shaped_RT = data["generation_logprobs"] == SHAPED
+    now_RT = torch.nn.functional.pad(logprobs_RT.detach(), (1, 0))
+    replaced = {
+        "generation_logprobs": torch.where(shaped_RT, now_RT, data["generation_logprobs"]),
+        "prev_logprobs": torch.where(shaped_RT, now_RT, data["prev_logprobs"]),
+        "advantages": torch.where(shaped_RT, 0.0, data["advantages"]),
+    }
+    return type(data)({**data, **replaced})
 
 
 def next_token_logprobs(logits_RTV: Tensor, input_ids_RT: Tensor) -> Tensor:
@@ -174,11 +219,13 @@ def build_loss(loss_cfg: Any, config: Any, policy: dict[str, Any]) -> ClippedPGL
     """The loss of a project config; NeMo-RL's own class where nothing is added to it."""
     exact = config.igrpo.entropy.exact
     divisor = config.igrpo.constant_length_divisor
-    if not exact and divisor is None:
+    gamma = config.igrpo.shaping_gamma
+    if not exact and divisor is None and gamma is None:
         return ClippedPGLossFn(loss_cfg)
     return IGRPOLoss(
         loss_cfg,
         exact_entropy=exact,
         constant_length_divisor=divisor,
+        shaping_gamma=gamma,
         chunk_size=policy.get("logprob_chunk_size"),
     )

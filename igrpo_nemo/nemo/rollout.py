@@ -18,14 +18,14 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from igrpo_nemo.environment import Attempt
 from igrpo_nemo.metrics import rollout_metrics
-from igrpo_nemo.nemo.batches import TrainedRows, completion_of, items_of, trained_batch
+from igrpo_nemo.nemo.batches import completion_of, equally_many, items_of, trained_batch
 from igrpo_nemo.nemo.engines import AsyncEngine, BatchEngine
 from igrpo_nemo.nemo.environment import EnvironmentClient
 from igrpo_nemo.nemo.failure import RolloutError
 from igrpo_nemo.nemo.prefetch import Prefetcher
 from igrpo_nemo.nemo.seam import RolloutCall, RunMap
 from igrpo_nemo.nemo.stages import Backends, Item, at_own_pace, roll_out, together
-from igrpo_nemo.types import Group, Rollout, Score, Stage
+from igrpo_nemo.types import Group, Rollout, Score, Stage, TrainingRow
 
 
 class TwoStageMap(RunMap):
@@ -38,7 +38,7 @@ class TwoStageMap(RunMap):
         feedback = self.spec.feedback
         items = items_of(batch, feedback.num_trained)
         rollouts, metrics = two_stages(call, self, items, self.prefetcher)
-        problems = [TrainedRows.of(rollout, feedback) for rollout in rollouts]
+        problems = [(each, equally_many(each, feedback)) for each in rollouts]
         trained = trained_batch(batch, problems, self.spec.weights)
         shown = [rollout for rollout in rollouts if rollout.selection]
         return trained, step_metrics(problems) | metrics | self.rolled_out(shown)
@@ -149,11 +149,14 @@ def client_of(call: RolloutCall, task_to_env: RunMap) -> EnvironmentClient:
     return EnvironmentClient(task_to_env[task], task_to_env.clock.finished + 1)
 
 
-def step_metrics(problems: Sequence[TrainedRows]) -> dict[str, Any]:
+def step_metrics(
+    problems: Sequence[tuple[Rollout, Sequence[TrainingRow]]],
+) -> dict[str, Any]:
     """The core's `igrpo/*` metrics, and those that NeMo-RL reads."""
-    rollouts = [each.rollout for each in problems]
-    rows = [row for each in problems if each.weight for row in each.rows]
-    cut = [row.completion.truncated for each in problems for row in each.rows]
+    rollouts = [rollout for rollout, _ in problems]
+    trained = [row for _, rows in problems for row in rows]
+    rows = [row for row in trained if row.weight]
+    cut = [row.completion.truncated for row in trained]
     lengths = _lengths(rollouts)
     return {
         **rollout_metrics([each for each in rollouts if each.selection is not None], rows),

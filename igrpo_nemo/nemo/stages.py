@@ -77,12 +77,13 @@ class Backends:
 
     async def score(self, wanted: Wanted, completions: Sequence[Completion]) -> StepReturn:
         """The group with its rewards and, of drafts, the selection and every q'."""
-        problem, prompt, sampled = wanted.item.problem, wanted.next.prompt, tuple(completions)
+        problem, sampled = wanted.item.problem, tuple(completions)
         if wanted.item.overlong or wanted.stage == AHEAD:
             scores = (Score(0.0),) * len(sampled)
-            return StepReturn(Group(problem, Stage.DRAFT, prompt, sampled, scores), None, (), True)
+            group = Group(problem, Stage.DRAFT, wanted.next.prompt, sampled, scores)
+            return StepReturn(group, None, (), True)
         with RolloutError.at(problem, f"{wanted.stage}, rewards"):
-            attempt = Attempt(problem, prompt, sampled)
+            attempt = Attempt.at(problem, wanted.next, sampled)
             return await self.environment.step(Stage(wanted.stage), attempt)
 
 

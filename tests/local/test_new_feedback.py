@@ -1,65 +1,18 @@
-"""A feedback that the project does not know: one class and its name make it train."""
+"""A feedback that the project does not know: its path in the config makes it train."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Self
-
 import pytest
 import tiny_runs
+from every_draft import PATH
 
 from igrpo_nemo.config import RolloutBudget, load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.feedback import FEEDBACKS, NextPrompt
-from igrpo_nemo.feedback.protocol import group_name, rows_of_group, too_small
-from igrpo_nemo.types import Selection, Stage
 
 
-@dataclass(frozen=True, slots=True)
-class EveryDraft:
-    """Shows each draft to one refinement, and trains a problem's refinements as one group."""
-
-    num_drafts: int
-    two_stage = True
-    trains_drafts = False
-    repeats_question = False
-
-    @classmethod
-    def of(cls, igrpo: Any, seed: int) -> Self:
-        return cls(igrpo.num_drafts)
-
-    @property
-    def num_refinements(self) -> int:
-        return self.num_drafts
-
-    @property
-    def num_trained(self) -> int:
-        return self.num_drafts
-
-    def problems(self) -> Iterator[str]:
-        yield from too_small("igrpo.num_drafts", self.num_drafts)
-
-    def select(self, drafts, step):
-        return Selection(index=None, rule="every")
-
-    def next_prompts(self, drafts, selection, prompts):
-        shown = (prompts.refinement(drafts.problem, draft.text) for draft in drafts.completions)
-        return tuple(NextPrompt(prompt, 1) for prompt in shown)
-
-    def training_rows(self, rollout):
-        name = group_name(rollout.problem.id, Stage.REFINE)
-        return [row for group in rollout.refinements for row in rows_of_group(group, name)]
-
-
-@pytest.fixture
-def every_draft(monkeypatch):
-    monkeypatch.setitem(FEEDBACKS, "every_draft", EveryDraft)
-
-
-def test_a_feedback_is_a_class_and_its_name(every_draft, tmp_path):
+def test_a_feedback_is_a_class_and_its_path(tmp_path):
     policy = tiny_runs.tiny_policy(tmp_path / "policy")
-    options = ("igrpo.feedback=every_draft", "grpo.max_num_steps=1")
+    options = (f"igrpo.feedback={PATH}", "grpo.max_num_steps=1")
     config = tiny_runs.tiny_config(policy, tmp_path / "run", *options)
     seen = tiny_runs.run(config)
     (rollouts,) = seen.rollouts
@@ -82,8 +35,8 @@ def test_a_feedback_is_a_class_and_its_name(every_draft, tmp_path):
         ("igrpo.feedback=no_such", "igrpo.feedback='no_such' should be 'none' or 'best_draft' or"),
     ],
 )
-def test_its_own_contradictions_and_unknown_names_are_one_line(every_draft, override, message):
-    options = ["igrpo.feedback=every_draft", "igrpo.budget=null", override]
+def test_its_own_contradictions_and_unknown_names_are_one_line(override, message):
+    options = [f"igrpo.feedback={PATH}", "igrpo.budget=null", override]
     with pytest.raises(UserError) as error:
         load_config(["experiment=demo", *options])
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -13,7 +13,19 @@ from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from igrpo_nemo.nemo.cpu.policy import next_token_logprobs
-from igrpo_nemo.nemo.loss import IGRPOLoss, Shards, exact_entropy, masked_entropy
+from igrpo_nemo.nemo.loss import (
+    SHAPED,
+    IGRPOLoss,
+    Shards,
+    exact_entropy,
+    masked_entropy,
+)
+from igrpo_nemo.objectives.surrogate import (
+    Normalizer,
+    SurrogateConfig,
+    SurrogateInputs,
+    clipped_surrogate,
+)
 
 R, T, V = 3, 7, 12
 
@@ -120,6 +132,54 @@ def test_dr_grpo_divides_by_a_constant():
     _, expected = plain(logprobs, data, sequences, tokens)
     for name in ("approx_entropy", "probs_ratio", "gen_kl_error", "token_mult_prob_error"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.6])
+@pytest.mark.parametrize("values", [{}, {"token_level_loss": True}, {"ratio_clip_c": 3.0}])
+@pytest.mark.parametrize("divisor", [None, 50])
+def test_marked_rows_take_the_shaped_term_and_the_others_nemo_rls(gamma, values, divisor):
+    """The embedded engine's surrogate on the same rows, weights included: value and gradient."""
+    if divisor and values:
+        pytest.skip("a divisor is an objective of its own")
+    data, logits, _, _ = _batch()
+    shaped, weights = torch.tensor([False, True, True]), torch.tensor([1.0, 2.0, 0.5])
+    data["sample_mask"] = weights
+    marked = shaped[:, None] & (data["token_mask"] > 0)
+    data["generation_logprobs"] = torch.where(marked, SHAPED, data["generation_logprobs"])
+    tokens = (data["token_mask"][:, 1:] * weights[:, None]).sum()
+    logprobs = next_token_logprobs(logits, data["input_ids"]).requires_grad_()
+    loss_fn = IGRPOLoss(_config(**values), shaping_gamma=gamma, constant_length_divisor=divisor)
+    loss, metrics = loss_fn(data, weights.sum(), tokens, next_token_logprobs=logprobs)
+    loss.backward()
+
+    columns = [(2, 6), (3, 7), (1, 4)]
+    ours = torch.zeros(R, 4)
+    old = torch.zeros(R, 4)
+    for row, (start, end) in enumerate(columns):
+        ours[row, : end - start] = logprobs.detach()[row, start - 1 : end - 1]
+        old[row, : end - start] = data["prev_logprobs"][row, start:end]
+    ours.requires_grad_()
+    lengths = [end - start for start, end in columns]
+    inputs = SurrogateInputs(
+        ours, old, None, data["advantages"][:, 0], torch.tensor(lengths), weights, shaped
+    )
+    config = SurrogateConfig(
+        ratio_clip_max=0.28, shaping_gamma=gamma, constant_length_divisor=divisor, **values
+    )
+    expected, _ = clipped_surrogate(
+        inputs, config, Normalizer.from_lengths(lengths, weights.tolist())
+    )
+    expected.backward()
+    assert float(loss) == metrics["loss"] == pytest.approx(float(expected), rel=1e-6)
+    for row, (start, end) in enumerate(columns):
+        torch.testing.assert_close(
+            logprobs.grad[row, start - 1 : end - 1], ours.grad[row, : end - start]
+        )
+    _, unmarked = IGRPOLoss(_config(**values), constant_length_divisor=divisor)(
+        data.slice(0, 1), weights.sum(), tokens, next_token_logprobs=logprobs[:1]
+    )
+    ratio_one = float((weights * shaped * torch.tensor(lengths)).sum() / tokens)
+    assert metrics["probs_ratio"] == pytest.approx(unmarked["probs_ratio"] + ratio_one, rel=1e-5)
 
 
 def _shard(rank, port, logits, queue):

@@ -18,14 +18,22 @@ from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.objectives.advantage import group_advantages
 
+BOTH = "igrpo.train_stages=[draft,refine]"
 CASES = [
-    ("grpo", "[refine]"),
-    ("grpo", "[draft,refine]"),
-    ("gspo", "[refine]"),
-    ("gspo", "[draft,refine]"),
-    ("dr_grpo", "[refine]"),
-    ("dr_grpo", "[draft,refine]"),
-    ("dapo", "[refine]"),
+    ("grpo", "best_draft"),
+    ("grpo", "best_draft", BOTH),
+    ("gspo", "best_draft"),
+    ("gspo", "best_draft", BOTH),
+    ("dr_grpo", "best_draft"),
+    ("dr_grpo", "best_draft", BOTH),
+    ("dapo", "best_draft"),
+    ("grpo", "self_verification"),
+    ("gspo", "self_verification"),
+    ("grpo", "critique"),
+    ("dr_grpo", "critique", "igrpo.feedback_options.keep=2"),
+    # Problems that an answer solved have no refinement: NeMo-RL gets rows without weight.
+    ("grpo", "critique", "igrpo.feedback_options.refine=all_wrong"),
+    ("grpo", "exemplar", "igrpo.feedback_options.text='1+1='"),
 ]
 
 
@@ -61,18 +69,19 @@ def _nemo_step(policy_folder, log_dir, monkeypatch, *overrides):
     return config, seen, taken
 
 
-@pytest.mark.parametrize(("objective", "stages"), CASES)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_one_step_is_the_same_on_both_engines(
-    ray_cluster, policy_folder, tmp_path, monkeypatch, objective, stages
+    ray_cluster, policy_folder, tmp_path, monkeypatch, case
 ):
     """Advantages and loss to 1e-6 relative; gradient and update to 1e-5 in relative L2 norm."""
+    objective, feedback, *options = case
     config, seen, nemo = _nemo_step(
         policy_folder,
         tmp_path / "run",
         monkeypatch,
         f"objective={objective}",
-        f"igrpo.train_stages={stages}",
-        "igrpo.feedback=best_draft",
+        f"feedback={feedback}",
+        *options,
     )
     rows = _trained_rows(config, seen, nemo["data"])
     policy = open_policy(policy_folder, precision="float32")
@@ -144,14 +153,19 @@ def _trained_rows(config, seen, data):
     for call in seen.rollouts:
         for rollout in call:
             for row in feedback.training_rows(rollout):
-                known[row.context_ids, row.completion.token_ids] = row
+                known[row.context_ids, row.completion.token_ids, row.weight] = row
     picked = []
-    for ids, length, mask in zip(
-        data["input_ids"], data["input_lengths"].tolist(), data["token_mask"], strict=True
+    for ids, length, mask, weight in zip(
+        data["input_ids"],
+        data["input_lengths"].tolist(),
+        data["token_mask"],
+        data["sample_mask"].tolist(),
+        strict=True,
     ):
-        start = int(mask.nonzero()[0])
-        tokens = tuple(ids[:length].tolist())
-        picked.append(known[tokens[:start], tokens[start:]])
+        if weight:
+            start = int(mask.nonzero()[0])
+            tokens = tuple(ids[:length].tolist())
+            picked.append(known[tokens[:start], tokens[start:], weight])
     return shape_rows(picked, config.grpo)
 
 
@@ -164,7 +178,7 @@ def _same_advantages(config, rows, data):
         delta=config.igrpo.advantage_delta,
     )
     starts = data["token_mask"].argmax(dim=1)
-    theirs = data["advantages"].gather(1, starts[:, None])[:, 0]
+    theirs = data["advantages"].gather(1, starts[:, None])[data["sample_mask"] > 0, 0]
     assert ours.abs().max() > 0
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 

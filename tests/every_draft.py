@@ -1,0 +1,50 @@
+"""A feedback that the project does not know, as a user writes one; it is named by its path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from igrpo_nemo.feedback import NextPrompt
+from igrpo_nemo.feedback.protocol import group_name, rows_of_group, too_small
+from igrpo_nemo.types import Selection, Stage
+
+PATH = "every_draft:EveryDraft"
+"""The value of `igrpo.feedback`, with this folder on the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class EveryDraft:
+    """Shows each draft to one refinement, and trains a problem's refinements as one group."""
+
+    num_drafts: int
+    two_stage = True
+    trains_drafts = False
+    repeats_question = False
+
+    @classmethod
+    def of(cls, igrpo: Any, seed: int) -> Self:
+        return cls(igrpo.num_drafts)
+
+    @property
+    def num_refinements(self) -> int:
+        return self.num_drafts
+
+    @property
+    def num_trained(self) -> int:
+        return self.num_drafts
+
+    def problems(self) -> Iterator[str]:
+        yield from too_small("igrpo.num_drafts", self.num_drafts)
+
+    def select(self, drafts, step):
+        return Selection(index=None, rule="every")
+
+    def next_prompts(self, drafts, selection, prompts):
+        shown = (prompts.refinement(drafts.problem, draft.text) for draft in drafts.completions)
+        return tuple(NextPrompt(prompt, 1) for prompt in shown)
+
+    def training_rows(self, rollout):
+        name = group_name(rollout.problem.id, Stage.REFINE)
+        return [row for group in rollout.refinements for row in rows_of_group(group, name)]
