@@ -32,8 +32,13 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "random": ("random draft", ("feedback=best_draft", "igrpo.draft_choice=random")),
     "worst": ("worst draft", ("feedback=best_draft", "igrpo.draft_choice=worst")),
     "no_draft": ("no draft", ("feedback=best_draft", "igrpo.draft_choice=none")),
+    "self_verification": ("Self-Verification", ("feedback=self_verification_short",)),
+    "critique": ("Critique-GRPO", ("feedback=critique_short",)),
 }
-"""Short name: (label, overrides). The last one pays for drafts but shows none."""
+"""Short name: (label, overrides). `no_draft` pays for drafts but shows none. The last two start
+from models of their own, whose warm-up shows verdicts and critiques: look at their start too."""
+
+DEFAULT_ARMS = ("grpo", "igrpo", "random", "worst", "no_draft")
 
 REFERENCE = "grpo"
 TRAIN = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())", "train")
@@ -62,7 +67,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="runs per arm (3)")
     parser.add_argument("--steps", type=int, help="training steps (the experiment's)")
-    parser.add_argument("--arms", default=",".join(ARMS), help=f"of {','.join(ARMS)} (all)")
+    parser.add_argument("--arms", default=",".join(DEFAULT_ARMS), help=f"of {','.join(ARMS)}")
     parser.add_argument("--experiment", default="demo", help="config to compare on (demo)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="(runs/compare)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

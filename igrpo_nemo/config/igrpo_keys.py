@@ -130,6 +130,8 @@ class Warmup(Section):
     """Share of the steps, at the beginning, that show bare problems alone."""
     draft_share: Share = 0.5
     """Share of demonstrations that correct a draft, from then on."""
+    shows: Literal["draft", "feedback"] = "draft"
+    """What they show: the draft, or what `igrpo.feedback` makes of it."""
     right_draft_share: Share = 0.3
     """Share of those drafts that are right."""
     fixed_error_share: Share = 0.3

@@ -34,22 +34,14 @@ class Demonstrator:
 
     def solve(self, chain: Chain, rng: random.Random) -> str:
         """A solution of the bare problem."""
-        value, results = chain.start, []
-        for op, digit in chain.operations:
-            value = self._result(value, op, digit, rng)
-            results.append(value)
-        return self._write(results, rng)
+        return self._write(self._solve(chain, rng), rng)
 
     def draft(self, chain: Chain, rng: random.Random) -> tuple[str, tuple[int, ...]]:
         """A draft to correct, and the results it states."""
         if rng.random() < self.right_draft_share:
             results = chain.results
         else:
-            value, stated = chain.start, []
-            for op, digit in chain.operations:
-                value = self._result(value, op, digit, rng)
-                stated.append(value)
-            results = tuple(stated)
+            results = tuple(self._solve(chain, rng))
         return solution_text(results), results
 
     def correct(self, chain: Chain, drafted: tuple[int, ...], rng: random.Random) -> str:
@@ -61,6 +53,22 @@ class Demonstrator:
             else:
                 results.append(right if rng.random() < self.mend else stated)
         return self._write(results, rng)
+
+    def judge(
+        self, chain: Chain, drafted: tuple[int, ...], words: tuple[str, ...], rng: random.Random
+    ) -> str:
+        """A verdict on a draft's answer after an own solution: the first of the two words where
+        the answers agree, the other one where they do not."""
+        results = self._solve(chain, rng)
+        word = words[answer_of(results) != answer_of(drafted)]
+        return f"<think>{''.join(map(str, results))}</think><answer>{word}</answer>"
+
+    def _solve(self, chain: Chain, rng: random.Random) -> list[int]:
+        value, results = chain.start, []
+        for op, digit in chain.operations:
+            value = self._result(value, op, digit, rng)
+            results.append(value)
+        return results
 
     def _result(self, value: int, op: str, digit: int, rng: random.Random) -> int:
         right = apply(value, op, digit)

@@ -25,9 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, 
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.igrpo_keys import SmallModel
-from igrpo_nemo.data.arithmetic import Chain, is_validation, sample_chain
+from igrpo_nemo.data.arithmetic import Chain, answer_of, is_validation, sample_chain
 from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback import Feedback, NextPrompt
 from igrpo_nemo.files import cache_folder
 from igrpo_nemo.files.atomic import check_folder
 from igrpo_nemo.local.model import save_pretrained_folder
@@ -35,7 +36,7 @@ from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.run.core import prompt_profile
 from igrpo_nemo.run.tokenizer import build_small_tokenizer, token_id
-from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
+from igrpo_nemo.types import Completion, Group, Problem, Score, Stage, StopReason, TrainingRow
 
 RECIPE = 2
 """Raised whenever this module's result changes for equal settings."""
@@ -76,11 +77,13 @@ def small_policy(
         )
     settings = {
         "model": shape.model_dump(),
-        "warmup": config.igrpo.warmup.model_dump(),
+        "warmup": config.igrpo.warmup.model_dump(exclude={"shows"}),
         "prompt": asdict(prompt_profile(config)),
         "lengths": list(_lengths(config)),
         "context": config.policy.max_total_sequence_length,
     }
+    if config.igrpo.warmup.shows == "feedback":
+        settings["feedback"] = [config.igrpo.feedback, config.igrpo.feedback_options]
     key = json.dumps([RECIPE, torch.__version__, settings], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = (cache_dir or cache_folder()) / "warmup" / digest
@@ -217,8 +220,15 @@ def _demonstrations(
         problem = Problem(str(index), chain.question, chain.answer)
         if rng.random() < draft_share:
             draft, stated = demonstrator.draft(chain, rng)
-            prompt = prompts.refinement(problem, draft)
-            text = demonstrator.correct(chain, stated, rng)
+            following = NextPrompt(prompts.refinement(problem, draft), 1)
+            if warmup.shows == "feedback":
+                right = answer_of(stated) == chain.answer
+                following = _followed(config.feedback, prompts, problem, draft, right) or following
+            prompt = following.prompt
+            if following.target is None:
+                text = demonstrator.correct(chain, stated, rng)
+            else:
+                text = demonstrator.judge(chain, stated, following.target.among, rng)
         else:
             prompt = prompts.question(problem)
             text = demonstrator.solve(chain, rng)
@@ -226,6 +236,17 @@ def _demonstrations(
         completion = Completion(text, ids, (0.0,) * len(ids), StopReason.EOS)
         rows.append(TrainingRow(str(index), Stage.DRAFT, prompt.token_ids, completion, 0.0))
     return rows
+
+
+def _followed(
+    feedback: Feedback, prompts: PromptBuilder, problem: Problem, draft: str, right: bool
+) -> NextPrompt | None:
+    """What a feedback makes of a single draft; None where it asks nothing more."""
+    score = Score(float(right), {"accuracy": float(right)})
+    shown = (Completion(draft, (), (), StopReason.EOS),)
+    group = Group(problem, Stage.DRAFT, prompts.question(problem), shown, (score,))
+    following = feedback.next_prompts(group, feedback.select(group, 0), prompts)
+    return following[0] if following else None
 
 
 def _training_chain(lengths: Sequence[int], rng: random.Random) -> Chain:

@@ -27,13 +27,12 @@ CASES = [
     ("dr_grpo", "best_draft"),
     ("dr_grpo", "best_draft", BOTH),
     ("dapo", "best_draft"),
-    ("grpo", "self_verification"),
-    ("gspo", "self_verification"),
-    ("grpo", "critique"),
-    ("dr_grpo", "critique", "igrpo.feedback_options.keep=2"),
+    ("grpo", "self_verification_short"),
+    ("gspo", "self_verification_short"),
+    ("grpo", "critique_short"),
+    ("dr_grpo", "critique_short", "igrpo.feedback_options.keep=2"),
     # Problems that an answer solved have no refinement: NeMo-RL gets rows without weight.
-    ("grpo", "critique", "igrpo.feedback_options.refine=all_wrong"),
-    ("grpo", "exemplar", "igrpo.feedback_options.text='1+1='"),
+    ("grpo", "critique_short", "igrpo.feedback_options.refine=all_wrong"),
 ]
 
 

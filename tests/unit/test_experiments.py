@@ -37,7 +37,9 @@ PAIRS = [
 """iGRPO and what it is compared with."""
 BETAS = {"0": 0.0, "1e-4": 1e-4, "1e-3": 1e-3, "1e-2": 1e-2}
 COMPLETIONS = (4, 8, 16, 32)
+BASELINES = [f"table1_{m}_{name}" for m in TABLE_1 for name in ("self_verification", "critique")]
 ALONE = [
+    *BASELINES,
     "table3_judge",
     "tableS1_openmath_nemotron_14b_igrpo",
     *(f"tableS4_beta_{beta}" for beta in BETAS),
@@ -163,6 +165,23 @@ def decisions() -> dict[int, str]:
     return {int(number): question for number, question in rows}
 
 
+@pytest.mark.parametrize("experiment", BASELINES)
+def test_a_baseline_differs_from_igrpo_in_what_its_method_is(experiment: str) -> None:
+    model, _, method = experiment.removeprefix("table1_").partition("b_")
+    igrpo = composed(f"table1_{model}b_igrpo")
+    ours = composed(experiment)
+    assert ours.igrpo.feedback == method and RolloutBudget.of(ours).completions == 1024
+    assert ours.feedback.num_trained == {"self_verification": 8, "critique": 5}[method]
+    for section in ("data", "cluster", "env", "policy"):
+        left, right = at(ours, section), at(igrpo, section)
+        if section == "policy":
+            for values in (left, right):
+                del values["train_global_batch_size"]
+        assert left == right
+    assert ours.grpo.normalize_rewards is (method == "self_verification")
+    assert ours.igrpo.shaping_gamma == (0.1 if method == "critique" else None)
+
+
 def test_the_decisions_are_numbered_without_gaps() -> None:
     assert list(decisions()) == list(range(1, len(decisions()) + 1))
 
@@ -279,8 +298,9 @@ def test_published_averages_are_recomputed() -> None:
 UNPUBLISHED = {
     "figure2_openreasoning_nemotron_7b_grpo",
     "literal_deepseek_r1_distill_qwen_7b_igrpo",
+    *(name for name in BASELINES if "openmath" in name or "14b" in name),
 }
-"""Controls of this project's own."""
+"""Controls of this project's own, and rows that Table 1 leaves out."""
 
 
 @pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - UNPUBLISHED))
