@@ -61,7 +61,10 @@ REFUSALS = [
         ["igrpo.draft_prefetch=fused", "data.use_multiple_dataloader=true"],
         "use_multiple_dataloader",
     ),
-    (["igrpo.draft_prefetch=fused", TRAINED_DRAFTS], r"must be \[refine\]"),
+    (["igrpo.draft_prefetch=fused", TRAINED_DRAFTS], "too old to be trained on"),
+    (["igrpo.draft_prefetch=fused", "feedback=self_verification"], "too old to be trained on"),
+    (["objective=dapo", "feedback=critique"], "set grpo.use_dynamic_sampling=false"),
+    (["feedback=critique", "grpo.seq_logprob_error_threshold=2.0"], "threshold=null"),
     (
         ["igrpo.val_draft_conditioned=true", "data_plane.enabled=true"],
         "set data_plane.enabled=false",

@@ -74,6 +74,15 @@ def test_corrections_improve_wrong_drafts_and_mostly_keep_right_ones():
     assert mean(mended) == pytest.approx(0.8**2, abs=0.08)
 
 
+def test_a_verdict_follows_from_an_own_solution():
+    flawless = Demonstrator(fixed_error_share=0.0, slip=0.0)
+    chain, rng = sample_chain(random.Random(6), 6), random.Random(7)
+    wrong = tuple((digit + 1) % 10 for digit in chain.results)
+    for stated, word in ((chain.results, "yes"), (wrong, "no")):
+        text = flawless.judge(chain, stated, ("yes", "no"), rng)
+        assert text == f"<think>{''.join(map(str, chain.results))}</think><answer>{word}</answer>"
+
+
 def test_broken_formats_lose_a_tag():
     demonstrator = Demonstrator(broken_format=1.0)
     rng = random.Random(4)
