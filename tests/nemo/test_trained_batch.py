@@ -121,7 +121,12 @@ def _nemo_gradient(config, policy, data):
     loss, metrics = loss_fn(data, data["sample_mask"].sum(), masks.sum(), logits=logits)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.policy.max_grad_norm)
-    return float(loss), metrics, [p.grad.clone() for p in policy.model.parameters()]
+    return float(loss), metrics, _gradients(policy)
+
+
+def _gradients(policy):
+    gradients = [parameter.grad for parameter in policy.model.parameters()]
+    return [each.clone() for each in gradients if each is not None]
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -155,9 +160,7 @@ def test_the_batch_trains_as_the_embedded_engine_does(policy_folder, tmp_path, c
 
     found = []
     optimizer = build_optimizer(policy.model.parameters(), "torch.optim.SGD", {"lr": 0.0})
-    optimizer.register_step_pre_hook(
-        lambda *_: found.extend(p.grad.clone() for p in policy.model.parameters())
-    )
+    optimizer.register_step_pre_hook(lambda *_: found.extend(_gradients(policy)))
     learner = Learner(policy.model, optimizer, build_scheduler(optimizer, ()), config)
     learned = learner.update(rows)
     assert learned["loss"] == pytest.approx(loss, rel=1e-6, abs=1e-6)
