@@ -16,6 +16,7 @@ from igrpo_nemo.config.section import (
     NonNegativeFloat,
     Positive,
     PositiveFloat,
+    Seconds,
     Section,
     Share,
     Text,
@@ -73,9 +74,9 @@ class Judge(Section):
     """Requests for one completion at most."""
     attempt_timeout_s: PositiveFloat = 30.0
     """Seconds for one request."""
-    item_deadline_s: PositiveFloat = 120.0
+    item_deadline_s: Seconds = 120.0
     """Seconds for one completion, retries included."""
-    group_deadline_s: PositiveFloat = 300.0
+    group_deadline_s: Seconds = 300.0
     """Seconds for one batch; then the rule-based verdict stands in, and is counted."""
     temperature: NonNegativeFloat | None = 0.0
     """Temperature; null is not sent, for models that refuse it."""

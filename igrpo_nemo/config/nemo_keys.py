@@ -18,6 +18,7 @@ from igrpo_nemo.config.section import (
     NonNegativeFloat,
     Positive,
     PositiveFloat,
+    Seconds,
     Section,
     Share,
     Text,
@@ -374,9 +375,9 @@ class MathEnv(Section):
 
     num_workers: NonNegative
     """Processes that compare answers; 0 compares in the process itself, without a time limit."""
-    item_timeout_s: PositiveFloat = 5.0
+    item_timeout_s: Seconds = 5.0
     """Seconds for one answer; then its process is killed and the reason is `timeout`."""
-    group_deadline_s: PositiveFloat = 60.0
+    group_deadline_s: Seconds = 60.0
     """Seconds for one batch of answers; then what is missing is a `timeout`."""
     memory_limit_mb: Positive = 1024
     """Address space of a process, in MB."""
