@@ -229,12 +229,12 @@ def test_rows_of_table_s4_that_are_table_1s() -> None:
 @pytest.mark.parametrize(
     ("experiment", "problems", "steps", "warmup"),
     [
-        (SEVEN, 7_493, 58, 6),
-        ("literal_deepseek_r1_distill_qwen_7b_igrpo", 7_493, 29, 3),
+        (SEVEN, 7_498, 58, 6),
+        ("literal_deepseek_r1_distill_qwen_7b_igrpo", 7_498, 29, 3),
         ("figure2_openreasoning_nemotron_7b_igrpo", 9_400, 73, 8),
         ("tableS1_openmath_nemotron_14b_igrpo", 94_000, 734, 74),
-        ("table2_dapo_igrpo", 7_493, 19, 2),
-        ("table2_gspo", 7_493, 58, 6),
+        ("table2_dapo_igrpo", 7_498, 19, 2),
+        ("table2_gspo", 7_498, 58, 6),
     ],
 )
 def test_the_schedule_follows_from_data_batch_and_epochs(
@@ -263,14 +263,14 @@ def test_a_given_megatron_schedule_is_kept() -> None:
 @pytest.mark.parametrize(
     ("overrides", "problems"),
     [
-        ([], 7_493),
+        ([], 7_498),
         (["data=gsm8k"], 7_473),
         (["data=gsm8k", "data.train.split=test"], None),
         (["data.train.num_problems=1000"], 1_000),
         (["data.train.drop_overlap=true"], None),
         (["data.train.data_path=mine.jsonl"], None),
         (["data=jsonl", "data.train.data_path=a", "data.validation.data_path=b"], None),
-        (["data.validation=null", "data.train.split_validation_size=0.1"], 7_493 - 749),
+        (["data.validation=null", "data.train.split_validation_size=0.1"], 7_498 - 750),
     ],
 )
 def test_expected_problems(overrides: list[str], problems: int | None) -> None:

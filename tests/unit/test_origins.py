@@ -35,7 +35,7 @@ HOSTILE = "a: 'b' # c\n# d: [e, \"f\"]\n"
 def origins(overrides: tuple[str, ...], config_dir: Path | None = None) -> dict[str, str]:
     """The origins by dotted path, as `--dry-run` has them."""
     config = load_config(overrides, config_dir) if config_dir else config_of(*overrides)
-    found = origins_of(with_problems(config, 7_493), overrides, config_dir)
+    found = origins_of(with_problems(config, 7_498), overrides, config_dir)
     return {".".join(path): origin for path, origin in found.items()}
 
 
@@ -114,7 +114,7 @@ def test_the_dry_run_is_the_config_as_yaml(overrides: tuple[str, ...]) -> None:
     config = config_of(*overrides)
     text = train.dry_run_text(config, overrides)
     values = yaml.safe_load(text)
-    expected = with_problems(config, 94_000 if "tableS1" in overrides[0] else 7_493).to_dict()
+    expected = with_problems(config, 94_000 if "tableS1" in overrides[0] else 7_498).to_dict()
     schedules = values["policy"].pop("scheduler"), expected["policy"].pop("scheduler")
     assert all(schedules)
     for side in (values, expected):
