@@ -44,7 +44,7 @@ def plain(text: str) -> str:
         bare = _SAID.sub("", bare) or bare
         return _SYNONYMS.get(bare, bare)
     text = re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", lambda m: f'"{m[1].casefold()}"', text)
-    return re.sub(r"(?<=[a-zA-Z])\s+(?![a-zA-Z])|(?<![a-zA-Z])\s+", "", text).strip(".,;")
+    return re.sub(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])", "", text).strip(".,;")
 
 
 def _dollars(text: str) -> str:

@@ -83,6 +83,8 @@ class _Comparison:
         a, b = gold.expr * _rational(factors[0]), answer.expr * _rational(factors[1])
         if not gold.percent and not answer.percent or gold.percent and answer.percent:
             return self._close(a, b, gold, answer)
+        if any(unit is not None and unit.dimensions for unit in (gold.unit, answer.unit)):
+            return False
         # `25%` stands for 25 and for 1/4.
         for factor in (1, Rational(1, 100)):
             x, y = (a * factor, b) if gold.percent else (a, b * factor)

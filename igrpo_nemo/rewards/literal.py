@@ -123,6 +123,8 @@ def same_number(gold: Literal, answer: Literal) -> bool | None:
     if a == b and gold.percent == answer.percent:
         return True
     if gold.percent != answer.percent:
+        if gold.unit is not None or answer.unit is not None:
+            return None
         readings = [(a, b), (a / 100, b) if gold.percent else (a, b / 100)]
         if any(x == y for x, y in readings):
             return True
