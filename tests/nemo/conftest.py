@@ -10,6 +10,7 @@ import nemo_source
 import pytest
 
 os.environ["NEMO_RL_PY_EXECUTABLES_SYSTEM"] = "1"
+os.environ["IGRPO_TEST_NEMO"] = "1"  # read by tests/processes/sitecustomize.py
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 # Without NeMo-RL no test of this folder is collected, and the run says why.
@@ -20,35 +21,21 @@ def pytest_report_collectionfinish() -> list[str]:
     return [] if nemo_source.FOUND else [f"tests/nemo is left out: {nemo_source.MISSING}"]
 
 
-SITE = """\
-import sys
-if sys.version_info < (3, 12):
-    import typing
-    import typing_extensions
-    typing.TypedDict = typing_extensions.TypedDict
-"""
-
-
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory):
+def ray_cluster():
     """Four places: TransferQueue keeps three, and every other actor starts in one.
 
-    Ray's processes find this folder's modules and NeMo-RL, and get the same `TypedDict`.
+    Ray's processes find this folder's modules and NeMo-RL.
     """
     import ray
 
-    site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(SITE)
-    paths = [str(site), str(Path(__file__).parent), *filter(None, sys.path)]
-    before = os.environ.get("PYTHONPATH")
+    before = os.environ["PYTHONPATH"]
+    paths = [before, str(Path(__file__).parent), *filter(None, sys.path)]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+    os.environ["PYTHONPATH"] = before
 
 
 @pytest.fixture(scope="session")

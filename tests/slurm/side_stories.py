@@ -18,14 +18,6 @@ BESIDE = ("--partition=side",)
 NEMO_SOURCE = Path(
     os.environ.get("NEMO_RL_SRC", Path.home() / ".cache" / "igrpo-nemo" / "nemo-rl-0.7.0")
 )
-NEMO_SITE = """\
-import sys
-if sys.version_info < (3, 12):
-    import typing
-    import typing_extensions
-    typing.TypedDict = typing_extensions.TypedDict
-"""
-"""pydantic, through which NeMo-RL reads its configs, refuses the standard one before 3.12."""
 
 
 def launched(cluster: VirtualSlurm, folder: Path) -> Run:
@@ -76,11 +68,11 @@ def fill(file: Path) -> None:
 def stopped_nemo(cluster: VirtualSlurm, folder: Path) -> Run:
     """NeMo-RL's own loop, until it is back in the queue because of its time limit."""
     run = Run(cluster, folder)
-    (folder / "sitecustomize.py").write_text(NEMO_SITE)
     run.close_gate(2)
     words = ("engine=nemo_rl_local", "grpo.max_num_steps=4")
     flags = (*BESIDE, "--time=8:00:00")
-    run.train(*words, flags=flags, PYTHONPATH=f"{folder}:{NEMO_SOURCE}")
+    paths = f"{os.environ['PYTHONPATH']}:{NEMO_SOURCE}"
+    run.train(*words, flags=flags, PYTHONPATH=paths, IGRPO_TEST_NEMO="1")
     run.wait_at_gate(2)
     run.signal("USR1")
     run.wait_for_state("PENDING", *ENDED)
