@@ -43,7 +43,7 @@ demo: install ## train a small model with iGRPO on this machine (about 3 minutes
 	$(BIN)/igrpo report runs/demo
 
 evaluate: install ## the demo's model through NeMo-Skills' ns eval (see docs/evaluation.md)
-	$(BIN)/python pipelines/evaluate.py --demo
+	$(BIN)/python pipelines/train_and_evaluate.py experiment=demo --evaluator nemo_skills
 
 compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 	$(BIN)/python benchmarks/compare.py

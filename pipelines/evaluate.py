@@ -21,8 +21,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from igrpo_nemo.chain.evaluation import BENCHMARK, prepare_demo
-from igrpo_nemo.chain.experiment import SAMPLES
 from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
@@ -54,14 +52,6 @@ def main(words: Sequence[str]) -> int:
     environment = find_environment(os.environ)
     if warning := environment.version_warning:
         print(f"warning: {warning}", file=sys.stderr)
-    if flags.demo:
-        if flags.dry_run and not _has_demo(CHECKOUT / "runs"):
-            print("there is no demo yet: a short one would be trained first, then evaluated")
-            return DONE
-        checkpoint, flags.data_dir = prepare_demo(CHECKOUT / "runs")
-        flags.model = str(checkpoint)
-        flags.benchmarks = flags.benchmarks or f"{BENCHMARK}:{SAMPLES}"
-        flags.serve = True
     if flags.model is None and flags.address is None:
         raise UserError("name a model with --model, or a server with --address")
     if flags.serve and (flags.address or flags.cluster or flags.model is None):
@@ -100,7 +90,6 @@ def _parser() -> Parser:
     parser = Parser(__doc__, "evaluate.py [flags] [key=value ...]")
     add = parser.add_argument
     add("--model", metavar="PATH", help="model folder, checkpoint, or a name that the server knows")
-    add("--demo", action="store_true", help="the demo's model on its held-out problems")
     add("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples a problem")
     add("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
     add("--out", type=Path, metavar="DIR", help="output folder (one of the setting's own)")
@@ -118,12 +107,6 @@ def _parser() -> Parser:
     where.add_argument("--server-args", default="", help="further arguments of the server")
     where.add_argument("--again", action="store_true", help="though jobs sent before may run")
     return parser
-
-
-def _has_demo(runs: Path) -> bool:
-    """Whether the demo can be evaluated as it is, without a training."""
-    short = (runs / "demo_short" / "finished").is_file()
-    return short or any((runs / "demo" / "checkpoints").glob("step_*"))
 
 
 def _on_cluster(

@@ -15,14 +15,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from igrpo_nemo.chain.checkpoints import find_checkpoint
 from igrpo_nemo.chain.experiment import Chain
 from igrpo_nemo.chain.script import DONE, NO, run_to_its_end
 from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model, opens_thinking
-from igrpo_nemo.evaluation.results import read_results
+from igrpo_nemo.evaluation.results import inspected, read_results
 from igrpo_nemo.evaluation.skills.data import (
     benchmark_named,
     checked_rows,
@@ -35,37 +34,15 @@ from igrpo_nemo.evaluation.skills.evaluate import (
     complete_here,
     is_complete,
     missing_text,
+    results_text,
     skills_evaluation,
     starting_small,
     starting_vllm,
 )
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, find_environment
-from igrpo_nemo.run import config_of_model
 
 BENCHMARK = "arithmetic"
 PROBLEMS = 256
-SHORT_STEPS = 20
-"""Steps of the training that stands in for a demo nobody ran yet."""
-
-
-def prepare_demo(runs: Path) -> tuple[Path, Path]:
-    """The last checkpoint of `runs/demo`, or of a short demo trained for it, and its data."""
-    run = runs / "demo"
-    if not any((run / "checkpoints").glob("step_*")):
-        run = runs / "demo_short"
-        _train(run)
-    checkpoint = find_checkpoint(run, "last").folder
-    data = run / "evaluation" / "data"
-    write_arithmetic(config_of_model(checkpoint, []), data)
-    return checkpoint, data
-
-
-def _train(run: Path) -> None:
-    """Trains the short demo; one that is finished already is left as it is."""
-    print(f"training a short demo into {run} ({SHORT_STEPS} steps)", flush=True)
-    words = ["experiment=demo", f"grpo.max_num_steps={SHORT_STEPS}", f"logger.log_dir={run}"]
-    if code := run_to_its_end([*IGRPO, "train", *words]):
-        raise UserError(f"the short demo ended with exit code {code}: see its messages above")
 
 
 def write_arithmetic(config: Config, folder: Path, limit: int = PROBLEMS) -> Path:
@@ -139,9 +116,9 @@ def evaluate_here(chain: Chain, environ: Mapping[str, str]) -> tuple[int, Path]:
     evaluation = chain_evaluation(chain, environment)
     out = evaluation.out
     print(f"evaluate: NeMo-Skills {environment.version}, into {out}", flush=True)
-    if is_complete(evaluation):
-        return DONE, out
     serving = None
+    if is_complete(evaluation):
+        return _evaluated(evaluation)
     if chain.address is None:
         small = chain.config.igrpo.engine == "local"
         serving = (
@@ -152,7 +129,12 @@ def evaluate_here(chain: Chain, environ: Mapping[str, str]) -> tuple[int, Path]:
     if lacking := complete_here(evaluation, environ, serving=serving):
         print(missing_text(out, lacking), file=sys.stderr)
         return NO, out
-    return DONE, out
+    return _evaluated(evaluation)
+
+
+def _evaluated(evaluation: SkillsEvaluation) -> tuple[int, Path]:
+    print(results_text(evaluation.out, inspected(evaluation.out, evaluation.names)), flush=True)
+    return DONE, evaluation.out
 
 
 def evaluate_embedded(chain: Chain) -> tuple[int, Path]:

@@ -124,37 +124,19 @@ def std_err_across_problems(correct_P_K: np.ndarray) -> float:
     return stderr_over_problems(correct_P_K.mean(axis=1)) or 0.0
 
 
-def headline(
-    metrics: Mapping[str, Mapping[str, Any]],
-) -> list[tuple[str, float, float | None, float]]:
-    """The rows NeMo-Skills prints: (mode, correct %, standard error %, no answer %).
-
-    Only pass@1 has the standard error over problems; it is None elsewhere.
-    """
-    K = max(
-        int(name.removeprefix("pass@"))
-        for name in metrics
-        if name.startswith("pass@") and "[" not in name
-    )
+def format_table(benchmark: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows that NeMo-Skills prints; pass@1 alone has a standard error over problems."""
+    K = max(int(mode.removeprefix("pass@")) for mode in metrics if mode[5:].isdecimal())
     modes = [f"pass@1[avg-of-{K}]", f"majority@{K}", f"pass@{K}"] if K > 1 else ["pass@1"]
-    rows = []
+    header = ["evaluation_mode", "num_entries", "avg_tokens", "symbolic_correct", "no_answer"]
+    rows = [header]
     for mode in modes:
         row = metrics[mode]
         stderr = row.get("symbolic_correct_statistics", {}).get("std_err_across_problems")
-        percent = None if stderr is None else 100.0 * stderr
-        rows.append((mode, row["symbolic_correct"], percent, row["no_answer"]))
-    return rows
-
-
-def format_table(benchmark: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The result as NeMo-Skills prints it, with the standard error over problems."""
-    header = ["evaluation_mode", "num_entries", "avg_tokens", "symbolic_correct", "no_answer"]
-    rows = [header]
-    for mode, correct, stderr, no_answer in headline(metrics):
-        error = "" if stderr is None else f" ± {stderr:.2f}"
-        fields = metrics[mode]
-        counts = [str(fields["num_entries"]), str(fields.get("avg_tokens", ""))]
-        rows.append([mode, *counts, f"{correct:.2f}%{error}", f"{no_answer:.2f}%"])
+        error = "" if stderr is None else f" ± {100 * stderr:.2f}"
+        counts = [str(row["num_entries"]), str(row.get("avg_tokens", ""))]
+        correct, no_answer = f"{row['symbolic_correct']:.2f}%{error}", f"{row['no_answer']:.2f}%"
+        rows.append([mode, *counts, correct, no_answer])
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     title = f" {benchmark} ".center(len(lines[0]), "-")

@@ -24,7 +24,6 @@ from igrpo_nemo.chain.evaluation import chain_evaluation
 from igrpo_nemo.chain.experiment import Chain, Stamp, training_inputs, write_stamp
 from igrpo_nemo.chain.training import stamp_path
 from igrpo_nemo.config import load_config
-from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.evaluate import prepare
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
@@ -277,35 +276,6 @@ def test_without_nemo_skills_the_plan_still_shows_the_other_stages(cluster):
     assert list(parts) == ["train", "convert", "evaluate", "compare"]
     assert "# not composed: NEMO_SKILLS_ENV" in parts["evaluate"]
     assert "# temperature: 0.6" in parts["evaluate"]
-
-
-def test_a_chain_on_this_machine_evaluates_with_nemo_skills(tmp_path, skills):
-    words = [
-        "experiment=demo", "igrpo.warmup.steps=10", "igrpo.warmup.batch_size=8", "igrpo.threads=1",
-        "grpo.num_prompts_per_step=2", "grpo.max_num_steps=1", "grpo.max_val_samples=3",
-        "grpo.val_at_start=false", "grpo.val_period=0", "checkpointing.save_period=1",
-        "data.train.num_problems=16", "data.validation.num_problems=3",
-    ]  # fmt: skip
-    script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
-    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    environ["NEMO_SKILLS_ENV"] = str(skills.bin.parent)
-    done = subprocess.run(
-        [sys.executable, script, "--samples", "1", *words],
-        cwd=tmp_path,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    run = tmp_path / "runs" / "demo"
-    (setting,) = (run / "evaluation" / "last").glob("*/setting.json")
-    results = read_results(setting.parent)
-    assert results.setting["nemo_skills"] == skills.version
-    assert results.benchmarks["arithmetic"].correct_P_K.shape == (3, 1)
-    accuracy = 100 * results.benchmarks["arithmetic"].correct_P_K.mean()
-    page = (run / "comparison" / "comparison.md").read_text()
-    assert f"| demo | {accuracy:.1f} ±" in page and "All: evaluator NeMo-Skills" in page
 
 
 def finish_training(cluster: Cluster) -> None:

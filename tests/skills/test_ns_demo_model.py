@@ -10,9 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from skills_runs import evaluate
+from skills_runs import CHECKOUT
 
-from igrpo_nemo.chain.evaluation import write_arithmetic
 from igrpo_nemo.config import Config, read_config
 from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
 from igrpo_nemo.evaluation.results import read_results
@@ -25,30 +24,35 @@ from igrpo_nemo.types import Problem
 pytestmark = pytest.mark.timeout(1800)
 
 PROBLEMS, SAMPLES = 150, 2
-RUN = (
-    "experiment=demo",
-    "data.train.lengths=[3]",
-    "igrpo.warmup.steps=150",
-    "igrpo.warmup.batch_size=24",
-    "igrpo.threads=1",
-    "grpo.num_prompts_per_step=4",
-    "grpo.max_num_steps=2",
-    "grpo.val_period=0",
-    "grpo.val_at_start=false",
-    "grpo.val_at_end=false",
-    "checkpointing.metric_name=null",
-)
+WORDS = (
+    "experiment=demo", "data.train.lengths=[3]", "igrpo.warmup.steps=150",
+    "igrpo.warmup.batch_size=24", "igrpo.threads=1", "grpo.num_prompts_per_step=4",
+    "grpo.max_num_steps=2", f"grpo.max_val_samples={PROBLEMS}", "grpo.val_period=0",
+    "grpo.val_at_start=false", "grpo.val_at_end=false", "checkpointing.metric_name=null",
+    "igrpo.evaluation.temperature=1.0", "igrpo.evaluation.top_p=1.0",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps, after a warm-up that makes some answers right."""
+def run(tmp_path_factory: pytest.TempPathFactory, skills: SkillsEnvironment) -> Path:
+    """A chain on this machine: a warm-up that makes some answers right, and two steps."""
     folder = tmp_path_factory.mktemp("demo")
     environ = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "igrpo_nemo", "train", *RUN, f"logger.log_dir={folder}/run"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    environ |= {"NEMO_SKILLS_ENV": str(skills.bin.parent)}
+    script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
+    command = [sys.executable, script, "--samples", str(SAMPLES), *WORDS]
+    done = subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=1700
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert "pass@1[avg-of-2] | 150 " in done.stdout
+    return folder / "runs" / "demo"
+
+
+@pytest.fixture(scope="module")
+def out(run: Path) -> Path:
+    (setting,) = (run / "evaluation" / "last").glob("*/setting.json")
+    return setting.parent
 
 
 def sample_rows(out: Path, seed: int) -> list[dict]:
@@ -78,23 +82,21 @@ def our_results(config: Config, rows: list[dict]) -> list[SampleResult]:
     return results
 
 
-def test_nemo_skills_and_igrpo_evaluate_agree(
-    run: Path, skills: SkillsEnvironment, tmp_path: Path
+def test_a_chain_on_this_machine_evaluates_with_nemo_skills(
+    run: Path, out: Path, skills: SkillsEnvironment
 ) -> None:
+    results = read_results(out)
+    assert results.setting["nemo_skills"] == skills.version
+    correct_P_K = results.benchmarks["arithmetic"].correct_P_K
+    assert correct_P_K.shape == (PROBLEMS, SAMPLES)
+    page = (run / "comparison" / "comparison.md").read_text()
+    accuracy = f"{100 * correct_P_K.mean():.1f}"
+    assert f"| demo | {accuracy} ±" in page and "All: evaluator NeMo-Skills" in page
+
+
+def test_nemo_skills_and_igrpo_evaluate_agree(run: Path, out: Path) -> None:
     config = read_config(run / "config.yaml")
-    write_arithmetic(config, tmp_path / "data", PROBLEMS)
-    (checkpoint,) = (run / "checkpoints").glob("step_*2")
-    out = tmp_path / "out"
-    ended = evaluate(
-        *("--model", str(checkpoint), "--serve", "--data-dir", str(tmp_path / "data")),
-        *("--benchmarks", f"arithmetic:{SAMPLES}", "--out", str(out)),
-        *("igrpo.evaluation.temperature=1.0", "igrpo.evaluation.top_p=1.0"),
-        env=skills.bin.parent,
-        timeout=1700,
-    )
-    assert ended.code == 0, ended.err
     theirs = read_results(out).benchmarks["arithmetic"]
-    assert theirs.correct_P_K.shape == (PROBLEMS, SAMPLES)
     ours_K_P = [our_results(config, sample_rows(out, seed)) for seed in range(SAMPLES)]
     for seed, ours in enumerate(ours_K_P):
         for result, row in zip(ours, sample_rows(out, seed), strict=True):

@@ -16,7 +16,6 @@ from igrpo_nemo.evaluation.metrics import (
     SampleResult,
     bench_metrics,
     format_table,
-    headline,
     majority_score,
     std_err_across_problems,
 )
@@ -120,13 +119,12 @@ def test_a_torn_result_file_is_named(tmp_path):
         read_samples(finished_files(tmp_path))
 
 
-def test_headline_is_what_nemo_skills_prints():
-    assert [row[0] for row in headline(bench_metrics(TWO_PROBLEMS))] == [
-        "pass@1[avg-of-4]",
-        "majority@4",
-        "pass@4",
-    ]
-    assert headline(bench_metrics([[sample(1)], [sample(0)]])) == [("pass@1", 50.0, 50.0, 0.0)]
+def test_the_table_is_what_nemo_skills_prints():
+    rows = format_table("toy", bench_metrics(TWO_PROBLEMS)).splitlines()[2:]
+    assert [row.split()[0] for row in rows] == ["pass@1[avg-of-4]", "majority@4", "pass@4"]
+    single = bench_metrics([[sample(1, tokens=0)], [sample(0, tokens=0)]])
+    (row,) = format_table("toy", single).splitlines()[2:]
+    assert row.split() == "pass@1 | 2 | | 50.00% ± 50.00 | 0.00%".split()
 
 
 @pytest.fixture
