@@ -124,16 +124,21 @@ def std_err_across_problems(correct_P_K: np.ndarray) -> float:
     return stderr_over_problems(correct_P_K.mean(axis=1)) or 0.0
 
 
-def format_table(benchmark: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The rows that NeMo-Skills prints; pass@1 alone has a standard error over problems."""
+def format_table(
+    benchmark: str, metrics: Mapping[str, Mapping[str, Any]], stderr: float | None = None
+) -> str:
+    """The rows that NeMo-Skills prints. `stderr` is pass@1's over problems (a fraction), where the
+    metrics are not ours and have none."""
     K = max(int(mode.removeprefix("pass@")) for mode in metrics if mode[5:].isdecimal())
     modes = [f"pass@1[avg-of-{K}]", f"majority@{K}", f"pass@{K}"] if K > 1 else ["pass@1"]
     header = ["evaluation_mode", "num_entries", "avg_tokens", "symbolic_correct", "no_answer"]
     rows = [header]
     for mode in modes:
         row = metrics[mode]
-        stderr = row.get("symbolic_correct_statistics", {}).get("std_err_across_problems")
-        error = "" if stderr is None else f" ± {100 * stderr:.2f}"
+        known = row.get("symbolic_correct_statistics", {}).get("std_err_across_problems")
+        if mode == modes[0] and known is None:
+            known = stderr
+        error = "" if known is None else f" ± {100 * known:.2f}"
         counts = [str(row["num_entries"]), str(row.get("avg_tokens", ""))]
         correct, no_answer = f"{row['symbolic_correct']:.2f}%{error}", f"{row['no_answer']:.2f}%"
         rows.append([mode, *counts, correct, no_answer])

@@ -39,6 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, skills: SkillsEnvironment) -> 
     folder = tmp_path_factory.mktemp("demo")
     environ = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     environ |= {"NEMO_SKILLS_ENV": str(skills.bin.parent)}
+    environ.pop("PYTHONPATH", None)
     script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
     command = [sys.executable, script, "--samples", str(SAMPLES), *WORDS]
     done = subprocess.run(

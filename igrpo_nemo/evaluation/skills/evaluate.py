@@ -15,12 +15,11 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from igrpo_nemo.cluster.client import has_slurm, my_jobs
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.metrics import format_table, std_err_across_problems
+from igrpo_nemo.evaluation.metrics import format_table
 from igrpo_nemo.evaluation.model import Model, attention_heads
 from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
@@ -295,17 +294,7 @@ def results_text(out: Path, complete: Sequence[BenchmarkResults]) -> str:
     """The tables that NeMo-Skills prints, with standard errors, and what cut replies cost."""
     parts = []
     for one in complete:
-        parts.append(format_table(one.benchmark, _with_standard_error(one)))
-        if truncated := float(one.truncated_P_K.mean()):
+        parts.append(format_table(one.benchmark, one.metrics, one.accuracy.problems or 0.0))
+        if truncated := one.truncated.mean:
             parts.append(f"{100 * truncated:.2f} % of the replies were cut at their token limit")
     return "\n".join([*parts, str(out / RESULTS_FOLDER)])
-
-
-def _with_standard_error(one: BenchmarkResults) -> dict[str, dict[str, Any]]:
-    """NeMo-Skills' metrics, and the standard error over problems that `igrpo evaluate` gives."""
-    metrics = {mode: dict(fields) for mode, fields in one.metrics.items()}
-    K = one.num_samples
-    row = metrics["pass@1" if K == 1 else f"pass@1[avg-of-{K}]"]
-    error = {"std_err_across_problems": std_err_across_problems(one.correct_P_K.astype(float))}
-    row["symbolic_correct_statistics"] = {**row.get("symbolic_correct_statistics", {}), **error}
-    return metrics
