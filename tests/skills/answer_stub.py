@@ -6,9 +6,8 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,32 +19,63 @@ class Reply:
     truncated: bool = False
 
 
-@dataclass
 class Stub:
     """`answer(problem, seed)` gives the reply; `problem` is the last line of the user's message.
 
     `fault(number)` is called with the number of each request, from 1, before it is answered. What
-    either of them raises by mistake is in `failures`, and `stub_server` raises it at its end.
+    either of them raises by mistake is raised at the end of the `with` that the stub serves in.
+    After `die()` nothing listens at its address, until it is started again.
     """
 
-    answer: Callable[[str, int], Reply]
-    fault: Callable[[int], None] = lambda number: None
-    asked: Counter[tuple[str, int]] = field(default_factory=Counter)
-    answered: Counter[tuple[str, int]] = field(default_factory=Counter)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[Exception] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(
+        self,
+        answer: Callable[[str, int], Reply],
+        fault: Callable[[int], None] = lambda number: None,
+        port: int = 0,
+    ) -> None:
+        self.answer, self.fault, self.port = answer, fault, port
+        self.asked: Counter[tuple[str, int]] = Counter()
+        self.answered: Counter[tuple[str, int]] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.failures: list[Exception] = []
+        self._lock = threading.Lock()
+        self._http: _Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> Stub:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.die()
+        if self.failures:
+            raise AssertionError(f"the stub failed: {self.failures[0]}") from self.failures[0]
+
+    def start(self) -> None:
+        self._http = _Server(("127.0.0.1", self.port), _Handler)
+        self._http.stub = self
+        self.port = self._http.server_address[1]
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def die(self) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            http.shutdown()
+            http.server_close()
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         problem = body["messages"][-1]["content"].splitlines()[-1].strip()
         key = (problem, body["seed"])
-        with self.lock:
+        with self._lock:
             self.asked[key] += 1
             self.bodies.append(body)
             number = len(self.bodies)
         self.fault(number)
         reply = self.answer(problem, body["seed"])
-        with self.lock:
+        with self._lock:
             self.answered[key] += 1
         finish = "length" if reply.truncated else "stop"
         message = {"role": "assistant", "content": reply.text}
@@ -95,40 +125,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-
-class StubServer:
-    """A stub behind a port; after `die()` nothing listens there, until it is `started` again."""
-
-    def __init__(self, stub: Stub) -> None:
-        self.stub = stub
-        self.port = 0
-        self._http: _Server | None = None
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    def start(self) -> None:
-        self._http = _Server(("127.0.0.1", self.port), _Handler)
-        self._http.stub = self.stub
-        self.port = self._http.server_address[1]
-        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
-
-    def die(self) -> None:
-        http, self._http = self._http, None
-        if http is not None:
-            http.shutdown()
-            http.server_close()
-
-
-@contextmanager
-def stub_server(stub: Stub) -> Iterator[StubServer]:
-    server = StubServer(stub)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.die()
-        if stub.failures:
-            raise AssertionError(f"the stub failed: {stub.failures[0]}") from stub.failures[0]

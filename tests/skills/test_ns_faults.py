@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from answer_stub import Reply, Stub, StubServer, stub_server
+from answer_stub import Reply, Stub
 from skills_runs import Ended, evaluate, write_problems
 
 from igrpo_nemo.evaluation.results import read_results
@@ -37,7 +37,7 @@ class Setup:
         self.texts = write_problems(self.data, "toy", ["4"] * PROBLEMS)
         self.env = skills.bin.parent
 
-    def command(self, server: StubServer, *words: str) -> Ended:
+    def command(self, server: Stub, *words: str) -> Ended:
         return evaluate(
             *("--address", server.address, "--data-dir", str(self.data), "--out", str(self.out)),
             *("--benchmarks", f"toy:{SAMPLES}", *words),
@@ -82,29 +82,29 @@ def test_a_failure_in_the_stub_fails_the_test() -> None:
 
     body = b'{"messages": [{"content": "1+1"}], "seed": 0}'
     with pytest.raises(AssertionError, match="the stub failed: not what was expected"):
-        with stub_server(Stub(lambda problem, seed: RIGHT, fault)) as server:
+        with Stub(lambda problem, seed: RIGHT, fault) as server:
             with pytest.raises(ConnectionError):
                 urllib.request.urlopen(f"{server.address}/chat/completions", body, timeout=10)
 
 
 def test_the_server_dies(setup: Setup) -> None:
     stub = Stub(lambda problem, seed: RIGHT)
-    with stub_server(stub) as server:
+    with stub:
 
         def die() -> None:
-            server.die()
+            stub.die()
             raise ConnectionResetError
 
         stub.fault = last_of_second_sample(die, setup)
-        ended = setup.command(server)
+        ended = setup.command(stub)
         assert ended.code == 1, ended.out
         assert "toy: 1 of 2 samples are missing (rs1)" in ended.err
-        ended = setup.command(server)
-        assert ended.code == 2 and f"no server answers at {server.address}" in ended.err
+        ended = setup.command(stub)
+        assert ended.code == 2 and f"no server answers at {stub.address}" in ended.err
 
         stub.fault = lambda number: None
-        server.start()
-        ended = setup.command(server)
+        stub.start()
+        ended = setup.command(stub)
     assert ended.code == 0, ended.err
     assert read_results(setup.out).benchmarks["toy"].correct_P_K.all()
     assert all_once(stub)
@@ -135,8 +135,8 @@ def test_a_process_is_killed_and_files_are_cut_off(setup: Setup) -> None:
         raise ConnectionResetError
 
     stub.fault = last_of_second_sample(killed, setup)
-    with stub_server(stub) as server:
-        ended = setup.command(server)
+    with stub:
+        ended = setup.command(stub)
         hold.set()
         assert ended.code == 1 and "1 of 2 samples are missing (rs1)" in ended.err
         assert not (setup.where / "output-rs1.jsonl.done").exists()
@@ -144,7 +144,7 @@ def test_a_process_is_killed_and_files_are_cut_off(setup: Setup) -> None:
             file.write('{"problem": "toy problem 2?", "generation": "<ans')
 
         stub.fault = lambda number: None
-        ended = setup.command(server)
+        ended = setup.command(stub)
         assert ended.code == 0, ended.err
         assert all_once(stub)
 
@@ -153,15 +153,15 @@ def test_a_process_is_killed_and_files_are_cut_off(setup: Setup) -> None:
         path.write_bytes(path.read_bytes()[:-40])
         ended = evaluate("--check", str(setup.out), env=setup.env)
         assert ended.code == 1 and "toy: a row is broken in rs0" in ended.err
-        ended = setup.command(server)
+        ended = setup.command(stub)
         assert ended.code == 0, ended.err
         again = {key: count for key, count in stub.answered.items() if count > 1}
         assert again == {(setup.texts[-1], 0): 2}
 
         before = stub.answered.total()
-        ended = setup.command(server)
+        ended = setup.command(stub)
         assert ended.code == 0 and "100.00%" in ended.out
-        ended = setup.command(server, "igrpo.evaluation.temperature=0.7")
+        ended = setup.command(stub, "igrpo.evaluation.temperature=0.7")
         assert ended.code == 2 and "temperature was 0.6, is 0.7" in ended.err
         assert stub.answered.total() == before
     assert {body["temperature"] for body in stub.bodies} == {0.6}

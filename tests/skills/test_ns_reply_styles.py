@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from answer_stub import Reply, Stub, stub_server
+from answer_stub import Reply, Stub
 from skills_runs import evaluate, write_problems
 
 from igrpo_nemo.evaluation.results import BenchmarkResults, read_results
@@ -80,7 +80,7 @@ def test_every_reply_style(profile: str, skills: SkillsEnvironment, tmp_path: Pa
     for name in expected:
         write_problems(data, name, [GOLD] * sizes[name])
     chosen = ",".join(f"{name}:4" for name in expected)
-    with stub_server(Stub(answer)) as server:
+    with Stub(answer) as server:
         ended = evaluate(
             *("--address", server.address, "--data-dir", str(data), "--out", str(out)),
             *("--benchmarks", chosen, f"igrpo.evaluation.profile={profile}"),
@@ -101,7 +101,7 @@ def test_every_reply_style(profile: str, skills: SkillsEnvironment, tmp_path: Pa
         assert one.metrics["pass@4"]["symbolic_correct"] == pytest.approx(of_it["pass"])
         assert one.metrics["majority@4"]["symbolic_correct"] == pytest.approx(of_it["majority"])
         assert f"{of_it['avg']:.2f}%" in ended.out
-    check_requests(server.stub, profile, 4 * sum(sizes[name] for name in expected))
+    check_requests(server, profile, 4 * sum(sizes[name] for name in expected))
 
 
 def check_rows(one: BenchmarkResults, profile: str) -> None:
@@ -151,7 +151,7 @@ def test_multiple_choice(skills: SkillsEnvironment, tmp_path: Path) -> None:
     write_benchmark(tmp_path / "data", "gpqa", checked_rows(gpqa, rows, "made"))
     stub = Stub(lambda problem, seed: Reply(CHOICES[int(problem.split()[1][:-1]) % len(CHOICES)]))
     out = tmp_path / "out"
-    with stub_server(stub) as server:
+    with stub as server:
         ended = evaluate(
             *("--address", server.address, "--data-dir", str(tmp_path / "data")),
             *("--benchmarks", "gpqa:1", "--out", str(out)),

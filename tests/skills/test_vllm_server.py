@@ -24,14 +24,13 @@ STAND_IN = """\
 #!{python}
 import json, os, subprocess, sys, threading, time
 sys.path.insert(0, {tests!r})
-from answer_stub import Reply, Stub, StubServer
+from answer_stub import Reply, Stub
 below = subprocess.Popen(["sleep", "600"])  # as vLLM's engine
 note = dict(words=sys.argv[1:], slurm="SLURM_NTASKS" in os.environ, pids=[os.getpid(), below.pid])
 with open({notes!r}, "a") as file:
     file.write(json.dumps(note) + "\\n")
-server = StubServer(Stub(lambda problem, seed: Reply("<answer>4</answer>")))
-server.port = int(sys.argv[sys.argv.index("--port") + 1])
-server.start()
+port = int(sys.argv[sys.argv.index("--port") + 1])
+Stub(lambda problem, seed: Reply("<answer>4</answer>"), port=port).start()
 time.sleep(600)
 """
 
