@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_slurm import FakeSlurm, squeue_line
 from skills_runs import CHECKOUT, evaluate, pipeline, write_problems
 
 from igrpo_nemo.cluster.site import VARIABLES
@@ -20,7 +19,6 @@ from igrpo_nemo.evaluation.skills.cluster_profile import (
     cluster_values,
     sbatch_options,
 )
-from igrpo_nemo.evaluation.skills.evaluate import check_not_running
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, child_environ
 
 PROFILES = CHECKOUT / "configs" / "cluster_configs"
@@ -84,23 +82,6 @@ def test_profiles_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a list\n")
     with pytest.raises(UserError, match="is no cluster profile"):
         cluster_profile("broken", tmp_path)
-
-
-def test_jobs_that_may_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_not_running(tmp_path)
-    (tmp_path / "submitted.json").write_text('{"expname": "eval-1234"}')
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(UserError, match="give --again"):
-        check_not_running(tmp_path)
-    slurm = FakeSlurm(tmp_path / "bin")
-    for state, running in (("RUNNING", True), ("PENDING", True), ("COMPLETED", False)):
-        slurm.answers("squeue", squeue_line(7, state, "acc-acc.igrpo-eval-1234-toy"))
-        if running:
-            with pytest.raises(UserError, match="1 jobs eval-1234 are queued or running"):
-                check_not_running(tmp_path)
-        else:
-            check_not_running(tmp_path)
 
 
 READ = """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_slurm import FakeSlurm, squeue_line
-from sample_files import row, whole_benchmark, write_sample, write_unordered
+from sample_files import row, write_metrics, write_sample, write_unordered
 from skills_runs import write_problems
 
 from igrpo_nemo.chain.experiment import Chain
@@ -24,7 +24,7 @@ from igrpo_nemo.evaluation.model import Model
 from igrpo_nemo.evaluation.setting import setting_of
 from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile
 from igrpo_nemo.evaluation.skills.command import Place, Server
-from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks, write_benchmark
+from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
     check_not_running,
@@ -187,33 +187,37 @@ def test_a_call_that_is_killed_leaves_its_note(
     assert cluster.note["expname"] == "eval-1234"
 
 
-def test_a_job_that_waits_for_a_failed_one_holds_nothing_up(cluster: Cluster) -> None:
-    write_note(cluster.out.parent, "eval-1234", ["toy"], [7])
-    cluster.queue("PENDING", reason="Dependency")
-    with pytest.raises(UserError, match="queued or running"):
-        check_not_running(cluster.out.parent)
-    cluster.queue("PENDING", reason="DependencyNeverSatisfied")
-    check_not_running(cluster.out.parent)
+def test_jobs_that_may_still_run_hold_a_folder(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cluster.out.parent
+    check_not_running(folder)
+    write_note(folder, "eval-1234", ["toy"], [7])
+    for state, reason in (("RUNNING", "None"), ("PENDING", "None"), ("PENDING", "Dependency")):
+        cluster.queue(state, reason)
+        with pytest.raises(UserError, match="1 jobs eval-1234 are queued or running"):
+            check_not_running(folder)
+    for state, reason in (("COMPLETED", "None"), ("PENDING", "DependencyNeverSatisfied")):
+        cluster.queue(state, reason)
+        check_not_running(folder)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="give --again"):
+        check_not_running(folder)
 
 
 def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"problem": text, "expected_answer": "4"} for text in ("one?", "two?", "three?")]
-    data = cluster.folder / "data"
-    write_benchmark(data, "toy", rows)
-    (toy,) = (read_benchmark(data, name) for name in ("toy",))
-    config = with_benchmarks(cluster.evaluation.config, "toy:2")
-    setting = setting_of(
-        config, Model("m", "w", None), (toy,), server_type="vllm", nemo_skills="0.7.0"
-    )
-    evaluation = replace(cluster.evaluation, config=config, setting=setting, data=(toy,))
-    prepare(evaluation)
-    whole_benchmark(evaluation.out)
-    where = Surroundings(config.igrpo.site, cluster.folder, cluster.folder, {})
+    evaluation, config = prepare(cluster.evaluation), cluster.evaluation.config
+    for name in ("toy", "toy-long"):
+        where = cluster.out / "eval-results" / name
+        for seed in range(2):
+            write_sample(where, seed, [row(f"{name} problem {i}?") for i in range(2)])
+        write_metrics(where)
+    there = Surroundings(config.igrpo.site, cluster.folder, cluster.folder, {})
     profile = ClusterProfile("mine", cluster.folder, (), "acme")
     composed = Composed(profile, evaluation, cluster.place)
-    stages = Submission(Chain((), config, cluster.folder), where, os.environ, composed)
+    stages = Submission(Chain((), config, cluster.folder), there, os.environ, composed)
     assert stages.evaluate([7]) == () and not stages.sent
     assert f"{evaluation.out} is complete" in capsys.readouterr().out
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()
