@@ -25,15 +25,13 @@ from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
-from igrpo_nemo.evaluation.results import inspected
 from igrpo_nemo.evaluation.skills.cluster_profile import cluster_profile, sbatch_options
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.data import default_data_folder, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
     complete_here,
-    missing_text,
-    results_text,
+    report,
     skills_evaluation,
     starting_small,
     starting_vllm,
@@ -139,15 +137,7 @@ def _print_commands(evaluation: SkillsEvaluation, place: Place) -> int:
 
 
 def _report(out: Path, benchmarks: Sequence[str] | None = None) -> int:
-    """Prints the results of what is complete, then what is missing."""
-    found = inspected(out, benchmarks)
-    lacking = [one for one in found if one.missing]
-    if complete := [one for one in found if not one.missing]:
-        print(results_text(out, complete))
-    if not lacking:
-        return DONE
-    print(missing_text(out, lacking), file=sys.stderr)
-    return NO
+    return DONE if report(out, benchmarks) else NO
 
 
 if __name__ == "__main__":

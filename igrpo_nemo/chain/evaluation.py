@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model, opens_thinking
-from igrpo_nemo.evaluation.results import inspected, read_results
+from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.data import (
     benchmark_named,
     checked_rows,
@@ -33,8 +32,7 @@ from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
     complete_here,
     is_complete,
-    missing_text,
-    results_text,
+    report,
     skills_evaluation,
     starting_small,
     starting_vllm,
@@ -116,25 +114,14 @@ def evaluate_here(chain: Chain, environ: Mapping[str, str]) -> tuple[int, Path]:
     evaluation = chain_evaluation(chain, environment)
     out = evaluation.out
     print(f"evaluate: NeMo-Skills {environment.version}, into {out}", flush=True)
-    serving = None
-    if is_complete(evaluation):
-        return _evaluated(evaluation)
-    if chain.address is None:
-        small = chain.config.igrpo.engine == "local"
-        serving = (
-            starting_small(chain.config, chain.model)
-            if small
-            else starting_vllm(evaluation, environ)
-        )
-    if lacking := complete_here(evaluation, environ, serving=serving):
-        print(missing_text(out, lacking), file=sys.stderr)
-        return NO, out
-    return _evaluated(evaluation)
-
-
-def _evaluated(evaluation: SkillsEvaluation) -> tuple[int, Path]:
-    print(results_text(evaluation.out, inspected(evaluation.out, evaluation.names)), flush=True)
-    return DONE, evaluation.out
+    if not is_complete(evaluation):
+        serving = None
+        if chain.address is None and chain.config.igrpo.engine == "local":
+            serving = starting_small(chain.config, chain.model)
+        elif chain.address is None:
+            serving = starting_vllm(evaluation, environ)
+        complete_here(evaluation, environ, serving=serving)
+    return (DONE if report(out, evaluation.names) else NO), out
 
 
 def evaluate_embedded(chain: Chain) -> tuple[int, Path]:

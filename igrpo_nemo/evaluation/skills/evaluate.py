@@ -25,6 +25,7 @@ from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     BenchmarkResults,
     inspect,
+    inspected,
     sample_path,
 )
 from igrpo_nemo.evaluation.setting import (
@@ -284,17 +285,22 @@ def new_log(out: Path) -> Path:
     return folder / f"ns-{len(list(folder.glob('ns-*.log'))) + 1}.log"
 
 
-def missing_text(out: Path, lacking: Sequence[BenchmarkResults]) -> str:
-    """What is missing, a line a benchmark."""
-    lines = [f"{one.benchmark}: {'; '.join(one.missing)}" for one in lacking]
-    return "\n".join([f"{out} is incomplete:", *(f"  {line}" for line in lines)])
+def report(out: Path, benchmarks: Sequence[str] | None = None) -> bool:
+    """Prints the tables of what is complete, and what is missing; whether nothing is.
 
-
-def results_text(out: Path, complete: Sequence[BenchmarkResults]) -> str:
-    """The tables that NeMo-Skills prints, with standard errors, and what cut replies cost."""
-    parts = []
-    for one in complete:
-        parts.append(format_table(one.benchmark, one.metrics, one.accuracy.problems or 0.0))
+    The tables are NeMo-Skills' own, with standard errors, and with what cut replies cost.
+    """
+    found = inspected(out, benchmarks)
+    lacking = [one for one in found if one.missing]
+    for one in found:
+        if one.missing:
+            continue
+        print(format_table(one.benchmark, one.metrics, one.accuracy.problems or 0.0))
         if truncated := one.truncated.mean:
-            parts.append(f"{100 * truncated:.2f} % of the replies were cut at their token limit")
-    return "\n".join([*parts, str(out / RESULTS_FOLDER)])
+            print(f"{100 * truncated:.2f} % of the replies were cut at their token limit")
+    if len(lacking) < len(found):
+        print(out / RESULTS_FOLDER, flush=True)
+    if lacking:
+        lines = [f"  {one.benchmark}: {'; '.join(one.missing)}" for one in lacking]
+        print("\n".join([f"{out} is incomplete:", *lines]), file=sys.stderr)
+    return not lacking
