@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.experiment import SAMPLES, Chain
+from igrpo_nemo.chain.experiment import SAMPLES, Experiment
 from igrpo_nemo.chain.here import plan_here, run_here
 from igrpo_nemo.chain.on_slurm import slurm_plan, submit_all
 from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
@@ -24,7 +24,7 @@ from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OWN = ("cluster", "dry_run")
-"""Flags that say how the script runs; all others are fields of `Chain`."""
+"""Flags that say how the script runs; all others are fields of `Experiment`."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     config = load_config(overrides)
     named = {name: value for name, value in vars(flags).items() if name not in OWN}
     run = base / config.logger.log_dir
-    chain = Chain(tuple(overrides), config, run, checkout=CHECKOUT, **named)
+    chain = Experiment(tuple(overrides), config, run, checkout=CHECKOUT, **named)
     if flags.dry_run:
         plan = plan_here if flags.cluster is None else slurm_plan
         print(plan(chain, os.environ))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.published import Published, find_published, published_results
 from igrpo_nemo.evaluation.systems import Comparison, System, compared, load_systems
@@ -54,13 +54,13 @@ def compare(request: Request, out: Path) -> Comparison:
     return comparison
 
 
-def request_of(chain: Chain, folder: Path) -> Request:
+def request_of(chain: Experiment, folder: Path) -> Request:
     """A chain's own evaluation in `folder` as the last system, beside its published figures."""
-    published = [f"{chain.label}={chain.experiment}"] if find_published(chain.experiment) else []
+    published = [f"{chain.label}={chain.name}"] if find_published(chain.name) else []
     return Request([*chain.against, f"{chain.label}={folder}"], published, chain.anyway)
 
 
-def compare_chain(chain: Chain, folder: Path) -> str:
+def compare_chain(chain: Experiment, folder: Path) -> str:
     """Compares a chain's own evaluation in `folder` with the others; what a terminal shows."""
     return summary_text(compare(request_of(chain, folder), chain.comparison), chain.comparison)
 

@@ -1,7 +1,7 @@
 """The evaluation stage of a chain: NeMo-Skills, or `igrpo evaluate` without it.
 
-    Chain --chain_evaluation--> SkillsEvaluation --evaluate_here--> results (or on_slurm submits it)
-          --evaluate_embedded--> results of the embedded engine's own evaluation
+    Experiment --chain_evaluation--> SkillsEvaluation --evaluate_here--> results
+               --evaluate_embedded--> results of the embedded engine's own evaluation
 
 Its folder is one of the weights and of the setting: nothing made from others is ever found in it.
 """
@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.chain.script import DONE, NO, run_to_its_end
 from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
@@ -53,7 +53,7 @@ def write_arithmetic(config: Config, folder: Path, limit: int = PROBLEMS) -> Pat
     return write_benchmark(folder, BENCHMARK, rows)
 
 
-def uses_skills(chain: Chain, environ: Mapping[str, str]) -> bool:
+def uses_skills(chain: Experiment, environ: Mapping[str, str]) -> bool:
     """Whether NeMo-Skills evaluates. `auto` takes it where it is found, and for the embedded engine
     `igrpo evaluate` elsewhere; which one it is, is said here and stands in the results."""
     if chain.evaluator != "auto":
@@ -68,12 +68,12 @@ def uses_skills(chain: Chain, environ: Mapping[str, str]) -> bool:
     return True
 
 
-def _on_own_problems(chain: Chain) -> bool:
+def _on_own_problems(chain: Experiment) -> bool:
     """Whether the benchmark is the run's held-out problems: the built-in model knows no other."""
     return chain.benchmarks is None and chain.config.igrpo.model is not None
 
 
-def evaluated_config(chain: Chain) -> Config:
+def evaluated_config(chain: Experiment) -> Config:
     """The config with the benchmarks that are evaluated: the run's own problems, or its keys'."""
     config = chain.config
     if not _on_own_problems(chain):
@@ -83,7 +83,7 @@ def evaluated_config(chain: Chain) -> Config:
 
 
 def chain_evaluation(
-    chain: Chain, environment: SkillsEnvironment, *, hf_home: str | None = None
+    chain: Experiment, environment: SkillsEnvironment, *, hf_home: str | None = None
 ) -> SkillsEvaluation:
     """The evaluation of a chain's model, which need not exist yet. `hf_home` has the model that
     training starts from (default: the config's, or this shell's).
@@ -108,7 +108,7 @@ def chain_evaluation(
     )
 
 
-def evaluate_here(chain: Chain, environ: Mapping[str, str]) -> tuple[int, Path]:
+def evaluate_here(chain: Experiment, environ: Mapping[str, str]) -> tuple[int, Path]:
     """Evaluates on this machine what is missing; the exit code and the folder of the results."""
     environment = find_environment(environ)
     evaluation = chain_evaluation(chain, environment)
@@ -124,7 +124,7 @@ def evaluate_here(chain: Chain, environ: Mapping[str, str]) -> tuple[int, Path]:
     return (DONE if report(out, evaluation.names) else NO), out
 
 
-def evaluate_embedded(chain: Chain) -> tuple[int, Path]:
+def evaluate_embedded(chain: Experiment) -> tuple[int, Path]:
     """`igrpo evaluate` on the run's held-out problems; the exit code and the folder."""
     command, out = embedded_command(chain)
     try:
@@ -139,7 +139,7 @@ def evaluate_embedded(chain: Chain) -> tuple[int, Path]:
     return run_to_its_end([*IGRPO, *command[1:]]), out
 
 
-def embedded_command(chain: Chain) -> tuple[list[str], Path]:
+def embedded_command(chain: Experiment) -> tuple[list[str], Path]:
     """The command of `evaluate_embedded` and where its results will be."""
     keys, limit = chain.config.igrpo.evaluation, _limit(chain.config)
     setting = f"t{keys.temperature:g}-p{keys.top_p:g}-n{limit}"
@@ -160,7 +160,7 @@ def _limit(config: Config) -> int:
     return min(PROBLEMS, config.grpo.max_val_samples or PROBLEMS)
 
 
-def _context(chain: Chain) -> int | None:
+def _context(chain: Experiment) -> int | None:
     """The model's context, the same before and after it is trained: of its architecture, else of
     the model that training starts from."""
     if architecture := chain.config.igrpo.architecture:

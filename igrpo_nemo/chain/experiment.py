@@ -36,7 +36,7 @@ def model_folder(run: Path, which: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Experiment:
     """What the command line of a chain says. `words` are its overrides, `config` is what they
     compose to, `run` the run's folder."""
 
@@ -72,8 +72,8 @@ class Chain:
     """Among how many jobs the samples of an evaluation are shared."""
 
     @property
-    def experiment(self) -> str | None:
-        """The experiment's name, where the words choose one."""
+    def name(self) -> str | None:
+        """The experiment's name in configs/, where the words choose one."""
         chosen = [word.lstrip("+") for word in self.words]
         names = [w.partition("=")[2] for w in chosen if w.startswith("experiment=")]
         return names[-1].strip("'\"") if names else None
@@ -81,7 +81,7 @@ class Chain:
     @property
     def label(self) -> str:
         """The system's name in tables."""
-        return self.experiment or self.run.name
+        return self.name or self.run.name
 
     @property
     def model(self) -> Path:

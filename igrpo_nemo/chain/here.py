@@ -15,11 +15,11 @@ from igrpo_nemo.chain.evaluation import (
     evaluated_config,
     uses_skills,
 )
-from igrpo_nemo.chain.experiment import Chain, training_inputs
+from igrpo_nemo.chain.experiment import Experiment, training_inputs
 from igrpo_nemo.chain.training import is_trained, train_here
 
 
-def run_here(chain: Chain, environ: Mapping[str, str]) -> int:
+def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
     """Trains, converts, evaluates and compares; the exit code of the stage that stopped it, or 0.
 
     The same call goes on where this one stopped.
@@ -37,7 +37,7 @@ def run_here(chain: Chain, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def plan_here(chain: Chain, environ: Mapping[str, str]) -> str:
+def plan_here(chain: Experiment, environ: Mapping[str, str]) -> str:
     """What `run_here` would do, a line a stage."""
     done = " (finished already)" if is_trained(chain.config) else ""
     keys = evaluated_config(chain).igrpo.evaluation

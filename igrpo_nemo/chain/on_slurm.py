@@ -18,7 +18,7 @@ from pathlib import Path
 from igrpo_nemo.chain.comparison import compare_chain, request_of
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
 from igrpo_nemo.chain.evaluation import chain_evaluation, evaluated_config
-from igrpo_nemo.chain.experiment import Chain, training_inputs
+from igrpo_nemo.chain.experiment import Experiment, training_inputs
 from igrpo_nemo.chain.training import is_trained, submit_training, training_plan
 from igrpo_nemo.cluster.settings import job_settings
 from igrpo_nemo.cluster.site import with_site
@@ -48,7 +48,7 @@ Jobs = Sequence[int | str]
 """Numbers of jobs that Slurm gave, or names that stand for them in a plan."""
 
 
-def submit_all(chain: Chain, environ: Mapping[str, str]) -> int:
+def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
     """Submits what is not done yet; 0. Raises `UserError` naming what was submitted before that."""
     where = _surroundings(chain, environ)
     composed = _composed(chain, where, environ, chain.run / "stages")
@@ -59,7 +59,7 @@ def submit_all(chain: Chain, environ: Mapping[str, str]) -> int:
     composed.profile.check_own()
     # NeMo-Skills checks every argument while nothing is submitted yet.
     submit(evaluation, composed.place, environ, dry_run=True)
-    stages = Submission(chain, where, environ, composed)
+    stages = SendStages(chain, where, environ, composed)
     try:
         _walk(stages, evaluation.out)
     except UserError as error:
@@ -71,7 +71,7 @@ def submit_all(chain: Chain, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def slurm_plan(chain: Chain, environ: Mapping[str, str]) -> str:
+def slurm_plan(chain: Experiment, environ: Mapping[str, str]) -> str:
     """Every job that `submit_all` would submit, with its batch file; TRAIN and the like stand for
     numbers that Slurm gives. Where NeMo-Skills or its data is missing, its part says so."""
     where = _surroundings(chain, environ)
@@ -80,13 +80,13 @@ def slurm_plan(chain: Chain, environ: Mapping[str, str]) -> str:
             composed = _composed(chain, where, environ, Path(scratch))
         except UserError as error:
             composed = error
-        plan = Plan(chain, where, environ, composed)
+        plan = ShowStages(chain, where, environ, composed)
         out = chain.run if isinstance(composed, UserError) else composed.evaluation.out
         _walk(plan, out)
     return "\n".join(plan.parts)
 
 
-def _walk(stages: Submission | Plan, out: Path) -> None:
+def _walk(stages: SendStages | ShowStages, out: Path) -> None:
     """Train, convert, evaluate into `out`, compare: what is not done, behind what comes before."""
     chain = stages.chain
     after: Jobs = ()
@@ -112,10 +112,10 @@ class Composed:
 
 
 @dataclass(slots=True)
-class Submission:
+class SendStages:
     """Submits each stage, and gives the jobs that the next one waits for. `sent`: all so far."""
 
-    chain: Chain
+    chain: Experiment
     where: Surroundings
     environ: Mapping[str, str]
     composed: Composed
@@ -152,10 +152,10 @@ class Submission:
 
 
 @dataclass(slots=True)
-class Plan:
+class ShowStages:
     """Collects the text of each stage. `composed` may be the reason why it could not be."""
 
-    chain: Chain
+    chain: Experiment
     where: Surroundings
     environ: Mapping[str, str]
     composed: Composed | UserError
@@ -195,13 +195,13 @@ class Plan:
         return self.done("evaluate", f"{title}\n{text}")
 
 
-def convert_job(chain: Chain, after: Jobs) -> StageJob:
+def convert_job(chain: Experiment, after: Jobs) -> StageJob:
     """The conversion, behind the last of the training's jobs."""
     command = ("python", "pipelines/convert.py", "--checkpoint", chain.which, *chain.words)
     return StageJob("convert", command, gpus=1, time=CONVERT_TIME, after=tuple(after))
 
 
-def compare_job(chain: Chain, evaluation: Path, after: Jobs) -> StageJob:
+def compare_job(chain: Experiment, evaluation: Path, after: Jobs) -> StageJob:
     """The comparison, behind all of the evaluation's jobs."""
     request = request_of(chain, evaluation)
     flags = [word for name in request.experiments for word in ("--experiment", name)]
@@ -210,7 +210,7 @@ def compare_job(chain: Chain, evaluation: Path, after: Jobs) -> StageJob:
     return StageJob("compare", (*command, *request.systems), 0, COMPARE_TIME, tuple(after))
 
 
-def _surroundings(chain: Chain, environ: Mapping[str, str]) -> Surroundings:
+def _surroundings(chain: Experiment, environ: Mapping[str, str]) -> Surroundings:
     """Where the stages run. Raises `UserError` for what cannot run there."""
     if chain.evaluator == "igrpo":
         raise UserError("--evaluator igrpo evaluates here: leave out --cluster")
@@ -224,7 +224,7 @@ def _surroundings(chain: Chain, environ: Mapping[str, str]) -> Surroundings:
 
 
 def _composed(
-    chain: Chain, where: Surroundings, environ: Mapping[str, str], folder: Path
+    chain: Experiment, where: Surroundings, environ: Mapping[str, str], folder: Path
 ) -> Composed:
     """The evaluation and where it runs; the chain's NeMo-Skills profile is put into `folder`."""
     site = where.site
@@ -238,11 +238,11 @@ def _composed(
     return Composed(profile, replace(evaluation, server=server), place)
 
 
-def _is_converted(chain: Chain) -> bool:
+def _is_converted(chain: Experiment) -> bool:
     return is_converted(chain.run, chain.which, training_inputs(chain.config))
 
 
-def _is_evaluated(chain: Chain, evaluation: SkillsEvaluation) -> bool:
+def _is_evaluated(chain: Experiment, evaluation: SkillsEvaluation) -> bool:
     """Whether the evaluation is complete, and of weights that are there.
 
     Raises `UserError` where its folder holds samples of other data.

@@ -21,7 +21,7 @@ from skills_runs import CHECKOUT, write_problems
 
 from igrpo_nemo.chain.conversion import convert
 from igrpo_nemo.chain.evaluation import chain_evaluation
-from igrpo_nemo.chain.experiment import Chain, Stamp, training_inputs, write_stamp
+from igrpo_nemo.chain.experiment import Experiment, Stamp, training_inputs, write_stamp
 from igrpo_nemo.chain.training import stamp_path
 from igrpo_nemo.config import load_config
 from igrpo_nemo.evaluation.skills.evaluate import prepare
@@ -297,7 +297,7 @@ def finish_evaluation(
 ) -> None:
     """What NeMo-Skills' jobs leave behind, but one sample."""
     words = cluster.words()
-    chain = Chain(
+    chain = Experiment(
         tuple(words),
         load_config(words),
         cluster.run,

@@ -15,7 +15,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from igrpo_nemo.evaluation.skills.program import server_answers
-from igrpo_nemo.evaluation.skills.serve import Engine, serving
+from igrpo_nemo.evaluation.skills.serve import Batcher, serving
 from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
@@ -139,7 +139,7 @@ def test_the_prompt_is_the_trainings(folder: Path) -> None:
     profile = PromptProfile(MESSAGES[0]["content"], "\n", "draft")
     builder = PromptBuilder(policy.tokenizer, profile, TokenBudget(CONTEXT, 20))
     question = builder.question(Problem(id="p", question=MESSAGES[1]["content"], answer="2"))
-    engine = Engine(policy)
+    engine = Batcher(policy)
     assert engine.prompt_ids(MESSAGES, {}) == question.token_ids
     policy.tokenizer.chat_template = "{{ messages[-1]['content'] }}{{ mark }}"
     with_mark = policy.tokenizer("7+5*3=</think>", add_special_tokens=False).input_ids

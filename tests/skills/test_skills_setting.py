@@ -12,7 +12,7 @@ from skills_runs import write_problems
 
 from igrpo_nemo.chain import evaluation as pipeline
 from igrpo_nemo.chain import on_slurm as slurm_chain
-from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import (
@@ -101,7 +101,7 @@ def test_a_chain_does_not_take_samples_of_other_data_for_its_own(
     config = load_config(["policy.model_name=x"])
     environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
     evaluation = SkillsEvaluation(config, setting, (data,), Server("m"), out, environment)
-    chain = Chain((), config, tmp_path / "run")
+    chain = Experiment((), config, tmp_path / "run")
     monkeypatch.setattr(pipeline, "find_environment", lambda environ: environment)
     monkeypatch.setattr(pipeline, "chain_evaluation", lambda *_: evaluation)
     monkeypatch.setattr(slurm_chain, "_is_converted", lambda chain: True)
@@ -252,7 +252,7 @@ def test_a_chain_knows_the_template_before_its_model(opened: Path, tmp_path: Pat
     def setting_with(*more: str) -> Setting:
         config = load_config([*words, *more])
         data = tmp_path / "data"
-        chain = Chain((), config, tmp_path / "run", benchmarks="toy:1", data_dir=data)
+        chain = Experiment((), config, tmp_path / "run", benchmarks="toy:1", data_dir=data)
         return pipeline.chain_evaluation(chain, environment).setting
 
     assert setting_with().thinking_open

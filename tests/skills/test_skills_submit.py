@@ -15,8 +15,8 @@ from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, write_metrics, write_sample, write_unordered
 from skills_runs import write_problems
 
-from igrpo_nemo.chain.experiment import Chain
-from igrpo_nemo.chain.on_slurm import Composed, Submission
+from igrpo_nemo.chain.experiment import Experiment
+from igrpo_nemo.chain.on_slurm import Composed, SendStages
 from igrpo_nemo.cluster.stage import Surroundings
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
@@ -217,7 +217,7 @@ def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
     there = Surroundings(config.igrpo.site, cluster.folder, cluster.folder, {})
     profile = ClusterProfile("mine", cluster.folder, (), "acme")
     composed = Composed(profile, evaluation, cluster.place)
-    stages = Submission(Chain((), config, cluster.folder), there, os.environ, composed)
+    stages = SendStages(Experiment((), config, cluster.folder), there, os.environ, composed)
     assert stages.evaluate([7]) == () and not stages.sent
     assert f"{evaluation.out} is complete" in capsys.readouterr().out
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()

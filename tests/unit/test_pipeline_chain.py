@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from igrpo_nemo.chain.experiment import Chain
+from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.chain.script import exit_code
 from igrpo_nemo.cluster.stage import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
@@ -142,7 +142,7 @@ def test_dry_run_prints_the_stages_and_starts_nothing(again, tmp_path, monkeypat
 def test_weights_are_told_apart_before_they_exist(tmp_path):
     def weights(*words, which="last"):
         words = ("experiment=demo", *words)
-        return Chain(words, load_config(words), tmp_path, which).weights()
+        return Experiment(words, load_config(words), tmp_path, which).weights()
 
     same = weights("logger.log_dir=elsewhere", "igrpo.evaluation.temperature=1.0")
     assert weights() == same

@@ -149,7 +149,7 @@ def complete_here(
         child["NEMORUN_HOME"] = str(out.absolute() / LOG_FOLDER / "nemo_run")
         log, names = new_log(out), [one.benchmark for one in lacking]
         print(f"evaluating {', '.join(names)}; ns eval says the rest in {log}", flush=True)
-        progress = Progress(evaluation, names)
+        progress = ReplyCount(evaluation, names)
         server, place = replace(evaluation.server, address=address), Place(str(out.absolute()))
         try:
             for arguments in eval_commands(evaluation.setting, names, server, place):
@@ -250,7 +250,7 @@ def is_complete(evaluation: SkillsEvaluation) -> bool:
     return not lacking_of(evaluation)
 
 
-class Progress:
+class ReplyCount:
     """Prints how many replies there are, every `PROGRESS_S` seconds."""
 
     def __init__(self, evaluation: SkillsEvaluation, names: Sequence[str]) -> None:

@@ -35,13 +35,13 @@ MAX_BODY_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Asked:
     request: SampleRequest
     params: SamplingParams
     reply: Future[list[Completion]] = field(default_factory=Future)
 
 
-class Engine:
+class Batcher:
     """Samples what waits in its queue, in batches of equal sampling parameters.
 
     One thread uses the model. `close()` lets the batch that is being sampled finish.
@@ -51,7 +51,7 @@ class Engine:
         self.tokenizer = policy.tokenizer
         self.sampler = Sampler(policy.model, policy.tokenizer)
         self._autocast = policy.autocast
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue()
+        self._queue: queue.Queue[_Asked | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
 
@@ -78,7 +78,7 @@ class Engine:
 
     def submit(self, request: SampleRequest, params: SamplingParams) -> list[Completion]:
         """The completions of one request; waits for them."""
-        waiting = _Waiting(request, params)
+        waiting = _Asked(request, params)
         self._queue.put(waiting)
         return waiting.reply.result()
 
@@ -94,14 +94,14 @@ class Engine:
             while len(batch) < MAX_BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             open_ = None not in batch
-            groups: dict[SamplingParams, list[_Waiting]] = {}
+            groups: dict[SamplingParams, list[_Asked]] = {}
             for waiting in batch:
                 if waiting is not None:
                     groups.setdefault(waiting.params, []).append(waiting)
             for params, group in groups.items():
                 self._sample(params, group)
 
-    def _sample(self, params: SamplingParams, group: Sequence[_Waiting]) -> None:
+    def _sample(self, params: SamplingParams, group: Sequence[_Asked]) -> None:
         try:  # whatever goes wrong belongs to those who asked, not to this thread
             with self._autocast():
                 replies = self.sampler.sample([waiting.request for waiting in group], params)
@@ -119,7 +119,7 @@ def serving(
 ) -> Iterator[str]:
     """Serves a model folder on loopback; yields the address, ending in /v1. `chat_template` is
     that of the config, None the model's own."""
-    engine = Engine(open_policy(model, precision=precision, chat_template=chat_template))
+    engine = Batcher(open_policy(model, precision=precision, chat_template=chat_template))
     server = _Server(engine, str(model.absolute()), port)
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()
@@ -135,7 +135,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024  # NeMo-Skills opens hundreds of connections at once
 
-    def __init__(self, engine: Engine, name: str, port: int) -> None:
+    def __init__(self, engine: Batcher, name: str, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.engine = engine
         self.name = name
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def chat_completion(engine: Engine, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def chat_completion(engine: Batcher, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The reply to a chat completion request: `temperature`, `top_p`, `top_k`, `max_tokens`, `n`,
     `stop`, `seed` and `chat_template_kwargs` count. Raises `UserError` for one that cannot be
     answered."""
@@ -219,7 +219,7 @@ def chat_completion(engine: Engine, name: str, body: Mapping[str, Any]) -> dict[
     }
 
 
-def _sampling_params(engine: Engine, body: Mapping[str, Any], prompt: int) -> SamplingParams:
+def _sampling_params(engine: Batcher, body: Mapping[str, Any], prompt: int) -> SamplingParams:
     """OpenAI's names and defaults; without a limit a reply may fill the context."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     room = None if engine.context is None else engine.context - prompt
