@@ -45,6 +45,10 @@ _CHOICE = re.compile(
     r"(?:\\text\{(?:the )?(?:correct |final )?(?i:option|choice|answer)(?: is)?"
     r"\}\s*:?\s*)?(?:\(([A-Za-z])\)|([A-Z])(?:\)|\.|:(?=\s|\\text)|$))\s*(.*)"
 )
+# What makes the text behind a letter name another one: `B or C`, `(A) 3 (B) 4`, `A) 3, B) 4`.
+_ANOTHER_CHOICE = re.compile(
+    r"^(?:\\text\{(?:and|or)\b|[,;]|\\l(?:and|or))|(?<![A-Za-z])\([A-Z]\)|(?<![A-Za-z\\(])[A-Z]\)"
+)
 _CLOCK = re.compile(
     r"(\d{1,2})(?::(\d{2}))?\s*(?:\\text\{)?\s*([apAP])\.?\s?[mM]\.?\s*\}?|(\d{1,2}):(\d{2})"
 )
@@ -81,7 +85,7 @@ def _whole(text: str, reference: bool) -> Value:
     if words is not None:
         return _worded(plain(text))
     choice = _CHOICE.fullmatch(text)
-    if choice is not None and not re.match(r"\\text\{(?:and|or)\b|[,;]|\\l(?:and|or)", choice[3]):
+    if choice is not None and not _ANOTHER_CHOICE.search(choice[3]):
         return _chosen(choice, reference)
     statement = stated(text)
     if statement is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from igrpo_nemo.rewards.brackets import brace_end
+from igrpo_nemo.rewards.units import counted
 
 _WORDS = yaml.safe_load((Path(__file__).parent / "spelling.yaml").read_text(encoding="utf-8"))
 _TABLE = str.maketrans({c: name for name, chars in _WORDS["symbols"].items() for c in chars})
@@ -238,6 +239,8 @@ def is_word(run: str, *, alone: bool = False) -> bool:
         return True  # Orders and names: `BCA`, `Amy`, `AB`.
     if len(run) == 2:
         return False
+    if len(run) > 3 and counted(run):
+        return True
     if len(set(run)) < len(run) and alone:
         return True
     return any(char in _VOWELS for char in run[1:] if len(run) > 3 or alone) or len(run) > 4

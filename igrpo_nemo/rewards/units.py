@@ -66,6 +66,11 @@ def singular(word: str) -> str:
     return word
 
 
+def counted(word: str) -> bool:
+    """Whether a word is a listed noun that numbers count (`eggs`)."""
+    return singular(word) in _NOUNS or word in _NOUNS
+
+
 _SPEEDS = {"mph": "mile/hour", "kmph": "km/h", "kph": "km/h", "kmh": "km/h", "fps": "ft/s"}
 _FACTOR = re.compile(r"(/)?\s*([^\s/^*]+?)(?:\^\{?(-?\d)\}?)?(?=[\s/*]|$)")
 
@@ -128,7 +133,7 @@ def read_unit(words: str, *, reference: bool = False) -> Unit | None:
 def _noun(word: str, reference: bool) -> bool:
     if word in _CHANGING and not (reference and word in _DIRECTIONS) or not word.isalpha():
         return False
-    if singular(word) in _NOUNS or word in _NOUNS:
+    if counted(word):
         return True
     if reference:
         return len(word) > 1
