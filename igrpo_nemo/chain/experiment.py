@@ -21,7 +21,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.files.scrub import flat, scrub
-from igrpo_nemo.run.folder import FREE_KEYS
+from igrpo_nemo.run.identity import FREE_KEYS
 
 LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
 """A run may be made longer; everything else that shapes it stays."""

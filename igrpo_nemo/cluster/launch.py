@@ -33,7 +33,8 @@ from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.rewards.judge import judge_problems
-from igrpo_nemo.run.folder import FINISHED, check_same_run
+from igrpo_nemo.run.folder import FINISHED
+from igrpo_nemo.run.identity import check_same_run
 
 NO_RUN = ("engine=nemo_rl", "policy.model_name=none")
 """Makes a config complete of which only the cluster profile is wanted."""

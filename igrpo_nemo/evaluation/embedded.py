@@ -35,7 +35,7 @@ from igrpo_nemo.files.atomic import is_disk_full
 from igrpo_nemo.local.answers import Answerer, Progress
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
-from igrpo_nemo.run.inputs import weights_fingerprint
+from igrpo_nemo.run.identity import weights_fingerprint
 from igrpo_nemo.tracking import open_console
 from igrpo_nemo.types import Group, Problem
 

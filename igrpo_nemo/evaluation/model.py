@@ -19,7 +19,7 @@ from igrpo_nemo.config.compose import quoted
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.run import config_of_model
 from igrpo_nemo.run.chat_template import chat_template_text, stored_chat_template
-from igrpo_nemo.run.inputs import weights_fingerprint
+from igrpo_nemo.run.identity import weights_fingerprint
 
 ANSWER_TIMEOUT_S = 10
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from igrpo_nemo.config.nemo_keys import Checkpointing
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import fsync_folder, is_disk_full
 from igrpo_nemo.local.checkpoint_manifest import find_damage, seal, structural_damage
@@ -61,54 +62,43 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A verified checkpoint; `tensors` are on the CPU, the model is loaded from `model_path`."""
+    """A checkpoint as it was saved; `tensors` are on the CPU, the model is still in its folder."""
 
     path: Path
     state: TrainerState
     tensors: dict[str, object]
     metrics: dict[str, float]
-    model_path: Path
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL
 
 
-@dataclass
 class CheckpointStore:
-    """The checkpoints of one run; the fields are NeMo-RL's `checkpointing.*`.
+    """The checkpoints of one run, as `checkpointing.*` asks for them.
 
-    `metric_name` is `val:<name>` or `train:<name>` (NeMo-RL's spelling) or a name as it stands in
-    the metrics (`val/accuracy`). The `keep_top_k` best are kept, and the newest always besides;
-    without a metric the best are the newest, and None keeps all.
+    The `keep_top_k` best by `metric_name` are kept, and the newest always besides; without a metric
+    the best are the newest. A metric is spelt as NeMo-RL does (`val:accuracy`, `train:loss`), or as
+    it stands in the metrics (`val/accuracy`).
     """
 
-    checkpoint_dir: Path
-    metric_name: str | None = None
-    higher_is_better: bool = True
-    keep_top_k: int | None = None
-    save_period: int | None = None
-    _verified: set[Path] = field(default_factory=set, repr=False)
-
-    def __post_init__(self) -> None:
-        self.checkpoint_dir = Path(self.checkpoint_dir)
-        if self.keep_top_k is not None and self.keep_top_k < 0:
-            raise UserError(
-                f"checkpointing.keep_top_k is {self.keep_top_k}: use 0 or more, or null"
-            )
-        if self.save_period is not None and self.save_period < 1:
-            raise UserError(f"checkpointing.save_period is {self.save_period}: use 1 or more")
+    def __init__(self, keys: Checkpointing) -> None:
+        self.checkpoint_dir = Path(keys.checkpoint_dir)
+        self._keys = keys
 
     def due(self, step: int) -> bool:
         """Whether `save_period` asks for a checkpoint after this step (steps count from 1)."""
-        return self.save_period is not None and step > 0 and step % self.save_period == 0
+        return step > 0 and step % self._keys.save_period == 0
 
     def save(
         self,
-        step: int,
         *,
         write_model: Callable[[Path], None],
         tensors: Mapping[str, object],
         state: TrainerState,
         metrics: Mapping[str, float],
     ) -> Path:
-        """Write the checkpoint of `step` and return its folder; then remove what is not kept.
+        """Write the checkpoint of `state.step` and return its folder; then remove what is not kept.
 
         `write_model` fills an existing empty folder in Hugging Face format. `tensors` (optimizer,
         scheduler and generator states) must load with `weights_only=True`, which is checked here
@@ -117,9 +107,7 @@ class CheckpointStore:
         Raises UserError if the disk is full or the folder cannot be written; earlier checkpoints
         are then untouched and nothing partial remains. Whatever else `write_model` raises passes.
         """
-        if state.step != step:
-            raise ValueError(f"checkpoint of step {step} was given the state of step {state.step}")
-        name = f"step_{step:08d}"
+        name = f"step_{state.step:08d}"
         temporary = self.checkpoint_dir / f"{_SAVING}{name}"
         try:
             self._clean_leftovers()
@@ -127,19 +115,17 @@ class CheckpointStore:
             write_model(temporary / MODEL)
             _write_tensors(temporary / TENSORS, tensors)
             _write_json(temporary / STATE, {"format": _FORMAT, **dataclasses.asdict(state)})
-            _write_json(temporary / METRICS, _finite(metrics))
-            if not any(path.is_file() for path in (temporary / MODEL).rglob("*")):
-                raise ValueError("write_model wrote nothing")
+            finite = {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
+            _write_json(temporary / METRICS, finite)
             seal(temporary)
             final = self._publish(temporary, name)
         except BaseException as error:
-            reason = self._save_failure(error, step, temporary, tensors)
+            reason = self._save_failure(error, temporary, tensors)
             shutil.rmtree(temporary, ignore_errors=True)
             if reason is not None:
                 raise UserError(reason) from error
             raise
-        self._verified.add(final)
-        self.prune(keep=final)
+        self._prune(final)
         return final
 
     def latest(self) -> Path | None:
@@ -148,27 +134,18 @@ class CheckpointStore:
         Every file is checked against the manifest; a damaged checkpoint is named in a
         CheckpointWarning with the file at fault, and the one before it is tried.
         """
-        return self._first_intact(self._candidates())
+        paths = self._candidates()
+        for path, following in zip(paths, [*paths[1:], None], strict=True):
+            damage = find_damage(path)
+            if damage is None:
+                return path
+            instead = f"trying {following.name}" if following else "there is no other one"
+            message = f"checkpoint {path} is damaged and is not used: {damage}; {instead}"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        return None
 
-    def best(self) -> Path | None:
-        """The intact checkpoint with the best metric (the newest of equals), or None.
-
-        Without a metric, or when no checkpoint has it, the newest.
-        """
-        ranked = self._ranked()
-        return self._first_intact(
-            [path for path in ranked if self._metric(path) is not None] or ranked
-        )
-
-    def load(self, path: str | Path) -> LoadedCheckpoint:
-        """Read one checkpoint after checking it. Raises UserError naming the damaged file."""
-        path = Path(path)
-        if not path.is_dir():
-            raise UserError(
-                f"no checkpoint at {path}: give a step_* folder of {self.checkpoint_dir}"
-            )
-        if path not in self._verified and (damage := find_damage(path)):
-            raise UserError(f"checkpoint {path} is damaged: {damage}; use an earlier one")
+    def load(self, path: Path) -> LoadedCheckpoint:
+        """Read a checkpoint that `latest` found. Raises UserError for another version's format."""
         state = json.loads((path / STATE).read_bytes())
         if (version := state.pop("format")) != _FORMAT:
             raise UserError(f"checkpoint {path} has format {version}; this version reads {_FORMAT}")
@@ -178,19 +155,7 @@ class CheckpointStore:
             state=TrainerState(**state),
             tensors=torch.load(path / TENSORS, map_location="cpu", weights_only=True),
             metrics=json.loads((path / METRICS).read_bytes()),
-            model_path=path / MODEL,
         )
-
-    def prune(self, keep: Path | None = None) -> None:
-        """Remove all but the `keep_top_k` best and the newest (or `keep`, when given)."""
-        if self.keep_top_k is None:
-            return
-        whole = [path for path in self._candidates() if not structural_damage(path)]
-        newest = keep or (whole[0] if whole else None)
-        top = [path for path in self._ranked() if path in whole][: self.keep_top_k]
-        for path in self._candidates():
-            if path != newest and path not in top:
-                self._remove(path)
 
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints beyond `step`: a run that resumes from there will write its own.
@@ -202,6 +167,22 @@ class CheckpointStore:
             if _step_of(path) > step:
                 self._remove(path)
 
+    def _prune(self, newest: Path) -> None:
+        """Remove all but the newest and the `keep_top_k` best, the newer of equals."""
+        if self._keys.keep_top_k is None:
+            return
+        sign = 1.0 if self._keys.higher_is_better else -1.0
+
+        def rank(path: Path) -> tuple[float, int]:
+            value = self._metric(path)
+            return (-math.inf if value is None else sign * value, _step_of(path))
+
+        whole = [path for path in self._candidates() if not structural_damage(path)]
+        kept = {newest, *sorted(whole, key=rank, reverse=True)[: self._keys.keep_top_k]}
+        for path in self._candidates():
+            if path not in kept:
+                self._remove(path)
+
     def _candidates(self) -> list[Path]:
         """All published checkpoints, newest first.
 
@@ -210,50 +191,25 @@ class CheckpointStore:
         """
         if not self.checkpoint_dir.is_dir():
             return []
-        found = {
-            entry.name: entry for entry in self.checkpoint_dir.iterdir() if _step_of(entry) >= 0
-        }
+        found = [path for path in self.checkpoint_dir.iterdir() if _step_of(path) >= 0]
+        names = {path.name for path in found}
         published = [
             path
-            for name, path in found.items()
-            if not name.startswith(_REPLACED) or name.removeprefix(_REPLACED) not in found
+            for path in found
+            if not path.name.startswith(_REPLACED) or path.name.removeprefix(_REPLACED) not in names
         ]
         return sorted(published, key=_step_of, reverse=True)
 
-    def _ranked(self) -> list[Path]:
-        """Best first; checkpoints without the metric come last, newest first."""
-        sign = 1.0 if self.higher_is_better else -1.0
-
-        def rank(path: Path) -> tuple[float, int]:
-            value = self._metric(path)
-            return (-math.inf if value is None else sign * value, _step_of(path))
-
-        return sorted(self._candidates(), key=rank, reverse=True)
-
     def _metric(self, path: Path) -> float | None:
-        if self.metric_name is None:
+        name = self._keys.metric_name
+        if name is None:
             return None
         try:
             metrics = json.loads((path / METRICS).read_bytes())
-        except (OSError, ValueError):
-            return None  # damaged: it ranks last, and `_first_intact` names it
-        name = self.metric_name
-        for key in (name, name.replace(":", "/", 1), name.partition(":")[2]):
-            if key in metrics:
-                return metrics[key]
-        return None
-
-    def _first_intact(self, paths: list[Path]) -> Path | None:
-        for position, path in enumerate(paths):
-            damage = find_damage(path)
-            if damage is None:
-                self._verified.add(path)
-                return path
-            following = paths[position + 1 : position + 2]
-            instead = f"trying {following[0].name}" if following else "there is no other one"
-            message = f"checkpoint {path} is damaged and is not used: {damage}; {instead}"
-            warnings.warn(message, CheckpointWarning, stacklevel=3)
-        return None
+        except ValueError:
+            return None  # damaged: it ranks last, and `latest` names it
+        spellings = (name, name.replace(":", "/", 1), name.partition(":")[2])
+        return next((metrics[key] for key in spellings if key in metrics), None)
 
     def _publish(self, temporary: Path, name: str) -> Path:
         final = self.checkpoint_dir / name
@@ -282,26 +238,25 @@ class CheckpointStore:
 
     def _remove(self, path: Path) -> None:
         """Remove a checkpoint so that a crash half-way never leaves a torn one under its name."""
-        self._verified.discard(path)
         doomed = path.with_name(f"{_REMOVING}{path.name.lstrip('.')}")
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _save_failure(
-        self, error: BaseException, step: int, temporary: Path, tensors: Mapping[str, object]
+        self, error: BaseException, temporary: Path, tensors: Mapping[str, object]
     ) -> str | None:
         """The line for the user, or None if the failure is not the disk's.
 
         Called while the partial folder still exists: a native writer may lose the errno, and then
         only the full disk itself tells.
         """
+        step = int(temporary.name.rpartition("_")[2])
         where = f"the checkpoint of step {step} in {self.checkpoint_dir}"
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             return f"cannot write {where}: {error.strerror}; set checkpointing.checkpoint_dir"
         if not self.checkpoint_dir.is_dir() or not isinstance(error, Exception):
             return None
-        partial = _folder_bytes(temporary)
         free = shutil.disk_usage(self.checkpoint_dir).free
         native_writer = isinstance(error, (OSError, RuntimeError)) and free < 64 * 1024
         if not is_disk_full(error) and not native_writer:
@@ -309,10 +264,11 @@ class CheckpointStore:
         optimizer = temporary / TENSORS
         written = optimizer.stat().st_size if optimizer.exists() else 0
         unwritten = max(0, _tensor_bytes(tensors) - written)
+        partial = _folder_bytes(temporary)
         previous = max((_folder_bytes(path) for path in self._candidates()[:1]), default=0)
+        needed, room = max(previous, partial + unwritten) / 1e6, (free + partial) / 1e6
         return (
-            f"no space left for {where}: it needs at least "
-            f"{_megabytes(max(previous, partial + unwritten))}, {_megabytes(free + partial)} are "
+            f"no space left for {where}: it needs at least {needed:,.1f} MB, {room:,.1f} MB are "
             "free; earlier checkpoints are untouched. Free some space, lower "
             "checkpointing.keep_top_k, or set checkpointing.checkpoint_dir to another disk"
         )
@@ -346,6 +302,7 @@ def restore_rng(states: Mapping[str, object]) -> None:
 
 
 def _step_of(path: Path) -> int:
+    """The step of a published or replaced checkpoint, -1 for anything else."""
     match = _STEP.fullmatch(path.name.removeprefix(_REPLACED))
     return int(match[1]) if match else -1
 
@@ -361,10 +318,6 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -377,7 +330,3 @@ def _tensor_bytes(content: object) -> int:
     if isinstance(content, (list, tuple)):
         return sum(_tensor_bytes(value) for value in content)
     return 0
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections import defaultdict
@@ -10,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 from igrpo_nemo.local.checkpoint import TrainerState
 from igrpo_nemo.types import Completion, Rollout
-
-_IMPORTED = time.monotonic()
 
 
 class Stopwatch:
@@ -113,11 +111,5 @@ def summarize(state: TrainerState, session_seconds: float) -> dict[str, object]:
 
 
 def process_seconds() -> float:
-    """Seconds since this process started, imports included (Linux; elsewhere since this import)."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except OSError:
-        return time.monotonic() - _IMPORTED
-    # Field 22 of proc(5), `starttime`, is the 20th behind the command's name.
-    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    """Seconds since this process started, imports included."""
+    return time.time() - psutil.Process().create_time()

@@ -6,11 +6,9 @@ config -> run folder (locked) -> problems -> policy -> environment, sampler
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -21,7 +19,6 @@ from igrpo_nemo.environment import TwoStageEnvironment
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.checkpoint import (
     CheckpointStore,
-    CheckpointWarning,
     LoadedCheckpoint,
     TrainerState,
     restore_rng,
@@ -32,8 +29,8 @@ from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.run.core import prompt_builder, scorer_of
-from igrpo_nemo.run.folder import RunFolder, check_same_run
-from igrpo_nemo.run.inputs import check_same_inputs
+from igrpo_nemo.run.folder import RunFolder
+from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.tracking import Tracker, open_console, open_tracker
 from igrpo_nemo.tracking.console import Console
@@ -92,8 +89,9 @@ def open_parts(config: Config) -> Iterator[Parts]:
             max_model_len=config.policy.max_total_sequence_length,
         )
         learner = _open_learner(config, policy)
-        store = _checkpoint_store(config)
-        checkpoint = _newest(store)
+        store = CheckpointStore(config.checkpointing) if config.checkpointing.enabled else None
+        newest = store and store.latest()
+        checkpoint = store.load(newest) if store and newest else None
         resume_step = checkpoint.state.step if checkpoint else None
         folder.truncate_after(-1 if resume_step is None else resume_step)
         folder.write_config(config.to_dict())
@@ -184,30 +182,6 @@ def _open_learner(config: Config, policy: Policy) -> Learner:
         reference=reference_of(policy) if needs_reference else None,
         autocast=policy.autocast,
     )
-
-
-def _checkpoint_store(config: Config) -> CheckpointStore | None:
-    """`checkpointing`; None where it is switched off."""
-    keys = config.checkpointing
-    if not keys.enabled:
-        return None
-    return CheckpointStore(
-        Path(keys.checkpoint_dir),
-        metric_name=keys.metric_name,
-        higher_is_better=keys.higher_is_better,
-        keep_top_k=keys.keep_top_k,
-        save_period=keys.save_period,
-    )
-
-
-def _newest(store: CheckpointStore | None) -> LoadedCheckpoint | None:
-    """The newest intact checkpoint; a damaged one is named on stderr and passed over."""
-    if store is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
-        path = store.latest()
-    return None if path is None else store.load(path)
 
 
 def _restore(parts: Parts, checkpoint: LoadedCheckpoint) -> None:

@@ -65,9 +65,9 @@ Start = Callable[[Sequence[tuple[int, ...]], Sequence[int]], DecodingBatch]
 
 @dataclass(slots=True)
 class _Row:
-    """A completion in the making, and where it belongs."""
+    """A completion in the making: number `number` of its request."""
 
-    request: int
+    request: SampleRequest
     number: int
     max_tokens: int
     token_ids: list[int] = field(default_factory=list)
@@ -77,9 +77,9 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of the sampler: what is asked for, and what ends a completion."""
+    """What one call of the sampler draws from, and what ends a completion."""
 
-    requests: Sequence[SampleRequest]
+    start: Start
     params: SamplingParams
     end_ids: frozenset[int]
     stops: StopStrings
@@ -129,9 +129,6 @@ class Sampler:
                 logits that are not finite.
         """
         self._check(requests)
-        stops = StopStrings(params.stop_strings, self._text_of)
-        call = _Call(requests, params, self._end_ids(params), stops)
-        results: list[list[Completion]] = [[] for _ in requests]
         total, done = sum(request.num_samples for request in requests), 0
         was_training = self.model.training
         self.model.eval()
@@ -139,17 +136,23 @@ class Sampler:
         start: Start = (
             FusedDecoder(self.model).start if self._fused else partial(CachedBatch, self.model)
         )
+        stops = StopStrings(params.stop_strings, self._text_of)
+        call = _Call(start, params, self._end_ids(params), stops)
+        results = [self._rows(request, params) for request in requests]
         try:
-            for rows in self._batches(requests, params.max_new_tokens):
-                for ended in self._run(start, rows, call):
+            for together in self._batches(results):
+                for ended in self._run(together, call):
                     done += ended
                     on_progress(done, total)
-                for row in rows:
-                    assert row.completion is not None
-                    results[row.request].append(row.completion)
         finally:
             self.model.train(was_training)
-        return results
+        return [[row.completion for row in rows if row.completion] for rows in results]
+
+    def _rows(self, request: SampleRequest, params: SamplingParams) -> list[_Row]:
+        limit = params.max_new_tokens
+        if self.max_model_len is not None:
+            limit = min(limit, self.max_model_len - len(request.prompt_ids))
+        return [_Row(request, number, limit) for number in range(request.num_samples)]
 
     def _check(self, requests: Sequence[SampleRequest]) -> None:
         for request in requests:
@@ -172,34 +175,25 @@ class Sampler:
         ids = {*of_model, *params.stop_token_ids}
         return frozenset(ids if of_tokenizer is None else ids | {of_tokenizer})
 
-    def _batches(
-        self, requests: Sequence[SampleRequest], max_new_tokens: int
-    ) -> Iterator[list[_Row]]:
-        """Rows decoded together: all of them, or those whose prompts have one length."""
+    def _batches(self, groups: Sequence[list[_Row]]) -> Iterator[list[list[_Row]]]:
+        """Groups of rows that are decoded together: all, or those with prompts of one length."""
 
-        def length_of(i: int) -> int:
-            return len(requests[i].prompt_ids) if self._one_length else 0
+        def length_of(rows: list[_Row]) -> int:
+            return len(rows[0].request.prompt_ids) if self._one_length else 0
 
-        for _, together in groupby(sorted(range(len(requests)), key=length_of), key=length_of):
-            rows = []
-            for i in together:
-                max_tokens = max_new_tokens
-                if self.max_model_len is not None:
-                    room = self.max_model_len - len(requests[i].prompt_ids)
-                    max_tokens = min(max_tokens, room)
-                rows += [_Row(i, n, max_tokens) for n in range(requests[i].num_samples)]
-            if rows:
-                yield rows
+        for _, together in groupby(sorted(filter(None, groups), key=length_of), key=length_of):
+            yield list(together)
 
-    def _run(self, start: Start, rows: Sequence[_Row], call: _Call) -> Iterator[int]:
-        """Decodes the rows to their ends; yields how many ended, whenever some did."""
-        batch = start(*_prompts(rows, call.requests))
+    def _run(self, groups: Sequence[list[_Row]], call: _Call) -> Iterator[int]:
+        """Decodes all rows to their ends; yields how many ended, whenever some did."""
+        prompts = [rows[0].request.prompt_ids for rows in groups]
+        batch = call.start(prompts, [len(rows) for rows in groups])
         logits_RV = batch.first_logits
+        live = [row for rows in groups for row in rows]
         uniforms = None
         if call.params.temperature > 0:
-            names = [(call.requests[row.request].seed_key, row.number) for row in rows]
+            names = [(row.request.seed_key, row.number) for row in live]
             uniforms = UniformTable(names, logits_RV.device)
-        live = list(rows)
         step = 0
         while True:
             draws_R = None if uniforms is None else uniforms.at(step)
@@ -245,17 +239,3 @@ class Sampler:
     def _completion(self, row: _Row, reason: StopReason) -> Completion:
         ids = row.token_ids[:-1] if reason is StopReason.EOS else row.token_ids
         return Completion(self._text_of(ids), tuple(row.token_ids), tuple(row.logprobs), reason)
-
-
-def _prompts(
-    rows: Sequence[_Row], requests: Sequence[SampleRequest]
-) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The prompts of these rows, each once, and how many rows each has."""
-    prompts, counts = [], []
-    for position, row in enumerate(rows):
-        if position and rows[position - 1].request == row.request:
-            counts[-1] += 1
-        else:
-            prompts.append(requests[row.request].prompt_ids)
-            counts.append(1)
-    return prompts, counts

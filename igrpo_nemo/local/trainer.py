@@ -21,14 +21,13 @@ from igrpo_nemo.local.answers import validate
 from igrpo_nemo.local.batch import Batch, Draw, collect_batch, shape_rows
 from igrpo_nemo.local.checkpoint import capture_rng
 from igrpo_nemo.local.costs import Stopwatch, counted, performance, process_seconds, summarize
-from igrpo_nemo.local.interrupt import EXIT_INTERRUPTED, InterruptFlag, TimeLimit
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.parts import Parts, open_parts
 from igrpo_nemo.local.probe import PolicyProbe
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampling import sampling_params
 from igrpo_nemo.metrics import rollout_metrics
-from igrpo_nemo.run.stop import StopFile
+from igrpo_nemo.run.stop import EXIT_INTERRUPTED, InterruptFlag, StopFile, TimeLimit
 from igrpo_nemo.tracking.samples import response_rows, sample_rows
 from igrpo_nemo.types import Stage
 
@@ -221,7 +220,6 @@ class Trainer:
         earlier = self.earlier_seconds + process_seconds()
         with self.watch("checkpoint"):
             parts.store.save(
-                step,
                 write_model=lambda folder: save_pretrained_folder(
                     parts.policy.model, parts.policy.tokenizer, folder
                 ),

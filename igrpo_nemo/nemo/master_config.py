@@ -22,9 +22,10 @@ from igrpo_nemo.nemo.environment import ENV_NAME
 from igrpo_nemo.nemo.names import needed
 from igrpo_nemo.nemo.trainers import check_trainer, uses_data_plane
 from igrpo_nemo.run.core import prompt_builder
-from igrpo_nemo.run.folder import RunFolder, check_same_run
+from igrpo_nemo.run.folder import RunFolder
+from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
-from igrpo_nemo.run.tokenizer import load_tokenizer
+from igrpo_nemo.run.tokenizer import check_tags_are_text, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     if config.igrpo.model is not None:
         config = _with_small_model(config)
     load_tokenizer(config.policy.tokenizer.name)  # a clear error, where there is none
-    prompts = prompt_builder(config, get_tokenizer(config.to_dict()["policy"]["tokenizer"]))
+    tokenizer = get_tokenizer(config.to_dict()["policy"]["tokenizer"])
+    check_tags_are_text(tokenizer)
+    prompts = prompt_builder(config, tokenizer)
     drop = config.igrpo.drop_overlong_prompts
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
     validation = fitting_problems(validation, prompts, drop_overlong=drop)
@@ -53,6 +56,7 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     check_launch(config)
     check_trainer(config)
     check_same_run(folder.path, config.to_dict())
+    check_same_inputs(folder.path, config, problems, validation)
     written = folder.path.resolve() / "problems"
     train_path, validation_path = written / "train.jsonl", written / "validation.jsonl"
     write_problems(problems, train_path)

@@ -4,7 +4,7 @@ config.yaml      the resolved configuration, scrubbed     (atomic)
 metrics.jsonl    {"kind", "step", "time", "metrics"}      (appended a whole line at a time)
 samples.jsonl    {"step", "problem_id", "question", ...}  (likewise)
 plan.json        {"total_steps"}                          (atomic)
-inputs.json      fingerprints of data and base model      (atomic, inputs)
+inputs.json      fingerprints of data and base model      (atomic, identity)
 summary.json     the run's result                         (atomic)
 finished         there when the last step is done: its number
 .lock            held while a process writes here         (lock)
@@ -17,45 +17,17 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import is_disk_full, write_or_refuse
-from igrpo_nemo.files.scrub import flat, scrub
+from igrpo_nemo.files.scrub import scrub
 from igrpo_nemo.run.lock import RunLock
 
 FINISHED = "finished"
 """The marker of a run whose last step is done. A run without it is to be resumed."""
 PLAN = "plan.json"
-
-FREE_KEYS = (
-    "logger.",
-    "checkpointing.",
-    "cluster.",
-    "grpo.max_num_steps",
-    "grpo.max_num_epochs",
-    "policy.scheduler",
-    "policy.megatron_cfg.scheduler.lr_decay_iters",
-    "policy.megatron_cfg.scheduler.lr_warmup_iters",
-    "policy.megatron_cfg.scheduler.lr_warmup_init",
-    "grpo.val_",
-    "grpo.max_val_samples",
-    "igrpo.val_",
-    "igrpo.sample_table_period",
-    "igrpo.threads",
-    "env.math.num_workers",
-    "igrpo.site.",
-    "igrpo.evaluation.",
-    "igrpo.architecture.",
-    "igrpo.preflight.",
-)
-"""Keys that may change between the parts of one run: they do not shape what is learned.
-
-`policy.scheduler` and its lengths in Megatron's keys follow from `grpo.max_num_steps` and from
-`igrpo.schedule`, which is not free: a run may be made longer, not be given another schedule.
-"""
 
 
 class RunFolder:
@@ -139,31 +111,6 @@ class RunFolder:
 
     def _replace(self, name: str, data: bytes) -> None:
         write_or_refuse(self.path / name, data)
-
-
-def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises `UserError` where the folder's `config.yaml` is another run's, naming a key."""
-    path = run_folder / "config.yaml"
-    if not path.is_file():
-        return
-    from igrpo_nemo.config.validate import without_gone
-
-    before = _settings(without_gone(yaml.safe_load(path.read_text()) or {}))
-    # The stored config is scrubbed: secrets neither compare nor show.
-    now = _settings(scrub(without_gone(config)))
-    for key in sorted(before.keys() | now.keys()):
-        if key.startswith(FREE_KEYS):
-            continue
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{run_folder} holds a run with {key}={before.get(key)!r}, this one has "
-                f"{now.get(key)!r}: choose another logger.log_dir, or remove that folder"
-            )
-
-
-def _settings(config: object) -> dict[str, object]:
-    """Dotted name -> value; an empty section sets nothing."""
-    return {name: value for name, value in flat(config) if value != {}}
 
 
 class _LineFile:

@@ -1,16 +1,30 @@
-"""The file whose existence asks a run to save and stop: how a job script reaches its driver.
+"""What stops a run early: it finishes what it is doing, saves, and exits with its own code.
+
+    SIGINT | SIGTERM | SIGUSR1 -> flag; the embedded trainer looks at it between micro-batches
+    the stop file appears      -> likewise; NeMo-RL's trainers look at it between steps
+    a second SIGINT            -> KeyboardInterrupt, at once
+    the time limit             -> asked between steps
+
+Slurm announces the end of a job with SIGUSR1 (`--signal`) and then SIGTERM: both are one request.
+A signal would hit every process of a Slurm step, so that a job script names a file to its driver:
 
     IGRPO_STOP_FILE=PATH igrpo train ...        later: touch PATH
-
-A signal would hit every process of a Slurm step; both engines look at the file between steps.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType, TracebackType
+
+EXIT_INTERRUPTED = 75
+"""Exit code of a run that stopped on request with its state saved (EX_TEMPFAIL: run it again)."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 VARIABLE = "IGRPO_STOP_FILE"
 
@@ -43,3 +57,103 @@ class StopFile:
             self._looked = now
             self._seen = os.path.exists(self.path)  # an unreachable disk is no request
         return self._seen
+
+
+def _announce_on_stderr(line: str) -> None:
+    # Not print(): a handler may run inside a print, whose buffer is not re-entrant.
+    try:
+        os.write(2, f"\n{line}\n".encode())
+    except OSError:
+        pass  # nobody is listening any more, which must not stop the save
+
+
+class InterruptFlag:
+    """Context manager that turns signals into `requested`; handlers are restored on leaving.
+
+    Outside the main thread there are no signals, since Python delivers them there only. `announce`
+    gets one line for the first request; it may run inside a signal handler.
+    """
+
+    def __init__(
+        self,
+        announce: Callable[[str], None] = _announce_on_stderr,
+        stop_file: StopFile | None = None,
+    ) -> None:
+        self._requested = False
+        self._stop_file = StopFile() if stop_file is None else stop_file
+        self._announce = announce
+        self._interrupts = 0
+        self._owner = os.getpid()
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> InterruptFlag:
+        self._owner = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    @property
+    def requested(self) -> bool:
+        """Whether to save and stop, by a signal or by the stop file."""
+        if not self._requested and self._stop_file:
+            self._requested = True
+            self._announce(f"{self._stop_file.path}: finishing the micro-batch, then saving")
+        return self._requested
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            # None: installed by native code, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            # A forked worker inherits the handler but trains nothing: it must stay killable,
+            # or a pool that terminates its workers would wait for ever.
+            self._restore()
+            os.kill(os.getpid(), number)
+            return
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        if not self._requested:
+            self._requested = True
+            self._announce(
+                f"{name}: finishing the micro-batch, then saving; press again to stop at once"
+            )
+
+
+class TimeLimit:
+    """`checkpointing.checkpoint_must_save_by`: training ends itself while there is time to save.
+
+    Asked after every step, as NeMo-RL asks its `TimeoutChecker` (nemo_rl/utils/timer.py): a step
+    of average length more must fit into `limit` (DD:HH:MM:SS), counted from here.
+    """
+
+    def __init__(self, limit: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = None if limit is None else _seconds(limit)
+        self._clock = clock
+        self._start = clock()
+        self._steps = 0
+
+    def reached(self) -> bool:
+        """Call once at the end of each step: whether the next one would end too late."""
+        self._steps += 1
+        elapsed = self._clock() - self._start
+        return self._seconds is not None and elapsed * (1 + 1 / self._steps) >= self._seconds
+
+
+def _seconds(limit: str) -> int:
+    days, hours, minutes, seconds = (int(part) for part in limit.split(":"))
+    return 86400 * days + 3600 * hours + 60 * minutes + seconds

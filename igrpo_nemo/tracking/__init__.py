@@ -14,10 +14,10 @@ from igrpo_nemo.tracking.tracker import Tracker, open_tracker
 __all__ = ["Console", "Tracker", "open_console", "open_tracker"]
 
 
-def open_console(total_steps: int, quiet: bool = False, stream: TextIO | None = None) -> Console:
+def open_console(total_steps: int, stream: TextIO | None = None) -> Console:
     """The console that fits `stream` (standard output): rich on a terminal, else plain lines."""
     stream = stream or sys.stdout
-    if quiet or stream is None:
+    if stream is None:
         return Console()
     if stream.isatty():
         from rich.console import Console as Terminal

@@ -20,7 +20,7 @@ from igrpo_nemo.evaluation.metrics import (
     std_err_across_problems,
 )
 from igrpo_nemo.evaluation.results import finished_files, read_samples
-from igrpo_nemo.run.inputs import weights_fingerprint
+from igrpo_nemo.run.identity import weights_fingerprint
 from igrpo_nemo.types import Completion, Problem, Prompt, StopReason
 
 

@@ -4,8 +4,7 @@ import yaml
 from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
-from igrpo_nemo.run.folder import check_same_run
-from igrpo_nemo.run.inputs import check_same_inputs
+from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.types import Problem
 
 CONFIG = {"grpo": {"seed": 1, "max_num_steps": 5}, "logger": {"log_dir": "a"}, "x": {"y": [1, 2]}}

@@ -1,24 +1,79 @@
-"""What a run is made from beside its config, recognised when it is resumed.
+"""Whether a run that goes on in a folder is the run that the folder holds.
 
-    problems, weights of the base model -> fingerprints -> inputs.json in the run folder
-
-The config names files and folders; what is in them may be another thing tomorrow.
+config.yaml there                                   the same but for the keys that may change
+problems, weights of the base model -> inputs.json  the same: the config only names their files
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
+from igrpo_nemo.files.scrub import flat, scrub
 from igrpo_nemo.types import Problem
 
 INPUTS = "inputs.json"
 _ENDS = 1 << 16
+
+FREE_KEYS = (
+    "logger.",
+    "checkpointing.",
+    "cluster.",
+    "grpo.max_num_steps",
+    "grpo.max_num_epochs",
+    "policy.scheduler",
+    "policy.megatron_cfg.scheduler.lr_decay_iters",
+    "policy.megatron_cfg.scheduler.lr_warmup_iters",
+    "policy.megatron_cfg.scheduler.lr_warmup_init",
+    "grpo.val_",
+    "grpo.max_val_samples",
+    "igrpo.val_",
+    "igrpo.sample_table_period",
+    "igrpo.threads",
+    "env.math.num_workers",
+    "igrpo.site.",
+    "igrpo.evaluation.",
+    "igrpo.architecture.",
+    "igrpo.preflight.",
+)
+"""Keys that may change between the parts of one run: they do not shape what is learned.
+
+`policy.scheduler` and its lengths in Megatron's keys follow from `grpo.max_num_steps` and from
+`igrpo.schedule`, which is not free: a run may be made longer, not be given another schedule.
+"""
+
+
+def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the folder's `config.yaml` is another run's, naming a key."""
+    path = run_folder / "config.yaml"
+    if not path.is_file():
+        return
+    from igrpo_nemo.config.validate import without_gone
+
+    before = _settings(without_gone(yaml.safe_load(path.read_text()) or {}))
+    # The stored config is scrubbed: secrets neither compare nor show.
+    now = _settings(scrub(without_gone(config)))
+    for key in sorted(before.keys() | now.keys()):
+        if key.startswith(FREE_KEYS):
+            continue
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{run_folder} holds a run with {key}={before.get(key)!r}, this one has "
+                f"{now.get(key)!r}: choose another logger.log_dir, or remove that folder"
+            )
+
+
+def _settings(config: object) -> dict[str, object]:
+    """Dotted name -> value; an empty section sets nothing."""
+    return {name: value for name, value in flat(config) if value != {}}
 
 
 def check_same_inputs(
