@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -46,6 +48,12 @@ _MAMBA: dict[str, Any] = dict(
     max_position_embeddings=128,
     use_mamba_kernels=False,
 )
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the policy that `tiny_runs` trains."""
+    return tiny_runs.tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="session")

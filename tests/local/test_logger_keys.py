@@ -6,11 +6,6 @@ import tiny_runs
 VALIDATING = ["grpo.val_at_end=true", "grpo.max_num_steps=1", "igrpo.val_temperature=1.0"]
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return tiny_runs.tiny_policy(tmp_path_factory.mktemp("policy"))
-
-
 @pytest.mark.parametrize("enabled", [True, False])
 def test_tensorboard_events_are_written_where_they_are_wanted(policy, tmp_path, enabled):
     key = f"logger.tensorboard_enabled={str(enabled).lower()}"

@@ -125,9 +125,8 @@ def test_bad_folders_are_named_in_one_line(folder, tmp_path):
         load_tokenizer(folder)
 
 
-def test_a_context_shorter_than_the_longest_sequence_is_found_first(tmp_path):
-    policy = tiny_runs.tiny_policy(tmp_path / "policy")
-    config = tiny_runs.tiny_config(policy, tmp_path / "run", "policy.max_total_sequence_length=300")
+def test_a_context_shorter_than_the_longest_sequence_is_found_first(policy, tmp_path):
+    config = tiny_runs.tiny_config(policy, tmp_path, "policy.max_total_sequence_length=300")
     with pytest.raises(
         UserError, match="policy.max_total_sequence_length=300 .*: set it to 256 or less"
     ):

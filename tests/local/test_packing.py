@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES
+from tiny_runs import FAMILIES
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local import packing

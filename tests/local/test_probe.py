@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import tiny_runs
 import torch
-from families import FAMILIES
 from safetensors.torch import load_file
+from tiny_runs import FAMILIES
 
 from igrpo_nemo.cli.entry import main
 from igrpo_nemo.errors import NonFiniteError, UserError
@@ -21,11 +20,6 @@ from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.objectives.entropy import token_logprobs
 
 DIVERGES = "policy.optimizer.kwargs.lr=1.0e18"
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> Path:
-    return tiny_runs.tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from families import FAMILIES
+from tiny_runs import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache
 
 from igrpo_nemo.errors import UserError

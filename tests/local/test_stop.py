@@ -74,11 +74,6 @@ def test_a_time_limit_leaves_room_for_an_average_step(limit, times, expected):
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> Path:
-    return tiny_runs.tiny_policy(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
 def whole(policy, tmp_path_factory) -> tiny_runs.Seen:
     folder = tmp_path_factory.mktemp("whole")
     seen = tiny_runs.run(tiny_runs.tiny_config(policy, folder))

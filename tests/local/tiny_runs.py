@@ -27,6 +27,10 @@ from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Rollout, Score
 
+FAMILIES = ("qwen2", "llama", "qwen3", "nemotron_h", "gemma2", "granite")
+"""Of the models that the fixture `make_model` makes. gemma2 caps and granite scales the logits
+behind the head."""
+
 TASK = [
     "experiment=demo",
     "model=hf",
