@@ -28,7 +28,7 @@ import torch
 from igrpo_nemo.config.nemo_keys import Checkpointing
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import fsync_folder, is_disk_full
-from igrpo_nemo.local.checkpoint_manifest import find_damage, seal, structural_damage
+from igrpo_nemo.local.checkpoint_manifest import find_damage, seal
 
 MODEL = "model"
 TENSORS = "optimizer.pt"
@@ -177,7 +177,7 @@ class CheckpointStore:
             value = self._metric(path)
             return (-math.inf if value is None else sign * value, _step_of(path))
 
-        whole = [path for path in self._candidates() if not structural_damage(path)]
+        whole = [path for path in self._candidates() if not find_damage(path, contents=False)]
         kept = {newest, *sorted(whole, key=rank, reverse=True)[: self._keys.keep_top_k]}
         for path in self._candidates():
             if path not in kept:

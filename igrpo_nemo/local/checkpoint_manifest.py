@@ -17,24 +17,12 @@ from igrpo_nemo.files.atomic import fsync_file, fsync_folder
 MANIFEST = "manifest.json"
 
 
-def find_damage(path: Path) -> str | None:
+def find_damage(path: Path, *, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint folder, naming the file, or None if it is intact.
 
-    Reads every file once and compares size and SHA-256 with the manifest.
+    With `contents` every file is read once and its SHA-256 compared with the manifest; without,
+    the manifest itself, names and sizes are looked at.
     """
-    if damage := structural_damage(path):
-        return damage
-    for name, entry in _read_manifest(path).items():
-        try:
-            if _sha256(path / name) != entry["sha256"]:
-                return f"{name} does not match its checksum"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    return None
-
-
-def structural_damage(path: Path) -> str | None:
-    """Damage that shows without reading the large files: the manifest itself, names and sizes."""
     try:
         files = _read_manifest(path)
     except FileNotFoundError:
@@ -46,10 +34,14 @@ def structural_damage(path: Path) -> str | None:
     for name, entry in files.items():
         try:
             size = (path / name).stat().st_size
-        except OSError:
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes instead of {entry['bytes']}"
+            if contents and _sha256(path / name) != entry["sha256"]:
+                return f"{name} does not match its checksum"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if size != entry["bytes"]:
-            return f"{name} has {size} bytes instead of {entry['bytes']}"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 

@@ -72,46 +72,35 @@ def sampling_params(config: Config) -> SamplingParams:
     )
 
 
-class RowUniforms:
-    """The uniforms in [0, 1) of one row, one for each of its tokens (Philox, counter-based)."""
+class UniformTable:
+    """The uniforms in [0, 1) of a batch of rows, step after step (Philox, counter-based).
+
+    Those of a row follow from its name, (seed key, number), alone.
+    """
 
     _BLOCK = 256
 
-    def __init__(self, seed_key: str, row: int) -> None:
-        digest = hashlib.blake2b(f"{seed_key}\0{row}".encode(), digest_size=16).digest()
-        key = np.frombuffer(digest, dtype=np.uint64)
-        self._generator = np.random.Generator(np.random.Philox(key=key))
-        self._blocks: list[np.ndarray] = []
-
-    def block(self, number: int) -> np.ndarray:
-        """Uniforms number * 256 ... of the row: float64 [256]."""
-        while len(self._blocks) <= number:
-            self._blocks.append(self._generator.random(self._BLOCK))
-        return self._blocks[number]
-
-
-class UniformTable:
-    """The uniforms of a batch of rows, step by step."""
-
     def __init__(self, names: list[tuple[str, int]], device: torch.device) -> None:
-        self._rows = [RowUniforms(key, row) for key, row in names]
+        self._generators = [_generator(f"{key}\0{row}") for key, row in names]
         self._device = device
-        self._number = -1
-        self._table_RS = torch.empty(0)
+        self._table_RS = torch.empty(len(names), 0)
 
     def keep(self, rows: list[int]) -> None:
-        self._rows = [self._rows[i] for i in rows]
-        if self._number >= 0:
-            self._table_RS = self._table_RS[rows]
+        self._generators = [self._generators[i] for i in rows]
+        self._table_RS = self._table_RS[rows]
 
     def at(self, step: int) -> Tensor:
-        """The uniforms of all rows at a step: float64 [R]."""
-        number, column = divmod(step, RowUniforms._BLOCK)
-        if number != self._number:
-            self._number = number
-            table = np.stack([row.block(number) for row in self._rows])
-            self._table_RS = torch.from_numpy(table).to(self._device)
+        """The uniforms of all rows at a step, to be asked for in order: float64 [R]."""
+        column = step % self._BLOCK
+        if column == 0:
+            block_RS = np.stack([each.random(self._BLOCK) for each in self._generators])
+            self._table_RS = torch.from_numpy(block_RS).to(self._device)
         return self._table_RS[:, column]
+
+
+def _generator(name: str) -> np.random.Generator:
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
 
 
 def draw(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shutil
 
 import nemo_runs
 import pytest
@@ -115,6 +116,26 @@ def test_what_cannot_work_is_refused_before_the_first_step(overrides, reason):
     message = _refusal(*overrides)
     assert re.search(reason, message)
     assert "\n" not in message
+
+
+def test_a_run_of_other_inputs_or_with_tags_that_are_lost_is_not_opened(policy_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    from igrpo_nemo.nemo.master_config import open_run
+    from igrpo_nemo.run.folder import RunFolder
+
+    base = shutil.copytree(policy_folder, tmp_path / "base")
+    config = nemo_runs.tiny_config(str(base), tmp_path / "run")
+    with RunFolder(tmp_path / "run") as folder:
+        open_run(config, folder)
+        (base / "config.json").write_text((base / "config.json").read_text() + " ")
+        with pytest.raises(UserError, match="another content of policy.model_name"):
+            open_run(config, folder)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>", "</answer>"]})
+        tokenizer.save_pretrained(base)
+        with pytest.raises(UserError, match="<answer>, </answer> among its control tokens"):
+            open_run(config, folder)
 
 
 def test_megatron_needs_the_architectures(tmp_path, monkeypatch):
