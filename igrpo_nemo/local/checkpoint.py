@@ -20,6 +20,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ class CheckpointStore:
         CheckpointWarning with the file at fault, and the one before it is tried.
         """
         paths = self._candidates()
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
+        for path, following in zip_longest(paths, paths[1:]):
             damage = find_damage(path)
             if damage is None:
                 return path
