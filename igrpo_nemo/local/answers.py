@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from igrpo_nemo.local.parts import Parts
+from igrpo_nemo.local.parts import RunParts
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.metrics import mean_and_stderr
@@ -63,7 +63,7 @@ class Answerer:
 
 
 def validate(
-    parts: Parts, rollout: TwoStageRollout, between_batches: Callable[[], None]
+    parts: RunParts, rollout: TwoStageRollout, between_batches: Callable[[], None]
 ) -> tuple[dict[str, float], list[Group]]:
     """`val/*` metrics of the current policy on the held-out problems, and its answers.
 

@@ -1,7 +1,7 @@
 """Policies: a causal language model and its tokenizer, from a Hugging Face folder and back.
 
 folder or name -> load_model -> PreTrainedModel with fp32 master weights
-               -> open_policy -> Policy: model, tokenizer, and the precision they are run in
+               -> open_policy -> LoadedPolicy: model, tokenizer, and the precision they are run in
 model + tokenizer -> save_pretrained_folder -> a folder that any Hugging Face host serves
 """
 
@@ -34,7 +34,7 @@ _WEIGHT_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class LoadedPolicy:
     """A model, its tokenizer, and the precision it is run in."""
 
     model: PreTrainedModel
@@ -48,7 +48,7 @@ def open_policy(
     precision: str,
     tokenizer_name: str | None = None,
     chat_template: str | None = None,
-) -> Policy:
+) -> LoadedPolicy:
     """Loads a policy with fp32 master weights onto the GPU where there is one, else the CPU.
 
     `precision` is `policy.precision`: on a GPU `bfloat16` means autocast, on a CPU everything runs
@@ -68,7 +68,7 @@ def open_policy(
         def autocast() -> AbstractContextManager[Any]:
             return torch.autocast("cuda", dtype=torch.bfloat16)
 
-    return Policy(model, tokenizer, autocast)
+    return LoadedPolicy(model, tokenizer, autocast)
 
 
 def context_of(model: PreTrainedModel) -> int | None:
@@ -86,7 +86,7 @@ def context_of(model: PreTrainedModel) -> int | None:
     return limit
 
 
-def reference_of(policy: Policy) -> PreTrainedModel:
+def reference_of(policy: LoadedPolicy) -> PreTrainedModel:
     """A frozen copy of the policy as it is now: the reference policy of the KL penalty."""
     return copy.deepcopy(policy.model).requires_grad_(False).eval()
 

@@ -24,7 +24,7 @@ from igrpo_nemo.local.checkpoint import (
     restore_rng,
 )
 from igrpo_nemo.local.learner import Learner
-from igrpo_nemo.local.model import Policy, context_of, load_weights, open_policy, reference_of
+from igrpo_nemo.local.model import LoadedPolicy, context_of, load_weights, open_policy, reference_of
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.warmup import small_policy
@@ -38,14 +38,14 @@ from igrpo_nemo.types import Problem
 
 
 @dataclass
-class Parts:
+class RunParts:
     """The opened parts of one run."""
 
     config: Config
     folder: RunFolder
     tracker: Tracker
     console: Console
-    policy: Policy
+    policy: LoadedPolicy
     problems: list[Problem]
     validation: list[Problem]
     order: EpochOrder
@@ -61,7 +61,7 @@ class Parts:
 
 
 @contextmanager
-def open_parts(config: Config) -> Iterator[Parts]:
+def open_parts(config: Config) -> Iterator[RunParts]:
     """Opens a run, resuming its newest intact checkpoint; closes it on leaving.
 
     Raises `UserError` for input that cannot be used, and for a run folder that is in use or holds
@@ -101,7 +101,7 @@ def open_parts(config: Config) -> Iterator[Parts]:
         folder.write_plan(total_steps)
         console = open_console(total_steps)
         stack.callback(console.close)
-        parts = Parts(
+        parts = RunParts(
             config=config,
             folder=folder,
             tracker=tracker,
@@ -127,7 +127,7 @@ def open_parts(config: Config) -> Iterator[Parts]:
         yield parts
 
 
-def _open_policy(config: Config) -> tuple[Policy, dict[str, float]]:
+def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
     """The policy at step 0, and what the summary must know of its warm-up."""
     if config.igrpo.model is None:
         folder, extra = config.policy.model_name, {}
@@ -168,7 +168,7 @@ def _warmup_progress() -> Iterator[Callable[[int, int, float], None]]:
         yield on_step
 
 
-def _open_learner(config: Config, policy: Policy) -> Learner:
+def _open_learner(config: Config, policy: LoadedPolicy) -> Learner:
     keys = config.policy.optimizer
     optimizer = build_optimizer(
         policy.model.parameters(), keys.name, keys.kwargs.model_dump(exclude_none=True)
@@ -184,7 +184,7 @@ def _open_learner(config: Config, policy: Policy) -> Learner:
     )
 
 
-def _restore(parts: Parts, checkpoint: LoadedCheckpoint) -> None:
+def _restore(parts: RunParts, checkpoint: LoadedCheckpoint) -> None:
     """Puts the parts where the checkpoint left them.
 
     A schedule that has changed since, because the run is to be longer, is stepped to where it

@@ -22,7 +22,7 @@ from igrpo_nemo.local.batch import Batch, Draw, collect_batch, shape_rows
 from igrpo_nemo.local.checkpoint import capture_rng
 from igrpo_nemo.local.costs import Stopwatch, counted, performance, process_seconds, summarize
 from igrpo_nemo.local.model import save_pretrained_folder
-from igrpo_nemo.local.parts import Parts, open_parts
+from igrpo_nemo.local.parts import RunParts, open_parts
 from igrpo_nemo.local.probe import PolicyProbe
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampling import sampling_params
@@ -55,7 +55,7 @@ def train(config: Config) -> int:
 class Trainer:
     """The loop. What it owns changes once per step, between steps."""
 
-    def __init__(self, parts: Parts, interrupt: InterruptFlag) -> None:
+    def __init__(self, parts: RunParts, interrupt: InterruptFlag) -> None:
         self.config = parts.config
         self.parts = parts
         self.interrupt = interrupt

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.model import Policy, open_policy
+from igrpo_nemo.local.model import LoadedPolicy, open_policy
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.types import Completion
 
@@ -47,7 +47,7 @@ class Batcher:
     One thread uses the model. `close()` lets the batch that is being sampled finish.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: LoadedPolicy) -> None:
         self.tokenizer = policy.tokenizer
         self.sampler = Sampler(policy.model, policy.tokenizer)
         self._autocast = policy.autocast

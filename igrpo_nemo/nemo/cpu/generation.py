@@ -25,7 +25,7 @@ import torch
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from nemo_rl.models.generation.interfaces import GenerationInterface
 
-from igrpo_nemo.local.model import Policy, open_policy
+from igrpo_nemo.local.model import LoadedPolicy, open_policy
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.types import Completion
 
@@ -62,7 +62,7 @@ class LocalGeneration:
     `config` is NeMo-RL's `policy` section.
     """
 
-    def __init__(self, policy: Policy, config: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, policy: LoadedPolicy, config: Mapping[str, Any], seed: int) -> None:
         self._sampler = Sampler(
             policy.model, policy.tokenizer, max_model_len=config["max_total_sequence_length"]
         )
@@ -187,7 +187,7 @@ def _sampling_params(generation: Mapping[str, Any]) -> SamplingParams:
     )
 
 
-def policy_of(config: Mapping[str, Any]) -> Policy:
+def policy_of(config: Mapping[str, Any]) -> LoadedPolicy:
     """The model of NeMo-RL's `policy` section."""
     template = config["tokenizer"].get("chat_template")
     return open_policy(config["model_name"], precision=config["precision"], chat_template=template)
