@@ -21,7 +21,7 @@ from igrpo_nemo.rewards.accuracy import Reason, gold_verdict
 from igrpo_nemo.rewards.literal import read_literal
 
 # Counts up when the reading of references changes, so that old outcomes are not used.
-_CHECK_VERSION = 3
+_CHECK_VERSION = 4
 _ITEM_LIMIT_S = 10.0
 
 
