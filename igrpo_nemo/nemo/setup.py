@@ -21,6 +21,7 @@ from ray.exceptions import RayTaskError
 from igrpo_nemo.config import Config
 from igrpo_nemo.nemo import data, environment
 from igrpo_nemo.nemo.converted_model import converted_once
+from igrpo_nemo.nemo.finite import refuse_non_finite
 from igrpo_nemo.nemo.loss import build_loss
 from igrpo_nemo.nemo.master_config import OpenedRun
 from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher
@@ -74,7 +75,13 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         "loss_fn": build_loss(master.loss_fn, config, master.policy),
         "logger": log,
     }
-    run_trainer = trainer(config, opened.total_steps, loader, arguments, **teachers)
+    diverged = refuse_non_finite(arguments["policy"], arguments["checkpointer"], clock)
+    call = trainer(config, opened.total_steps, loader, arguments, **teachers)
+
+    def run_trainer() -> None:
+        call()
+        if diverged:
+            raise diverged[0]
 
     def save_last() -> None:
         early = 0 < clock.finished < opened.total_steps
