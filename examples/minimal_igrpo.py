@@ -119,18 +119,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="iGRPO on chained arithmetic, in one file.")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--problems", type=int, default=32, help="problems a step (P)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warmup-steps", type=int, default=400, help="of the small model")
     options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    rng = random.Random(options.seed)
+    torch.manual_seed(0)
+    rng = random.Random(0)
 
-    config = load_config(["experiment=demo"])  # its prompts, and a small model that is warmed up
+    # The demo's prompts, and its small model, warmed up for a shorter time.
+    config = load_config(["experiment=demo", f"igrpo.warmup.steps={options.warmup_steps}"])
     folder = small_policy(config).folder
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
-    feedback = BestDraft(num_drafts=4, num_refinements=4, seed=options.seed)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    feedback = BestDraft(num_drafts=4, num_refinements=4)
     environment = TwoStageEnvironment(prompt_builder(config, tokenizer), build_scorer(), feedback)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.99), weight_decay=0.0)
 
@@ -141,10 +140,8 @@ def main() -> None:
         rows = [row for rollout in rollouts for row in feedback.training_rows(rollout)]
         loss = update(model, optimizer, rows, SurrogateConfig())
         drafts = share_correct([rollout.drafts for rollout in rollouts])
-        refinements = share_correct([rollout.refinements[0] for rollout in rollouts])
-        print(
-            f"step {step:3}: drafts {drafts:6.1%}, refinements {refinements:6.1%}, loss {loss:.4f}"
-        )
+        refined = share_correct([rollout.refinements[0] for rollout in rollouts])
+        print(f"step {step:3}: drafts {drafts:6.1%}, refinements {refined:6.1%}, loss {loss:.4f}")
 
 
 if __name__ == "__main__":
