@@ -11,7 +11,9 @@ NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
 # Where NeMo-RL's source is, what its driver imports is installed at once.
 COMMA := ,
 EXTRAS := dev$(if $(wildcard $(NEMO_RL_SRC)/nemo_rl),$(COMMA)nemo)
-# Modules are compiled when they are imported: most never are.
+# Modules are compiled when they are imported, and kept: most never are, and the tests start many
+# processes.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
 
 .PHONY: help install install-nemo install-bench install-skills demo evaluate compare test test-hosts test-nemo test-skills test-slurm lint clean

@@ -16,7 +16,7 @@ PATH = "every_draft:EveryDraft"
 
 @dataclass(frozen=True, slots=True)
 class EveryDraft:
-    """Shows each draft to one refinement, and trains a problem's refinements as one group."""
+    """Shows every second draft to two refinements, which are a group."""
 
     num_drafts: int
     two_stage = True
@@ -42,9 +42,12 @@ class EveryDraft:
         return Selection(index=None, rule="every")
 
     def next_prompts(self, drafts, selection, prompts):
-        shown = (prompts.refinement(drafts.problem, draft.text) for draft in drafts.completions)
-        return tuple(NextPrompt(prompt, 1) for prompt in shown)
+        shown = (prompts.refinement(drafts.problem, d.text) for d in drafts.completions[::2])
+        return tuple(NextPrompt(prompt, 2) for prompt in shown)
 
     def training_rows(self, rollout):
-        name = group_name(rollout.problem.id, Stage.REFINE)
-        return [row for group in rollout.refinements for row in rows_of_group(group, name)]
+        return [
+            row
+            for i, group in enumerate(rollout.refinements)
+            for row in rows_of_group(group, group_name(rollout.problem.id, Stage.REFINE, i))
+        ]

@@ -124,9 +124,11 @@ def trained_batch(
 
     A row's weight is its `loss_multiplier`, whose sum NeMo-RL divides the loss by. With several
     reward components (`weights` by name) their weighted values are added as NeMo-RL's `reward1`,
-    `reward2`, ... Raises `RolloutError` where a row is missing.
+    `reward2`, ... Raises `RolloutError` where a row is missing, and where a group's rows stand
+    under several contexts.
     """
     flat = [(row, rollout) for rollout, rows in problems for row in rows]
+    _one_context_a_group([row for row, _ in flat])
     size = len(batch["message_log"])
     if len(flat) != size:
         raise RolloutError(f"{len(flat)} training rows in the place of {size}")
@@ -145,6 +147,18 @@ def trained_batch(
             values = [weight * score.components.get(name, 0.0) for score in scores]
             trained[f"reward{number}"] = torch.tensor(values, dtype=torch.float32)
     return trained
+
+
+def _one_context_a_group(rows: Sequence[TrainingRow]) -> None:
+    """NeMo-RL takes the rows of one prompt for a group: a group of several prompts would fall into
+    groups of one, whose advantage is 0, and nothing would be learned."""
+    contexts: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        if row.weight and contexts.setdefault(row.group, row.context_ids) != row.context_ids:
+            raise RolloutError(
+                f"the feedback trains group {row.group} under several contexts, which NeMo-RL "
+                "cannot: train its rows under one, make a group of each, or use engine=local"
+            )
 
 
 def _score(row: TrainingRow, rollout: Rollout) -> Score:

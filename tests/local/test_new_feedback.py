@@ -18,7 +18,7 @@ def test_a_feedback_is_a_class_and_its_path(tmp_path):
     (rollouts,) = seen.rollouts
     assert len(rollouts) == 4
     for rollout in rollouts:
-        assert [len(group.completions) for group in rollout.refinements] == [1, 1, 1, 1]
+        assert [len(group.completions) for group in rollout.refinements] == [2, 2]
         prompts = [group.prompt.token_ids for group in rollout.refinements]
         assert rollout.drafts.prompt.token_ids not in prompts and len(set(prompts)) > 1
     (metrics,) = tiny_runs.learned(tmp_path / "run")

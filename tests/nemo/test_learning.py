@@ -37,7 +37,7 @@ def test_a_feedback_from_elsewhere_trains_on_nemo_rl(ray_cluster, policy_folder,
     )
     seen = nemo_runs.train(config)
     (rollouts,) = seen.rollouts
-    assert all([len(g.completions) for g in each.refinements] == [1] * 4 for each in rollouts)
+    assert all([len(g.completions) for g in each.refinements] == [2] * 2 for each in rollouts)
     assert len(seen.batches[0]["message_log"]) == 8 * 4
     (metrics,) = nemo_runs.metrics(tmp_path)
     assert metrics["igrpo/nonzero_advantage_groups"] > 0 and metrics["grad_norm"] > 0

@@ -26,10 +26,12 @@ from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.sampling import sampling_params
 from igrpo_nemo.nemo.batches import MessageCompletion, equally_many, trained_batch
+from igrpo_nemo.nemo.failure import RolloutError
 from igrpo_nemo.nemo.loss import build_loss, next_token_logprobs
 from igrpo_nemo.objectives.advantage import group_advantages
 from igrpo_nemo.rewards import build_scorer
 from igrpo_nemo.run.core import prompt_builder
+from igrpo_nemo.types import Stage, StopReason, TrainingRow
 
 CASES = [
     ("best_draft",),
@@ -169,3 +171,11 @@ def test_the_batch_trains_as_the_embedded_engine_does(policy_folder, tmp_path, c
     gap = torch.cat([(a - b).flatten() for a, b in zip(found, theirs, strict=True)])
     size = torch.cat([each.flatten() for each in theirs]).norm()
     assert size > 0 and gap.norm() <= 1e-5 * size
+
+
+def test_a_group_of_several_contexts_is_refused():
+    """NeMo-RL would take each of its rows for a group of its own, and learn nothing."""
+    completion = MessageCompletion("", (7,), (), StopReason.EOS, {})
+    rows = [TrainingRow("p/refine", Stage.REFINE, (1, n), completion, float(n)) for n in range(2)]
+    with pytest.raises(RolloutError, match="group p/refine under several contexts"):
+        trained_batch(BatchedDataDict({"message_log": [[]] * 2}), [(None, rows)], {})
