@@ -1,6 +1,6 @@
 """Which reference answers can serve: checked once per data set, in the pool, and cached on disk.
 
-A reference that math-verify cannot read, or that does not equal itself, would be a silent constant
+A reference that the verifier cannot read, or that does not equal itself, would be a silent constant
 reward. The check costs seconds per thousand formulas, so its outcome is kept under the digest of
 the references.
 """

@@ -21,10 +21,10 @@ from igrpo_nemo.feedback.protocol import (
     NextPrompt,
     Options,
     group_name,
+    other_stages,
     read_options,
     rows_of_group,
     too_small,
-    untrained_stage,
 )
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, TrainingRow
@@ -84,7 +84,7 @@ class Critique:
         return self.num_drafts + self.options.keep
 
     def problems(self) -> Iterator[str]:
-        yield from untrained_stage("critique", self.train_stages)
+        yield from other_stages("critique", self.train_stages, *Stage)
         yield from too_small("igrpo.num_drafts", self.num_drafts)
         if self.num_refinements != self.num_drafts:
             yield (

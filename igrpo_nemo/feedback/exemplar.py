@@ -16,6 +16,7 @@ from igrpo_nemo.feedback.protocol import (
     NextPrompt,
     Options,
     group_name,
+    other_stages,
     read_options,
     rows_of_group,
     too_small,
@@ -56,11 +57,7 @@ class Exemplar:
         return self.num_refinements
 
     def problems(self) -> Iterator[str]:
-        if self.train_stages != (Stage.REFINE,):
-            yield (
-                f"igrpo.train_stages=[{', '.join(self.train_stages)}], but feedback exemplar "
-                "trains Stage 2 alone: set igrpo.train_stages=[refine]"
-            )
+        yield from other_stages("exemplar", self.train_stages, Stage.REFINE)
         if not self.options.text.strip():
             yield "igrpo.feedback_options.text is missing: feedback exemplar shows that text"
         yield from too_small("igrpo.num_refinements", self.num_refinements)

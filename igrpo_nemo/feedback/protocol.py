@@ -145,10 +145,11 @@ def read_options(kind: type[OptionsT], igrpo: Any) -> OptionsT:
     raise UserError(f"{key}={wrong['input']!r} {message}")
 
 
-def untrained_stage(name: str, stages: tuple[str, ...]) -> Iterator[str]:
-    """Says where feedback `name`, which trains both stages, was told to train other ones."""
-    if sorted(stages) != [Stage.DRAFT, Stage.REFINE]:
+def other_stages(name: str, stages: tuple[str, ...], *trained: Stage) -> Iterator[str]:
+    """Says where feedback `name`, which trains the stages `trained`, was told to train others."""
+    if sorted(stages) != sorted(trained):
+        wanted = ", ".join(trained)
         yield (
-            f"igrpo.train_stages=[{', '.join(stages)}], but feedback {name} trains both stages: "
-            "set igrpo.train_stages=[draft, refine]"
+            f"igrpo.train_stages=[{', '.join(stages)}], but feedback {name} trains [{wanted}]: "
+            f"set igrpo.train_stages=[{wanted}]"
         )

@@ -19,10 +19,10 @@ from igrpo_nemo.feedback.protocol import (
     NextPrompt,
     Options,
     group_name,
+    other_stages,
     read_options,
     rows_of_group,
     too_small,
-    untrained_stage,
 )
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, Target, TrainingRow
@@ -67,7 +67,7 @@ class SelfVerification:
         return self.num_drafts + self.num_refinements
 
     def problems(self) -> Iterator[str]:
-        yield from untrained_stage("self_verification", self.train_stages)
+        yield from other_stages("self_verification", self.train_stages, *Stage)
         yield from too_small("igrpo.num_drafts", self.num_drafts)
         yield from too_small("igrpo.num_refinements", self.num_refinements)
 

@@ -145,9 +145,9 @@ def _verbatim(gold: str, answer: str, settings: AccuracySettings) -> bool:
 def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:
     """Whether a reference answer can serve as one. May hang: run it in the pool.
 
-    MATCH where mathematics is read from it and math-verify finds it equal to itself, MISMATCH
-    where it does not, NO_ANSWER for an empty one, NO_REFERENCE for `NaN` and the like, TOO_LONG,
-    UNPARSEABLE where nothing can be read: it would be a silent constant reward.
+    MATCH where mathematics is read from it that equals itself, MISMATCH where it does not,
+    NO_ANSWER for an empty one, NO_REFERENCE for `NaN` and the like, TOO_LONG, UNPARSEABLE where
+    nothing can be read: it would be a silent constant reward.
     """
     if not gold.strip():
         return Reason.NO_ANSWER
@@ -192,7 +192,7 @@ def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SE
 def quick_verdict(
     gold: str, answer: str, settings: AccuracySettings = DEFAULT_SETTINGS
 ) -> Reason | None:
-    """The verdict where it is certain without a parser; None where math-verify must be asked.
+    """The verdict where it is certain without a parser; None where the full one must be asked.
 
     Never contradicts `full_verdict`: it decides between plain numbers, between letters, and that a
     formula equals itself.

@@ -7,9 +7,8 @@ r"""From what a model says to what it states: cues, fillers, hedges. Works on sp
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-import yaml
+from igrpo_nemo.rewards.units import WORDS
 
 _TEXT = re.compile(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}")
 _CUE = re.compile(
@@ -33,12 +32,11 @@ _IN_FRONT = re.compile(
     r"([^\\,]*?)\s*\\text\{(?:[a-z]+ )?"
     r"(?:of (?:the|these|those|all)|out of|is (?:the|our|a|an))\b"
 )
-_WORDS = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
 _TURNING = re.compile(
-    rf"\b(?:{'|'.join([*_WORDS['turning'].split(), *_WORDS['magnitudes']])})\b|[不非没或]"
+    rf"\b(?:{'|'.join([*WORDS['turning'].split(), *WORDS['magnitudes']])})\b|[不非没或]"
 )
 # One of these makes words before a number a sentence; others are a name (`May 5`, `Team 3`).
-_SENTENCE = re.compile(rf"\b(?:{'|'.join(_WORDS['sentence'].split())})\b|答案|是|为|は")
+_SENTENCE = re.compile(rf"\b(?:{'|'.join(WORDS['sentence'].split())})\b|答案|是|为|は")
 _CONNECTIVE = re.compile(
     r"(?:(?:therefore|hence|thus|so|then|and)(?: we (?:get|have|find|obtain))?|we (?:get|have)|"
     r"finally|so on|and so on|in conclusion|in total|altogether|as required|q\.?e\.?d\.?|etc|"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import yaml
 
-_WORDS = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
+WORDS = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
 _FILLERS, _NOUNS, _CHANGING, _DIRECTIONS = (
-    frozenset(_WORDS[name].split()) for name in ("fillers", "nouns", "changing", "directions")
+    frozenset(WORDS[name].split()) for name in ("fillers", "nouns", "changing", "directions")
 )
-_MAGNITUDES = {word: Fraction(str(factor)) for word, factor in _WORDS["magnitudes"].items()}
+_MAGNITUDES = {word: Fraction(str(factor)) for word, factor in WORDS["magnitudes"].items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Unit:
 @lru_cache(maxsize=1)
 def _units() -> dict[str, tuple[str, Fraction]]:
     found: dict[str, tuple[str, Fraction]] = {}
-    for dimension, entries in _WORDS["units"].items():
+    for dimension, entries in WORDS["units"].items():
         for entry in entries.split(";"):
             first, *others = entry.split()
             name, _, factor = first.partition("=")

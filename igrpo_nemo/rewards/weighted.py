@@ -47,7 +47,7 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InProcessVerifier:
-    """math-verify in this process, without a time limit: for trusted completions and tests."""
+    """The verifier in this process, without a time limit: for trusted completions and tests."""
 
     settings: AccuracySettings = DEFAULT_SETTINGS
 
@@ -150,7 +150,7 @@ def build_scorer(
     components: Mapping[str, Component] | None = None,
     **pool_options: Any,
 ) -> WeightedScorer:
-    """A scorer. With `workers` = 0 math-verify runs in this process, without a time limit.
+    """A scorer. With `workers` = 0 answers are compared in this process, without a time limit.
 
     Otherwise verdicts come from a pool of that many processes: `pool_options` are those of
     `rewards.pool.VerifierPool` (`group_deadline_s`, `memory_limit_mb`, ...).

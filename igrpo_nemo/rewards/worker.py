@@ -1,6 +1,6 @@
 r"""The processes behind the pool: a nursery that forks workers, each comparing pair after pair.
 
-    pool --control socket: spawn + a socket, kill--> nursery (math-verify imported once, no torch)
+    pool --control socket: spawn + a socket, kill--> nursery (SymPy imported once, no torch)
     pool --worker socket: [gold, answer]\n--> worker --["match"]\n--> pool
 
 The nursery is single-threaded, so a fork is safe and costs milliseconds where a fresh interpreter

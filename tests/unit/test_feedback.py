@@ -297,10 +297,10 @@ def test_every_feedback_is_made_of_the_config_and_counts_its_rows(name):
         ("critique", {"num_refinements": 3}, "set igrpo.num_refinements=4"),
         ("critique", {"feedback_options": {"keep": 5}}, "keep=5 of 4 refinements"),
         ("critique", {"train_stages": ["refine"]}, "set igrpo.train_stages=[draft, refine]"),
-        ("self_verification", {"train_stages": ["draft"]}, "trains both stages"),
+        ("self_verification", {"train_stages": ["draft"]}, "trains [draft, refine]: set"),
         ("self_verification", {"num_refinements": 1}, "igrpo.num_refinements=1: a group needs"),
         ("exemplar", {"feedback_options": {}}, "igrpo.feedback_options.text is missing"),
-        ("exemplar", {"train_stages": ["draft", "refine"]}, "trains Stage 2 alone"),
+        ("exemplar", {"train_stages": ["draft", "refine"]}, "trains [refine]: set"),
     ],
 )
 def test_contradictions_are_one_line_that_says_what_to_change(name, changed, message):
