@@ -140,6 +140,10 @@ class Group:
     def rewards(self) -> tuple[float, ...]:
         return tuple(score.reward for score in self.scores)
 
+    @property
+    def share_right(self) -> float:
+        return sum(score.correct for score in self.scores) / len(self.scores)
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -147,13 +151,15 @@ class Selection:
 
     `index` is None where no draft is shown (draft choice `none`, or dropped by an option), or
     where every Stage 2 prompt shows another one: `each` then holds these drafts, prompt by prompt.
-    `skipped` says that the problem has no Stage 2 and no training rows in this step.
+    `skipped` says that the problem has no Stage 2 and no training rows in this step. `remembered`
+    counts in what the feedback keeps of earlier steps, where that is shown and no draft.
     """
 
     index: int | None
     rule: str
     skipped: bool = False
     each: tuple[int, ...] = ()
+    remembered: int | None = None
 
     @property
     def shown(self) -> tuple[int, ...]:

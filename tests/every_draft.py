@@ -32,6 +32,10 @@ class EveryDraft:
         return self.num_drafts
 
     @property
+    def num_prompts(self) -> int:
+        return self.num_drafts // 2
+
+    @property
     def num_trained(self) -> int:
         return self.num_drafts
 

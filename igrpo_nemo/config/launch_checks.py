@@ -17,6 +17,7 @@ from igrpo_nemo.config.nemo_schema import open_key_problems
 from igrpo_nemo.config.schema import Config, all_keys, unread
 from igrpo_nemo.config.section import at, shown
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback.protocol import memory_of
 
 NEMO_ADVANTAGE_DELTA = 1e-6
 """What NeMo-RL adds to the standard deviation of Eq. 4."""
@@ -99,6 +100,11 @@ def _method(config: Config) -> Iterator[str]:
         yield (
             "on_policy_distillation.enabled=true: iGRPO's rows have no teachers' log-probs; set "
             "on_policy_distillation.enabled=false"
+        )
+    if memory := memory_of(config.feedback):
+        yield (
+            f"igrpo.feedback={igrpo.feedback} remembers earlier steps, which engine {igrpo.engine} "
+            f"does not save: set {memory.off}, or use engine=local"
         )
     if not (config.feedback.two_stage and config.feedback.trains_drafts):
         return

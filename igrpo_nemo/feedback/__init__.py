@@ -41,7 +41,8 @@ def feedback_class(name: str) -> type[Feedback]:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"cannot be imported ({reason}): is it on PYTHONPATH?") from error
-    needed = ("of", "select", "next_prompts", "training_rows", "problems", "num_trained")
+    needed = ("of", "select", "next_prompts", "training_rows", "problems")
+    needed += ("num_trained", "num_prompts")
     if missing := [each for each in needed if not hasattr(found, each)]:
         raise UserError(f"is no feedback: it has no {', '.join(missing)}; see feedback/protocol.py")
     return found

@@ -50,6 +50,7 @@ class BestDraft:
     train_stages: tuple[Stage, ...] = (Stage.REFINE,)
 
     two_stage = True
+    num_prompts = 1
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:

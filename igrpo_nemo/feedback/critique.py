@@ -80,6 +80,10 @@ class Critique:
         )
 
     @property
+    def num_prompts(self) -> int:
+        return self.num_drafts
+
+    @property
     def num_trained(self) -> int:
         return self.num_drafts + self.options.keep
 

@@ -44,6 +44,7 @@ class Exemplar:
     options: ExemplarOptions = ExemplarOptions()
 
     two_stage = True
+    num_prompts = 1
     trains_drafts = False
     repeats_question = False
 

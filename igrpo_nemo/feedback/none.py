@@ -26,6 +26,7 @@ class NoFeedback:
     train_stages: tuple[str, ...] = (Stage.DRAFT,)
     two_stage = False
     num_refinements = 0
+    num_prompts = 0
     trains_drafts = True
     repeats_question = False
 

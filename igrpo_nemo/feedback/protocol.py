@@ -10,7 +10,7 @@ others must know, they ask of it (`two_stage`, `num_trained`, `problems`, ...).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -34,7 +34,8 @@ class NextPrompt:
 
 
 class Feedback(Protocol):
-    """The decisions between the stages; pure functions of their arguments."""
+    """The decisions between the stages; pure functions of their arguments, and of a `memory`
+    where a feedback has an attribute of that name (`memory_of`)."""
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
@@ -54,6 +55,11 @@ class Feedback(Protocol):
     @property
     def num_refinements(self) -> int:
         """Completions of all Stage 2 prompts per problem, at most (G; 0 for `none`)."""
+        ...
+
+    @property
+    def num_prompts(self) -> int:
+        """Stage 2 prompts per problem, at most (0 for `none`)."""
         ...
 
     @property
@@ -95,6 +101,29 @@ class Feedback(Protocol):
     def training_rows(self, rollout: Rollout) -> list[TrainingRow]:
         """The rows that the objective sees, grouped by the context they share."""
         ...
+
+
+class Memory(Protocol):
+    """What a feedback keeps of finished steps: it changes between two steps alone, and is saved
+    with them. NeMo-RL has no place for it (docs/method.md)."""
+
+    off: str
+    """The override that does without."""
+
+    def add(self, rollouts: Sequence[Rollout], step: int) -> None:
+        """Takes what step `step` sampled."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, texts, lists and mappings, for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def memory_of(feedback: Feedback) -> Memory | None:
+    """The memory of a feedback that has one."""
+    return getattr(feedback, "memory", None)
 
 
 def rows_of_group(group: Group, name: str) -> list[TrainingRow]:

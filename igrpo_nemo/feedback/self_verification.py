@@ -4,16 +4,18 @@
                      --> G verdicts; a right "yes" earns 2 (1 - p), a right "no" 2 p, a wrong one 0
 
 p is the share of right solutions, so that a verdict that is easily guessed earns little. Solutions
-and verdicts are both trained, each under its own prompt and in its own group. Here verdicts are
-about solutions of the same step (the publication also draws from a buffer of earlier ones).
+and verdicts are both trained, each under its own prompt and in its own group. With a buffer, as in
+the publication, a verdict may be about any solution of earlier steps, of whatever problem.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field
 
 from igrpo_nemo.feedback.protocol import (
     NextPrompt,
@@ -24,6 +26,7 @@ from igrpo_nemo.feedback.protocol import (
     rows_of_group,
     too_small,
 )
+from igrpo_nemo.feedback.solution_buffer import Solution, SolutionBuffer
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, Target, TrainingRow
 
@@ -31,7 +34,7 @@ VERDICTS = ("yes", "no")
 
 
 class VerificationOptions(Options):
-    """`igrpo.feedback_options` of `self_verification`: the texts around the solution."""
+    """`igrpo.feedback_options` of `self_verification`."""
 
     intro: str = "\n\nA proposed solution:\n"
     """What stands between the problem and the solution."""
@@ -40,27 +43,35 @@ class VerificationOptions(Options):
         "Answer with Yes or No: <answer>Yes</answer> or <answer>No</answer>."
     )
     """What stands behind the solution."""
+    buffer_age: Annotated[int, Field(ge=0)] = 0
+    """Steps for which a solution may be asked about; 0 is its own step alone."""
+    buffer_size: Annotated[int, Field(ge=1)] = 5000
+    """Solutions of earlier steps that are kept, the newest."""
 
 
 @dataclass(frozen=True, slots=True)
 class SelfVerification:
-    """m = `num_drafts` solutions of q, G = `num_refinements` verdicts on one of them."""
+    """m = `num_drafts` solutions of q, G = `num_refinements` verdicts on one of them, or on one
+    that `memory` holds."""
 
     num_drafts: int
     num_refinements: int
     seed: int = 0
     train_stages: tuple[str, ...] = (Stage.DRAFT, Stage.REFINE)
     options: VerificationOptions = VerificationOptions()
+    memory: SolutionBuffer | None = None
 
     two_stage = True
+    num_prompts = 1
     trains_drafts = True
     repeats_question = False
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
         options = read_options(VerificationOptions, igrpo)
-        stages = tuple(igrpo.train_stages)
-        return cls(igrpo.num_drafts, igrpo.num_refinements, seed, stages, options)
+        stages, age = tuple(igrpo.train_stages), options.buffer_age
+        memory = SolutionBuffer(age, options.buffer_size) if age else None
+        return cls(igrpo.num_drafts, igrpo.num_refinements, seed, stages, options, memory)
 
     @property
     def num_trained(self) -> int:
@@ -73,30 +84,42 @@ class SelfVerification:
 
     def select(self, drafts: Group, step: int) -> Selection:
         """A right or a wrong solution, as a coin of (seed, step, problem) says, where there are
-        both; any of them otherwise."""
+        both; any of the drafts otherwise."""
         rng = random.Random(f"{self.seed}/{step}/{drafts.problem.id}/verify")
         wanted = rng.random() < 0.5
-        candidates = [i for i, score in enumerate(drafts.scores) if score.correct == wanted]
-        index = rng.choice(candidates or range(len(drafts.scores)))
-        return Selection(index, "right" if drafts.scores[index].correct else "wrong")
+        own = len(drafts.scores)
+        right = [score.correct for score in drafts.scores]
+        right += [solution.right for solution in self._earlier]
+        index = rng.choice([i for i, each in enumerate(right) if each == wanted] or range(own))
+        rule = "right" if right[index] else "wrong"
+        if index < own:
+            return Selection(index, rule)
+        return Selection(None, rule, remembered=index - own)
+
+    @property
+    def _earlier(self) -> Sequence[Solution]:
+        return self.memory.solutions if self.memory else ()
 
     def next_prompts(
         self, drafts: Group, selection: Selection | None, prompts: PromptBuilder
     ) -> tuple[NextPrompt, ...]:
         """No prompt where the context has no room for the question: q would take its place."""
-        assert selection is not None and selection.index is not None
-        text = drafts.completions[selection.index].text
-        prompt = prompts.showing(
-            drafts.problem, text, intro=self.options.intro, remark=self.options.question
-        )
-        if prompt.token_ids == drafts.prompt.token_ids:
-            return ()
-        right = [score.correct for score in drafts.scores]
-        share = sum(right) / len(right)
-        if right[selection.index]:
-            target = Target("yes", VERDICTS, 2 * (1 - share))
+        assert selection is not None
+        if selection.remembered is not None:
+            shown = self._earlier[selection.remembered]
         else:
-            target = Target("no", VERDICTS, 2 * share)
+            assert selection.index is not None
+            text, score = drafts.completions[selection.index].text, drafts.scores[selection.index]
+            shown = Solution(0, drafts.problem, text, score.correct, drafts.share_right)
+        prompt = prompts.showing(
+            shown.problem, shown.text, intro=self.options.intro, remark=self.options.question
+        )
+        if prompt.token_ids == prompts.question(shown.problem).token_ids:
+            return ()
+        if shown.right:
+            target = Target("yes", VERDICTS, 2 * (1 - shown.share))
+        else:
+            target = Target("no", VERDICTS, 2 * shown.share)
         return (NextPrompt(prompt, self.num_refinements, target),)
 
     def training_rows(self, rollout: Rollout) -> list[TrainingRow]:

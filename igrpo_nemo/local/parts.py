@@ -17,6 +17,7 @@ from igrpo_nemo.config import Config, rollout_steps, with_problems
 from igrpo_nemo.data.order import EpochOrder
 from igrpo_nemo.environment import TwoStageEnvironment
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.local.checkpoint import (
     CheckpointStore,
     LoadedCheckpoint,
@@ -195,6 +196,8 @@ def _restore(parts: RunParts, checkpoint: LoadedCheckpoint) -> None:
     restore_rng(cast(dict[str, object], checkpoint.tensors["rng"]))
     same_schedule = checkpoint.state.extra.get("scheduler") == stages
     parts.learner.load_state_dict(checkpoint.tensors, with_schedule=same_schedule)
+    if memory := memory_of(parts.environment.feedback):
+        memory.load_state_dict(cast(dict[str, object], checkpoint.tensors["feedback"]))
     extra = {**checkpoint.state.extra, "scheduler": stages}
     parts.state, parts.resumed = replace(checkpoint.state, extra=extra), True
     parts.metrics = checkpoint.metrics

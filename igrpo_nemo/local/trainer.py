@@ -4,8 +4,8 @@
                              -> training rows -> policy update -> metrics, validation, checkpoint
 
 The snapshot costs nothing: both stages are sampled before the first update of the step. A step is
-a pure function of (weights, optimizer, data position, seed), all of which is in a checkpoint, so a
-resumed run repeats it exactly.
+a pure function of (weights, optimizer, data position, seed, the feedback's memory if it has one),
+all of which is in a checkpoint, so a resumed run repeats it exactly.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import count
 from igrpo_nemo.config import Config
 from igrpo_nemo.data.order import Position
 from igrpo_nemo.errors import NonFiniteError
+from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.local.answers import validate
 from igrpo_nemo.local.batch import Batch, Draw, collect_batch, shape_rows
 from igrpo_nemo.local.checkpoint import capture_rng
@@ -81,6 +82,7 @@ class Trainer:
             packed=self.config.policy.sequence_packing.enabled,
         )
         self.at_step = parts.state.step
+        self.memory = memory_of(parts.environment.feedback)
 
     def run_to_its_end(self) -> int:
         """`run`, with what it leaves behind; returns the exit code."""
@@ -111,6 +113,8 @@ class Trainer:
                 return
             with self.watch("train"):
                 learned = parts.learner.update(shape_rows(batch.rows, grpo))
+            if self.memory is not None:
+                self.memory.add(batch.sampled, self.at_step)
             self.state = replace(
                 self.state,
                 step=self.state.step + 1,
@@ -218,12 +222,15 @@ class Trainer:
             return
         self.probe.check_finite()
         earlier = self.earlier_seconds + process_seconds()
+        tensors = {**parts.learner.state_dict(), "rng": capture_rng()}
+        if self.memory is not None:
+            tensors["feedback"] = self.memory.state_dict()
         with self.watch("checkpoint"):
             parts.store.save(
                 write_model=lambda folder: save_pretrained_folder(
                     parts.policy.model, parts.policy.tokenizer, folder
                 ),
-                tensors={**parts.learner.state_dict(), "rng": capture_rng()},
+                tensors=tensors,
                 state=replace(self.state, extra={**self.state.extra, "earlier_seconds": earlier}),
                 metrics=self.metrics,
             )

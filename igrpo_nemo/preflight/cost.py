@@ -132,7 +132,11 @@ class Estimator:
     def _stages(self, drawn: Sequence[_Problem]) -> tuple[list[Group], list[Group]]:
         """Drafts and refinements; GRPO's completions and nothing."""
         first = [self._group(p.question, p.drafts) for p in drawn]
-        return first, [self._group(p.refined, p.refinements) for p in drawn if p.refinements]
+        return first, [
+            self._group(p.refined, p.refinements, self.config.feedback.num_prompts)
+            for p in drawn
+            if p.refinements
+        ]
 
     def _prefill(self, drawn: Sequence[_Problem]) -> float:
         first, second = self._stages(drawn)
@@ -151,10 +155,11 @@ class Estimator:
             return self._slowest(first) + self._slowest(second)
         return self._slowest([replace(a, then=b) for a, b in zip(first, second, strict=True)])
 
-    def _group(self, prompt: int, lengths: tuple[int, ...]) -> Group:
+    def _group(self, prompt: int, lengths: tuple[int, ...], prompts: int = 1) -> Group:
+        """Completions of `prompts` prompts of one length."""
         vllm = self.config.policy.generation.vllm
         cached = vllm.get("enable_prefix_caching") is not False
-        times = 1 if cached else len(lengths)
+        times = prompts if cached else len(lengths)
         rate = self.vllm.tensor * self.gpu.bf16_flops * self.config.igrpo.preflight.prefill_mfu
         return Group(prompt, lengths, times * forward_flops(self.shape, prompt) / rate)
 

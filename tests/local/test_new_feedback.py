@@ -28,6 +28,32 @@ def test_a_feedback_is_a_class_and_its_path(tmp_path):
     assert (budget.drafts, budget.refinements, budget.trained_rows) == (16, 16, 16)
 
 
+def test_a_run_that_remembers_earlier_steps_resumes_with_them(tmp_path):
+    """Bit for bit: what is sampled in Stage 2 depends on the solutions of the steps before."""
+    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+
+    def config(name):
+        options = ("feedback=self_verification_short", "igrpo.feedback_options.buffer_age=2")
+        return tiny_runs.tiny_config(policy, tmp_path / name, *options)
+
+    def killed(step):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    whole = tiny_runs.run(config("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        tiny_runs.run(config("resumed"), before_update=killed)
+    rest = tiny_runs.run(config("resumed"))
+    remembered = [[each.selection.remembered for each in step] for step in whole.rollouts]
+    assert not any(remembered[0]) and sum(map(len, remembered)) == 24
+    assert sum(each is not None for step in remembered for each in step) > 10
+    assert [tiny_runs.texts(step) for step in rest.rollouts] == [
+        tiny_runs.texts(step) for step in whole.rollouts[3:]
+    ]
+    assert tiny_runs.same_weights(rest.final, whole.final)
+    assert tiny_runs.learned(tmp_path / "resumed") == tiny_runs.learned(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

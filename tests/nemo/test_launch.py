@@ -64,6 +64,10 @@ REFUSALS = [
     ),
     (["igrpo.draft_prefetch=fused", TRAINED_DRAFTS], "too old to be trained on"),
     (["igrpo.draft_prefetch=fused", "feedback=self_verification"], "too old to be trained on"),
+    (
+        ["feedback=self_verification", "igrpo.feedback_options.buffer_age=60"],
+        "set igrpo.feedback_options.buffer_age=0, or use engine=local",
+    ),
     (["objective=dapo", "feedback=critique"], "set grpo.use_dynamic_sampling=false"),
     (["feedback=critique", "grpo.seq_logprob_error_threshold=2.0"], "threshold=null"),
     (

@@ -31,6 +31,7 @@ CASES = [
     ("gspo", "self_verification_short"),
     ("grpo", "critique_short"),
     ("dr_grpo", "critique_short", "igrpo.feedback_options.keep=2"),
+    ("grpo", "exemplar", "igrpo.feedback_options.text='3+4= <think>3+4=7</think>7'"),
     # Problems that an answer solved have no refinement: NeMo-RL gets rows without weight.
     ("grpo", "critique_short", "igrpo.feedback_options.refine=all_wrong"),
 ]

@@ -1,3 +1,4 @@
+import json
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from igrpo_nemo.feedback import (
 )
 from igrpo_nemo.feedback.critique import CritiqueOptions
 from igrpo_nemo.feedback.exemplar import ExemplarOptions
+from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.types import Rollout, Stage, Target
 
@@ -185,6 +187,49 @@ class TestSelfVerification:
         assert self.feedback.next_prompts(drafts, selection, tight) == ()
 
 
+class TestSolutionBuffer:
+    """Self-Verification that remembers two steps."""
+
+    def feedback(self, **options):
+        options = {"buffer_age": 2, **options}
+        return SelfVerification.of(igrpo_of("self_verification", feedback_options=options), 7)
+
+    def remember(self, feedback, make_group, steps, size=2):
+        for step in steps:
+            drafts = make_group([2] + [0] * (size - 1), problem_id=f"p{step}")
+            feedback.memory.add([Rollout(drafts.problem, drafts)], step)
+
+    def test_a_verdict_may_be_about_a_solution_of_an_earlier_step(self, make_group, prompts):
+        feedback = self.feedback()
+        self.remember(feedback, make_group, [1], size=4)
+        drafts = make_group([0] * 4)
+        picks = [feedback.select(drafts, step) for step in range(2, 202)]
+        rights = [pick for pick in picks if pick.rule == "right"]
+        assert 60 < len(rights) < 140 and all(pick.remembered == 0 for pick in rights)
+        assert {pick.remembered for pick in picks} == {None, 0, 1, 2, 3}
+        assert {pick.index for pick in picks} == {None, 0, 1, 2, 3}
+        assert all((pick.index is None) != (pick.remembered is None) for pick in picks)
+        (following,) = feedback.next_prompts(drafts, rights[0], prompts)
+        assert following.target == Target("yes", ("yes", "no"), 1.5)
+        remembered = feedback.memory.solutions[0]
+        assert remembered.problem.question in following.prompt.text and remembered.share == 0.25
+
+    def test_solutions_are_kept_by_age_and_by_number(self, make_group):
+        feedback = self.feedback(buffer_size=3)
+        self.remember(feedback, make_group, [1, 2])
+        kept = [(each.step, each.right) for each in feedback.memory.solutions]
+        assert kept == [(1, False), (2, True), (2, False)]
+        self.remember(feedback, make_group, [4])
+        assert [each.step for each in feedback.memory.solutions] == [4, 4]
+
+    def test_its_state_is_plain_and_comes_back(self, make_group):
+        feedback, again = self.feedback(), self.feedback()
+        self.remember(feedback, make_group, [1, 2])
+        again.memory.load_state_dict(json.loads(json.dumps(feedback.memory.state_dict())))
+        assert again.memory.solutions == feedback.memory.solutions
+        assert memory_of(SelfVerification(4, 4)) is None
+
+
 class TestCritique:
     """Four answers, four refinements, the best of which is kept."""
 
@@ -287,6 +332,7 @@ def test_every_feedback_is_made_of_the_config_and_counts_its_rows(name):
     feedback = FEEDBACKS[name].of(igrpo_of(name), 3)
     assert not list(feedback.problems())
     assert feedback.num_trained >= 4 and isinstance(feedback.trains_drafts, bool)
+    assert feedback.num_prompts == {"none": 0, "critique": 4}.get(name, 1)
     with pytest.raises(UserError, match=r"unknown key igrpo.feedback_options.no_such: feedback"):
         FEEDBACKS[name].of(igrpo_of(name, feedback_options={"no_such": 1}), 3)
 

@@ -118,6 +118,17 @@ def test_grpo_beside_any_feedback_has_its_budget_and_none_of_its_options(feedbac
     assert other.igrpo.feedback_options == {}
 
 
+def test_each_prompt_of_stage_2_is_prefilled():
+    """One for each answer under critique; its completions are as many as elsewhere."""
+    equal = [*B7, "igrpo.preflight.response_sigma=0"]
+    costs = [
+        preflight(config_of(*equal, *change), environ={}).cost
+        for change in ([], ["feedback=critique"], ["feedback=none"])
+    ]
+    best_draft, critique, grpo = (cost.prefill for cost in costs if cost)
+    assert critique - grpo == pytest.approx(4 * (best_draft - grpo))
+
+
 def test_either_method_shows_the_same_two_costs():
     two = preflight(config_of(*B7), environ={})
     one = preflight(config_of(*B7, "feedback=none"), environ={})
