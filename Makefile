@@ -51,7 +51,7 @@ compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 	$(BIN)/python benchmarks/compare.py
 
 test: install ## unit, engine and end-to-end tests
-	$(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/unit tests/local tests/e2e
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/unit tests/local tests/gpu tests/e2e
 
 test-hosts: test-nemo test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
 

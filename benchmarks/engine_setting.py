@@ -1,8 +1,9 @@
-"""What both sides of `local_vs_trl.py` share: model, prompts, environment, reward and budget.
+"""What both sides of `local_vs_trl.py` and `gpu.py` share: model, prompts, environment, reward.
 
-A small Qwen2 is fitted for a few seconds to emit printable text that ends at random, so that
-completions have the lengths asked for. The reward is a cheap function of the text: what is timed
-is sampling, the policy update and the trainer around them.
+`build_model_folder` fits a small Qwen2 for a few seconds to emit printable text that ends at
+random, so that completions have the lengths asked for; `build_random_folder` fits nothing. The
+reward is a cheap function of the text: what is timed is sampling, the policy update and the trainer
+around them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import ScoreRequest
-from igrpo_nemo.run.tokenizer import build_small_tokenizer
+from igrpo_nemo.run.tokenizer import CONTENT_TAGS, build_small_tokenizer
 from igrpo_nemo.types import Completion, Problem, Score, Stage, StopReason, TrainingRow
 
 WORDS = "first think then answer with care and give every step of the work in plain words".split()
@@ -48,6 +49,8 @@ class Setting:
     max_completion: int = 64
     lr: float = 1e-5
     seed: int = 0
+    context_tokens: int = 0
+    """The longest sequence; 0 leaves room for four completions beside q'."""
     trl_gradient_checkpointing: int = 0
     """1 is TRL's default: less memory, more time."""
 
@@ -57,7 +60,7 @@ class Setting:
 
     @property
     def context(self) -> int:
-        return self.refinement_tokens + 4 * self.max_completion + 64
+        return self.context_tokens or self.refinement_tokens + 4 * self.max_completion + 64
 
 
 class VowelReward:
@@ -116,18 +119,31 @@ def environment_of(setting: Setting, tokenizer: Any, *, two_stage: bool) -> TwoS
     return TwoStageEnvironment(prompts(system_words, intro_words), VowelReward(), feedback)
 
 
+def build_random_folder(setting: Setting, folder: Path, *, longest: int) -> None:
+    """A random bf16 model that draws every token with nearly the same probability.
+
+    So completions end with probability 1 / `vocab_size` a token. `longest` is its context.
+    """
+    rng = random.Random(setting.seed)
+    texts = ["".join(rng.choices("aeiounrstl ", k=4_000)) for _ in range(4)]
+    tokenizer = build_small_tokenizer(texts, setting.vocab_size - len(CONTENT_TAGS))
+    model = build_small_model(_shape(setting), tokenizer, context=longest, seed=setting.seed)
+    model.model.norm.weight.data.mul_(0.01)
+    torch.nn.Module.to(model, torch.bfloat16)
+    save_pretrained_folder(model, tokenizer, folder)
+
+
+def _shape(setting: Setting) -> SmallModel:
+    names = [name for name in SmallModel.model_fields if hasattr(setting, name)]
+    return SmallModel(**{name: getattr(setting, name) for name in names})
+
+
 def build_model_folder(setting: Setting, folder: Path) -> None:
     """Fits the model to random printable tokens that end with probability 1 / mean_completion."""
     tokenizer = build_small_tokenizer([" ".join(WORDS)] * 4, setting.vocab_size)
-    shape = SmallModel(
-        hidden_size=setting.hidden_size,
-        num_layers=setting.num_layers,
-        num_heads=setting.num_heads,
-        num_kv_heads=setting.num_kv_heads,
-        intermediate_size=setting.intermediate_size,
-        vocab_size=setting.vocab_size,
+    model = build_small_model(
+        _shape(setting), tokenizer, context=setting.context, seed=setting.seed
     )
-    model = build_small_model(shape, tokenizer, context=setting.context, seed=setting.seed)
     model.resize_token_embeddings(setting.vocab_size)
     printable = [i for i in range(len(tokenizer)) if _is_plain(str(tokenizer.decode([i])))]
     rng = random.Random(setting.seed)

@@ -14,27 +14,26 @@ Times are CPU seconds of the process and its children; memory is the peak reside
 
 from __future__ import annotations
 
-import importlib
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from engine_setting import Setting, build_model_folder, environment_of, problems_of, vowel_share
+from engine_setting import Setting, build_model_folder, environment_of, problems_of
+from trl_side import stepping_trainer, trl_trainer
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.environment import Attempt
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import load_model
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler, SamplingParams
 from igrpo_nemo.run.tokenizer import load_tokenizer
-from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
+from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
 
 _PROTOCOL = sys.stdout
 """The parent's end; everything that libraries print goes to stderr instead."""
@@ -204,138 +203,30 @@ def _gradient(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def _trl_trainer(
-    setting: Setting,
-    folder: Path,
-    *,
-    rows_per_problem: int,
-    prompts: Sequence[str],
-    rollout: Callable[..., dict[str, Any]] | None,
-    reward: Callable[..., list[float]],
-    callback: Any,
-    steps: int,
-    clip: bool = True,
-) -> Any:
-    """TRL's trainer with the same model, optimizer and loss: its defaults but for those."""
-    from datasets import Dataset
+class _Stepper:
+    """TRL's steps, one for each line read."""
 
-    trl: Any = importlib.import_module("trl")
-    config = trl.GRPOConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=setting.problems * rows_per_problem,
-        num_generations=rows_per_problem,
-        max_completion_length=setting.max_completion,
-        max_steps=steps,
-        temperature=1.0,
-        beta=0.0,
-        loss_type="grpo",
-        learning_rate=setting.lr,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0 if clip else 0.0,
-        weight_decay=0.0,
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=bool(setting.trl_gradient_checkpointing),
-        shuffle_dataset=False,
-        dataloader_pin_memory=False,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=1_000_000,
-        disable_tqdm=True,
-        seed=setting.seed,
-    )
-    return trl.GRPOTrainer(
-        model=load_model(folder, device="cpu"),
-        processing_class=load_tokenizer(folder),
-        args=config,
-        train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
-        reward_funcs=[reward],
-        rollout_func=rollout,
-        callbacks=[callback],
-    )
+    def __init__(self, meter: _Meter) -> None:
+        self._meter = meter
+
+    def begin(self) -> None:
+        if not _wait_for_go():
+            raise SystemExit
+        self._meter.start()
+
+    def rolled_out(self) -> None:
+        self._meter.lap("rollout")
+
+    def end(self, completions: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> None:
+        self._meter.lap("update")
+        self._meter.tell(completions, prompts)
 
 
 def _step_trl(setting: Setting, folder: Path, *, two_stage: bool) -> None:
-    from transformers import TrainerCallback
-
-    tokenizer, steps = load_tokenizer(folder), 1000
-    environment = environment_of(setting, tokenizer, two_stage=two_stage)
-    problems = [p for step in range(1, steps + 1) for p in problems_of(setting, step)]
-    prompts = {environment.reset(p).prompt.text: p for p in problems}
-    meter = _Meter()
-    seen: dict[str, list[Any]] = {}
-
-    def two_stage_rollout(texts: list[str], trainer: Any) -> dict[str, Any]:
-        rows = texts[:: setting.num_refinements]
-        drafts = _trl_stage(
-            trainer,
-            [(prompts[t], environment.reset(prompts[t]).prompt) for t in rows],
-            setting.num_drafts,
-        )
-        results = environment.step(Stage.DRAFT, drafts)
-        refinements = _trl_stage(
-            trainer,
-            [(r.group.problem, r.observations[0].prompt) for r in results],
-            setting.num_refinements,
-        )
-        scored = environment.step(Stage.REFINE, refinements)
-        meter.lap("rollout")
-        trained = [c.token_ids for a in refinements for c in a.completions]
-        contexts = [a.prompt.token_ids for a in refinements for _ in a.completions]
-        seen["completions"] = trained + [c.token_ids for a in drafts for c in a.completions]
-        seen["prompts"] = contexts
-        return {
-            "prompt_ids": [list(ids) for ids in contexts],
-            "completion_ids": [list(ids) for ids in trained],
-            "logprobs": None,
-            "refinement_reward": [reward for r in scored for reward in r.group.rewards],
-        }
-
-    def reward(completions: list[str], **columns: Any) -> list[float]:
-        if two_stage:
-            return columns["refinement_reward"]
-        meter.lap("rollout")
-        seen["completions"] = columns["completion_ids"]
-        seen["prompts"] = [tokenizer(text).input_ids for text in columns["prompts"]]
-        return [vowel_share(text) for text in completions]
-
-    class Stepper(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not _wait_for_go():
-                raise SystemExit
-            meter.start()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            meter.lap("update")
-            meter.tell(seen["completions"], seen["prompts"])
-
-    trainer = _trl_trainer(
-        setting,
-        folder,
-        rows_per_problem=setting.num_refinements if two_stage else setting.budget,
-        prompts=list(prompts),
-        rollout=two_stage_rollout if two_stage else None,
-        reward=reward,
-        callback=Stepper(),
-        steps=steps,
-    )
+    stepper = _Stepper(_Meter())
+    trainer = stepping_trainer(setting, folder, stepper, two_stage=two_stage, steps=1000)
     _tell(ready=True)
     trainer.train()
-
-
-def _trl_stage(trainer: Any, prompts: Sequence[tuple[Problem, Any]], count: int) -> list[Attempt]:
-    """`count` completions of each prompt with the trainer's own generation."""
-    repeated = [list(prompt.token_ids) for _, prompt in prompts for _ in range(count)]
-    ids, _ = trainer._generate_single_turn(repeated, None, {}, count)
-    texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
-    completions = [
-        Completion(text, tuple(row), (), StopReason.EOS)
-        for text, row in zip(texts, ids, strict=True)
-    ]
-    return [
-        Attempt(problem, prompt, tuple(completions[i * count : (i + 1) * count]))
-        for i, (problem, prompt) in enumerate(prompts)
-    ]
 
 
 def _check_trl(setting: Setting, folder: Path) -> None:
@@ -359,7 +250,7 @@ def _check_trl(setting: Setting, folder: Path) -> None:
         ) -> None:
             gradient.update(_gradient(model))
 
-    trainer = _trl_trainer(
+    trainer = trl_trainer(
         setting,
         folder,
         rows_per_problem=setting.num_refinements,

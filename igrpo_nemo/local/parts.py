@@ -89,7 +89,7 @@ def open_parts(config: Config) -> Iterator[RunParts]:
             policy.tokenizer,
             max_model_len=config.policy.max_total_sequence_length,
         )
-        learner = _open_learner(config, policy)
+        learner = open_learner(config, policy)
         store = CheckpointStore(config.checkpointing) if config.checkpointing.enabled else None
         newest = store and store.latest()
         checkpoint = store.load(newest) if store and newest else None
@@ -169,7 +169,7 @@ def _warmup_progress() -> Iterator[Callable[[int, int, float], None]]:
         yield on_step
 
 
-def _open_learner(config: Config, policy: LoadedPolicy) -> Learner:
+def open_learner(config: Config, policy: LoadedPolicy) -> Learner:
     keys = config.policy.optimizer
     optimizer = build_optimizer(
         policy.model.parameters(), keys.name, keys.kwargs.model_dump(exclude_none=True)
