@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.comparison import Request, compare, summary_text
+from igrpo_nemo.chain.comparison import compare
 from igrpo_nemo.chain.script import DONE, Parser, exit_code
 from igrpo_nemo.errors import UserError
 
@@ -37,8 +37,8 @@ def main(words: Sequence[str]) -> int:
     flags = parser.parse_args(list(words))
     if not 0.5 <= flags.confidence < 1:
         raise UserError(f"--confidence {flags.confidence} is not in [0.5, 1)")
-    request = Request(flags.systems, flags.experiment, flags.anyway, flags.confidence, flags.seed)
-    print(summary_text(compare(request, flags.out), flags.out))
+    options = {name: getattr(flags, name) for name in ("anyway", "confidence", "seed")}
+    print(compare(flags.systems, flags.out, experiments=flags.experiment, **options))
     return DONE
 
 

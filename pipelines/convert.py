@@ -36,15 +36,10 @@ def main(words: Sequence[str]) -> int:
         target = model_folder(run, flags.checkpoint)
         print(f"{checkpoint.weights} ({checkpoint.form.value}) -> {target}")
         return DONE
-    stamp = convert(
-        run,
-        flags.checkpoint,
-        inputs=training_inputs(config),
-        gpus=flags.gpus,
-        python=flags.python,
-    )
-    step, form = stamp.outputs["step"], stamp.outputs["form"]
-    print(f"convert: step {step} ({form}) is {model_folder(run, flags.checkpoint)}")
+    inputs = training_inputs(config)
+    made = convert(run, flags.checkpoint, inputs=inputs, gpus=flags.gpus, python=flags.python)
+    target = model_folder(run, flags.checkpoint)
+    print(f"convert: step {made['step']} ({made['form']}) is {target}")
     return DONE
 
 

@@ -18,26 +18,23 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
-from igrpo_nemo.evaluation.skills.cluster_profile import cluster_profile, sbatch_options
+from igrpo_nemo.evaluation.skills.cluster_profile import cluster_profile
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.data import default_data_folder, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
-    complete_here,
+    evaluate_here,
     report,
     skills_evaluation,
-    starting_small,
-    starting_vllm,
 )
 from igrpo_nemo.evaluation.skills.program import find_environment
-from igrpo_nemo.evaluation.skills.submit import submit
+from igrpo_nemo.evaluation.skills.submit import placed, submit
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     flags, rest = _parser().parse_known_args(list(words))
     overrides = overrides_of(rest)
     if flags.check is not None:
-        return _report(flags.check)
+        return DONE if report(flags.check) else NO
     environment = find_environment(os.environ)
     if warning := environment.version_warning:
         print(f"warning: {warning}", file=sys.stderr)
@@ -75,13 +72,8 @@ def main(words: Sequence[str]) -> int:
         return _on_cluster(flags, evaluation, overrides)
     if flags.dry_run:
         return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
-    serving = None
-    if flags.serve:
-        serving = starting_small(config, Path(evaluation.server.model))
-    elif flags.address is None:
-        serving = starting_vllm(evaluation, os.environ)
-    complete_here(evaluation, os.environ, again=flags.again, serving=serving)
-    return _report(evaluation.out, evaluation.names)
+    complete = evaluate_here(evaluation, os.environ, small=flags.serve, again=flags.again)
+    return DONE if complete else NO
 
 
 def _parser() -> Parser:
@@ -113,15 +105,12 @@ def _on_cluster(
     config_dir = flags.config_dir or CHECKOUT / "configs" / "cluster_configs"
     profile = cluster_profile(flags.cluster, config_dir)
     site = with_site(evaluation.config, CHECKOUT, os.environ, overrides).igrpo.site
-    place = profile.place(evaluation.out, jobs=flags.jobs, sbatch=sbatch_options(site))
     if not flags.dry_run:
         profile.check_own()
-    if flags.address is None:
-        server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
-        evaluation = replace(evaluation, server=server)
+    evaluation, place = placed(evaluation, profile, site, flags.jobs)
     sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run, again=flags.again)
     if sent is None:
-        return _report(evaluation.out, evaluation.names)
+        return DONE if report(evaluation.out, evaluation.names) else NO
     if flags.dry_run:
         return _print_commands(evaluation, place)
     print(f"sent as {place.expname}; once the jobs have ended, the same command checks the results")
@@ -134,10 +123,6 @@ def _print_commands(evaluation: SkillsEvaluation, place: Place) -> int:
     for arguments in eval_commands(evaluation.setting, evaluation.names, evaluation.server, place):
         print(f"\n{shlex.join([str(evaluation.environment.ns), *arguments])}")
     return DONE
-
-
-def _report(out: Path, benchmarks: Sequence[str] | None = None) -> int:
-    return DONE if report(out, benchmarks) else NO
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.folder import CONFIG, stored_config
 
 _STEP = re.compile(r"step_(\d+)")
 
@@ -48,13 +47,16 @@ def find_checkpoint(run: Path, which: str) -> Checkpoint:
     `best` ranks by `checkpointing.metric_name` of the run. Raises `UserError` for a checkpoint
     that is not there, and for weights that cannot become a Hugging Face folder.
     """
-    folders = _step_folders(_checkpoint_dir(run))
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is no run folder (it has no config.yaml): train first")
+    settings = stored_config(run).get("checkpointing") or {}
+    folders = _step_folders(run, settings.get("checkpoint_dir"))
     if not folders:
         raise UserError(f"{run} has no checkpoint: train first, with checkpointing.enabled=true")
     if which == "last":
         step = max(folders)
     elif which == "best":
-        step = _best_step(run, folders)
+        step = _best_step(run, folders, settings)
     elif which.isdecimal() and int(which) in folders:
         step = int(which)
     else:
@@ -71,30 +73,17 @@ def is_hugging_face(folder: Path) -> bool:
     return any(any(folder.glob(f"*.{ending}")) for ending in ("safetensors", "bin"))
 
 
-def _checkpoint_dir(run: Path) -> Path:
-    configured = _run_config(run).get("checkpointing", {}).get("checkpoint_dir")
+def _step_folders(run: Path, configured: str | None) -> dict[int, Path]:
     inside = run / "checkpoints"
     # A run folder that was moved keeps its checkpoints inside.
-    return inside if inside.is_dir() or not configured else Path(configured)
-
-
-def _run_config(run: Path) -> Mapping[str, Any]:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run} is no run folder (it has no config.yaml): train first")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}
-
-
-def _step_folders(folder: Path) -> dict[int, Path]:
+    folder = inside if inside.is_dir() or not configured else Path(configured)
     if not folder.is_dir():
         return {}
     matches = ((_STEP.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
     return {int(match[1]): path for match, path in matches if match}
 
 
-def _best_step(run: Path, folders: Mapping[int, Path]) -> int:
-    settings = _run_config(run).get("checkpointing", {})
+def _best_step(run: Path, folders: Mapping[int, Path], settings: Mapping[str, Any]) -> int:
     name, sign = settings.get("metric_name"), 1 if settings.get("higher_is_better", True) else -1
     if not name:
         raise UserError(f"{run} has no checkpointing.metric_name to rank by: give last or a step")

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
-from igrpo_nemo.chain.experiment import Stamp, model_folder, read_stamp, reusable, write_stamp
+from igrpo_nemo.chain.experiment import model_folder
 from igrpo_nemo.chain.script import run_to_its_end
+from igrpo_nemo.config.compose import written_values
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.run.chat_template import (
     chat_template_text,
     stored_chat_template,
@@ -48,10 +49,6 @@ class Converter:
     python: tuple[str, ...]
 
 
-def stamp_path(run: Path, which: str) -> Path:
-    return run / "stages" / f"convert-{which}.json"
-
-
 def convert(
     run: Path,
     which: str,
@@ -59,8 +56,9 @@ def convert(
     inputs: Mapping[str, Any] | None = None,
     gpus: int | None = None,
     python: str | None = None,
-) -> Stamp:
-    """Makes `model_folder(run, which)` unless it is there already; the stamp says of which step.
+) -> Mapping[str, Any]:
+    """Makes `model_folder(run, which)` unless it is there already; the `step` and `form` that it
+    was made of.
 
     `inputs` is what the run was trained with (a changed one is an error, not a silent reuse);
     `gpus` shards the model over so many GPUs while it is converted. Raises `UserError` for a run
@@ -73,20 +71,21 @@ def convert(
         )
     checkpoint, target = find_checkpoint(run, which), model_folder(run, which)
     wanted = {**(inputs or {}), "checkpoint": which, "checkpoint.step": checkpoint.step}
-    stamp = stamp_path(run, which)
-    if found := reusable(stamp, wanted, target):
-        return found
-    made = Stamp("convert", wanted, {"step": checkpoint.step, "form": checkpoint.form.value})
+    if made := _made_before(run, which, wanted):
+        return made
     with alone_in(target.parent, "wait until that conversion ends"):
-        if found := reusable(stamp, wanted, target):  # another process was faster
-            return found
+        if made := _made_before(run, which, wanted):  # another process was faster
+            return made
         if target.is_symlink() or target.exists():
             raise UserError(f"{target} is there without a stamp: remove it to convert again")
         if checkpoint.form is Form.HUGGING_FACE:
             _link(checkpoint, target)
         else:
             _converted(checkpoint, target, find_converter(checkpoint.form, python), gpus)
-        write_stamp(stamp, made)
+        made = {"step": checkpoint.step, "form": checkpoint.form.value}
+        stamp = {"stage": "convert", "inputs": wanted, "outputs": made}
+        text = json.dumps(stamp, indent=1, sort_keys=True, default=str)
+        write_or_refuse(_stamp_path(run, which), text)
     return made
 
 
@@ -95,10 +94,39 @@ def is_converted(run: Path, which: str, inputs: Mapping[str, Any]) -> bool:
 
     Raises `UserError` where it was made from others.
     """
-    stamp = read_stamp(stamp_path(run, which))
-    step = stamp.inputs.get("checkpoint.step") if stamp else None
-    wanted = {**inputs, "checkpoint": which, "checkpoint.step": step}
-    return reusable(stamp_path(run, which), wanted, model_folder(run, which)) is not None
+    return _made_before(run, which, {**inputs, "checkpoint": which}) is not None
+
+
+def _stamp_path(run: Path, which: str) -> Path:
+    return run / "stages" / f"convert-{which}.json"
+
+
+def _made_before(run: Path, which: str, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the stamp tells of a model that is there; None where it is to be made.
+
+    Raises `UserError` for a broken stamp, and naming the first input that is another one now;
+    without a `checkpoint.step` any will do.
+    """
+    path, result = _stamp_path(run, which), model_folder(run, which)
+    try:
+        stamp = json.loads(path.read_text(encoding="utf-8"))
+        before, made = stamp["inputs"], stamp["outputs"]
+        now = {"checkpoint.step": before.get("checkpoint.step"), **inputs}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no stamp of a stage ({error}): remove it") from error
+    if not result.exists():
+        return None
+    now = json.loads(json.dumps(now, default=str))  # as it would be read back
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{result} was made with {name}={before.get(name)!r}, now it is "
+                f"{now.get(name)!r}: remove {result} to make it again, or choose another "
+                "logger.log_dir"
+            )
+    return made
 
 
 def find_converter(form: Form, python: str | None = None) -> Converter:
@@ -237,15 +265,11 @@ def _add_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     saved = _saved_tokenizer(checkpoint)
     if saved.is_dir():
         shutil.copytree(saved, folder, dirs_exist_ok=True)
-    if template := stored_chat_template(saved) or _configured_template(checkpoint.folder):
+    template, config = stored_chat_template(saved), checkpoint.folder / "config.yaml"
+    if not template and config.is_file():
+        template = chat_template_text(at(written_values(config), "policy.tokenizer.chat_template"))
+    if template:
         write_chat_template(folder, template)
-
-
-def _configured_template(folder: Path) -> str | None:
-    config = folder / "config.yaml"
-    values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
-    tokenizer = ((values or {}).get("policy") or {}).get("tokenizer") or {}
-    return chat_template_text(tokenizer.get("chat_template"))
 
 
 def missing_files(folder: Path) -> Sequence[str]:

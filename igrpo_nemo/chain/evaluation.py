@@ -1,6 +1,6 @@
 """The evaluation stage of a chain: NeMo-Skills, or `igrpo evaluate` without it.
 
-    Experiment --chain_evaluation--> SkillsEvaluation --evaluate_here--> results
+    Experiment --chain_evaluation--> SkillsEvaluation --skills.evaluate.evaluate_here--> results
                --evaluate_embedded--> results of the embedded engine's own evaluation
 
 Its folder is one of the weights and of the setting: nothing made from others is ever found in it.
@@ -8,18 +8,17 @@ Its folder is one of the weights and of the setting: nothing made from others is
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from igrpo_nemo.chain.experiment import Experiment
-from igrpo_nemo.chain.script import DONE, NO, run_to_its_end
+from igrpo_nemo.chain.script import DONE, run_to_its_end
 from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.model import Model, opens_thinking
+from igrpo_nemo.evaluation.model import Model, configured_context, opens_thinking, shape
 from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.data import (
     benchmark_named,
@@ -28,29 +27,11 @@ from igrpo_nemo.evaluation.skills.data import (
     with_benchmarks,
     write_benchmark,
 )
-from igrpo_nemo.evaluation.skills.evaluate import (
-    SkillsEvaluation,
-    complete_here,
-    is_complete,
-    report,
-    skills_evaluation,
-    starting_small,
-    starting_vllm,
-)
+from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, skills_evaluation
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, find_environment
 
 BENCHMARK = "arithmetic"
 PROBLEMS = 256
-
-
-def write_arithmetic(config: Config, folder: Path, limit: int = PROBLEMS) -> Path:
-    """The first held-out problems of a run, as a benchmark in `folder`."""
-    from igrpo_nemo.run.problems import validation_problems
-
-    problems = validation_problems(config.replaced("grpo", max_val_samples=limit))
-    rows = [{"id": p.id, "problem": p.question, "expected_answer": p.answer} for p in problems]
-    rows = checked_rows(benchmark_named(BENCHMARK), rows, "data.validation")
-    return write_benchmark(folder, BENCHMARK, rows)
 
 
 def uses_skills(chain: Experiment, environ: Mapping[str, str]) -> bool:
@@ -94,7 +75,7 @@ def chain_evaluation(
     data_dir = chain.data_dir or default_data_folder(os.environ)
     if chain.data_dir is None and _on_own_problems(chain):
         data_dir = chain.run / "evaluation" / "data"
-        write_arithmetic(config, data_dir, _limit(config))
+        _write_own_problems(config, data_dir)
     # As the training's tokenizer does, which the trained model gets.
     opened = opens_thinking(config.policy.tokenizer.name, config, hf_home=hf_home)
     return skills_evaluation(
@@ -108,20 +89,13 @@ def chain_evaluation(
     )
 
 
-def evaluate_here(chain: Experiment, environ: Mapping[str, str]) -> tuple[int, Path]:
-    """Evaluates on this machine what is missing; the exit code and the folder of the results."""
-    environment = find_environment(environ)
-    evaluation = chain_evaluation(chain, environment)
-    out = evaluation.out
-    print(f"evaluate: NeMo-Skills {environment.version}, into {out}", flush=True)
-    if not is_complete(evaluation):
-        serving = None
-        if chain.address is None and chain.config.igrpo.engine == "local":
-            serving = starting_small(chain.config, chain.model)
-        elif chain.address is None:
-            serving = starting_vllm(evaluation, environ)
-        complete_here(evaluation, environ, serving=serving)
-    return (DONE if report(out, evaluation.names) else NO), out
+def _write_own_problems(config: Config, folder: Path) -> None:
+    from igrpo_nemo.run.problems import validation_problems
+
+    problems = validation_problems(config.replaced("grpo", max_val_samples=_limit(config)))
+    rows = [{"id": p.id, "problem": p.question, "expected_answer": p.answer} for p in problems]
+    rows = checked_rows(benchmark_named(BENCHMARK), rows, "data.validation")
+    write_benchmark(folder, BENCHMARK, rows)
 
 
 def evaluate_embedded(chain: Experiment) -> tuple[int, Path]:
@@ -144,16 +118,9 @@ def embedded_command(chain: Experiment) -> tuple[list[str], Path]:
     keys, limit = chain.config.igrpo.evaluation, _limit(chain.config)
     setting = f"t{keys.temperature:g}-p{keys.top_p:g}-n{limit}"
     out = chain.evaluations / f"igrpo-{chain.weights()[-8:]}-{setting}"
-    flags = {
-        "--model": chain.model,
-        "--samples": chain.samples,
-        "--temperature": keys.temperature,
-        "--top-p": keys.top_p,
-        "--limit": limit,
-        "--out": out,
-    }
-    words = [word for name, value in flags.items() for word in (name, str(value))]
-    return ["igrpo", "evaluate", *words], out
+    command = ["igrpo", "evaluate", "--model", str(chain.model), "--samples", str(chain.samples)]
+    command += ["--temperature", str(keys.temperature), "--top-p", str(keys.top_p)]
+    return [*command, "--limit", str(limit), "--out", str(out)], out
 
 
 def _limit(config: Config) -> int:
@@ -163,9 +130,7 @@ def _limit(config: Config) -> int:
 def _context(chain: Experiment) -> int | None:
     """The model's context, the same before and after it is trained: of its architecture, else of
     the model that training starts from."""
-    if architecture := chain.config.igrpo.architecture:
-        return architecture.max_position_embeddings
-    for folder in (Path(chain.config.policy.model_name), chain.model):
-        if (file := folder / "config.json").is_file():
-            return json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
-    return None
+    if context := configured_context(chain.config):
+        return context
+    values = shape(Path(chain.config.policy.model_name)) or shape(chain.model) or {}
+    return values.get("max_position_embeddings")

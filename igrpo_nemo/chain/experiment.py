@@ -1,8 +1,7 @@
-"""One experiment on its way from a config to a comparison: what it is, where everything lies, and
-the stamps that say what a finished stage was made from.
+"""One experiment on its way from a config to a comparison: what it is, and where everything lies.
 
 RUN/                        the run folder (logger.log_dir)
-RUN/stages/                 stamps and batch scripts of the stages
+RUN/stages/                 the conversion's stamp, and the batch scripts of the stages
 RUN/hf/WHICH                the trained model as a Hugging Face folder
 RUN/evaluation/WHICH/...    evaluations, a folder a setting
 RUN/comparison/             comparison.md, comparison.csv, report.html
@@ -12,27 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.errors import UserError
-from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.files.scrub import flat, scrub
 from igrpo_nemo.run.identity import FREE_KEYS
 
 LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
 """A run may be made longer; everything else that shapes it stays."""
 
-
 SAMPLES = 4
-
-
-def model_folder(run: Path, which: str) -> Path:
-    """Where the Hugging Face folder of a run's checkpoint stands."""
-    return run / "hf" / which
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,66 +94,12 @@ class Experiment:
         return f"trained-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def model_folder(run: Path, which: str) -> Path:
+    """Where the Hugging Face folder of a run's checkpoint stands."""
+    return run / "hf" / which
+
+
 def training_inputs(config: Config) -> dict[str, Any]:
     """Dotted key -> value of everything in the config that shapes the trained weights."""
-    return shaping(scrub(config.to_dict()))
-
-
-def shaping(values: Any) -> dict[str, Any]:
-    """The same of the values of a config, as config.yaml holds them."""
-    return {
-        key: value for key, value in flat(values) if key in LENGTH or not key.startswith(FREE_KEYS)
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """`inputs`: dotted name -> value of everything the result depends on. `outputs`: facts about
-    the result, such as the step of the checkpoint, that later stages read."""
-
-    stage: str
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any] = field(default_factory=dict)
-
-
-def write_stamp(path: Path, stamp: Stamp) -> None:
-    """Writes the stamp whole or not at all. Raises `UserError` where it cannot be written."""
-    values = {"stage": stamp.stage, "inputs": stamp.inputs, "outputs": stamp.outputs}
-    write_or_refuse(path, json.dumps(values, indent=1, sort_keys=True, default=str))
-
-
-def read_stamp(path: Path) -> Stamp | None:
-    """The stamp at `path`, None where there is none. Raises `UserError` for a broken one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Stamp(values["stage"], values["inputs"], values["outputs"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no stamp of a stage ({error}): remove it") from error
-
-
-def reusable(path: Path, inputs: Mapping[str, Any], result: Path) -> Stamp | None:
-    """The stamp of a result that is there and was made from these inputs; None: make it.
-
-    Raises `UserError` naming the first input that changed where the result is there all the same.
-    """
-    stamp = read_stamp(path)
-    if stamp is None or not result.exists():
-        return None
-    if change := first_change(stamp.inputs, inputs):
-        name, before, now = change
-        raise UserError(
-            f"{result} was made with {name}={before!r}, now it is {now!r}: remove {result} to make "
-            "it again, or choose another logger.log_dir"
-        )
-    return stamp
-
-
-def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first name, in alphabetical order, whose values differ, with both; None if all agree."""
-    stored = json.loads(json.dumps(dict(now), default=str))  # as it would be read back
-    for name in sorted({*before, *stored}):
-        if before.get(name) != stored.get(name):
-            return name, before.get(name), stored.get(name)
-    return None
+    values = flat(scrub(config.to_dict()))
+    return {k: v for k, v in values if k in LENGTH or not k.startswith(FREE_KEYS)}

@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from igrpo_nemo.chain.comparison import compare_chain
 from igrpo_nemo.chain.conversion import check_convertible, convert
 from igrpo_nemo.chain.evaluation import (
+    chain_evaluation,
     embedded_command,
     evaluate_embedded,
-    evaluate_here,
     evaluated_config,
     uses_skills,
 )
 from igrpo_nemo.chain.experiment import Experiment, training_inputs
+from igrpo_nemo.chain.script import DONE, NO
 from igrpo_nemo.chain.training import is_trained, train_here
+from igrpo_nemo.evaluation.skills.evaluate import evaluate_here
+from igrpo_nemo.evaluation.skills.program import find_environment
 
 
 def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
@@ -28,13 +31,20 @@ def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
     with_skills = uses_skills(chain, environ)
     if code := train_here(chain.config, chain.words):
         return _stopped("train", code)
-    stamp = convert(chain.run, chain.which, inputs=training_inputs(chain.config))
-    print(f"convert: {chain.model} is step {stamp.outputs['step']} ({stamp.outputs['form']})")
-    code, folder = evaluate_here(chain, environ) if with_skills else evaluate_embedded(chain)
+    made = convert(chain.run, chain.which, inputs=training_inputs(chain.config))
+    print(f"convert: {chain.model} is step {made['step']} ({made['form']})")
+    if with_skills:
+        environment = find_environment(environ)
+        evaluation = chain_evaluation(chain, environment)
+        folder, small = evaluation.out, chain.config.igrpo.engine == "local"
+        print(f"evaluate: NeMo-Skills {environment.version}, into {folder}", flush=True)
+        code = DONE if evaluate_here(evaluation, environ, small=small) else NO
+    else:
+        code, folder = evaluate_embedded(chain)
     if code:
         return _stopped("evaluate", code)
     print(f"compare:\n{compare_chain(chain, folder)}")
-    return 0
+    return DONE
 
 
 def plan_here(chain: Experiment, environ: Mapping[str, str]) -> str:
@@ -48,13 +58,11 @@ def plan_here(chain: Experiment, environ: Mapping[str, str]) -> str:
     else:
         evaluate = shlex.join(embedded_command(chain)[0])
     systems = " ".join([*chain.against, chain.label])
-    return "\n".join(
-        [
-            f"train: igrpo train {shlex.join(chain.words)}{done}",
-            f"convert: checkpoint {chain.which} -> {chain.model}",
-            f"evaluate: {evaluate}",
-            f"compare: {systems} -> {chain.comparison}",
-        ]
+    return (
+        f"train: igrpo train {shlex.join(chain.words)}{done}\n"
+        f"convert: checkpoint {chain.which} -> {chain.model}\n"
+        f"evaluate: {evaluate}\n"
+        f"compare: {systems} -> {chain.comparison}"
     )
 
 

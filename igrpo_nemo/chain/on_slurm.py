@@ -5,17 +5,17 @@
       --afterok--> RUN/stages/compare.sh
 
 Stages that are done are left out. Everything that can be checked is checked before the first job
-is submitted. The plan walks the same stages and prints exactly what would be.
+is submitted. The plan prints exactly what would be.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from igrpo_nemo.chain.comparison import compare_chain, request_of
+from igrpo_nemo.chain.comparison import compare_chain, compared_names
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
 from igrpo_nemo.chain.evaluation import chain_evaluation, evaluated_config
 from igrpo_nemo.chain.experiment import Experiment, training_inputs
@@ -31,21 +31,23 @@ from igrpo_nemo.cluster.stage import (
     submit_stage,
 )
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.cluster_profile import (
-    ClusterProfile,
-    profile_for,
-    sbatch_options,
-)
+from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile, profile_for
 from igrpo_nemo.evaluation.skills.command import Place
 from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, is_complete
 from igrpo_nemo.evaluation.skills.program import find_environment
-from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit
-
-CONVERT_TIME = "04:00:00"
-COMPARE_TIME = "01:00:00"
+from igrpo_nemo.evaluation.skills.submit import evaluation_text, placed, submit
 
 Jobs = Sequence[int | str]
 """Numbers of jobs that Slurm gave, or names that stand for them in a plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """The evaluation before anything is submitted: nothing of it can fail any more."""
+
+    profile: ClusterProfile
+    evaluation: SkillsEvaluation
+    place: Place
 
 
 def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
@@ -59,11 +61,11 @@ def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
     composed.profile.check_own()
     # NeMo-Skills checks every argument while nothing is submitted yet.
     submit(evaluation, composed.place, environ, dry_run=True)
-    stages = SendStages(chain, where, environ, composed)
+    sent: list[int] = []
     try:
-        _walk(stages, evaluation.out)
+        _submit_stages(chain, where, environ, composed, sent)
     except UserError as error:
-        ids = " ".join(map(str, stages.sent))
+        ids = " ".join(map(str, sent))
         told = f"; submitted before that: {ids} (scancel {ids} takes them back)" if ids else ""
         raise UserError(f"{error}{told}") from error
     print(f"the tables of the comparison will be in {chain.comparison}")
@@ -71,143 +73,112 @@ def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def _submit_stages(
+    chain: Experiment,
+    where: Surroundings,
+    environ: Mapping[str, str],
+    composed: Composed,
+    sent: list[int],
+) -> None:
+    """Each job's number is in `sent` as soon as it has one."""
+    if is_trained(chain.config):
+        print(f"train: {chain.run} is finished", flush=True)
+    else:
+        jobs, checkout = chain.continuations, chain.checkout
+        sent += submit_training(chain.config, chain.words, jobs, checkout, environ)
+    if _is_converted(chain):
+        print(f"convert: {chain.model} is there", flush=True)
+    else:
+        sent.append(submit_stage(convert_job(chain, sent[-1:]), where, environ))
+        print(f"convert: job {sent[-1]}", flush=True)
+    evaluated = submit_evaluation(composed, sent[-1:], environ)
+    sent += evaluated
+    out = composed.evaluation.out
+    sent.append(submit_stage(compare_job(chain, out, evaluated or sent[-1:]), where, environ))
+    print(f"compare: job {sent[-1]}", flush=True)
+
+
+def submit_evaluation(composed: Composed, after: Jobs, environ: Mapping[str, str]) -> list[int]:
+    """The jobs of what is missing; none where mending the files made it complete."""
+    evaluation = composed.evaluation
+    jobs = submit(evaluation, replace(composed.place, after=tuple(after)), environ)
+    if jobs is None:
+        print(f"evaluate: {evaluation.out} is complete", flush=True)
+        return []
+    if not jobs:
+        raise UserError(
+            f"NeMo-Skills named no job that it submitted: see the newest log in {evaluation.out}"
+        )
+    print(f"evaluate: jobs {' '.join(map(str, jobs))}, into {evaluation.out}", flush=True)
+    return jobs
+
+
 def slurm_plan(chain: Experiment, environ: Mapping[str, str]) -> str:
     """Every job that `submit_all` would submit, with its batch file; TRAIN and the like stand for
     numbers that Slurm gives. Where NeMo-Skills or its data is missing, its part says so."""
     where = _surroundings(chain, environ)
+    parts: dict[str, str] = {}
+    after: Jobs = ()
+    if is_trained(chain.config):
+        parts["train"] = f"{chain.run} is finished"
+    else:
+        plan = training_plan(chain.words, chain.continuations, chain.checkout, environ)
+        parts["train"], after = f"TRAIN is the last of these jobs\n{plan}", ["TRAIN"]
+    if _is_converted(chain):
+        parts["convert"] = f"{chain.model} is there"
+    else:
+        parts["convert"], after = _script_plan(convert_job(chain, after), where), ["CONVERT"]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             composed = _composed(chain, where, environ, Path(scratch))
         except UserError as error:
-            composed = error
-        plan = ShowStages(chain, where, environ, composed)
-        out = chain.run if isinstance(composed, UserError) else composed.evaluation.out
-        _walk(plan, out)
-    return "\n".join(plan.parts)
-
-
-def _walk(stages: SendStages | ShowStages, out: Path) -> None:
-    """Train, convert, evaluate into `out`, compare: what is not done, behind what comes before."""
-    chain = stages.chain
-    after: Jobs = ()
-    if is_trained(chain.config):
-        stages.done("train", f"{chain.run} is finished")
-    else:
-        after = stages.train()
-    if _is_converted(chain):
-        stages.done("convert", f"{chain.model} is there")
-    else:
-        after = stages.stage(convert_job(chain, after))
-    after = stages.evaluate(after) or after
-    stages.stage(compare_job(chain, out, after))
-
-
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """The evaluation before anything is submitted: nothing of it can fail any more."""
-
-    profile: ClusterProfile
-    evaluation: SkillsEvaluation
-    place: Place
-
-
-@dataclass(slots=True)
-class SendStages:
-    """Submits each stage, and gives the jobs that the next one waits for. `sent`: all so far."""
-
-    chain: Experiment
-    where: Surroundings
-    environ: Mapping[str, str]
-    composed: Composed
-    sent: list[int] = field(default_factory=list)
-
-    def done(self, stage: str, text: str) -> None:
-        print(f"{stage}: {text}", flush=True)
-
-    def train(self) -> Jobs:
-        config, jobs, checkout = self.chain.config, self.chain.continuations, self.chain.checkout
-        self.sent += submit_training(config, self.chain.words, jobs, checkout, self.environ)
-        return self.sent[-1:]
-
-    def stage(self, job: StageJob) -> Jobs:
-        self.sent.append(submit_stage(job, self.where, self.environ))
-        self.done(job.stage, f"job {self.sent[-1]}")
-        return self.sent[-1:]
-
-    def evaluate(self, after: Jobs) -> Jobs:
-        """The jobs of what is missing; none where mending the files made it complete."""
-        evaluation, place = self.composed.evaluation, self.composed.place
-        jobs = submit(evaluation, replace(place, after=tuple(after)), self.environ)
-        if jobs is None:
-            self.done("evaluate", f"{evaluation.out} is complete")
-            return ()
-        if not jobs:
-            raise UserError(
-                "NeMo-Skills named no job that it submitted: see the newest log in "
-                f"{evaluation.out}"
-            )
-        self.sent += jobs
-        self.done("evaluate", f"jobs {' '.join(map(str, jobs))}, into {evaluation.out}")
-        return jobs
-
-
-@dataclass(slots=True)
-class ShowStages:
-    """Collects the text of each stage. `composed` may be the reason why it could not be."""
-
-    chain: Experiment
-    where: Surroundings
-    environ: Mapping[str, str]
-    composed: Composed | UserError
-    parts: list[str] = field(default_factory=list)
-
-    def done(self, stage: str, text: str) -> Jobs:
-        self.parts.append(f"##### {stage}\n# {text.rstrip()}\n")
-        return (stage.upper(),)
-
-    def train(self) -> Jobs:
-        jobs, checkout = self.chain.continuations, self.chain.checkout
-        text = training_plan(self.chain.words, jobs, checkout, self.environ)
-        return self.done("train", f"TRAIN is the last of these jobs\n{text}")
-
-    def stage(self, job: StageJob) -> Jobs:
-        path, checkout = script_path(job, self.where), self.where.checkout
-        path = path.relative_to(checkout) if path.is_relative_to(checkout) else path
-        return self.done(job.stage, f"sbatch --parsable {path}\n{script_text(job, self.where)}")
-
-    def evaluate(self, after: Jobs) -> Jobs:
-        composed, chain = self.composed, self.chain
-        if isinstance(composed, UserError):
             keys = evaluated_config(chain).igrpo.evaluation.model_dump()
             setting = "\n".join(f"# {name}: {value}" for name, value in keys.items())
-            return self.done("evaluate", f"not composed: {composed}\n{setting}")
-        if _is_evaluated(chain, composed.evaluation):
-            self.done("evaluate", f"{composed.evaluation.out} is complete")
-            return ()
-        title = "the commands and jobs of NeMo-Skills"
-        try:
-            composed.profile.check_own()
-        except UserError as error:
-            title = f"not to be submitted as it is: {error}"
-        place = replace(composed.place, after=tuple(after), config_dir=chain.run / "stages")
-        profile = composed.profile.config_dir
-        text = evaluation_text(composed.evaluation, place, self.environ, profile)
-        return self.done("evaluate", f"{title}\n{text}")
+            out, parts["evaluate"] = chain.run, f"not composed: {error}\n{setting}"
+            after = ["EVALUATE"]
+        else:
+            out = composed.evaluation.out
+            if _is_evaluated(chain, composed.evaluation):
+                parts["evaluate"] = f"{out} is complete"
+            else:
+                parts["evaluate"] = _evaluation_plan(chain, composed, after, environ)
+                after = ["EVALUATE"]
+    parts["compare"] = _script_plan(compare_job(chain, out, after), where)
+    return "\n".join(f"##### {name}\n# {text.rstrip()}\n" for name, text in parts.items())
+
+
+def _script_plan(job: StageJob, where: Surroundings) -> str:
+    path, checkout = script_path(job, where), where.checkout
+    path = path.relative_to(checkout) if path.is_relative_to(checkout) else path
+    return f"sbatch --parsable {path}\n{script_text(job, where)}"
+
+
+def _evaluation_plan(
+    chain: Experiment, composed: Composed, after: Jobs, environ: Mapping[str, str]
+) -> str:
+    title = "the commands and jobs of NeMo-Skills"
+    try:
+        composed.profile.check_own()
+    except UserError as error:
+        title = f"not to be submitted as it is: {error}"
+    place = replace(composed.place, after=tuple(after), config_dir=chain.run / "stages")
+    profile = composed.profile.config_dir
+    return f"{title}\n{evaluation_text(composed.evaluation, place, environ, profile)}"
 
 
 def convert_job(chain: Experiment, after: Jobs) -> StageJob:
     """The conversion, behind the last of the training's jobs."""
     command = ("python", "pipelines/convert.py", "--checkpoint", chain.which, *chain.words)
-    return StageJob("convert", command, gpus=1, time=CONVERT_TIME, after=tuple(after))
+    return StageJob("convert", command, gpus=1, time="04:00:00", after=tuple(after))
 
 
 def compare_job(chain: Experiment, evaluation: Path, after: Jobs) -> StageJob:
     """The comparison, behind all of the evaluation's jobs."""
-    request = request_of(chain, evaluation)
-    flags = [word for name in request.experiments for word in ("--experiment", name)]
-    flags += ["--anyway"] if request.anyway else []
-    command = ("python", "pipelines/compare.py", "--out", str(chain.comparison), *flags)
-    return StageJob("compare", (*command, *request.systems), 0, COMPARE_TIME, tuple(after))
+    systems, experiments = compared_names(chain, evaluation)
+    flags = [word for name in experiments for word in ("--experiment", name)]
+    flags += ["--anyway"] if chain.anyway else []
+    command = ("python", "pipelines/compare.py", "--out", str(chain.comparison), *flags, *systems)
+    return StageJob("compare", command, gpus=0, time="01:00:00", after=tuple(after))
 
 
 def _surroundings(chain: Experiment, environ: Mapping[str, str]) -> Surroundings:
@@ -228,14 +199,11 @@ def _composed(
 ) -> Composed:
     """The evaluation and where it runs; the chain's NeMo-Skills profile is put into `folder`."""
     site = where.site
-    environment = find_environment(environ)
-    evaluation = chain_evaluation(chain, environment, hf_home=site.hf_home)
+    evaluation = chain_evaluation(chain, find_environment(environ), hf_home=site.hf_home)
     name = chain.skills_profile or f"slurm_{site.gpu.partition('_')[0]}"
     config_dir = chain.config_dir or chain.checkout / "configs" / "cluster_configs"
     profile = profile_for(site, name, config_dir, run_folders(where), folder)
-    place = profile.place(evaluation.out, jobs=chain.jobs, sbatch=sbatch_options(site))
-    server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
-    return Composed(profile, replace(evaluation, server=server), place)
+    return Composed(profile, *placed(evaluation, profile, site, chain.jobs))
 
 
 def _is_converted(chain: Experiment) -> bool:

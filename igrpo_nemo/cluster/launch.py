@@ -26,14 +26,13 @@ from igrpo_nemo.cluster.job import (
     script_words,
 )
 from igrpo_nemo.cluster.site import with_site
-from igrpo_nemo.cluster.tails import read_mapping
 from igrpo_nemo.cluster.worker_environments import check_worker_environments
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.rewards.judge import judge_problems
-from igrpo_nemo.run.folder import FINISHED
+from igrpo_nemo.run.folder import FINISHED, stored_config
 from igrpo_nemo.run.identity import check_same_run
 
 NO_RUN = ("engine=nemo_rl", "policy.model_name=none")
@@ -206,7 +205,7 @@ def reopen_if_longer(run_folder: Path, config: Config) -> bool:
 
 
 def _is_longer(run_folder: Path, config: Config) -> bool:
-    before = at(read_mapping(run_folder / "config.yaml"), "grpo")
+    before = at(stored_config(run_folder), "grpo")
     lengths = ((key, at(before, key)) for key in _LENGTH)
     return any(isinstance(old, int) and getattr(config.grpo, key) > old for key, old in lengths)
 

@@ -17,7 +17,8 @@ from igrpo_nemo.cluster.client import Job
 from igrpo_nemo.cluster.job import jobs_of, log_folders
 from igrpo_nemo.cluster.tails import LogTail, MetricsTail, read_mapping, read_metrics_tail
 from igrpo_nemo.config.section import at
-from igrpo_nemo.run.folder import FINISHED, PLAN
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.folder import CONFIG, FINISHED, PLAN, stored_config
 from igrpo_nemo.run.lock import writer_of
 
 State = Literal["finished", "running", "queued", "stopped", "not started"]
@@ -69,7 +70,7 @@ class RunStatus:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: started, or submitted."""
-    return any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "slurm"))
+    return any((folder / name).exists() for name in (CONFIG, "metrics.jsonl", "slurm"))
 
 
 def run_status(folder: Path, jobs: Sequence[Job] = ()) -> RunStatus:
@@ -105,7 +106,9 @@ def _state(folder: Path, tail: MetricsTail, jobs: Sequence[Job], writer: str | N
 
 def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
     """Step and time of the newest complete checkpoint of either engine."""
-    configured = at(read_mapping(folder / "config.yaml"), "checkpointing.checkpoint_dir")
+    configured = None
+    with suppress(UserError):  # of a broken config, what else there is can be told
+        configured = at(stored_config(folder), "checkpointing.checkpoint_dir")
     places = {folder / "checkpoints", Path(str(configured or folder))}
     found = []
     for entry in (entry for place in places if place.is_dir() for entry in place.iterdir()):

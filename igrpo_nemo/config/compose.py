@@ -135,14 +135,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     `overrides` change keys alone: a written config holds no groups any more.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no config")
+    values = written_values(path)
     try:
         parser = OverridesParser.create()
         parsed = parser.parse_overrides([_addable(text, {}) for text in overrides])
@@ -156,6 +149,19 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{key}: a list is [a,b], a text 'a,b'")
         values = with_value(values, key.split("."), override.value())
     return finished(values, {})
+
+
+def written_values(path: Path) -> dict[str, Any]:
+    """What a written config holds, unchecked. Raises `UserError` for a file that is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no config")
+    return values
 
 
 def with_value(values: Any, path: list[str], value: Any) -> Any:

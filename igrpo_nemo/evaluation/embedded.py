@@ -65,21 +65,6 @@ class EvaluationSettings:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedResult:
-    """A finished evaluation: `metrics` are those of `evaluation.bench_metrics`, in `folder`.
-
-    As text it is the table that NeMo-Skills prints, and where the files are.
-    """
-
-    benchmark: str
-    metrics: dict[str, dict[str, Any]]
-    folder: Path
-
-    def __str__(self) -> str:
-        return f"{format_table(self.benchmark, self.metrics)}\n{self.folder / 'metrics.json'}"
-
-
 def evaluate(
     config: Config,
     model: Path | str,
@@ -93,8 +78,9 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
-) -> EmbeddedResult:
-    """Evaluates a model folder, or the model of a checkpoint.
+) -> str:
+    """Evaluates a model folder, or the model of a checkpoint: the table that NeMo-Skills prints,
+    and where the files are.
 
     `config` gives the prompt texts, the token limits, stop strings and the reward. `data` is a file
     of problems or the name of a data set, by default the config's validation problems. `out` is by
@@ -111,12 +97,11 @@ def evaluate(
     settings = EvaluationSettings(benchmark, samples, temperature, top_p, seed, batch_size)
     if max_tokens is not None:
         config = config.replaced("policy.generation", max_new_tokens=max_tokens)
-    template = config.policy.tokenizer.chat_template
-    policy = open_policy(folder, precision=config.policy.precision, chat_template=template)
+    keys, drop = config.policy, config.igrpo.drop_overlong_prompts
+    template, context = keys.tokenizer.chat_template, keys.max_total_sequence_length
+    policy = open_policy(folder, precision=keys.precision, chat_template=template)
     prompts = prompt_builder(config, policy.tokenizer)
-    drop = config.igrpo.drop_overlong_prompts
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
-    context = config.policy.max_total_sequence_length
     sampler = Sampler(policy.model, policy.tokenizer, max_model_len=context)
     out = Path(out) if out is not None else default_base(str(folder.resolve()))
     console = open_console(samples * len(problems))
@@ -129,7 +114,8 @@ def evaluate(
             identity={"model": weights_fingerprint(folder)},
             on_progress=lambda done, total: console.stage("evaluate", done, total),
         )
-    return EmbeddedResult(benchmark, metrics, out / RESULTS_FOLDER / benchmark)
+    file = out / RESULTS_FOLDER / benchmark / "metrics.json"
+    return f"{format_table(benchmark, metrics)}\n{file}"
 
 
 def evaluate_with(
@@ -201,12 +187,18 @@ def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str,
 def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
     """A line of `output-rs{i}.jsonl`: NeMo-Skills' fields, and the reward with its reason."""
     (completion,), (score,) = group.completions, group.scores
+    found = find_answer(
+        group.problem.answer,
+        completion.text,
+        thinking_open=group.prompt.thinking_open,
+        truncated=completion.truncated,
+    )
     return {
         "id": group.problem.id,
         "problem": group.problem.question,
         "expected_answer": group.problem.answer,
         "generation": completion.text,
-        "predicted_answer": _predicted(group),
+        "predicted_answer": found.answer if isinstance(found, Verdict) else found,
         "symbolic_correct": score.correct,
         "num_generated_tokens": len(completion.token_ids),
         "finish_reason": "length" if completion.truncated else "stop",
@@ -217,18 +209,6 @@ def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
         "generation_end_time": ended,
         "generation_time": ended - started,
     }
-
-
-def _predicted(group: Group) -> str | None:
-    """The answer that was scored; None where the scorer found none."""
-    (completion,) = group.completions
-    found = find_answer(
-        group.problem.answer,
-        completion.text,
-        thinking_open=group.prompt.thinking_open,
-        truncated=completion.truncated,
-    )
-    return found.answer if isinstance(found, Verdict) else found
 
 
 def _fingerprint(

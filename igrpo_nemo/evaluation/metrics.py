@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,39 +48,40 @@ def bench_metrics(samples_P_K: Sequence[Sequence[SampleResult]]) -> dict[str, di
     `pass@1` equals `pass@1[avg-of-K]` in `symbolic_correct`; its `no_answer` is sample 0's alone.
     Raises `UserError` when there are no problems or the numbers of samples differ.
     """
-    K = _samples_a_problem(samples_P_K)
-    correct_P_K = np.array([[s.correct for s in row] for row in samples_P_K], dtype=float)
-    missing_P_K = np.array(
-        [[s.predicted_answer is None for s in row] for row in samples_P_K], dtype=float
-    )
-    tokens_P_K = np.array([[s.tokens for s in row] for row in samples_P_K], dtype=float)
+    sizes = sorted({len(row) for row in samples_P_K})
+    if not sizes or sizes[0] == 0:
+        raise UserError(
+            "no samples to compute metrics from: give at least one problem and one sample"
+        )
+    if len(sizes) > 1:
+        raise UserError(f"every problem needs the same number of samples, found {sizes}")
+    (K,) = sizes
+    correct_P_K = np.array([[float(s.correct) for s in row] for row in samples_P_K])
+    missing_P_K = np.array([[s.predicted_answer is None for s in row] for row in samples_P_K])
+    tokens_P_K = np.array([[float(s.tokens) for s in row] for row in samples_P_K])
     common = _common_fields(samples_P_K, tokens_P_K)
     metrics: dict[str, dict[str, Any]] = {}
     for k in range(1, K + 1):
-        metrics[f"pass@{k}"] = {
-            **common,
-            "symbolic_correct": _percent([pass_at_k(K, int(c), k) for c in correct_P_K.sum(1)]),
-            "no_answer": _percent(missing_P_K[:, :k].min(axis=1)),
-        }
+        correct_P_k, missing_P_k = correct_P_K[:, :k], missing_P_K[:, :k]
+        without = {"no_answer": _percent(missing_P_k.all(axis=1))}
+        passes_P = [pass_at_k(K, int(c), k) for c in correct_P_K.sum(axis=1)]
+        metrics[f"pass@{k}"] = {**common, "symbolic_correct": _percent(passes_P), **without}
         if k == 1:  # NeMo-Skills drops pass@1[avg-of-1]
             continue
         metrics[f"pass@1[avg-of-{k}]"] = {
             **common,
-            "symbolic_correct": _percent(correct_P_K[:, :k].mean(axis=1)),
-            "no_answer": _percent(missing_P_K[:, :k].mean(axis=1)),
+            "symbolic_correct": _percent(correct_P_k.mean(axis=1)),
+            "no_answer": _percent(missing_P_k.mean(axis=1)),
             # Without a reasoning parser NeMo-Skills counts every token as an answer token.
-            "reasoning_tokens_statistics": spread(np.zeros_like(tokens_P_K[:, :k])),
-            "answer_tokens_statistics": spread(tokens_P_K[:, :k]),
+            "reasoning_tokens_statistics": _spread(np.zeros_like(tokens_P_K[:, :k])),
+            "answer_tokens_statistics": _spread(tokens_P_K[:, :k]),
             "symbolic_correct_statistics": {
-                **spread(correct_P_K[:, :k]),
-                "std_err_across_problems": std_err_across_problems(correct_P_K[:, :k]),
+                **_spread(correct_P_k),
+                "std_err_across_problems": std_err_across_problems(correct_P_k),
             },
         }
-        metrics[f"majority@{k}"] = {
-            **common,
-            "symbolic_correct": _percent([majority_score(row[:k]) for row in samples_P_K]),
-            "no_answer": _percent(missing_P_K[:, :k].min(axis=1)),
-        }
+        votes_P = [majority_score(row[:k]) for row in samples_P_K]
+        metrics[f"majority@{k}"] = {**common, "symbolic_correct": _percent(votes_P), **without}
     if K == 1:
         metrics["pass@1"]["symbolic_correct_statistics"] = {
             "std_err_across_problems": std_err_across_problems(correct_P_K)
@@ -96,23 +97,9 @@ def majority_score(samples: Sequence[SampleResult]) -> float:
     votes = Counter(
         (s.predicted_answer, s.correct) for s in samples if s.predicted_answer is not None
     )
-    if not votes:
-        return 0.0
-    most = max(votes.values())
+    most = max(votes.values(), default=0)
     tied = [correct for (_, correct), count in votes.items() if count == most]
-    return sum(tied) / len(tied)
-
-
-def spread(values_P_K: np.ndarray) -> dict[str, float]:
-    """NeMo-Skills' statistics of a score over K >= 2 runs; run i is sample i of each problem."""
-    K = values_P_K.shape[1]
-    across_runs = float(np.std(values_P_K.mean(axis=0), ddof=1))
-    return {
-        "avg": float(values_P_K.mean()),
-        "std_dev_across_runs": across_runs,
-        "avg_sample_std_dev": float(np.std(values_P_K, axis=1, ddof=1).mean()),
-        "std_err_across_runs": across_runs / math.sqrt(K),
-    }
+    return sum(tied) / len(tied) if tied else 0.0
 
 
 def std_err_across_problems(correct_P_K: np.ndarray) -> float:
@@ -131,8 +118,7 @@ def format_table(
     metrics are not ours and have none."""
     K = max(int(mode.removeprefix("pass@")) for mode in metrics if mode[5:].isdecimal())
     modes = [f"pass@1[avg-of-{K}]", f"majority@{K}", f"pass@{K}"] if K > 1 else ["pass@1"]
-    header = ["evaluation_mode", "num_entries", "avg_tokens", "symbolic_correct", "no_answer"]
-    rows = [header]
+    rows = [["evaluation_mode", "num_entries", "avg_tokens", "symbolic_correct", "no_answer"]]
     for mode in modes:
         row = metrics[mode]
         known = row.get("symbolic_correct_statistics", {}).get("std_err_across_problems")
@@ -142,21 +128,21 @@ def format_table(
         counts = [str(row["num_entries"]), str(row.get("avg_tokens", ""))]
         correct, no_answer = f"{row['symbolic_correct']:.2f}%{error}", f"{row['no_answer']:.2f}%"
         rows.append([mode, *counts, correct, no_answer])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     title = f" {benchmark} ".center(len(lines[0]), "-")
     return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
-def _samples_a_problem(samples_P_K: Sequence[Sequence[SampleResult]]) -> int:
-    counts = sorted({len(row) for row in samples_P_K})
-    if not counts or counts[0] == 0:
-        raise UserError(
-            "no samples to compute metrics from: give at least one problem and one sample"
-        )
-    if len(counts) > 1:
-        raise UserError(f"every problem needs the same number of samples, found {counts}")
-    return counts[0]
+def _spread(values_P_K: np.ndarray) -> dict[str, float]:
+    """NeMo-Skills' statistics of a score over K >= 2 runs; run i is sample i of each problem."""
+    across_runs = float(np.std(values_P_K.mean(axis=0), ddof=1))
+    return {
+        "avg": float(values_P_K.mean()),
+        "std_dev_across_runs": across_runs,
+        "avg_sample_std_dev": float(np.std(values_P_K, axis=1, ddof=1).mean()),
+        "std_err_across_runs": across_runs / math.sqrt(values_P_K.shape[1]),
+    }
 
 
 def _common_fields(
@@ -173,6 +159,6 @@ def _common_fields(
     return fields
 
 
-def _percent(values_P: Iterable[float]) -> float:
+def _percent(values_P: Sequence[float] | np.ndarray) -> float:
     values = [float(value) for value in values_P]
     return 100.0 * sum(values) / len(values)

@@ -87,13 +87,13 @@ def chosen_model(model: str | None, address: str | None, config: Config) -> Mode
     """
     if address is None:
         assert model is not None
-        return local_model(Path(model), config) if _is_path(model) else named_model(model, config)
-    served = _served_models(address)
-    if not served:
-        if model is None:
-            raise UserError(f"the server at {address} lists no models: name one with --model")
-        return named_model(model, config)
-    by_name = {str(one.get("id")): one for one in served}
+        is_path = Path(model).exists() or model.startswith((".", "/", "~"))
+        return local_model(Path(model), config) if is_path else named_model(model, config)
+    by_name = _served_models(address)
+    if not by_name and model is None:
+        raise UserError(f"the server at {address} lists no models: name one with --model")
+    if not by_name:
+        return named_model(str(model), config)
     local = local_model(Path(model), config) if model and Path(model).is_dir() else None
     names = [model, local.name if local else None] if model else list(by_name)
     name = next((name for name in names if name in by_name), None)
@@ -107,28 +107,38 @@ def chosen_model(model: str | None, address: str | None, config: Config) -> Mode
 
 def local_model(path: Path, config: Config) -> Model:
     """The model of a Hugging Face folder, or of a checkpoint that holds one in `model/`."""
-    folder = model_folder(path)
-    if not (folder / "config.json").is_file():
+    folder = model_folder(path).absolute()
+    values = shape(folder)
+    if values is None:
         raise UserError(f"{path} is no model folder: it has no config.json (nor model/config.json)")
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    context = values.get("max_position_embeddings") or _configured_context(config)
-    folder = folder.absolute()
+    context = values.get("max_position_embeddings") or configured_context(config)
     opened = opens_thinking(folder, config)
     return Model(plain_path(folder), weights_fingerprint(folder), context, opened)
 
 
 def named_model(name: str, config: Config, context: int | None = None) -> Model:
     """A model that a server has or loads under a name; `context` is what the server says."""
-    return Model(name, name, context or _configured_context(config), opens_thinking(name, config))
+    return Model(name, name, context or configured_context(config), opens_thinking(name, config))
+
+
+def shape(folder: Path) -> dict[str, Any] | None:
+    """The config.json of a model's folder, None where there is none."""
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def attention_heads(model: str, config: Config) -> int | None:
     """The heads that a server splits over its GPUs; None where the model's shape is not known."""
-    file = Path(model) / "config.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8")).get("num_attention_heads")
+    if (values := shape(Path(model))) is not None:
+        return values.get("num_attention_heads")
     architecture = config.igrpo.architecture
     return architecture.num_attention_heads if architecture else None
+
+
+def configured_context(config: Config) -> int | None:
+    """The context of `igrpo.architecture`, None without one."""
+    architecture = config.igrpo.architecture
+    return architecture.max_position_embeddings if architecture else None
 
 
 def opens_thinking(model: str | Path, config: Config, *, hf_home: str | None = None) -> bool:
@@ -140,12 +150,10 @@ def opens_thinking(model: str | Path, config: Config, *, hf_home: str | None = N
     here False is said. The config's chat template stands in the place of the model's own.
     """
     folder = _cached_folder(model, hf_home or config.igrpo.site.hf_home)
-    if folder is None:
-        return False
     keys = config.policy.tokenizer
     template = chat_template_text(keys.chat_template)
     # Spares the import of transformers.
-    if "think" not in (template or stored_chat_template(folder) or ""):
+    if folder is None or "think" not in (template or stored_chat_template(folder) or ""):
         return False
     from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
     from igrpo_nemo.run.tokenizer import load_tokenizer
@@ -173,11 +181,6 @@ def plain_path(path: Path) -> str:
     return str(path)
 
 
-def _configured_context(config: Config) -> int | None:
-    architecture = getattr(config.igrpo, "architecture", None)
-    return architecture.max_position_embeddings if architecture else None
-
-
 def _cached_folder(model: str | Path, hf_home: str | None) -> Path | None:
     if Path(model).is_dir():
         return Path(model)
@@ -194,18 +197,15 @@ def _cached_folder(model: str | Path, hf_home: str | None) -> Path | None:
     return None
 
 
-def _is_path(model: str) -> bool:
-    return Path(model).exists() or model.startswith((".", "/", "~"))
-
-
-def _served_models(address: str) -> list[dict[str, Any]]:
+def _served_models(address: str) -> dict[str, dict[str, Any]]:
+    """Name -> what a server says of a model; none of one that has no such list."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:  # boundary: a server of somebody's
         with opener.open(f"{address.rstrip('/')}/models", timeout=ANSWER_TIMEOUT_S) as reply:
-            return list(json.load(reply)["data"])
+            return {str(one.get("id")): one for one in json.load(reply)["data"]}
     except urllib.request.HTTPError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"no server answers at {address} ({error}): start it, or give another --address"
         ) from error

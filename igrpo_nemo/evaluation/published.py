@@ -40,21 +40,15 @@ def published_results(experiment: str, file: Path | None = None) -> Published:
     if experiment not in rows:
         known = ", ".join(rows) or "none"
         raise UserError(f"{path.name} has no published figures of {experiment}: it has {known}")
-    figures = dict(rows[experiment])
-    source = figures.pop("source", "")
     # Beside percentages a row may hold a note, a gain by benchmark, a cost.
-    numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-    fractions = {name: value / 100 for name, value in numbers.items()}
-    average = fractions.pop("published_average", None)
-    recomputed = fractions.pop("recomputed_average", None)
-    return Published(experiment, fractions, average, recomputed, source)
+    numbers = {k: v / 100 for k, v in rows[experiment].items() if isinstance(v, int | float)}
+    average, recomputed = (numbers.pop(f"{n}_average", None) for n in ("published", "recomputed"))
+    source = rows[experiment].get("source", "")
+    return Published(experiment, numbers, average, recomputed, source)
 
 
-def find_published(experiment: str | None) -> Published | None:
-    """The published row of an experiment, None where there is none."""
-    if experiment is None or experiment not in _rows(builtin_config_dir() / FILE):
-        return None
-    return published_results(experiment)
+def is_published(experiment: str | None) -> bool:
+    return experiment in _rows(builtin_config_dir() / FILE)
 
 
 @lru_cache

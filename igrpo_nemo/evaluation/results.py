@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +25,7 @@ import numpy as np
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import SampleResult, majority_score
-from igrpo_nemo.evaluation.statistics import (
-    Estimate,
-    estimate,
-    over_problems,
-    pass_at_k_curve,
-)
+from igrpo_nemo.evaluation.statistics import Estimate, estimate, over_problems, pass_at_k_curve
 from igrpo_nemo.files.atomic import write_atomic
 
 SETTING_FILE = "setting.json"
@@ -66,27 +61,31 @@ class BenchmarkResults:
     @cached_property
     def correct_P_K(self) -> np.ndarray:
         """bool: the evaluator's verdict (`symbolic_correct`)."""
-        return self._array(lambda sample: sample.correct, bool)
+        return self._array("correct", bool)
 
     @cached_property
     def answers_P_K(self) -> np.ndarray:
         """object: the extracted answer (`predicted_answer`), None without one."""
-        return self._array(lambda sample: sample.predicted_answer, object)
+        return self._array("predicted_answer", object)
 
     @cached_property
     def no_answer_P_K(self) -> np.ndarray:
         """bool: no answer was found in the reply (`predicted_answer` is null)."""
-        return self._array(lambda sample: sample.predicted_answer is None, bool)
+        missing = [[s.predicted_answer is None for s in row] for row in self.samples_P_K]
+        return np.array(missing, dtype=bool)
 
     @cached_property
     def tokens_P_K(self) -> np.ndarray:
         """int: tokens of the reply, its thinking included; 0 where the server did not say."""
-        return self._array(lambda sample: sample.tokens, np.int64)
+        return self._array("tokens", np.int64)
 
     @cached_property
     def truncated_P_K(self) -> np.ndarray:
         """bool: the reply was cut at its token limit (`finish_reason` is length)."""
-        return self._array(lambda sample: sample.truncated, bool)
+        return self._array("truncated", bool)
+
+    def _array(self, name: str, dtype: type) -> np.ndarray:
+        return np.array([[getattr(s, name) for s in row] for row in self.samples_P_K], dtype=dtype)
 
     @cached_property
     def accuracy(self) -> Estimate:
@@ -116,9 +115,6 @@ class BenchmarkResults:
     def tokens(self) -> Estimate | None:
         """None where the server did not count them."""
         return estimate(self.tokens_P_K) if self.tokens_P_K.any() else None
-
-    def _array(self, value: Callable[[SampleResult], Any], dtype: type) -> np.ndarray:
-        return np.array([[value(s) for s in row] for row in self.samples_P_K], dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +246,18 @@ def finished_files(where: Path) -> list[Path]:
 
 def write_rows(where: Path, seed: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a sample file, and its `.done` once it is whole."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomic(sample_path(where, seed), text.encode("ascii"))
+    write_atomic(sample_path(where, seed), json_lines(rows))
     done_path(where, seed).touch()
+
+
+def json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A row a line, in ASCII escapes: text from models may hold other ends of lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
 
 
 def write_metrics(where: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the `metrics.json` of the benchmark whose folder this is."""
-    write_atomic(
-        where / "metrics.json", json.dumps({where.name: metrics}, indent=2).encode("ascii")
-    )
+    write_atomic(where / "metrics.json", json.dumps({where.name: metrics}, indent=2))
 
 
 def read_samples(files: Sequence[Path]) -> list[list[SampleResult]]:
@@ -290,21 +288,20 @@ def parsed_file(path: Path) -> SampleFile:
     problems, samples = [], []
     # Only "\n" ends a row: str.splitlines would also cut at separators inside a model's text.
     with path.open("rb") as file:
-        lines = list(file)
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            problems.append(problem_key(row))
-            samples.append(_sample(row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}:{number} is not a row of results ({error!r}): "
-                "delete the file and its .done file and evaluate again"
-            ) from None
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                problems.append(_problem_key(row))
+                samples.append(_sample(row))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{path}:{number} is not a row of results ({error!r}): "
+                    "delete the file and its .done file and evaluate again"
+                ) from None
     return SampleFile(tuple(problems), tuple(samples))
 
 
-def problem_key(row: Mapping[str, Any]) -> str:
+def _problem_key(row: Mapping[str, Any]) -> str:
     """What a problem is recognised by across evaluations: its id, else a hash of its text."""
     if row.get("id") is not None:
         return str(row["id"])

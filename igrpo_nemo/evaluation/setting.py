@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ from igrpo_nemo.evaluation.results import (
     read_embedded_setting,
     read_setting,
 )
-from igrpo_nemo.files.atomic import write_atomic
+from igrpo_nemo.files.atomic import write_atomic, write_or_refuse
+from igrpo_nemo.files.display_text import shorten
 from igrpo_nemo.run.chat_template import chat_template_text
 
 if TYPE_CHECKING:
@@ -68,16 +69,12 @@ class Setting:
     """What the chat template is given beside the messages."""
 
     def to_json(self) -> str:
-        values = {name: v for name, v in asdict(self).items() if _DEFAULTS.get(name, ...) != v}
+        """Without what has its default, which older ones do not have either."""
+        values = {n: v for n, v in asdict(self).items() if n not in DEFAULTS or DEFAULTS[n] != v}
         return json.dumps(values, indent=2) + "\n"
 
 
-_DEFAULTS: dict[str, Any] = {
-    "thinking_open": False,
-    "chat_template": None,
-    "chat_template_kwargs": None,
-}
-"""Left out of setting.json, which older ones do not have them in either."""
+DEFAULTS = {each.name: each.default for each in fields(Setting) if each.default is not MISSING}
 
 
 def setting_of(
@@ -89,10 +86,10 @@ def setting_of(
     nemo_skills: str,
 ) -> Setting:
     """The setting of `igrpo.evaluation` for a model and its benchmarks' data."""
-    keys = config.igrpo.evaluation
+    keys, tokenizer = config.igrpo.evaluation, config.policy.tokenizer
     system = config.igrpo.prompt.system if keys.profile == "answer_tags" else None
-    template = chat_template_text(config.policy.tokenizer.chat_template)
-    kwargs = config.policy.tokenizer.chat_template_kwargs or None
+    template = chat_template_text(tokenizer.chat_template)
+    kwargs = tokenizer.chat_template_kwargs or None
     if kwargs and server_type not in TAKES_TEMPLATE:
         raise UserError(
             f"policy.tokenizer.chat_template_kwargs cannot be given to a server of type "
@@ -115,7 +112,7 @@ def setting_of(
                 "rows": len(one.rows),
                 "sha256": one.sha256,
                 "tokens": reply_tokens(
-                    keys.max_tokens, model.context, longest_prompt(one, system or "")
+                    keys.max_tokens, model.context, _longest_prompt(one, system)
                 ),
             }
             for one in data
@@ -141,10 +138,10 @@ def reply_tokens(max_tokens: int, context: int | None, longest_prompt: int) -> i
     return context - longest_prompt
 
 
-def longest_prompt(data: BenchmarkData, system: str) -> int:
+def _longest_prompt(data: BenchmarkData, system: str | None) -> int:
     """No prompt of the benchmark has more tokens than this: a token is at least a byte."""
     longest = max(len(row["problem"].encode()) for row in data.rows)
-    return longest + len(system.encode()) + TEMPLATE_TOKENS
+    return longest + len((system or "").encode()) + TEMPLATE_TOKENS
 
 
 def default_folder(base: Path, setting: Setting) -> Path:
@@ -163,11 +160,7 @@ def claim_folder(out: Path, setting: Setting) -> Setting:
     """
     plain_path(out.absolute())
     setting = check_same(out, setting)
-    try:  # boundary: the file system
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / SETTING_FILE, setting.to_json().encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    write_or_refuse(out / SETTING_FILE, setting.to_json())
     return setting
 
 
@@ -179,17 +172,13 @@ def check_same(out: Path, setting: Setting) -> Setting:
     """
     if not any((out / RESULTS_FOLDER).glob("*/output*")):
         return setting
-    found = read_setting(out)
-    if not found:
+    stored = read_setting(out)
+    if not stored:
         raise UserError(
             f"{out} holds samples without a {SETTING_FILE}: evaluate into another folder (--out)"
         )
-    return _joined(out, found, setting)
-
-
-def _joined(out: Path, found: Mapping[str, Any], setting: Setting) -> Setting:
     wanted = json.loads(json.dumps(asdict(setting)))
-    found = {**_DEFAULTS, "benchmarks": {}, "problems": {}, **found}
+    found = {**DEFAULTS, "benchmarks": {}, "problems": {}, **stored}
     apart = ("benchmarks", "problems")
     _check_equal(out, found, {n: v for n, v in wanted.items() if n not in apart})
     for name, samples in wanted["benchmarks"].items():
@@ -224,12 +213,8 @@ def _check_equal(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
 
 
 def _another(out: Path, name: str, old: object, new: object) -> UserError:
+    was, now = (shorten(json.dumps(value), 60) for value in (old, new))
     return UserError(
-        f"{out} holds another evaluation ({name} was {_short(old)}, is {_short(new)}): "
+        f"{out} holds another evaluation ({name} was {was}, is {now}): "
         "move that folder away, or evaluate into another one (--out)"
     )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -42,8 +42,8 @@ class Estimate:
 class Difference:
     """Mean difference of two systems on the same problems, and its interval over problems.
 
-    `low` and `high` are None where no interval can be made (a single problem). `stderr` is the
-    bootstrap's. `problems` counts the pairs, over all benchmarks.
+    `stderr` (the bootstrap's), `low` and `high` are None for a single problem. `problems` counts
+    the pairs, over all benchmarks.
     """
 
     mean: float
@@ -67,7 +67,9 @@ def estimate(values_P_K: np.ndarray) -> Estimate:
 
     Raises ValueError unless P and K are at least 1.
     """
-    values_P_K = _matrix(values_P_K)
+    values_P_K = np.asarray(values_P_K, dtype=float)
+    if values_P_K.ndim != 2 or 0 in values_P_K.shape:
+        raise ValueError(f"need P x K values with P, K >= 1, got the shape {values_P_K.shape}")
     P, K = values_P_K.shape
     means_P = values_P_K.mean(axis=1)
     sampling = None
@@ -97,11 +99,15 @@ def macro_average(estimates: Sequence[Estimate]) -> Estimate:
     if not estimates:
         raise ValueError("macro_average needs at least one benchmark")
     B = len(estimates)
-    mean = math.fsum(each.mean for each in estimates) / B
+
+    def error(parts: Sequence[float | None]) -> float | None:
+        known = [part for part in parts if part is not None]
+        return math.hypot(*known) / B if len(known) == B else None
+
     return Estimate(
-        mean,
-        _root_sum_of_squares([each.sampling for each in estimates], B),
-        _root_sum_of_squares([each.problems for each in estimates], B),
+        math.fsum(each.mean for each in estimates) / B,
+        error([each.sampling for each in estimates]),
+        error([each.problems for each in estimates]),
     )
 
 
@@ -121,22 +127,28 @@ def pass_at_k_curve(
     counts_P = [int(c) for c in correct_P]
     if not counts_P:
         raise ValueError("pass_at_k_curve needs at least one problem")
-    P = len(counts_P)
+
+    def variance(c: int, k: int) -> float:
+        if c in (0, n):
+            return 0.0
+        step = pass_at_k(n - 1, c, k) - pass_at_k(n - 1, c - 1, k)
+        return (n - 1) / n * c * (n - c) / n * step * step
+
     curve = {}
     for k in curve_points(n) if ks is None else ks:
         value = {c: pass_at_k(n, c, k) for c in set(counts_P)}
         scores_P = np.array([value[c] for c in counts_P])
         sampling = None
         if k < n:
-            variance = {c: _jackknife_variance(n, c, k) for c in set(counts_P)}
-            sampling = math.sqrt(math.fsum(variance[c] for c in counts_P)) / P
+            of_count = {c: variance(c, k) for c in value}
+            sampling = math.sqrt(math.fsum(of_count[c] for c in counts_P)) / len(counts_P)
         curve[k] = Estimate(float(scores_P.mean()), sampling, stderr_over_problems(scores_P))
     return curve
 
 
 def curve_points(n: int) -> list[int]:
     """1, 2, 4, ... up to n, and n itself: the ks of a pass@k curve."""
-    return sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
+    return sorted({2**power for power in range(n.bit_length())} | {n})
 
 
 def paired_bootstrap(
@@ -170,13 +182,14 @@ def paired_bootstrap(
     deviations = np.zeros(resamples)
     for name, values in pairs.items():
         P = len(values)
-        drawn = _resampled_means(values, resamples, generator)
+        # Means of few samples take few values: the counts of each are multinomial, which draws the
+        # same distribution as P indices at a fraction of the cost.
+        distinct, counts = np.unique(values, return_counts=True)
+        drawn = generator.multinomial(P, counts / P, size=resamples) @ distinct / P
         deviations += (drawn - means[name]) * math.sqrt(P / (P - 1)) / len(pairs)
     tail = _tail(list(pairs.values()), confidence)
-    low, high = np.quantile(deviations, [tail, 1 - tail])
-    return Difference(
-        mean, float(deviations.std()), mean + float(low), mean + float(high), problems
-    )
+    low, high = (mean + float(end) for end in np.quantile(deviations, [tail, 1 - tail]))
+    return Difference(mean, float(deviations.std()), low, high, problems)
 
 
 @lru_cache
@@ -206,41 +219,10 @@ def t_quantile(probability: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan(low)
 
 
-def _matrix(values_P_K: np.ndarray) -> np.ndarray:
-    values = np.asarray(values_P_K, dtype=float)
-    if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(f"need P x K values with P, K >= 1, got the shape {values.shape}")
-    return values
-
-
-def _root_sum_of_squares(errors: Sequence[float | None], B: int) -> float | None:
-    known = [error for error in errors if error is not None]
-    return math.sqrt(math.fsum(e * e for e in known)) / B if len(known) == B else None
-
-
-def _jackknife_variance(n: int, c: int, k: int) -> float:
-    if c in (0, n):
-        return 0.0
-    step = pass_at_k(n - 1, c, k) - pass_at_k(n - 1, c - 1, k)
-    return (n - 1) / n * c * (n - c) / n * step * step
-
-
 def _differences(name: str, ours_P: np.ndarray, theirs_P: np.ndarray) -> np.ndarray:
     if len(ours_P) != len(theirs_P) or len(ours_P) == 0:
         raise ValueError(f"{name}: {len(ours_P)} and {len(theirs_P)} problems do not pair up")
     return np.asarray(ours_P, dtype=float) - np.asarray(theirs_P, dtype=float)
-
-
-def _resampled_means(values_P: np.ndarray, resamples: int, generator: np.random.Generator):
-    """Means of `resamples` draws of P values with replacement.
-
-    Means of few samples take few values: the counts of each are multinomial, which draws the same
-    distribution as P indices at a fraction of the cost.
-    """
-    P = len(values_P)
-    distinct, counts = np.unique(values_P, return_counts=True)
-    drawn = generator.multinomial(P, counts / P, size=resamples)
-    return drawn @ distinct / P
 
 
 def _tail(pairs: Sequence[np.ndarray], confidence: float) -> float:

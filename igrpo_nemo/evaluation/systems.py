@@ -9,7 +9,7 @@ problems, K samples a problem. All rates are fractions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,8 @@ from igrpo_nemo.evaluation.results import (
     read_embedded_setting,
     read_results,
 )
-from igrpo_nemo.evaluation.statistics import (
-    Difference,
-    Estimate,
-    macro_average,
-    paired_bootstrap,
-)
+from igrpo_nemo.evaluation.statistics import Difference, Estimate, macro_average, paired_bootstrap
+from igrpo_nemo.files.display_text import shorten
 
 AVERAGE = "average"
 """Name of the macro average, beside the benchmarks'."""
@@ -94,18 +90,26 @@ def is_evaluation(folder: Path) -> bool:
 
 
 def load_systems(names: Sequence[str | Path]) -> list[System]:
-    """Systems from `FOLDER` or `LABEL=FOLDER`.
+    """Systems from `FOLDER` or `LABEL=FOLDER`; without a label it is the run's name.
 
     Raises `UserError` for a folder without a complete evaluation, and for equal labels.
     """
-    labelled = [_label_and_folder(str(name)) for name in names]
-    if not labelled:
+    if not names:
         raise UserError("nothing to compare: give folders of evaluations, such as runs/demo")
-    folders = [evaluation_folder(folder) for _, folder in labelled]
-    labels = _labels([label for label, _ in labelled], folders)
+    given: list[tuple[str, Path]] = []
+    for name in map(str, names):
+        label, equals, path = name.partition("=")
+        if not equals or Path(name).exists():
+            label, path = "", name
+        given.append((label, evaluation_folder(Path(path))))
+    labels = [label or _run_name(folder) for label, folder in given]
+    if len(set(labels)) < len(labels):
+        labels = [label or str(folder) for label, folder in given]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"{twice[0]} stands for two evaluations: name them apart with LABEL=FOLDER")
     return [
         system_of(label, read_results(folder))
-        for label, folder in zip(labels, folders, strict=True)
+        for label, (_, folder) in zip(labels, given, strict=True)
     ]
 
 
@@ -117,17 +121,30 @@ def evaluation_folder(folder: Path) -> Path:
         raise UserError(f"{folder} is not a folder: give an evaluation's output or a run folder")
     inside = folder / "evaluation"
     found = sorted(path.parent for path in inside.rglob(RESULTS_FOLDER) if path.is_dir())
-    if len(found) == 1:
-        return found[0]
     if not found:
         raise UserError(f"{folder} holds no evaluation ({RESULTS_FOLDER}/): evaluate it first")
-    names = ", ".join(str(path) for path in found)
-    raise UserError(f"{folder} holds {len(found)} evaluations, name one of them: {names}")
+    if len(found) > 1:
+        names = ", ".join(str(path) for path in found)
+        raise UserError(f"{folder} holds {len(found)} evaluations, name one of them: {names}")
+    return found[0]
+
+
+def _run_name(folder: Path) -> str:
+    """The run that an evaluation belongs to: RUN/evaluation/..., else the folder's own name."""
+    parts = folder.resolve().parts
+    return parts[parts.index("evaluation") - 1] if "evaluation" in parts[1:] else parts[-1]
 
 
 def system_of(label: str, results: Results) -> System:
-    """What is compared of one evaluation."""
-    setting = _setting(results)
+    """What is compared of one evaluation: of its setting.json, or of what `igrpo evaluate` left
+    beside each benchmark's samples."""
+    setting: dict[str, Any] = {}
+    if results.setting:
+        setting = {"evaluator": "NeMo-Skills", **results.setting}
+    for name in results.benchmarks if not results.setting else ():
+        if values := read_embedded_setting(results.folder / RESULTS_FOLDER / name):
+            own = {"evaluator": "igrpo evaluate", "profile": "its run's", "system_prompt": None}
+            setting |= {**values, "max_tokens": values.get("max_new_tokens"), **own}
     problems = results.setting.get("problems", {})
     data = {name: about["sha256"] for name, about in problems.items() if "sha256" in about}
     known = {name: setting[name] for name in SETTINGS if name in setting}
@@ -147,11 +164,8 @@ def compared(
     Raises `UserError` naming what differs between the evaluations unless `anyway`, and where they
     share no benchmark or no problem.
     """
-    shared = [
-        name
-        for name in systems[0].benchmarks
-        if all(name in system.benchmarks for system in systems)
-    ]
+    reference, *others = systems
+    shared = [name for name in reference.benchmarks if all(name in s.benchmarks for s in others)]
     if not shared:
         raise UserError(
             f"{' and '.join(system.label for system in systems)} share no benchmark: evaluate them "
@@ -163,27 +177,28 @@ def compared(
         raise UserError(
             f"the evaluations differ in {differing[0]}{more}: evaluate alike, or compare --anyway"
         )
-    reference, *others = systems
     differences = {
         system.label: _differences(system, reference, shared, confidence, seed) for system in others
     }
-    return Comparison(
-        systems, tuple(shared), tuple(differing), differences, published or {}, confidence
-    )
+    return Comparison(systems, tuple(shared), differing, differences, published or {}, confidence)
 
 
 def _differences(
     ours: System, theirs: System, benchmarks: Sequence[str], confidence: float, seed: int
 ) -> dict[str, Difference]:
     pairs = {name: _paired(ours.benchmarks[name], theirs.benchmarks[name]) for name in benchmarks}
-    options: dict[str, Any] = {"confidence": confidence, "seed": seed}
-    single = {
-        name: paired_bootstrap({name: a}, {name: b}, **options) for name, (a, b) in pairs.items()
+    chosen = {name: [name] for name in benchmarks}
+    if len(benchmarks) > 1:
+        chosen[AVERAGE] = list(benchmarks)
+    return {
+        name: paired_bootstrap(
+            {each: pairs[each][0] for each in among},
+            {each: pairs[each][1] for each in among},
+            confidence=confidence,
+            seed=seed,
+        )
+        for name, among in chosen.items()
     }
-    if len(pairs) < 2:
-        return single
-    left, right = ({n: pair[side] for n, pair in pairs.items()} for side in (0, 1))
-    return {**single, AVERAGE: paired_bootstrap(left, right, **options)}
 
 
 def _paired(ours: BenchmarkResults, theirs: BenchmarkResults) -> tuple[np.ndarray, np.ndarray]:
@@ -197,76 +212,26 @@ def _paired(ours: BenchmarkResults, theirs: BenchmarkResults) -> tuple[np.ndarra
     return np.array([first[p] for p in common]), np.array([second[p] for p in common])
 
 
-def _differing_settings(systems: Sequence[System]) -> list[Differing]:
+def _differing_settings(systems: Sequence[System]) -> Iterator[Differing]:
     """A setting that one evaluation did not record differs from every recorded one."""
-    differing = []
     for name in SETTINGS:
         known = [name in system.setting for system in systems]
-        if len({str(system.setting.get(name)) for system in systems}) > 1 or (
-            len(systems) > 1 and not all(known)
-        ):
-            values = {system.label: _shown(system.setting, name) for system in systems}
-            differing.append(Differing(name, values))
-    return differing
+        values = {str(system.setting.get(name)) for system in systems}
+        if len(values) > 1 or (len(systems) > 1 and not all(known)):
+            shown = {s.label: shorten(str(s.setting.get(name, "unknown")), SHOWN) for s in systems}
+            yield Differing(name, shown)
 
 
-def _shown(setting: Mapping[str, Any], name: str) -> str:
-    text = " ".join(str(setting[name]).split()) if name in setting else "unknown"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
-
-
-def _differing_problems(systems: Sequence[System], shared: Sequence[str]) -> list[Differing]:
-    names = {system.label: tuple(sorted(system.benchmarks)) for system in systems}
-    differing = []
+def _differing_problems(systems: Sequence[System], shared: Sequence[str]) -> Iterator[Differing]:
+    names = {system.label: " ".join(sorted(system.benchmarks)) for system in systems}
     if len(set(names.values())) > 1:
-        text = {label: " ".join(found) for label, found in names.items()}
-        differing.append(Differing("benchmarks", text))
+        yield Differing("benchmarks", names)
     for name in shared:
         sets = {system.label: frozenset(system.benchmarks[name].problems) for system in systems}
+        digests = {system.label: system.data.get(name, "")[:8] for system in systems}
         if len(set(sets.values())) > 1:
             common = frozenset.intersection(*sets.values())
-            text = {
-                label: f"{len(found)}, {len(found - common)} of its own"
-                for label, found in sets.items()
-            }
-            differing.append(Differing(f"problems of {name}", text))
-            continue
-        digests = {system.label: system.data.get(name, "")[:8] for system in systems}
-        if all(digests.values()) and len(set(digests.values())) > 1:
-            differing.append(Differing(f"data of {name}", digests))
-    return differing
-
-
-def _setting(results: Results) -> dict[str, Any]:
-    """setting.json, or what `igrpo evaluate` left beside each benchmark's samples."""
-    if results.setting:
-        return {"evaluator": "NeMo-Skills", **results.setting}
-    found: dict[str, Any] = {}
-    for name in results.benchmarks:
-        if values := read_embedded_setting(results.folder / RESULTS_FOLDER / name):
-            own = {"evaluator": "igrpo evaluate", "profile": "its run's", "system_prompt": None}
-            found |= {**values, "max_tokens": values.get("max_new_tokens"), **own}
-    return found
-
-
-def _label_and_folder(name: str) -> tuple[str | None, Path]:
-    label, equals, folder = name.partition("=")
-    if not equals or Path(name).exists():
-        return None, Path(name)
-    return label, Path(folder)
-
-
-def _labels(given: Sequence[str | None], folders: Sequence[Path]) -> list[str]:
-    labels = [label or _run_name(folder) for label, folder in zip(given, folders, strict=True)]
-    if len(set(labels)) < len(labels):
-        labels = [label or str(folder) for label, folder in zip(given, folders, strict=True)]
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise UserError(f"{twice} stands for two evaluations: name them apart with LABEL=FOLDER")
-    return labels
-
-
-def _run_name(folder: Path) -> str:
-    """The run that an evaluation belongs to: RUN/evaluation/..., else the folder's own name."""
-    parts = folder.resolve().parts
-    return parts[parts.index("evaluation") - 1] if "evaluation" in parts[1:] else parts[-1]
+            counts = {k: f"{len(v)}, {len(v - common)} of its own" for k, v in sets.items()}
+            yield Differing(f"problems of {name}", counts)
+        elif all(digests.values()) and len(set(digests.values())) > 1:
+            yield Differing(f"data of {name}", digests)

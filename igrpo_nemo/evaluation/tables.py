@@ -8,13 +8,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from igrpo_nemo.evaluation.published import Published
 from igrpo_nemo.evaluation.results import BenchmarkResults
 from igrpo_nemo.evaluation.statistics import Difference, Estimate
 from igrpo_nemo.evaluation.systems import AVERAGE, SETTINGS, Comparison, System
+
+CSV_HEADER = (
+    "system", "benchmark", "quantity", "k", "value", "stderr_problems", "stderr_sampling",
+    "low", "high", "problems", "samples",
+)  # fmt: skip
+"""`value` is a fraction (tokens: a count); the row of a difference is system minus reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +31,18 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-CSV_HEADER = (
-    "system", "benchmark", "quantity", "k", "value", "stderr_problems", "stderr_sampling",
-    "low", "high", "problems", "samples",
-)  # fmt: skip
-"""`value` is a fraction (tokens: a count); the row of a difference is system minus reference."""
-
-
 def tables(comparison: Comparison) -> list[Table]:
     """Accuracy beside published, differences to the reference, details, and what differs."""
+    accuracy, *others = headline_tables(comparison)
+    differences = [others.pop(0)] if comparison.differences else []
+    return [accuracy, *differences, detail_table(comparison), *others]
+
+
+def headline_tables(comparison: Comparison) -> list[Table]:
+    """The same without the details."""
     found = [accuracy_table(comparison)]
     if comparison.differences:
         found.append(difference_table(comparison))
-    found.append(detail_table(comparison))
     if comparison.differing:
         found.append(settings_table(comparison))
     return found
@@ -51,8 +55,8 @@ def accuracy_table(comparison: Comparison) -> Table:
     for system in comparison.systems:
         cells = [_percent(system.benchmarks[name].accuracy) for name in names]
         rows.append((system.label, *cells, _percent(system.average(names))))
-        if published := comparison.published.get(system.label):
-            rows += _published_rows(system, published, names)
+        if system.label in comparison.published:
+            rows += _published_rows(comparison, system)
     header = ("system", *names, AVERAGE)
     if len(names) == 1:  # it would be the average too
         header, rows = header[:-1], [row[:-1] for row in rows]
@@ -63,15 +67,36 @@ def accuracy_table(comparison: Comparison) -> Table:
     return Table(caption, header, tuple(rows))
 
 
+def _published_rows(comparison: Comparison, system: System) -> list[tuple[str, ...]]:
+    names, published = comparison.benchmarks, comparison.published[system.label]
+    complete = set(published.benchmarks) == set(names)
+    average, recomputed = published.average, published.recomputed
+    printed = [published.benchmarks.get(name) for name in names]
+    cells = ["–" if value is None else f"{100 * value:.2f}" for value in printed]
+    average_cell = "–" if average is None or not complete else f"{100 * average:.2f}"
+    if complete and average and recomputed and abs(average - recomputed) > 1.5e-4:
+        average_cell += f" (columns: {100 * recomputed:.2f})"
+    measured = [system.benchmarks[name].accuracy.mean for name in names]
+    measured.append(system.average(names).mean)
+    beside = [*printed, recomputed if complete else None]
+    gaps = [
+        "–" if theirs is None else f"{100 * (ours - theirs):+.1f}"
+        for ours, theirs in zip(measured, beside, strict=True)
+    ]
+    return [
+        (f"{system.label}, published", *cells, average_cell),
+        (f"{system.label}, measured - published", *gaps),
+    ]
+
+
 def difference_table(comparison: Comparison) -> Table:
     """Every system minus the reference, paired by problem, in points."""
     reference = comparison.reference.label
-    rows = []
-    for label, by_name in comparison.differences.items():
-        for name, difference in by_name.items():
-            error = sampling_error(comparison, label, name)
-            cells = (str(difference.problems), points(difference), _number(error))
-            rows.append((label, name, *cells))
+    rows = tuple(
+        (label, name, str(d.problems), points(d), _number(sampling_error(comparison, label, name)))
+        for label, by_name in comparison.differences.items()
+        for name, d in by_name.items()
+    )
     percent = f"{100 * comparison.confidence:g} %"
     caption = (
         f"Difference to {reference} in points, paired by problem, with its {percent} bootstrap "
@@ -79,7 +104,7 @@ def difference_table(comparison: Comparison) -> Table:
         "Intervals are not corrected for the number of comparisons."
     )
     header = ("system", "benchmark", "problems", f"minus {reference}", "± sampling")
-    return Table(caption, header, tuple(rows))
+    return Table(caption, header, rows)
 
 
 def sampling_error(comparison: Comparison, label: str, name: str) -> float | None:
@@ -97,9 +122,9 @@ def sampling_error(comparison: Comparison, label: str, name: str) -> float | Non
 def detail_table(comparison: Comparison) -> Table:
     """A row per system and benchmark: both errors, votes, missing answers, tokens."""
     rows = tuple(
-        _detail_row(system.label, summary)
+        _detail_row(system.label, found)
         for system in comparison.systems
-        for summary in system.benchmarks.values()
+        for found in system.benchmarks.values()
     )
     header = (
         "system", "benchmark", "P × K", "accuracy %", "± problems", "± sampling", "majority %",
@@ -111,6 +136,26 @@ def detail_table(comparison: Comparison) -> Table:
         "Cut off: replies at the token limit."
     )
     return Table(caption, header, rows)
+
+
+def _detail_row(label: str, one: BenchmarkResults) -> tuple[str, ...]:
+    tokens = "–"
+    if one.tokens is not None:
+        error = one.tokens.problems
+        tokens = f"{one.tokens.mean:,.0f}" + ("" if error is None else f" ± {error:,.0f}")
+    return (
+        label,
+        one.benchmark,
+        f"{len(one.problems):,} × {one.num_samples}",
+        _number(one.accuracy.mean),
+        _number(one.accuracy.problems),
+        _number(one.accuracy.sampling),
+        _percent(one.majority) if one.majority else "–",
+        _percent(one.passes[one.num_samples]),
+        _number(one.no_answer.mean),
+        _number(one.truncated.mean),
+        tokens,
+    )
 
 
 def settings_table(comparison: Comparison) -> Table:
@@ -161,13 +206,31 @@ def points(difference: Difference) -> str:
     return f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
+def summary(comparison: Comparison) -> str:
+    """What a terminal shows: the headline tables and the findings."""
+    blocks = [f"{_as_text(table)}\n{table.caption}" for table in headline_tables(comparison)]
+    return "\n\n".join([*blocks, "\n".join(f"- {line}" for line in findings(comparison))])
+
+
+def _as_text(table: Table) -> str:
+    """Columns as wide as their widest cell; the first one left, the others right."""
+    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    lines = []
+    for first, *others in [table.header, ["-" * width for width in widths], *table.rows]:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
 def as_markdown(comparison: Comparison, title: str) -> str:
     """All tables and findings as a Markdown page."""
     setting = common_setting(comparison)
     parts = [f"# {title}", *(["", setting, ""] if setting else [""])]
     parts += [f"- {sentence}" for sentence in findings(comparison)]
     for table in tables(comparison):
-        parts += ["", table.caption, "", *_markdown_rows(table)]
+        rows = [table.header, ["---"] * len(table.header), *table.rows]
+        parts += ["", table.caption, ""]
+        parts += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in rows]
     sources = dict.fromkeys(
         f"{p.experiment}: {p.source}" for p in comparison.published.values() if p.source
     )
@@ -181,102 +244,43 @@ def as_csv(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)
-    for row in csv_rows(comparison):
+    for row in _csv_rows(comparison):
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
 
 
-def csv_rows(comparison: Comparison) -> Iterator[tuple[str | int | float | None, ...]]:
+def _csv_rows(comparison: Comparison) -> Iterator[tuple[str | int | float | None, ...]]:
     """Rows under `CSV_HEADER`; what is unknown is None."""
     for system in comparison.systems:
-        for name, summary in system.benchmarks.items():
-            yield from _summary_rows(system.label, name, summary)
+        for name, one in system.benchmarks.items():
+            K = one.num_samples
+            quantities: list[tuple[str, int | None, Estimate | None]] = [
+                ("accuracy", None, one.accuracy),
+                ("majority", K, one.majority),
+                ("no_answer", None, one.no_answer),
+                ("truncated", None, one.truncated),
+                ("tokens", None, one.tokens),
+                *(("pass", k, found) for k, found in one.passes.items()),
+            ]
+            for quantity, k, e in quantities:
+                if e is not None:
+                    numbers = (e.mean, e.problems, e.sampling, None, None, len(one.problems), K)
+                    yield (system.label, name, quantity, k, *numbers)
         average = system.average(comparison.benchmarks)
-        yield _estimate_row(system.label, AVERAGE, "accuracy", None, average, None, None)
+        numbers = (average.mean, average.problems, average.sampling)
+        yield (system.label, AVERAGE, "accuracy", None, *numbers, *[None] * 4)
     for label, by_name in comparison.differences.items():
         for name, d in by_name.items():
             errors = (d.mean, d.stderr, sampling_error(comparison, label, name), d.low, d.high)
             yield (label, name, "difference", None, *errors, d.problems, None)
     for label, published in comparison.published.items():
-        values = {**published.benchmarks, AVERAGE: published.average}
-        for name, value in values.items():
+        for name, value in {**published.benchmarks, AVERAGE: published.average}.items():
             yield (label, name, "published", None, value, *[None] * 6)
 
 
-def _published_rows(
-    system: System, published: Published, names: Sequence[str]
-) -> list[tuple[str, ...]]:
-    complete = set(published.benchmarks) == set(names)
-    average = published.average if complete else None
-    printed = [published.benchmarks.get(name) for name in names]
-    measured = [system.benchmarks[name].accuracy.mean for name in names]
-    shown = [*printed, average]
-    gaps = [None if p is None else m - p for m, p in zip(measured, printed, strict=True)]
-    recomputed = published.recomputed if complete else None
-    gap = None if recomputed is None else system.average(names).mean - recomputed
-    average_text = "–" if average is None else f"{100 * average:.2f}"
-    if average is not None and recomputed is not None and abs(average - recomputed) > 1.5e-4:
-        average_text += f" (columns: {100 * recomputed:.2f})"
-    cells = ["–" if value is None else f"{100 * value:.2f}" for value in shown[:-1]]
-    differences = ["–" if value is None else f"{100 * value:+.1f}" for value in [*gaps, gap]]
-    return [
-        (f"{system.label}, published", *cells, average_text),
-        (f"{system.label}, measured - published", *differences),
-    ]
-
-
-def _detail_row(label: str, s: BenchmarkResults) -> tuple[str, ...]:
-    last = max(s.passes)
-    tokens = "–"
-    if s.tokens is not None:
-        tokens = f"{s.tokens.mean:,.0f}" + _error(s.tokens.problems, 1, ",.0f")
-    return (
-        label,
-        s.benchmark,
-        f"{len(s.problems):,} × {s.num_samples}",
-        f"{100 * s.accuracy.mean:.1f}",
-        _number(s.accuracy.problems),
-        _number(s.accuracy.sampling),
-        _percent(s.majority) if s.majority else "–",
-        _percent(s.passes[last]),
-        f"{100 * s.no_answer.mean:.1f}",
-        f"{100 * s.truncated.mean:.1f}",
-        tokens,
-    )
-
-
-def _summary_rows(label: str, name: str, s: BenchmarkResults) -> Iterator[tuple]:
-    sizes = (len(s.problems), s.num_samples)
-    single = {"accuracy": s.accuracy, "majority": s.majority, "no_answer": s.no_answer}
-    for quantity, found in {**single, "truncated": s.truncated, "tokens": s.tokens}.items():
-        if found is not None:
-            k = s.num_samples if quantity == "majority" else None
-            yield _estimate_row(label, name, quantity, k, found, *sizes)
-    for k, found in s.passes.items():
-        yield _estimate_row(label, name, "pass", k, found, *sizes)
-
-
-def _estimate_row(label: str, name: str, quantity: str, k, e: Estimate, problems, samples) -> tuple:
-    return (label, name, quantity, k, e.mean, e.problems, e.sampling, None, None, problems, samples)
-
-
-def _markdown_rows(table: Table) -> Iterator[str]:
-    yield _markdown_row(table.header)
-    yield _markdown_row(["---"] * len(table.header))
-    for row in table.rows:
-        yield _markdown_row(row)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
 def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.1f}{_error(estimate.problems)}"
-
-
-def _error(value: float | None, scale: float = 100, form: str = ".1f") -> str:
-    return "" if value is None else f" ± {scale * value:{form}}"
+    error = "" if estimate.problems is None else f" ± {100 * estimate.problems:.1f}"
+    return f"{100 * estimate.mean:.1f}{error}"
 
 
 def _number(value: float | None) -> str:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.folder import CONFIG, stored_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def load_run(folder: Path | str, name: str | None = None, label: str | None = No
     train, val, non_finite = _curves(path)
     if not train and not val:
         raise UserError(f"{path} holds no metrics yet: wait for the first step")
-    config_text = _text(folder / "config.yaml")
+    config_path = folder / CONFIG
     name = name or folder.resolve().name
     return Run(
         path=folder,
@@ -101,8 +100,8 @@ def load_run(folder: Path | str, name: str | None = None, label: str | None = No
         label=label or name,
         train=train,
         val=val,
-        config=_config(folder / "config.yaml", config_text),
-        config_text=config_text,
+        config=stored_config(folder),
+        config_text=config_path.read_text(encoding="utf-8") if config_path.is_file() else "",
         samples=tuple(row for _, row in _rows(folder / "samples.jsonl")),
         summary=_summary(folder / "summary.json"),
         non_finite=non_finite,
@@ -173,18 +172,6 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
             if number == len(lines):
                 return  # no newline after it: a write that was cut off
             raise UserError(f"{path}:{number} is not JSON") from None
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _config(path: Path, text: str) -> Mapping[str, Any]:
-    try:
-        config = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-    return config if isinstance(config, Mapping) else {}
 
 
 def _summary(path: Path) -> Mapping[str, Any]:

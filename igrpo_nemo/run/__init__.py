@@ -32,9 +32,10 @@ def config_of_model(model: Path, overrides: Sequence[str]) -> Config:
     """The config that a model is evaluated under: its run's own, or composed from overrides."""
     from igrpo_nemo.config import load_config, read_config
     from igrpo_nemo.config.compose import quoted
+    from igrpo_nemo.run.folder import CONFIG
 
     folder = model.resolve()
     for parent in (folder, *folder.parents[: PARENTS_SEARCHED - 1]):
-        if (parent / "config.yaml").is_file():
-            return read_config(parent / "config.yaml", overrides)
+        if (parent / CONFIG).is_file():
+            return read_config(parent / CONFIG, overrides)
     return load_config([f"policy.model_name={quoted(str(model))}", *overrides])

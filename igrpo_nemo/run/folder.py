@@ -17,9 +17,11 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from igrpo_nemo.config.compose import written_values
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import is_disk_full, write_or_refuse
 from igrpo_nemo.files.scrub import scrub
@@ -28,6 +30,16 @@ from igrpo_nemo.run.lock import RunLock
 FINISHED = "finished"
 """The marker of a run whose last step is done. A run without it is to be resumed."""
 PLAN = "plan.json"
+CONFIG = "config.yaml"
+
+
+def stored_config(run: Path) -> dict[str, Any]:
+    """The values of a run's config.yaml as they stand there, empty where there is none.
+
+    Raises `UserError` for a file that holds no config.
+    """
+    path = run / CONFIG
+    return written_values(path) if path.is_file() else {}
 
 
 class RunFolder:
@@ -55,7 +67,7 @@ class RunFolder:
     def write_config(self, config: object) -> None:
         """Write config.yaml from a mapping, an OmegaConf node or a pydantic model, scrubbed."""
         text = yaml.safe_dump(scrub(config), sort_keys=False, allow_unicode=True)
-        self._replace("config.yaml", text.encode())
+        self._replace(CONFIG, text.encode())
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write summary.json; a non-finite number becomes null."""

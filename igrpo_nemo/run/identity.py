@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from igrpo_nemo.config import Config
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.files.scrub import flat, scrub
+from igrpo_nemo.run.folder import stored_config
 from igrpo_nemo.types import Problem
 
 INPUTS = "inputs.json"
@@ -50,19 +50,25 @@ FREE_KEYS = (
 `igrpo.schedule`, which is not free: a run may be made longer, not be given another schedule.
 """
 
+BUILT_IN_NAMES = ("policy.model_name", "policy.tokenizer.name")
+
 
 def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises `UserError` where the folder's `config.yaml` is another run's, naming a key."""
-    path = run_folder / "config.yaml"
-    if not path.is_file():
+    """Raises `UserError` where the folder's `config.yaml` is another run's, naming a key.
+
+    A built-in small model gets its name, a folder of its own, only when it is made.
+    """
+    stored = stored_config(run_folder)
+    if not stored:
         return
     from igrpo_nemo.config.validate import without_gone
 
-    before = _settings(without_gone(yaml.safe_load(path.read_text()) or {}))
+    free = FREE_KEYS + (BUILT_IN_NAMES if at(config, "igrpo.model") else ())
+    before = _settings(without_gone(stored))
     # The stored config is scrubbed: secrets neither compare nor show.
     now = _settings(scrub(without_gone(config)))
     for key in sorted(before.keys() | now.keys()):
-        if key.startswith(FREE_KEYS):
+        if key.startswith(free):
             continue
         if before.get(key) != now.get(key):
             raise UserError(

@@ -32,7 +32,7 @@ from igrpo_nemo.evaluation.setting import (
 )
 from igrpo_nemo.evaluation.skills.command import Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
-from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation
+from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, evaluate_here
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
@@ -102,16 +102,14 @@ def test_a_chain_does_not_take_samples_of_other_data_for_its_own(
     environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
     evaluation = SkillsEvaluation(config, setting, (data,), Server("m"), out, environment)
     chain = Experiment((), config, tmp_path / "run")
-    monkeypatch.setattr(pipeline, "find_environment", lambda environ: environment)
-    monkeypatch.setattr(pipeline, "chain_evaluation", lambda *_: evaluation)
     monkeypatch.setattr(slurm_chain, "_is_converted", lambda chain: True)
 
     def ask() -> object:
         if is_evaluated == "here":
-            return pipeline.evaluate_here(chain, {})
+            return evaluate_here(evaluation, {})
         return slurm_chain._is_evaluated(chain, evaluation)
 
-    assert ask() == ((0, out) if is_evaluated == "here" else True)
+    assert ask() is True
     before = (out / "setting.json").read_text()
     changed = {"toy": {**setting.problems["toy"], "sha256": "another"}}
     evaluation = replace(evaluation, setting=replace(setting, problems=changed))

@@ -15,9 +15,7 @@ from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, write_metrics, write_sample, write_unordered
 from skills_runs import write_problems
 
-from igrpo_nemo.chain.experiment import Experiment
-from igrpo_nemo.chain.on_slurm import Composed, SendStages
-from igrpo_nemo.cluster.stage import Surroundings
+from igrpo_nemo.chain.on_slurm import Composed, submit_evaluation
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model
@@ -28,7 +26,7 @@ from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
     check_not_running,
-    complete_here,
+    evaluate_here,
     prepare,
 )
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
@@ -153,7 +151,7 @@ def test_nothing_touches_a_folder_that_jobs_write_into(cluster: Cluster) -> None
         lambda: submit(other, cluster.place, os.environ),
         lambda: submit(other, cluster.place, os.environ, dry_run=True),
         lambda: evaluation_text(other, cluster.place, os.environ, cluster.folder),
-        lambda: complete_here(here, os.environ),
+        lambda: evaluate_here(here, os.environ),
     ):
         with pytest.raises(UserError, match="1 jobs eval-1234 are queued or running"):
             call()
@@ -208,16 +206,13 @@ def test_jobs_that_may_still_run_hold_a_folder(
 def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation, config = prepare(cluster.evaluation), cluster.evaluation.config
+    evaluation = prepare(cluster.evaluation)
     for name in ("toy", "toy-long"):
         where = cluster.out / "eval-results" / name
         for seed in range(2):
             write_sample(where, seed, [row(f"{name} problem {i}?") for i in range(2)])
         write_metrics(where)
-    there = Surroundings(config.igrpo.site, cluster.folder, cluster.folder, {})
     profile = ClusterProfile("mine", cluster.folder, (), "acme")
-    composed = Composed(profile, evaluation, cluster.place)
-    stages = SendStages(Experiment((), config, cluster.folder), there, os.environ, composed)
-    assert stages.evaluate([7]) == () and not stages.sent
+    assert submit_evaluation(Composed(profile, evaluation, cluster.place), [7], os.environ) == []
     assert f"{evaluation.out} is complete" in capsys.readouterr().out
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()

@@ -113,9 +113,9 @@ def test_a_changed_setting_is_named_and_nothing_is_made(work, again):
     done = again("igrpo.num_drafts=3", "igrpo.num_refinements=5")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "trained with grpo.num_generations_per_prompt=4, now it is 5" in done.stderr
+    assert "a run with grpo.num_generations_per_prompt=4, this one has 5" in done.stderr
     shorter = again("grpo.max_num_steps=1")
-    assert "trained with grpo.max_num_steps=2, now it is 1" in shorter.stderr
+    assert "a run with grpo.max_num_steps=2, this one has 1" in shorter.stderr
     assert states(work) == before
 
 

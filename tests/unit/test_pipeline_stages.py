@@ -1,4 +1,4 @@
-"""Stages by themselves: stamps, checkpoints of every form, conversion, and the training's stamp."""
+"""Stages by themselves: stamps, checkpoints of every form, conversion, a finished training."""
 
 import json
 import shlex
@@ -19,16 +19,9 @@ from igrpo_nemo.chain.conversion import (
     is_converted,
     missing_files,
 )
-from igrpo_nemo.chain.experiment import (
-    Stamp,
-    first_change,
-    read_stamp,
-    reusable,
-    training_inputs,
-    write_stamp,
-)
+from igrpo_nemo.chain.experiment import training_inputs
 from igrpo_nemo.chain.script import exit_code, overrides_of
-from igrpo_nemo.chain.training import is_trained, stamp_path
+from igrpo_nemo.chain.training import is_trained
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 
@@ -95,25 +88,21 @@ def nemo_rl(tmp_path, monkeypatch):
 
 
 def test_a_stamp_keeps_its_result_and_names_what_changed(tmp_path):
-    result, path = tmp_path / "result", tmp_path / "stages" / "convert.json"
-    assert reusable(path, INPUTS, result) is None  # nothing was made yet
-    write_stamp(path, Stamp("convert", INPUTS, {"step": 7}))
-    assert reusable(path, INPUTS, result) is None  # its result was removed
-    result.mkdir()
-    assert reusable(path, INPUTS, result) == read_stamp(path)
+    run = finished_run(tmp_path / "run")
+    hugging_face(run / "checkpoints" / "step_7" / "model")
+    assert not is_converted(run, "last", INPUTS)  # nothing was made yet
+    made = convert(run, "last", inputs={**INPUTS, "igrpo.train_stages": ("refine",)})
+    assert is_converted(run, "last", INPUTS)  # a list is a tuple in JSON
     with pytest.raises(UserError, match="was made with grpo.seed=1, now it is 2: remove"):
-        reusable(path, {**INPUTS, "grpo.seed": 2}, result)
-    with pytest.raises(UserError, match="grpo.new=None, now it is 3"):
-        reusable(path, {**INPUTS, "grpo.new": 3}, result)
-    path.write_text("{")
+        convert(run, "last", inputs={**INPUTS, "grpo.seed": 2})
+    with pytest.raises(UserError, match="a=None, now it is 3"):
+        is_converted(run, "last", {**INPUTS, "a": 3, "b": 2})
+    (run / "hf" / "last").unlink()
+    assert not is_converted(run, "last", {**INPUTS, "grpo.seed": 2})  # its result was removed
+    assert convert(run, "last", inputs=INPUTS) == made
+    (run / "stages" / "convert-last.json").write_text("{")
     with pytest.raises(UserError, match="is no stamp of a stage"):
-        reusable(path, INPUTS, result)
-
-
-def test_first_change_sees_through_json():
-    stored = json.loads(json.dumps(INPUTS))
-    assert first_change(stored, {**INPUTS, "igrpo.train_stages": ("refine",)}) is None
-    assert first_change(stored, {**INPUTS, "a": 1, "b": 2}) == ("a", None, 1)
+        convert(run, "last", inputs=INPUTS)
 
 
 def test_checkpoints_of_both_engines_are_found(tmp_path):
@@ -165,26 +154,26 @@ def test_a_run_without_checkpoints_or_metrics_says_so(tmp_path):
 def test_a_hugging_face_checkpoint_is_linked(tmp_path):
     run = finished_run(tmp_path / "run")
     hugging_face(run / "checkpoints" / "step_00000002" / "model")
-    stamp = convert(run, "last", inputs=INPUTS)
-    assert stamp.outputs == {"step": 2, "form": "Hugging Face"}
+    made = convert(run, "last", inputs=INPUTS)
+    assert made == {"step": 2, "form": "Hugging Face"}
     assert (run / "hf" / "last").is_symlink()
     assert (run / "hf" / "last" / "model.safetensors").read_text() == "weights"
     moved = run.rename(tmp_path / "elsewhere")
     assert (moved / "hf" / "last" / "config.json").is_file()  # the link is relative
-    assert convert(moved, "last", inputs=INPUTS) == stamp
+    assert convert(moved, "last", inputs=INPUTS) == made
 
 
 def test_nemo_rl_converts_once_with_the_trained_tokenizer(tmp_path, nemo_rl, capfd):
     run = finished_run(tmp_path / "run")
     megatron_step(run, 4)
-    stamp = convert(run, "last", inputs=INPUTS, python=sys.executable)
-    assert stamp.outputs == {"step": 4, "form": "Megatron-Core"}
+    made = convert(run, "last", inputs=INPUTS, python=sys.executable)
+    assert made == {"step": 4, "form": "Megatron-Core"}
     model = run / "hf" / "last"
     assert (model / "tokenizer.json").read_text() == "as it was trained with"
     assert (model / "model-1.safetensors").read_text().endswith("policy/weights/iter_0000000")
     assert is_converted(run, "last", INPUTS)
     (nemo_rl / "examples" / "converters" / "convert_megatron_to_hf.py").write_text("exit(9)")
-    assert convert(run, "last", inputs=INPUTS, python=sys.executable) == stamp
+    assert convert(run, "last", inputs=INPUTS, python=sys.executable) == made
     with pytest.raises(UserError, match="was made with grpo.seed=1, now it is 5"):
         convert(run, "last", inputs={**INPUTS, "grpo.seed": 5}, python=sys.executable)
     megatron_step(run, 8)
@@ -208,7 +197,7 @@ def test_a_failed_conversion_leaves_no_model_and_is_repeated(tmp_path, nemo_rl, 
             convert(run, "last", python=sys.executable)
         assert not (run / "hf" / "last").exists()
     folder.parent.parent.rename(tmp_path / "run")
-    assert convert(tmp_path / "run", "last", python=sys.executable).outputs["step"] == 4
+    assert convert(tmp_path / "run", "last", python=sys.executable)["step"] == 4
 
 
 def test_two_conversions_at_once_do_not_write_one_folder(tmp_path, nemo_rl):
@@ -241,7 +230,7 @@ def test_two_conversions_at_once_do_not_write_one_folder(tmp_path, nemo_rl):
     finally:
         first.kill()
     assert missing_files(run / "hf" / "last") == []
-    assert convert(run, "last").outputs["step"] == 4
+    assert convert(run, "last")["step"] == 4
 
 
 def test_an_unfinished_run_is_converted_by_the_number_of_a_step_alone(tmp_path):
@@ -250,7 +239,7 @@ def test_an_unfinished_run_is_converted_by_the_number_of_a_step_alone(tmp_path):
     (run / "finished").unlink()
     with pytest.raises(UserError, match="is not finished"):
         convert(run, "last")
-    assert convert(run, "2").outputs["step"] == 2
+    assert convert(run, "2")["step"] == 2
     assert (run / "hf" / "2").is_symlink()
 
 
@@ -330,12 +319,11 @@ DEMO = ("experiment=demo", "grpo.max_num_steps=4")
 
 
 def trained(run: Path, *words: str):
-    """A config whose run folder looks finished, with its stamp."""
+    """A config whose run folder looks finished."""
     config = load_config([*DEMO, f"logger.log_dir={run}", *words])
     run.mkdir()
     (run / "config.yaml").write_text(config.to_yaml())
     (run / "finished").write_text("4\n")
-    write_stamp(stamp_path(run), Stamp("train", training_inputs(config)))
     return config
 
 
@@ -343,39 +331,29 @@ def demo(run: Path, *words: str):
     return load_config([*DEMO, f"logger.log_dir={run}", *words])
 
 
-def test_a_finished_training_is_known_by_its_settings(tmp_path):
-    run = tmp_path / "run"
-    assert is_trained(demo(run)) is False
-    trained(run)
-    assert is_trained(demo(run)) is True
-    free = ["logger.tensorboard_enabled=false", "igrpo.evaluation.temperature=1.0"]
-    assert is_trained(demo(run, *free)) is True
-    assert is_trained(demo(run, "grpo.max_num_steps=6")) is False  # it goes on
-    with pytest.raises(UserError, match="trained with grpo.max_num_steps=4, now it is 3"):
-        is_trained(demo(run, "grpo.max_num_steps=3"))
-    with pytest.raises(UserError, match="trained with policy.max_grad_norm=1.0, now it is 2.0"):
-        is_trained(demo(run, "policy.max_grad_norm=2.0"))
-    (run / "finished").unlink()
-    assert is_trained(demo(run)) is False
-
-
 @pytest.mark.parametrize("model", ["demo", "hf"])
-def test_a_run_without_a_stamp_is_known_by_its_config(tmp_path, model):
+def test_a_finished_training_is_known_by_its_settings(tmp_path, model):
     run = tmp_path / "run"
     words = [] if model == "demo" else ["model=hf", "policy.model_name=/models/a"]
+    assert is_trained(demo(run, *words)) is False
     config = trained(run, *words)
-    stamp_path(run).unlink()
+    assert is_trained(demo(run, *words)) is True
     if model == "demo":  # as NeMo-RL's engines store it
         config = config.replaced("policy", model_name="/cache/model")
         (run / "config.yaml").write_text(config.to_yaml())
-    assert is_trained(demo(run, *words)) is True
-    with pytest.raises(UserError, match="trained with grpo.max_num_steps=4, now it is 3"):
+    free = ["logger.tensorboard_enabled=false", "igrpo.evaluation.temperature=1.0"]
+    assert is_trained(demo(run, *words, *free)) is True
+    assert is_trained(demo(run, *words, "grpo.max_num_steps=6")) is False  # it goes on
+    with pytest.raises(UserError, match="a run with grpo.max_num_steps=4, this one has 3"):
         is_trained(demo(run, *words, "grpo.max_num_steps=3"))
-    with pytest.raises(UserError, match="trained with policy.max_grad_norm=1.0, now it is 2.0"):
+    with pytest.raises(UserError, match="a run with policy.max_grad_norm=1.0, this one has 2.0"):
         is_trained(demo(run, *words, "policy.max_grad_norm=2.0"))
     if model == "hf":
-        with pytest.raises(UserError, match="policy.model_name='/models/a', now it is '/models/b'"):
+        other = "policy.model_name='/models/a', this one has '/models/b'"
+        with pytest.raises(UserError, match=other):
             is_trained(demo(run, "model=hf", "policy.model_name=/models/b"))
+    (run / "finished").unlink()
+    assert is_trained(demo(run, *words)) is False
 
 
 def test_training_inputs_are_what_shapes_the_weights():

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from igrpo_nemo.cluster.client import has_slurm, my_jobs
@@ -64,9 +63,6 @@ PROGRESS_S = 30.0
 NEVER = "DependencyNeverSatisfied"
 """Slurm's reason for a job that waits for the success of one that failed: it will not start."""
 
-Serving = Callable[[], AbstractContextManager[str]]
-"""Starts a server, which answers at the address that it gives until it is left."""
-
 
 @dataclass(frozen=True, slots=True)
 class SkillsEvaluation:
@@ -112,63 +108,44 @@ def skills_evaluation(
     return SkillsEvaluation(config, setting, data, server, out, environment)
 
 
-def alone(out: Path) -> AbstractContextManager[None]:
-    """One evaluation at a time in a folder."""
-    return alone_in(out, "wait until it ends, or give another --out")
-
-
-def complete_here(
+def evaluate_here(
     evaluation: SkillsEvaluation,
     environ: Mapping[str, str],
     *,
+    small: bool = False,
     again: bool = False,
-    serving: Serving | None = None,
-) -> list[BenchmarkResults]:
-    """Runs on this machine what is missing, against a server that runs; what is missing still.
+) -> bool:
+    """Runs on this machine what is missing, and prints what there is; whether nothing is missing.
 
-    Where no server is named, `serving` starts one if something is missing.
-    Raises `UserError` where the folder holds another evaluation, where the server does not answer,
-    and while jobs of a cluster may still write into the folder; `again` says that none does.
+    Without an `address` a server is started for as long as it takes: vLLM, or for `small` models
+    the project's own. Raises `UserError` where the folder holds another evaluation, where no server
+    answers, and while jobs of a cluster may still write into it; `again` says that none does.
     """
-    out = evaluation.out
-    with alone(out), ExitStack() as stack:
-        check_alone(out)
-        if not again:
-            check_not_running(out)
-        evaluation = prepare(evaluation)
-        lacking = mend_and_inspect(evaluation)
-        if not lacking:
-            return []
-        address = evaluation.server.address
-        if address is None:
-            assert serving is not None
-            address = stack.enter_context(serving())
-        if not server_answers(address):
-            raise UserError(f"no server answers at {address}: start it, or give another --address")
-        child = child_environ(evaluation.environment.bin, environ)
-        child["NEMORUN_HOME"] = str(out.absolute() / LOG_FOLDER / "nemo_run")
-        log, names = new_log(out), [one.benchmark for one in lacking]
-        print(f"evaluating {', '.join(names)}; ns eval says the rest in {log}", flush=True)
-        progress = ReplyCount(evaluation, names)
-        server, place = replace(evaluation.server, address=address), Place(str(out.absolute()))
-        try:
-            for arguments in eval_commands(evaluation.setting, names, server, place):
-                run_logged(
-                    [str(evaluation.environment.ns), *arguments],
-                    log,
-                    cwd=out,
-                    environ=child,
-                    alive=lambda: server_answers(address),
-                    on_poll=progress,
-                )
-        except ServerDied:
-            print(f"the server at {address} stopped answering", file=sys.stderr)
-        return lacking_of(evaluation)
+    if not is_complete(evaluation):
+        with alone(evaluation.out), ExitStack() as stack:
+            check_alone(evaluation.out)
+            if not again:
+                check_not_running(evaluation.out)
+            evaluation = prepare(evaluation)
+            if lacking := mend_and_inspect(evaluation):
+                address = evaluation.server.address
+                if address is None:
+                    address = stack.enter_context(_serving(evaluation, environ, small))
+                _sample(evaluation, address, [one.benchmark for one in lacking], environ)
+    return report(evaluation.out, evaluation.names)
 
 
-def starting_vllm(evaluation: SkillsEvaluation, environ: Mapping[str, str]) -> Serving:
-    """What starts vLLM for an evaluation on this machine. Raises `UserError` without a vLLM."""
-    server, out = evaluation.server, evaluation.out
+def _serving(
+    evaluation: SkillsEvaluation, environ: Mapping[str, str], small: bool
+) -> AbstractContextManager[str]:
+    """A server for the evaluation's model; its address. Raises `UserError` without a vLLM."""
+    server, out, policy = evaluation.server, evaluation.out, evaluation.config.policy
+    if small:
+        set_threads(evaluation.config.igrpo.threads)
+        from igrpo_nemo.evaluation.skills.serve import serving
+
+        template = policy.tokenizer.chat_template
+        return serving(Path(server.model), precision=policy.precision, chat_template=template)
     vllm = find_vllm(environ) if server.server_type == "vllm" else None
     if vllm is None:
         raise UserError(
@@ -177,16 +154,39 @@ def starting_vllm(evaluation: SkillsEvaluation, environ: Mapping[str, str]) -> S
             "models"
         )
     arguments = started_arguments(server, evaluation.setting, str(out.absolute()))
-    return partial(vllm_serving, vllm, server, arguments, out / LOG_FOLDER, environ)
+    return vllm_serving(vllm, server, arguments, out / LOG_FOLDER, environ)
 
 
-def starting_small(config: Config, folder: Path) -> Serving:
-    """What starts the project's own server of a small model's folder."""
-    set_threads(config.igrpo.threads)
-    from igrpo_nemo.evaluation.skills.serve import serving
+def _sample(
+    evaluation: SkillsEvaluation, address: str, names: Sequence[str], environ: Mapping[str, str]
+) -> None:
+    """`ns eval` for these benchmarks, against a server that runs."""
+    if not server_answers(address):
+        raise UserError(f"no server answers at {address}: start it, or give another --address")
+    out, environment = evaluation.out, evaluation.environment
+    child = child_environ(environment.bin, environ)
+    child["NEMORUN_HOME"] = str(out.absolute() / LOG_FOLDER / "nemo_run")
+    log = new_log(out)
+    print(f"evaluating {', '.join(names)}; ns eval says the rest in {log}", flush=True)
+    progress = ReplyCount(evaluation, names)
+    server, place = replace(evaluation.server, address=address), Place(str(out.absolute()))
+    try:
+        for arguments in eval_commands(evaluation.setting, names, server, place):
+            run_logged(
+                [str(environment.ns), *arguments],
+                log,
+                cwd=out,
+                environ=child,
+                alive=lambda: server_answers(address),
+                on_poll=progress,
+            )
+    except ServerDied:
+        print(f"the server at {address} stopped answering", file=sys.stderr)
 
-    template = config.policy.tokenizer.chat_template
-    return partial(serving, folder, precision=config.policy.precision, chat_template=template)
+
+def alone(out: Path) -> AbstractContextManager[None]:
+    """One evaluation at a time in a folder."""
+    return alone_in(out, "wait until it ends, or give another --out")
 
 
 def check_alone(out: Path) -> None:
@@ -254,11 +254,11 @@ class ReplyCount:
     """Prints how many replies there are, every `PROGRESS_S` seconds."""
 
     def __init__(self, evaluation: SkillsEvaluation, names: Sequence[str]) -> None:
+        setting, where = evaluation.setting, evaluation.out / RESULTS_FOLDER
         self._files = [
-            (sample_path(evaluation.out / RESULTS_FOLDER / name, seed), rows)
+            (sample_path(where / name, seed), int(setting.problems[name]["rows"]))
             for name in names
-            for rows in [evaluation.setting.problems[name]["rows"]]
-            for seed in range(evaluation.setting.benchmarks[name])
+            for seed in range(setting.benchmarks[name])
         ]
         self._next = time.monotonic() + PROGRESS_S
 
@@ -273,8 +273,7 @@ class ReplyCount:
 
 def _lines(path: Path) -> int:
     try:
-        with path.with_name(f"{path.name}-async").open("rb") as file:
-            return sum(1 for _ in file)
+        return path.with_name(f"{path.name}-async").read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
 

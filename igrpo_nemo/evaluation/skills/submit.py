@@ -18,8 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from igrpo_nemo.cluster.job import sbatch_environment
+from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills import sbatch_text
+from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile, sbatch_options
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.evaluate import (
     SUBMITTED_FILE,
@@ -42,6 +44,17 @@ from igrpo_nemo.files.atomic import write_atomic
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 """What NeMo-Run says of each job that Slurm took."""
 _RENDER_S = 300
+
+
+def placed(
+    evaluation: SkillsEvaluation, profile: ClusterProfile, site: Site, jobs: int
+) -> tuple[SkillsEvaluation, Place]:
+    """The evaluation with its model where the containers of a profile see it, and its place."""
+    place = profile.place(evaluation.out, jobs=jobs, sbatch=sbatch_options(site))
+    if evaluation.server.address is None:
+        server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
+        evaluation = replace(evaluation, server=server)
+    return evaluation, place
 
 
 def submit(
