@@ -22,10 +22,12 @@ import argparse
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, **ENVIRONMENT},
+            start_new_session=True,
         )
         self._rest, self._ready = b"", False
 
@@ -96,7 +99,9 @@ class Worker:
         return " / ".join(self._log.read().strip().splitlines()[-3:])[-600:]
 
     def close(self) -> None:
-        self._process.kill()
+        # With whatever it started: an engine of vLLM would keep the device's memory.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._log.close()
 
@@ -204,4 +209,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Its workers must end with it.
     sys.exit(main())

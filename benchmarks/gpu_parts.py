@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from engine_setting import Setting, build_random_folder, environment_of, problems_of
 
-from igrpo_nemo.config import Config, load_config
+from igrpo_nemo.config import load_config
 from igrpo_nemo.local.costs import peak_memory_gb
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import LoadedPolicy, open_policy
@@ -174,17 +174,6 @@ class Bench:
                 break
         return statistics.median(times)
 
-    def config(self, mb_tokens: int) -> Config:
-        return load_config(
-            [
-                "experiment=demo",
-                f"policy.optimizer.kwargs.lr={self.setting.lr}",
-                f"policy.sequence_packing.train_mb_tokens={mb_tokens}",
-                f"policy.max_total_sequence_length={self.setting.context}",
-                f"policy.generation.max_new_tokens={self.setting.max_completion}",
-            ]
-        )
-
     def model_folder(self) -> Path:
         """The model of both sides, made by whoever needs it first."""
         folder = self.folder / "model"
@@ -201,7 +190,17 @@ class Bench:
 
     @cached_property
     def learner(self) -> Learner:
-        return open_learner(self.config(self.setting.train_mb_tokens), self.policy)
+        setting = self.setting
+        config = load_config(
+            [
+                "experiment=demo",
+                f"policy.optimizer.kwargs.lr={setting.lr}",
+                f"policy.sequence_packing.train_mb_tokens={setting.train_mb_tokens}",
+                f"policy.max_total_sequence_length={setting.context}",
+                f"policy.generation.max_new_tokens={setting.max_completion}",
+            ]
+        )
+        return open_learner(config, self.policy)
 
     def sampler(self) -> Sampler:
         policy = self.policy
@@ -311,9 +310,9 @@ def update(bench: Bench) -> None:
     setting, learner = bench.setting, bench.learner
     rows = long_rows(setting)
     flops = update_flops(learner.model, rows)
-    sizes = [setting.row_tokens * k for k in (1, 2, 4, 8)]
+    config, sizes = learner.config, [setting.row_tokens * k for k in (1, 2, 4, 8)]
     for number, size in enumerate(sizes):
-        learner.config = bench.config(size)
+        learner.config = config.replaced("policy.sequence_packing", train_mb_tokens=size)
         bench.memory()
         try:
             taken = bench.seconds(partial(learner.update, rows), 1 / (len(sizes) - number))
@@ -329,7 +328,7 @@ def update(bench: Bench) -> None:
             share_of_matrix_rate=flops / taken / bench.ceilings["flops_per_s"],
             **bench.memory(),
         )
-    learner.config = bench.config(setting.train_mb_tokens)
+    learner.config = config
 
 
 def long_rows(setting: GpuSetting) -> list[TrainingRow]:
