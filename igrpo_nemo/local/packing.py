@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.fused.decoder import (
@@ -40,6 +42,9 @@ from igrpo_nemo.types import TrainingRow
 
 _GROUP_ATTENTION = "igrpo_group"
 AttentionInterface.register(_GROUP_ATTENTION, group_attention_forward)
+
+# Logits that are held at once; half a GB in bfloat16.
+_MOST_LOGITS = 1 << 28
 
 # Families whose tokens meet in full attention alone, through the attention interface.
 _PACKABLE_FAMILIES = frozenset({"qwen2", "qwen3", "llama", "mistral"})
@@ -183,25 +188,59 @@ def completion_logprobs(
     """
     if not rows:
         raise UserError("there are no rows to compute log-probs of")
+    hidden_AI = None
     if packed and can_pack(model):
         batch = pack_rows(rows, model.device)
         predictions = batch.predictions
-        logits_AV = _fused_logits(model, batch) if _fuses(model) else _packed_logits(model, batch)
+        if _fuses(model):
+            logits_AV = _fused_logits(model, batch)
+        else:
+            hidden_AI = _packed_hidden(model, batch)
     else:
         logits_AV, predictions = _padded_logits(model, rows)
-    logprobs_A = token_logprobs(logits_AV, predictions.target_A, temperature=temperature)
-    entropy_RT = None
-    if with_entropy:
-        entropy_RT = predictions.to_rows(token_entropy(logits_AV.detach(), temperature=temperature))
+    if hidden_AI is None:
+        logprobs_A, entropy_A = _of_logits(
+            logits_AV, predictions.target_A, temperature, with_entropy
+        )
+    else:
+        logprobs_A, entropy_A = _of_hidden(
+            head_of(model), hidden_AI, predictions.target_A, temperature, with_entropy
+        )
+    entropy_RT = predictions.to_rows(entropy_A) if entropy_A is not None else None
     return LogprobBatch(predictions.to_rows(logprobs_A), predictions.lengths_R, entropy_RT)
 
 
-def can_pack(model: PreTrainedModel) -> bool:
-    """Whether the model's tokens meet only in full attention that we may replace.
+def _of_logits(
+    logits_AV: Tensor, target_A: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of the targets, and the entropies where they are asked for: [A] each."""
+    logprobs_A = token_logprobs(logits_AV, target_A, temperature=temperature)
+    if not with_entropy:
+        return logprobs_A, None
+    return logprobs_A, token_entropy(logits_AV.detach(), temperature=temperature)
 
-    Not with gradient checkpointing: it repeats layers in the backward pass, when the model has its
-    own attention again.
-    """
+
+def _of_hidden(
+    head: nn.Module, hidden_AI: Tensor, target_A: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same through the head, chunk by chunk where all logits at once would be many: they are
+    then made anew in the backward pass."""
+
+    def of_chunk(hidden_CI: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _of_logits(head(hidden_CI), target_C, temperature, with_entropy)
+
+    vocabulary = getattr(head, "out_features", 1)
+    if len(target_A) * vocabulary <= _MOST_LOGITS:
+        return of_chunk(hidden_AI, target_A)
+    size = max(1, _MOST_LOGITS // vocabulary)
+    chunks = zip(hidden_AI.split(size), target_A.split(size), strict=True)
+    parts = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
+    logprobs_A = torch.cat([logprobs for logprobs, _ in parts])
+    return logprobs_A, torch.cat([e for _, e in parts]) if with_entropy else None
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the model's tokens meet only in full attention that we may replace."""
     config = model.config
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(
@@ -209,7 +248,6 @@ def can_pack(model: PreTrainedModel) -> bool:
     )
     return (
         config.model_type in _PACKABLE_FAMILIES
-        and not getattr(model, "is_gradient_checkpointing", False)
         and bool(model._supports_attention_backend)
         and layer_types == {"full_attention"}
         and not windowed
@@ -234,37 +272,64 @@ def _fused_logits(model: PreTrainedModel, batch: PackedRows) -> Tensor:
     return decoder_logits(weights, hidden_LI[predicting_A])
 
 
-def _packed_logits(model: PreTrainedModel, batch: PackedRows) -> Tensor:
-    with _group_attention(model):
+def _packed_hidden(model: PreTrainedModel, batch: PackedRows) -> Tensor:
+    """Hidden states where completion tokens are predicted: [A, I]."""
+    with attention_of(model, _GROUP_ATTENTION), _checkpointed(model):
         output = model.base_model(
             input_ids=batch.input_L[None],
             position_ids=batch.positions_L[None],
             use_cache=False,
             group_layout=batch.layout,
         )
-    hidden_LI = output.last_hidden_state[0]
-    return _head(model)(hidden_LI[batch.predictions.predicting_A])
+    return output.last_hidden_state[0][batch.predictions.predicting_A]
 
 
-def _head(model: PreTrainedModel) -> nn.Module:
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The layer behind the last hidden states, which gives logits."""
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has a head"
     return head
 
 
-_switching = threading.Lock()
+_switching = threading.RLock()
 
 
 @contextmanager
-def _group_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model with our attention function, for the duration of a forward pass."""
+def attention_of(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """The model with another attention function, by its name in `AttentionInterface`."""
     with _switching:
         before = model.config._attn_implementation
-        model.config._attn_implementation = _GROUP_ATTENTION
+        model.config._attn_implementation = implementation
         try:
             yield
         finally:
             model.config._attn_implementation = before
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Layers keep their inputs alone and run again in the backward pass: less memory, more time.
+
+    They run again with the attention of their forward pass.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), attention_of(model, model.config._attn_implementation)
+
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+
+@contextmanager
+def _checkpointed(model: PreTrainedModel) -> Iterator[None]:
+    """Transformers checkpoints layers that are in training; a policy is not, for its dropout."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = layer.training or layer.gradient_checkpointing
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
 
 
 def _padded_logits(
@@ -282,12 +347,13 @@ def _padded_logits(
     # The last columns, from the first that predicts a completion token. The model's own forward,
     # not its head alone: some families scale or cap their logits behind it.
     kept = width + 1 - min(len(row.context_ids) for row in rows)
-    output = model(
-        input_ids=input_RW.to(model.device),
-        attention_mask=mask_RW.to(model.device),
-        use_cache=False,
-        logits_to_keep=kept,
-    )
+    with _checkpointed(model):
+        output = model(
+            input_ids=input_RW.to(model.device),
+            attention_mask=mask_RW.to(model.device),
+            use_cache=False,
+            logits_to_keep=kept,
+        )
     starts = [i * kept + len(row.context_ids) - 1 - (width - kept) for i, row in enumerate(rows)]
     predicting = [
         range(start, start + len(row.completion.token_ids))

@@ -1,24 +1,26 @@
 """Sampling completions for prompts: the embedded engine's generation.
 
-    requests -> batches of rows -> decoder (fused, or the model's own) -> logits -> draw
+    requests -> batches of rows -> decoder -> some tokens of every row
              -> a row ends at EOS, a stop string or its length, and leaves the batch
              -> Completion (token ids, log-probs, text, stop reason)
 
-What a row says depends on its seed key and its number in the request, not on the other rows: up to
-the rounding of matrix products, whose kernels may differ with the size of the batch.
+Three decoders: `fused` (Llama-like models on a CPU), `static` (models with full attention on a
+GPU) and `cached` (any model, through its own cache). What a row says depends on its seed key and
+its number in the request, not on the other rows: up to the rounding of matrix products, whose
+kernels may differ with the size of the batch.
 
-Shape legend: R live rows, V vocabulary.
+Shape legend: R live rows, N new tokens of each, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +30,7 @@ from igrpo_nemo.local.cached_decoder import CachedBatch, check_cache
 from igrpo_nemo.local.fused.decoder import can_fuse
 from igrpo_nemo.local.fused.decoding import FusedDecoder
 from igrpo_nemo.local.model import context_of
+from igrpo_nemo.local.packing import can_pack
 from igrpo_nemo.local.sampling import (
     CompletionText,
     SamplingParams,
@@ -35,6 +38,7 @@ from igrpo_nemo.local.sampling import (
     UniformTable,
     draw,
 )
+from igrpo_nemo.local.static_decoder import StaticDecoder
 from igrpo_nemo.run.tokenizer import token_id
 from igrpo_nemo.types import Completion, StopReason
 
@@ -50,8 +54,23 @@ class SampleRequest:
     seed_key: str
 
 
+Decoder = Literal["fused", "static", "cached"]
+
+
 class DecodingBatch(Protocol):
     """Rows being decoded, numbered prompt by prompt."""
+
+    def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The next tokens of the live rows and their log-probs, 1 to `most` of each: [R, N]."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with these of the live rows, renumbered in this order."""
+        ...
+
+
+class _Logits(Protocol):
+    """A decoder that gives logits: [R, V]."""
 
     first_logits: Tensor
 
@@ -59,8 +78,38 @@ class DecodingBatch(Protocol):
     def keep(self, rows: Sequence[int]) -> None: ...
 
 
-Start = Callable[[Sequence[tuple[int, ...]], Sequence[int]], DecodingBatch]
-"""Prefills prompts, given how many rows each is to have."""
+Start = Callable[
+    [Sequence[tuple[int, ...]], Sequence[int], list[tuple[str, int]], SamplingParams], DecodingBatch
+]
+"""Prefills prompts, given how many rows each is to have and the names of the rows' draws."""
+
+
+class _StepByStep:
+    """Draws from a decoder's logits, one token of every row at a time."""
+
+    def __init__(
+        self, batch: _Logits, names: list[tuple[str, int]], params: SamplingParams
+    ) -> None:
+        self._batch, self._params = batch, params
+        self._logits_RV, self._tokens_R = batch.first_logits, None
+        device = self._logits_RV.device
+        self._uniforms = UniformTable(names, device) if params.temperature > 0 else None
+        self._step = 0
+
+    def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._tokens_R is not None:
+            self._logits_RV = self._batch.step(self._tokens_R)
+        draws_R = None if self._uniforms is None else self._uniforms.at(self._step)
+        self._tokens_R, logprobs_R = draw(self._logits_RV, draws_R, self._params)
+        self._step += 1
+        return self._tokens_R[:, None].cpu().numpy(), logprobs_R[:, None].cpu().numpy()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        assert self._tokens_R is not None
+        self._tokens_R = self._tokens_R[list(rows)]
+        self._batch.keep(rows)
+        if self._uniforms is not None:
+            self._uniforms.keep(list(rows))
 
 
 @dataclass(slots=True)
@@ -88,9 +137,9 @@ class _Call:
 class Sampler:
     """Samples from `model` as it is at each call; `model` may be trained in between.
 
-    Prompt and completion together stay within `max_model_len` and the model's own context. `fused`
-    None picks the fused decoder where the model's family allows it. Under autocast sampling runs in
-    its precision. Raises `UserError` for a family that neither decoder can sample.
+    Prompt and completion together stay within `max_model_len` and the model's own context.
+    `decoder` None picks the fastest for the model's family and device. Under autocast sampling
+    runs in its precision. Raises `UserError` for a family that no decoder can sample.
     """
 
     def __init__(
@@ -99,15 +148,16 @@ class Sampler:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_model_len: int | None = None,
-        fused: bool | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         limits = (context_of(model), max_model_len)
         self.max_model_len = min((limit for limit in limits if limit), default=None)
-        self._fused = can_fuse(model) if fused is None else fused
-        if not self._fused:
+        self.decoder = decoder or _fastest(model)
+        if self.decoder == "cached":
             check_cache(model)
+        self._static = StaticDecoder(model) if self.decoder == "static" else None
         self._text_of = CompletionText(tokenizer)
         self._one_length = bool(getattr(model, "_is_stateful", False))
 
@@ -132,21 +182,32 @@ class Sampler:
         total, done = sum(request.num_samples for request in requests), 0
         was_training = self.model.training
         self.model.eval()
-        # For this call only: the weights change in between, and their memory is needed elsewhere.
-        start: Start = (
-            FusedDecoder(self.model).start if self._fused else partial(CachedBatch, self.model)
-        )
-        stops = StopStrings(params.stop_strings, self._text_of)
-        call = _Call(start, params, self._end_ids(params), stops)
         results = [self._rows(request, params) for request in requests]
+        longest = max((row.max_tokens for rows in results for row in rows), default=1)
+        params = replace(params, max_new_tokens=longest)
+        stops = StopStrings(params.stop_strings, self._text_of)
+        call = _Call(self._start(), params, self._end_ids(params), stops)
         try:
-            for together in self._batches(results):
+            for together in self._batches(results, params):
                 for ended in self._run(together, call):
                     done += ended
                     on_progress(done, total)
         finally:
             self.model.train(was_training)
+            if self._static is not None:
+                self._static.release()
         return [[row.completion for row in rows if row.completion] for rows in results]
+
+    def _start(self) -> Start:
+        """Of the decoder, with the weights as they are now."""
+        if self._static is not None:
+            return self._static.start
+        # Made anew for each call: the memory of its weights is needed elsewhere.
+        fused = FusedDecoder(self.model).start if self.decoder == "fused" else None
+        logits_of = fused or partial(CachedBatch, self.model)
+        return lambda prompts, counts, names, params: _StepByStep(
+            logits_of(prompts, counts), names, params
+        )
 
     def _rows(self, request: SampleRequest, params: SamplingParams) -> list[_Row]:
         limit = params.max_new_tokens
@@ -175,67 +236,102 @@ class Sampler:
         ids = {*of_model, *params.stop_token_ids}
         return frozenset(ids if of_tokenizer is None else ids | {of_tokenizer})
 
-    def _batches(self, groups: Sequence[list[_Row]]) -> Iterator[list[list[_Row]]]:
-        """Groups of rows that are decoded together: all, or those with prompts of one length."""
+    def _batches(
+        self, groups: Sequence[list[_Row]], params: SamplingParams
+    ) -> Iterator[list[list[_Row]]]:
+        """Groups of rows that are decoded together: all, or those with prompts of one length;
+        as many as fit in memory."""
 
         def length_of(rows: list[_Row]) -> int:
             return len(rows[0].request.prompt_ids) if self._one_length else 0
 
-        for _, together in groupby(sorted(filter(None, groups), key=length_of), key=length_of):
-            yield list(together)
+        for _, same in groupby(sorted(filter(None, groups), key=length_of), key=length_of):
+            together = list(same)
+            limit = None
+            if self._static is not None:
+                longest = max(len(rows[0].request.prompt_ids) for rows in together)
+                limit = self._static.rows_that_fit(longest, params)
+            yield from _cut(together, limit)
 
     def _run(self, groups: Sequence[list[_Row]], call: _Call) -> Iterator[int]:
         """Decodes all rows to their ends; yields how many ended, whenever some did."""
-        prompts = [rows[0].request.prompt_ids for rows in groups]
-        batch = call.start(prompts, [len(rows) for rows in groups])
-        logits_RV = batch.first_logits
         live = [row for rows in groups for row in rows]
-        uniforms = None
-        if call.params.temperature > 0:
-            names = [(row.request.seed_key, row.number) for row in live]
-            uniforms = UniformTable(names, logits_RV.device)
-        step = 0
+        prompts = [rows[0].request.prompt_ids for rows in groups]
+        names = [(row.request.seed_key, row.number) for row in live]
+        batch = call.start(prompts, [len(rows) for rows in groups], names, call.params)
         while True:
-            draws_R = None if uniforms is None else uniforms.at(step)
-            tokens_R, logprobs_R = draw(logits_RV, draws_R, call.params)
-            step += 1
-            logprobs = logprobs_R.tolist()
-            if not all(map(math.isfinite, logprobs)):
-                raise NonFiniteError(
-                    "the model's logits are not finite: its weights are damaged, or have diverged"
-                )
-            kept = self._extend(live, tokens_R.tolist(), logprobs, call)
+            most = max(row.max_tokens - len(row.token_ids) for row in live)
+            tokens_RN, logprobs_RN = batch.advance(most)
+            kept = self._extend(live, tokens_RN, logprobs_RN, call)
             if len(kept) < len(live):
                 yield len(live) - len(kept)
                 if not kept:
                     return
                 live = [live[i] for i in kept]
-                tokens_R = tokens_R[kept]
                 batch.keep(kept)
-                if uniforms is not None:
-                    uniforms.keep(kept)
-            logits_RV = batch.step(tokens_R)
 
     def _extend(
-        self, live: Sequence[_Row], tokens: Sequence[int], logprobs: Sequence[float], call: _Call
+        self, live: Sequence[_Row], tokens_RN: np.ndarray, logprobs_RN: np.ndarray, call: _Call
     ) -> list[int]:
-        """Appends a token to every row; the places of those that go on."""
-        kept, end_ids, stops = [], call.end_ids, call.stops
-        for i, (row, token, logprob) in enumerate(zip(live, tokens, logprobs, strict=True)):
-            row.token_ids.append(token)
-            row.logprobs.append(logprob)
-            if token in end_ids:
-                reason = StopReason.EOS
-            elif stops.reached(row.token_ids):
-                reason = StopReason.STOP_STRING
-            elif len(row.token_ids) >= row.max_tokens:
-                reason = StopReason.LENGTH
-            else:
+        """Appends new tokens to every row, up to its end; the places of those that go on."""
+        if not np.isfinite(logprobs_RN).all():
+            raise NonFiniteError(
+                "the model's logits are not finite: its weights are damaged, or have diverged"
+            )
+        ends_RN = np.isin(tokens_RN, list(call.end_ids))
+        # Tokens of each row up to one that ends it; more than there are where none does.
+        to_end_R = np.where(ends_RN.any(1), ends_RN.argmax(1) + 1, ends_RN.shape[1] + 1)
+        kept = []
+        for i, (row, to_end) in enumerate(zip(live, to_end_R.tolist(), strict=True)):
+            tokens = tokens_RN[i].tolist()
+            count, reason = _taken(row, tokens, to_end, call.stops)
+            row.token_ids += tokens[:count]
+            row.logprobs += logprobs_RN[i, :count].tolist()
+            if reason is None:
                 kept.append(i)
-                continue
-            row.completion = self._completion(row, reason)
+            else:
+                row.completion = self._completion(row, reason)
         return kept
 
     def _completion(self, row: _Row, reason: StopReason) -> Completion:
         ids = row.token_ids[:-1] if reason is StopReason.EOS else row.token_ids
         return Completion(self._text_of(ids), tuple(row.token_ids), tuple(row.logprobs), reason)
+
+
+def _fastest(model: PreTrainedModel) -> Decoder:
+    if model.device.type == "cuda" and can_pack(model):
+        return "static"
+    return "fused" if can_fuse(model) else "cached"
+
+
+def _cut(groups: Sequence[list[_Row]], limit: int | None) -> Iterator[list[list[_Row]]]:
+    """The groups in parts of at most `limit` rows; a group may be divided."""
+    if limit is None:
+        yield list(groups)
+        return
+    part: list[list[_Row]] = []
+    room = limit
+    for rows in groups:
+        while rows:
+            part.append(rows[:room])
+            room, rows = room - len(rows[:room]), rows[room:]
+            if room == 0:
+                yield part
+                part, room = [], limit
+    if part:
+        yield part
+
+
+def _taken(
+    row: _Row, tokens: Sequence[int], to_end: int, stops: StopStrings
+) -> tuple[int, StopReason | None]:
+    """How many of the new tokens are the row's, and why it ends with them; None: it goes on."""
+    room = row.max_tokens - len(row.token_ids)
+    count = min(len(tokens), to_end, room)
+    ended = count == to_end
+    stopped = stops.first(row.token_ids, tokens[: count - ended])
+    if stopped is not None:
+        return stopped, StopReason.STOP_STRING
+    if ended:
+        return count, StopReason.EOS
+    return count, StopReason.LENGTH if count == room else None

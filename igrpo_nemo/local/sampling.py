@@ -78,7 +78,7 @@ class UniformTable:
     Those of a row follow from its name, (seed key, number), alone.
     """
 
-    _BLOCK = 256
+    BLOCK = 256
 
     def __init__(self, names: list[tuple[str, int]], device: torch.device) -> None:
         self._generators = [_generator(f"{key}\0{row}") for key, row in names]
@@ -91,11 +91,14 @@ class UniformTable:
 
     def at(self, step: int) -> Tensor:
         """The uniforms of all rows at a step, to be asked for in order: float64 [R]."""
-        column = step % self._BLOCK
+        column = step % self.BLOCK
         if column == 0:
-            block_RS = np.stack([each.random(self._BLOCK) for each in self._generators])
-            self._table_RS = torch.from_numpy(block_RS).to(self._device)
+            self._table_RS = self.next_block().to(self._device)
         return self._table_RS[:, column]
+
+    def next_block(self) -> Tensor:
+        """The next uniforms of all rows, on the CPU: float64 [R, BLOCK]."""
+        return torch.from_numpy(np.stack([each.random(self.BLOCK) for each in self._generators]))
 
 
 def _generator(name: str) -> np.random.Generator:
@@ -196,6 +199,17 @@ class StopStrings:
             return False
         tail = self._text_of(token_ids[-self._window :])
         return any(string in tail for string in self._strings)
+
+    def first(self, token_ids: Sequence[int], following: Sequence[int]) -> int | None:
+        """How many of the tokens that follow `token_ids` complete a stop string, if they do."""
+        if not self._strings:
+            return None
+        ids = list(token_ids[-self._window :])
+        for count, token in enumerate(following, 1):
+            ids.append(token)
+            if self.reached(ids):
+                return count
+        return None
 
     def _is_candidate(self, token_id: int) -> bool:
         if not self._selective:

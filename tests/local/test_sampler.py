@@ -16,6 +16,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.local.sampling import CompletionText, StopStrings
+from igrpo_nemo.local.static_decoder import StaticDecoder
 from igrpo_nemo.run.tokenizer import CONTENT_TAGS, check_tags_are_text
 from igrpo_nemo.types import Stage, StopReason, TrainingRow
 
@@ -32,18 +33,25 @@ def _ids(results):
     return [[completion.token_ids for completion in result] for result in results]
 
 
-DECODERS = [("qwen2", True), ("llama", True), *((family, False) for family in FAMILIES)]
+DECODERS = [
+    *(("qwen2", decoder) for decoder in ("fused", "static")),
+    *(("llama", decoder) for decoder in ("fused", "static")),
+    ("qwen3", "static"),
+    *((family, "cached") for family in FAMILIES),
+]
 
 
-@pytest.mark.parametrize(("family", "fused"), DECODERS)
+@pytest.mark.parametrize(("family", "decoder"), DECODERS)
 @pytest.mark.parametrize("truncation", [{}, {"top_p": 0.9, "top_k": 50}])
-def test_sampler_logprobs_equal_training_logprobs(family, fused, truncation, make_model, tokenizer):
+def test_sampler_logprobs_equal_training_logprobs(
+    family, decoder, truncation, make_model, tokenizer
+):
     model = make_model(family)
     requests = _requests(len(tokenizer), [(13, 3), (1, 2), (20, 4), (7, 1)])
     params = SamplingParams(
         24, temperature=0.7, stop_token_ids=tuple(range(0, 320, 20)), **truncation
     )
-    results = Sampler(model, tokenizer, fused=fused).sample(requests, params)
+    results = Sampler(model, tokenizer, decoder=decoder).sample(requests, params)
     assert [len(result) for result in results] == [3, 2, 4, 1]
     rows = [
         TrainingRow(request.seed_key, Stage.DRAFT, request.prompt_ids, completion, 0.0)
@@ -59,33 +67,48 @@ def test_sampler_logprobs_equal_training_logprobs(family, fused, truncation, mak
                 assert abs(sampled - trained) < 1e-5
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_row_is_the_same_in_every_batch(fused, make_model, tokenizer):
+@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+def test_a_row_is_the_same_in_every_batch(decoder, make_model, tokenizer):
     model = make_model("qwen2")
     requests = _requests(len(tokenizer), [(13, 6), (5, 2), (20, 4), (7, 5)])
     params = SamplingParams(30, temperature=1.0, stop_token_ids=tuple(range(0, 320, 20)))
-    together = _ids(Sampler(model, tokenizer, fused=fused).sample(requests, params))
-    sampler = Sampler(model, tokenizer, fused=fused)
+    together = _ids(Sampler(model, tokenizer, decoder=decoder).sample(requests, params))
+    sampler = Sampler(model, tokenizer, decoder=decoder)
     assert [_ids(sampler.sample([request], params))[0] for request in requests] == together
     assert _ids(sampler.sample(requests[::-1], params))[::-1] == together
     fewer = [SampleRequest(r.prompt_ids, 2, r.seed_key) for r in requests]
     assert _ids(sampler.sample(fewer, params)) == [rows[:2] for rows in together]
 
 
-def test_rows_and_keys_differ_and_both_decoders_agree(make_model, tokenizer):
+@pytest.mark.parametrize("truncation", [{}, {"temperature": 0.0}, {"top_p": 0.9, "top_k": 50}])
+def test_all_decoders_draw_the_same_tokens(truncation, make_model, tokenizer):
     model = make_model("llama")
-    prompt = (5, 6, 7)
-    requests = [SampleRequest(prompt, 4, "a"), SampleRequest(prompt, 4, "b")]
-    params = SamplingParams(12, temperature=1.0)
-    fused = _ids(Sampler(model, tokenizer, fused=True).sample(requests, params))
-    assert len({ids for rows in fused for ids in rows}) == 8
-    assert _ids(Sampler(model, tokenizer, fused=False).sample(requests, params)) == fused
+    # More steps than a block of uniforms has, rows that end at any step, rows of one key.
+    requests = [*_requests(len(tokenizer), [(9, 20), (1, 3)]), SampleRequest((5, 6, 7), 4, "a")]
+    params = SamplingParams(300, **{"temperature": 1.0, **truncation}, stop_token_ids=(3, 30))
+    drawn = {
+        decoder: _ids(Sampler(model, tokenizer, decoder=decoder).sample(requests, params))
+        for decoder in ("fused", "static", "cached")
+    }
+    assert drawn["fused"] == drawn["static"] == drawn["cached"]
+    if not truncation:
+        assert len({ids for rows in drawn["fused"] for ids in rows}) == 27
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_long_completions_outgrow_the_first_cache(fused, make_model, tokenizer):
+def test_the_static_decoder_divides_what_does_not_fit(make_model, tokenizer, monkeypatch):
     model = make_model("qwen2")
-    (result,) = Sampler(model, tokenizer, fused=fused).sample(
+    requests = _requests(len(tokenizer), [(13, 6), (5, 2), (20, 4), (7, 5)])
+    whole = Sampler(model, tokenizer, decoder="static")
+    expected = _ids(whole.sample(requests, SamplingParams(20)))
+    monkeypatch.setattr(StaticDecoder, "rows_that_fit", lambda self, tokens, params: 5)
+    sampler = Sampler(model, tokenizer, decoder="static")
+    assert _ids(sampler.sample(requests, SamplingParams(20))) == expected
+
+
+@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+def test_long_completions_outgrow_the_first_cache(decoder, make_model, tokenizer):
+    model = make_model("qwen2")
+    (result,) = Sampler(model, tokenizer, decoder=decoder).sample(
         [SampleRequest((3, 4, 5), 2, "long")], SamplingParams(500, temperature=0.9)
     )
     rows = [TrainingRow("g", Stage.DRAFT, (3, 4, 5), c, 0.0) for c in result]
@@ -99,10 +122,10 @@ def test_long_completions_outgrow_the_first_cache(fused, make_model, tokenizer):
 
 
 @pytest.mark.parametrize("prompt", [(9, 8, 7), (9,)])
-@pytest.mark.parametrize("fused", [True, False])
-def test_greedy_is_the_arg_max_at_temperature_one(prompt, fused, make_model, tokenizer):
+@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+def test_greedy_is_the_arg_max_at_temperature_one(prompt, decoder, make_model, tokenizer):
     model = make_model("qwen2")
-    (result,) = Sampler(model, tokenizer, fused=fused).sample(
+    (result,) = Sampler(model, tokenizer, decoder=decoder).sample(
         [SampleRequest(prompt, 2, "greedy")], SamplingParams(10, temperature=0)
     )
     assert result[0].token_ids == result[1].token_ids
@@ -154,17 +177,17 @@ def test_draws_follow_the_softmax(options, make_model, tokenizer):
     assert statistic < freedom * (1 - spread + 3.72 * math.sqrt(spread)) ** 3
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_every_end_token_ends_a_completion(fused, make_model, tokenizer):
+@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+def test_every_end_token_ends_a_completion(decoder, make_model, tokenizer):
     model = make_model("qwen2")
     request = SampleRequest((3, 1, 4), 40, "ends")
-    free = Sampler(model, tokenizer, fused=fused).sample([request], SamplingParams(20))[0]
+    free = Sampler(model, tokenizer, decoder=decoder).sample([request], SamplingParams(20))[0]
     common = Counter(token for c in free for token in c.token_ids[2:]).most_common(3)
     (first, _), (second, _), (third, _) = common
     model.generation_config.eos_token_id = [first, second]
     params = SamplingParams(20, stop_token_ids=(third,))
     for before, after in zip(
-        free, Sampler(model, tokenizer, fused=fused).sample([request], params)[0], strict=True
+        free, Sampler(model, tokenizer, decoder=decoder).sample([request], params)[0], strict=True
     ):
         ends = {first, second, third, tokenizer.eos_token_id}
         cut = next((i + 1 for i, t in enumerate(before.token_ids) if t in ends), None)
@@ -219,10 +242,10 @@ def test_the_context_limits_prompts_and_completions(make_model, tokenizer):
         sampler.sample([SampleRequest((), 1, "p0")], SamplingParams(8))
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_sampling_follows_training_and_leaves_no_trace(fused, make_model, tokenizer):
+@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+def test_sampling_follows_training_and_leaves_no_trace(decoder, make_model, tokenizer):
     model = make_model("qwen2").train()
-    sampler = Sampler(model, tokenizer, fused=fused)
+    sampler = Sampler(model, tokenizer, decoder=decoder)
     requests = _requests(len(tokenizer), [(6, 3), (9, 2)])
     params = SamplingParams(10, temperature=0.8)
     before = sampler.sample(requests, params)
@@ -237,15 +260,15 @@ def test_sampling_follows_training_and_leaves_no_trace(fused, make_model, tokeni
     optimizer.step()
     after = sampler.sample(requests, params)
     assert after != before
-    assert _ids(after) == _ids(Sampler(model, tokenizer, fused=fused).sample(requests, params))
+    assert _ids(after) == _ids(Sampler(model, tokenizer, decoder=decoder).sample(requests, params))
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_autocast_samples_in_lower_precision(fused, make_model, tokenizer):
+@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+def test_autocast_samples_in_lower_precision(decoder, make_model, tokenizer):
     model = make_model("qwen2")
     request = SampleRequest((6, 5, 4, 3), 6, "autocast")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (result,) = Sampler(model, tokenizer, fused=fused).sample([request], SamplingParams(20))
+        (result,) = Sampler(model, tokenizer, decoder=decoder).sample([request], SamplingParams(20))
     rows = [TrainingRow("g", Stage.DRAFT, request.prompt_ids, c, 0.0) for c in result]
     batch = completion_logprobs(model, rows, temperature=1.0)
     differences = [
@@ -288,13 +311,13 @@ def _swapped(cache, index):
     return Cache.reorder_cache(cache, index.flip(0))
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_damaged_weights_are_named(fused, make_model, tokenizer):
+@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+def test_damaged_weights_are_named(decoder, make_model, tokenizer):
     model = make_model("qwen2")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match="logits are not finite: its weights are damaged"):
-        Sampler(model, tokenizer, fused=fused).sample(
+        Sampler(model, tokenizer, decoder=decoder).sample(
             [SampleRequest((3, 4), 2, "nan")], SamplingParams(4)
         )
 

@@ -1,0 +1,420 @@
+"""Decoding on a GPU: buffers that stay in place, steps that never wait for the host.
+
+    prefill: prompts but for their last tokens, in one flat stream -> every row's keys and values
+    step:    tokens_R -> the model's own forward, attention over a row's buffer -> draw -> tokens_R
+    advance: some steps, replayed as a CUDA graph -> tokens and log-probs to the host, once
+
+What changes between steps (tokens, positions, the column of the draws) lies in tensors, so that a
+captured step is right for the next one. Graphs are captured once per number of rows and width of
+the buffer that is read, both rounded up. A row that has ended runs on until the rows that are left
+fit a smaller number; what it draws is thrown away.
+
+Shape legend: R rows (slots of the buffers), S tokens of a slot, w of them that are read, P prompts,
+L flat prompt tokens, K key-value heads, H query heads, g = H / K, D head size, V vocabulary, N
+steps at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface, PreTrainedModel
+
+from igrpo_nemo.local.fused.group_attention import GroupLayout, group_attention, group_layout
+from igrpo_nemo.local.packing import attention_of, head_of
+from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
+
+_STEPS = 16
+"""Steps between two looks of the host; divides the block of uniforms."""
+
+_IMPLEMENTATION = "igrpo_static"
+
+
+@dataclass(slots=True)
+class _Prefill:
+    """The flat stream of the prompts, and where its tokens go: `source_RT` indexes into it."""
+
+    layout: GroupLayout
+    source_RT: Tensor
+
+
+@dataclass(slots=True)
+class _Buffers:
+    """Keys and values of every row, and what a step reads and writes; the graphs that do it."""
+
+    model: PreTrainedModel
+    keys: list[Tensor]
+    """per layer [R, S, K, D]"""
+    values: list[Tensor]
+    tokens_R: Tensor
+    positions_R: Tensor
+    column: Tensor
+    """[1]: the step's place in the blocks below."""
+    uniforms_RB: Tensor
+    drawn_RB: Tensor
+    logprobs_RB: Tensor
+    graphs: dict[Any, Callable[[], None]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, rows: int, width: int) -> _Buffers:
+        device, config = model.device, model.config
+        heads = config.num_key_value_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (rows, width, heads, size)
+        # Zeros: a slot's end is masked, and what is masked must be a number.
+        keys, values = (
+            [
+                torch.zeros(shape, dtype=model.dtype, device=device)
+                for _ in range(config.num_hidden_layers)
+            ]
+            for _ in range(2)
+        )
+        block = (rows, UniformTable.BLOCK)
+        return cls(
+            model,
+            keys,
+            values,
+            torch.zeros(rows, dtype=torch.long, device=device),
+            torch.zeros(rows, dtype=torch.long, device=device),
+            torch.zeros(1, dtype=torch.long, device=device),
+            torch.zeros(block, dtype=torch.float64, device=device),
+            torch.zeros(block, dtype=torch.long, device=device),
+            torch.zeros(block, dtype=torch.float32, device=device),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.keys[0].shape[0], self.keys[0].shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        return 2 * len(self.keys) * self.keys[0].nbytes
+
+
+@dataclass(slots=True)
+class _Step:
+    """What attention needs of a step: the rows and the width that are read."""
+
+    buffers: _Buffers
+    rows_R: Tensor
+    width: int
+    bias_R1gw: Tensor
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    static: _Step | tuple[_Buffers, _Prefill],
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that a Hugging Face model calls: [B, H, T, D] -> [B, T, H, D]."""
+    layer: Any = module.layer_idx
+    if isinstance(static, tuple):
+        buffers, prefill = static
+        q_LHD, k_LKD, v_LKD = (x[0].transpose(0, 1) for x in (query, key, value))
+        R, T = prefill.source_RT.shape
+        buffers.keys[layer][:R, :T] = k_LKD[prefill.source_RT]
+        buffers.values[layer][:R, :T] = v_LKD[prefill.source_RT]
+        return group_attention(q_LHD, k_LKD, v_LKD, prefill.layout, scaling)[None], None
+    keys, values = static.buffers.keys[layer], static.buffers.values[layer]
+    R, H, _, D = query.shape
+    positions_R = static.buffers.positions_R[:R]
+    keys[static.rows_R, positions_R] = key[:, :, 0]
+    values[static.rows_R, positions_R] = value[:, :, 0]
+    # The query heads of a key-value head take the place of queries: nothing is repeated for them.
+    grouped = query.view(R, keys.shape[2], -1, D)
+    out = F.scaled_dot_product_attention(
+        grouped,
+        keys[:R, : static.width].transpose(1, 2),
+        values[:R, : static.width].transpose(1, 2),
+        static.bias_R1gw.expand(-1, keys.shape[2], grouped.shape[2], -1),
+        scale=scaling,
+    )
+    return out.reshape(R, 1, H, D), None
+
+
+AttentionInterface.register(_IMPLEMENTATION, _attention)
+
+
+class StaticDecoder:
+    """Decodes with a model's weights as they are at each `start`; keeps buffers and graphs.
+
+    Under autocast it decodes with a copy of the model in that precision, which is refreshed at
+    each start. `graphs` None captures steps where there is CUDA; `compiled` compiles the layers
+    of that copy, which takes some seconds and pays where a model has many.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, graphs: bool | None = None, compiled: bool = False
+    ) -> None:
+        self._live = model
+        self._copy: PreTrainedModel | None = None
+        self._graphs = model.device.type == "cuda" if graphs is None else graphs
+        self._compiled = compiled
+        self._buffers: _Buffers | None = None
+
+    def start(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        rows_per_prompt: Sequence[int],
+        names: list[tuple[str, int]],
+        params: SamplingParams,
+    ) -> StaticBatch:
+        """A batch of rows; `names` are those of their uniforms."""
+        model = self._current()
+        longest = max(len(prompt) for prompt in prompts)
+        width = _rounded_width(longest + params.max_new_tokens + _STEPS)
+        rows = _rounded_rows(sum(rows_per_prompt))
+        held = self._buffers
+        if held is not None and held.model is not model:
+            held = None
+        shape = held.shape if held else (0, 0)
+        if held is None or rows > shape[0] or width > shape[1]:
+            held = self._buffers = None  # before the new ones are made
+            held = _Buffers.of(model, max(rows, shape[0]), max(width, shape[1]))
+            self._buffers = held
+        return StaticBatch(held, prompts, rows_per_prompt, names, params, self._graphs)
+
+    def rows_that_fit(self, prompt_tokens: int, params: SamplingParams) -> int | None:
+        """Rows whose keys and values fit in half of the memory that is free; None: any number."""
+        if self._live.device.type != "cuda":
+            return None
+        config, model = self._live.config, self._current()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = _rounded_width(prompt_tokens + params.max_new_tokens + _STEPS)
+        layers, heads = config.num_hidden_layers, config.num_key_value_heads
+        row = 2 * layers * heads * size * width * model.dtype.itemsize
+        held = self._buffers.num_bytes if self._buffers else 0
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0] + cached + held
+        fitting = max(8, int(0.5 * free / row))
+        return 1 << (fitting.bit_length() - 1)
+
+    def release(self) -> None:
+        """Gives the buffers up where they are large: training needs the memory."""
+        if self._buffers is None or self._live.device.type != "cuda":
+            return
+        if self._buffers.num_bytes > 0.1 * torch.cuda.mem_get_info()[1]:
+            self._buffers = None
+
+    def _current(self) -> PreTrainedModel:
+        device, dtype = self._live.device.type, self._live.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if dtype == self._live.dtype:
+            return self._live
+        if self._copy is None:
+            self._copy = _copy_in(self._live, dtype)
+            if self._compiled:
+                compile_layers(self._copy)
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._copy.parameters()), list(self._live.parameters()))
+        return self._copy
+
+
+def _copy_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy whose parameters have another precision. Buffers keep theirs: rotary frequencies
+    need it."""
+    parameters = {
+        id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()
+    }
+    return copy.deepcopy(model, parameters)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compiles each decoder layer in place; all share one compilation, for any number of tokens."""
+    base: Any = model.base_model
+    for layer in base.layers:
+        layer.compile(dynamic=True)
+
+
+class StaticBatch:
+    """Rows being decoded, numbered prompt by prompt."""
+
+    def __init__(
+        self,
+        buffers: _Buffers,
+        prompts: Sequence[tuple[int, ...]],
+        rows_per_prompt: Sequence[int],
+        names: list[tuple[str, int]],
+        params: SamplingParams,
+        graphs: bool,
+    ) -> None:
+        self._model, self._buffers, self._params = buffers.model, buffers, params
+        self._graphs = graphs
+        rows = [p for p, count in enumerate(rows_per_prompt) for _ in range(count)]
+        self._slots = list(range(len(rows)))
+        self._num_slots = _rounded_rows(len(rows))
+        self._uniforms = UniformTable(names, torch.device("cpu")) if params.temperature else None
+        self._column, self._steps = UniformTable.BLOCK, 0
+        self._longest = max(len(prompt) for prompt in prompts)
+        padded = rows + [rows[-1]] * (self._num_slots - len(rows))
+        self._prefill(prompts, padded)
+        last = [(prompts[p][-1], len(prompts[p]) - 1) for p in padded]
+        tokens, positions = torch.tensor(last, device=self._model.device).t()
+        buffers.tokens_R[: self._num_slots] = tokens
+        buffers.positions_R[: self._num_slots] = positions
+
+    def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The next tokens of the live rows and their log-probs, 1 to `most` of each: [R, N]."""
+        buffers, block = self._buffers, UniformTable.BLOCK
+        if self._column == block:
+            self._column = 0
+            buffers.column.zero_()
+            if self._uniforms is not None:
+                uniforms_RB = self._uniforms.next_block()
+                buffers.uniforms_RB[: len(uniforms_RB)] = uniforms_RB.to(buffers.column.device)
+        steps = min(_STEPS, most, block - self._column)
+        step = self._step(_rounded_width(self._longest + self._steps + steps))
+        for _ in range(steps):
+            step()
+        columns = slice(self._column, self._column + steps)
+        self._column += steps
+        self._steps += steps
+        tokens = buffers.drawn_RB[: self._num_slots, columns].cpu().numpy()
+        logprobs = buffers.logprobs_RB[: self._num_slots, columns].cpu().numpy()
+        return tokens[self._slots], logprobs[self._slots]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with these of the live rows, renumbered in this order (which is ascending)."""
+        self._slots = [self._slots[row] for row in rows]
+        num_slots = _rounded_rows(len(rows))
+        if num_slots >= self._num_slots:
+            return
+        if self._uniforms is not None:
+            self._uniforms.keep(self._slots)
+        padded = self._slots + [self._slots[-1]] * (num_slots - len(rows))
+        index = torch.tensor(padded, device=self._model.device)
+        buffers = self._buffers
+        blocks = (buffers.uniforms_RB, buffers.drawn_RB, buffers.logprobs_RB)
+        for tensor in (
+            *buffers.keys,
+            *buffers.values,
+            *blocks,
+            buffers.tokens_R,
+            buffers.positions_R,
+        ):
+            tensor[:num_slots] = tensor[index]
+        self._slots, self._num_slots = list(range(len(rows))), num_slots
+
+    @torch.no_grad()
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], rows: Sequence[int]) -> None:
+        """Keys and values of all but the last tokens, for every row (`rows`: its prompt)."""
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        if not any(lengths):
+            return
+        device = self._model.device
+        flat = [token for prompt in prompts for token in prompt[:-1]]
+        starts_P = torch.tensor([0, *accumulate(lengths)][:-1])
+        # Behind a prompt's end stands what is masked, and overwritten.
+        source_PT = starts_P[:, None] + torch.arange(max(lengths))
+        source_RT = source_PT.clamp(max=len(flat) - 1)[list(rows)].to(device)
+        positions_L = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        prefill = _Prefill(group_layout(lengths, [[]] * len(prompts), device), source_RT)
+        # Prompts come in any shape: nothing of theirs is worth compiling.
+        stance = torch.compiler.set_stance("force_eager")
+        with stance, _no_autocast(device), attention_of(self._model, _IMPLEMENTATION):
+            self._model.base_model(
+                input_ids=torch.tensor([flat], device=device),
+                position_ids=positions_L[None],
+                use_cache=False,
+                static=(self._buffers, prefill),
+            )
+
+    def _step(self, width: int) -> Callable[[], None]:
+        """One step of all slots, captured where that is wanted."""
+        params = self._params
+        key = (self._num_slots, width, params.temperature, params.top_p, params.top_k)
+        graphs = self._buffers.graphs
+        if key not in graphs:
+            graphs[key] = self._captured(width) if self._graphs else self._stepper(width)
+        return graphs[key]
+
+    def _stepper(self, width: int) -> Callable[[], None]:
+        model, buffers, params = self._model, self._buffers, self._params
+        R, device = self._num_slots, model.device
+        rows_R = torch.arange(R, device=device)
+        columns_w = torch.arange(width, device=device)
+        tokens_R, positions_R = buffers.tokens_R[:R], buffers.positions_R[:R]
+        head = head_of(model)
+
+        @torch.no_grad()
+        def step() -> None:
+            visible_Rw = columns_w <= positions_R[:, None]
+            bias_Rw = torch.zeros((), dtype=model.dtype, device=device).where(
+                visible_Rw, -torch.inf
+            )
+            state = _Step(buffers, rows_R, width, bias_Rw[:, None, None, :])
+            with (
+                _no_autocast(device),
+                sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]),
+                attention_of(model, _IMPLEMENTATION),
+            ):
+                output = model.base_model(
+                    input_ids=tokens_R[:, None],
+                    position_ids=positions_R[:, None],
+                    use_cache=False,
+                    static=state,
+                )
+                logits_RV = head(output.last_hidden_state[:, 0])
+            uniforms_R = None
+            if params.temperature:
+                uniforms_R = buffers.uniforms_RB[:R].index_select(1, buffers.column)[:, 0]
+            drawn_R, logprobs_R = draw(logits_RV, uniforms_R, params)
+            buffers.drawn_RB[:R].index_copy_(1, buffers.column, drawn_R[:, None])
+            buffers.logprobs_RB[:R].index_copy_(1, buffers.column, logprobs_R[:, None])
+            tokens_R.copy_(drawn_R)
+            positions_R.add_(1)
+            buffers.column.add_(1)
+
+        return step
+
+    def _captured(self, width: int) -> Callable[[], None]:
+        """The step as a CUDA graph. The run before the capture (libraries set themselves up in
+        it) is undone; the keys and values that it wrote are written again."""
+        step = self._stepper(width)
+        buffers = self._buffers
+        changed = (buffers.tokens_R, buffers.positions_R, buffers.column)
+        before = [tensor.clone() for tensor in changed]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of this process may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
+        return graph.replay
+
+
+def _no_autocast(device: torch.device) -> torch.autocast:
+    """The model at hand has the precision that it is to run in."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def _rounded_rows(count: int) -> int:
+    """Rounded up by a third at most: few numbers of rows, so that few graphs are captured."""
+    multiple = max(8, 1 << ((count - 1).bit_length() - 2)) if count > 8 else 8
+    return -(-count // multiple) * multiple
+
+
+def _rounded_width(tokens: int) -> int:
+    multiple = 128 if tokens <= 1024 else 512
+    return -(-tokens // multiple) * multiple
