@@ -313,7 +313,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), attention_of(model, model.config._attn_implementation)
+        return nullcontext(), attention_of(model, model.config._attn_implementation or "sdpa")
 
     model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
 

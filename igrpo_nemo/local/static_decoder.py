@@ -221,8 +221,10 @@ class StaticDecoder:
             self._copy = _copy_in(self._live, dtype)
             if self._compiled:
                 compile_layers(self._copy)
+        pairs = zip(self._copy.parameters(), self._live.parameters(), strict=True)
         with torch.no_grad():
-            torch._foreach_copy_(list(self._copy.parameters()), list(self._live.parameters()))
+            for mine, theirs in pairs:
+                mine.copy_(theirs)
         return self._copy
 
 

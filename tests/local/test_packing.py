@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny_runs import FAMILIES
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local import packing
+from igrpo_nemo.local.fused import group_attention as group_attention_module
 from igrpo_nemo.local.fused.decoder import can_fuse
-from igrpo_nemo.local.fused.group_attention import expanded_attention, group_attention, group_layout
-from igrpo_nemo.local.packing import can_pack, completion_logprobs, split_micro_batches
+from igrpo_nemo.local.fused.group_attention import (
+    expanded_attention,
+    group_attention,
+    group_layout,
+    takes_stream,
+)
+from igrpo_nemo.local.packing import (
+    can_pack,
+    completion_logprobs,
+    enable_checkpointing,
+    split_micro_batches,
+)
 
 # Groups of several, a group of one, a one-token context, completions of one token.
 SHAPE = [(9, [5, 1, 7]), (1, [3, 2]), (14, [6]), (12, [1, 1]), (1, [1])]
@@ -75,18 +88,84 @@ def test_mamba_hybrids_are_not_packed(make_model):
     assert not can_pack(model) and not can_fuse(model)
 
 
-def test_gradient_checkpointing_changes_no_gradient(make_model, make_rows):
-    model, rows = make_model("qwen3").train(), make_rows(SHAPE)
-    _, loss, gradient = _loss_and_gradient(model, rows, packed=True)
-    model.gradient_checkpointing_enable()
-    _, repeated_loss, repeated_gradient = _loss_and_gradient(model, rows, packed=True)
+@pytest.mark.parametrize("packed", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(packed, make_model, make_rows):
+    model, rows = make_model("qwen3"), make_rows(SHAPE)
+    _, loss, gradient = _loss_and_gradient(model, rows, packed=packed)
+    enable_checkpointing(model)
+    runs = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *args: runs.append(1))
+    _, repeated_loss, repeated_gradient = _loss_and_gradient(model, rows, packed=packed)
     assert abs(loss - repeated_loss) < 1e-6
     assert _largest_difference(gradient, repeated_gradient) < 1e-6
+    assert len(runs) == 2 and not model.model.layers[0].training
 
 
-@pytest.mark.parametrize("attend", [group_attention, expanded_attention])
-def test_group_attention_equals_a_dense_mask(attend):
+@pytest.mark.parametrize("with_entropy", [True, False])
+def test_logits_in_chunks_change_nothing(with_entropy, make_model, make_rows, monkeypatch):
+    model, rows = make_model("qwen3"), make_rows(SHAPE)
+    whole = _loss_and_gradient(model, rows, packed=True)
+    entropy_RT = completion_logprobs(model, rows, temperature=0.7, with_entropy=True).entropy_RT
+    monkeypatch.setattr(packing, "_MOST_LOGITS", 4 * 320)
+    chunked = _loss_and_gradient(model, rows, packed=True)
+    assert torch.equal(whole[0], chunked[0])
+    assert _largest_difference(whole[2], chunked[2]) < 1e-6
+    again = completion_logprobs(model, rows, temperature=0.7, with_entropy=with_entropy)
+    if with_entropy:
+        torch.testing.assert_close(again.entropy_RT, entropy_RT)
+    else:
+        assert again.entropy_RT is None
+
+
+def _stream_on_cpu(q, k, v, sequences, causal, scale):
+    """What the GPU kernel computes: each sequence by itself."""
+    out, lse = torch.zeros_like(q), q.new_zeros(q.shape[1], q.shape[0])
+    for (a, b), _, scores, values in _each_sequence(q, k, v, sequences, causal, scale):
+        out[a:b] = torch.einsum("hij,jhd->ihd", scores.softmax(-1), values)
+        lse[:, a:b] = scores.logsumexp(-1)
+    return out, lse, (torch.empty(0), torch.empty(0))
+
+
+def _stream_backward_on_cpu(grad, q, k, v, out, lse, sequences, causal, state, scale):
+    """As FlashAttention's backward: probabilities from the log-sum-exp that it is given."""
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    g = q.shape[1] // k.shape[1]
+    for (a, b), (c, d), scores, values in _each_sequence(q, k, v, sequences, causal, scale):
+        probs = (scores - lse[:, a:b, None]).exp()
+        inner = torch.einsum("ihd,jhd->hij", grad[a:b], values)
+        inner = probs * (inner - (grad[a:b] * out[a:b]).sum(-1).t()[..., None]) * scale
+        keys = k[c:d].repeat_interleave(g, dim=1)
+        dq[a:b] = torch.einsum("hij,jhd->ihd", inner, keys)
+        full_k = torch.einsum("hij,ihd->jhd", inner, q[a:b])
+        full_v = torch.einsum("hij,ihd->jhd", probs, grad[a:b])
+        dk[c:d] = full_k.unflatten(1, (-1, g)).sum(2)
+        dv[c:d] = full_v.unflatten(1, (-1, g)).sum(2)
+    return dq, dk, dv
+
+
+def _each_sequence(q, k, v, sequences, causal, scale):
+    g = q.shape[1] // k.shape[1]
+    ends = zip(pairwise(sequences.queries.tolist()), pairwise(sequences.keys.tolist()), strict=True)
+    for (a, b), (c, d) in ends:
+        keys, values = (x[c:d].repeat_interleave(g, dim=1) for x in (k, v))
+        scores = torch.einsum("ihd,jhd->hij", q[a:b], keys) * scale
+        if causal:
+            scores = scores.masked_fill(~torch.ones(b - a, d - c).bool().tril(), -torch.inf)
+        yield (a, b), (c, d), scores, values
+
+
+def stream_attention(q, k, v, layout, scale):
+    assert takes_stream(q, layout)
+    return group_attention_module._StreamAttention.apply(q, k, v, layout, scale)
+
+
+@pytest.mark.parametrize("attend", [group_attention, expanded_attention, stream_attention])
+def test_group_attention_equals_a_dense_mask(attend, monkeypatch):
+    monkeypatch.setattr(group_attention_module, "_stream", _stream_on_cpu)
+    monkeypatch.setattr(group_attention_module, "_stream_backward", _stream_backward_on_cpu)
     trunks, branches = [7, 1, 0, 5], [[3, 4, 1], [2, 2], [3, 1], []]
+    if attend is stream_attention:  # it does not take the branches of an empty trunk
+        trunks[2] = 3
     layout = group_layout(trunks, branches, torch.device("cpu"))
     owner, segment, order = [], [], []
     for number, length in enumerate(trunks):

@@ -6,7 +6,8 @@
                   their log-sum-exps (as ring attention does, arXiv:2310.01889)
 
 The stream has no padding and there is no token-by-token mask, so that memory and work grow
-linearly with the number of branches.
+linearly with the number of branches. On a CPU the kernels take padded buckets of segments, on a
+GPU in half precision the stream as it is; elsewhere PyTorch's own attention does the same.
 
 Shape legend: L flat tokens, S segments of a bucket, T tokens of a segment, H query heads, K
 key-value heads, g = H / K, D head size.
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,34 +49,75 @@ class Bucket:
     """Whether there is no padding."""
 
 
+Segment = tuple[int, int]
+"""[start, end) of the flat tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Where the query and key sequences of one call end in their streams, int32 on the device."""
+
+    queries: Tensor
+    keys: Tensor
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, queries: list[int], keys: list[int], device: torch.device) -> Sequences:
+        return cls(
+            torch.tensor(queries, dtype=torch.int32, device=device),
+            torch.tensor(keys, dtype=torch.int32, device=device),
+            max(b - a for a, b in pairwise(queries)),
+            max(b - a for a, b in pairwise(keys)),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Branching:
     """One trunk, [start, end) of the flat tokens, and the contiguous tokens of its branches."""
 
-    trunk: tuple[int, int]
-    branches: tuple[int, int]
+    trunk: Segment
+    branches: Segment
     branch_lengths: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GroupLayout:
-    """Which flat token attends to which: buckets of causal segments, and branchings.
+    """Which flat token attends to which: causal segments, [start, end) each, and branchings.
 
-    `tail` begins after the trunks that have branches. A last layer needs queries from there on
-    only; `tail_layout()` leaves the others out.
+    `branched` are the trunks that have branches, `alone` those that have none, `tail` where the
+    latter begin. A last layer needs queries from there on only; `tail_layout()` leaves the others
+    out.
     """
 
-    trunk_buckets: tuple[Bucket, ...]
-    tail_buckets: tuple[Bucket, ...]
+    branched: tuple[Segment, ...]
+    alone: tuple[Segment, ...]
+    branches: tuple[Segment, ...]
     branchings: tuple[Branching, ...]
     tail: int
+    device: torch.device
 
-    @property
+    @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        return self.trunk_buckets + self.tail_buckets
+        tail = _buckets(self.alone + self.branches, self.device)
+        return _buckets(self.branched, self.device) + tail
 
     def tail_layout(self) -> GroupLayout:
-        return replace(self, trunk_buckets=())
+        return replace(self, branched=())
+
+    @cached_property
+    def own(self) -> Sequences:
+        """Every segment of the stream, by itself."""
+        ends = [end for _, end in self.branched + self.alone + self.branches]
+        return Sequences.of([0, *ends], [0, *ends], self.device)
+
+    @cached_property
+    def shared(self) -> Sequences:
+        """The branches of each trunk together, before the tokens of the trunk."""
+        first = self.branches[0][0]
+        ends = [each.branches[1] - first for each in self.branchings]
+        trunks = [each.trunk[1] for each in self.branchings]
+        return Sequences.of([0, *ends], [0, *trunks], self.device)
 
 
 def group_layout(
@@ -101,11 +145,11 @@ def group_layout(
         if trunk[1] > trunk[0]:
             branchings.append(Branching(trunk, (first, start), tuple(lengths)))
     return GroupLayout(
-        _buckets(branched, device), _buckets(alone + branches, device), tuple(branchings), tail
+        tuple(branched), tuple(alone), tuple(branches), tuple(branchings), tail, device
     )
 
 
-def _buckets(segments: Sequence[tuple[int, int]], device: torch.device) -> tuple[Bucket, ...]:
+def _buckets(segments: Sequence[Segment], device: torch.device) -> tuple[Bucket, ...]:
     remaining = sorted((s for s in segments if s[1] > s[0]), key=lambda s: (s[0] - s[1], s[0]))
     buckets = []
     while remaining:
@@ -157,6 +201,13 @@ def group_attention(
     if q_LHD.device.type == "cpu":
         k_LKD, v_LKD = k_LKD.to(q_LHD.dtype), v_LKD.to(q_LHD.dtype)
         out_LHD = _RingAttention.apply(q_LHD, k_LKD, v_LKD, layout, scale)
+        assert isinstance(out_LHD, Tensor)
+        return out_LHD
+    if torch.is_autocast_enabled(q_LHD.device.type):
+        dtype = torch.get_autocast_dtype(q_LHD.device.type)
+        q_LHD, k_LKD, v_LKD = q_LHD.to(dtype), k_LKD.to(dtype), v_LKD.to(dtype)
+    if q_LHD.dtype in (torch.bfloat16, torch.float16) and takes_stream(q_LHD, layout):
+        out_LHD = _StreamAttention.apply(q_LHD, k_LKD, v_LKD, layout, scale)
         assert isinstance(out_LHD, Tensor)
         return out_LHD
     return expanded_attention(q_LHD, k_LKD, v_LKD, layout, scale)
@@ -298,6 +349,108 @@ def ring_backward(
         dq_LHD[c:d] += _tokens(dq)
         dk_LKD[a:b] += dk.sum(1).transpose(0, 1)
         dv_LKD[a:b] += dv.sum(1).transpose(0, 1)
+
+
+def takes_stream(q_LHD: Tensor, layout: GroupLayout) -> bool:
+    """Whether the kernels for streams of sequences take these heads, and there are no branches of
+    an empty trunk."""
+    size = q_LHD.shape[2]
+    return size % 8 == 0 and size <= 256 and len(layout.branchings) == len(layout.branched)
+
+
+class _StreamAttention(torch.autograd.Function):
+    """The two partial attentions over the stream as it is, one call each (FlashAttention 2)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_LHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, layout: GroupLayout, scale: float
+    ) -> Tensor:
+        out_LHD, lse_HL, own_state = _stream(q_LHD, k_LKD, v_LKD, layout.own, True, scale)
+        states = [own_state]
+        if layout.branchings:
+            first, tail = layout.branches[0][0], layout.tail
+            shared_AHD, shared_HA, state = _stream(
+                q_LHD[first:], k_LKD[:tail], v_LKD[:tail], layout.shared, False, scale
+            )
+            states.append(state)
+            merged_HA = torch.logaddexp(lse_HL[:, first:], shared_HA)
+            share_AH1 = (shared_HA - merged_HA).exp_().t()[..., None]
+            out_LHD[first:].lerp_(shared_AHD, share_AH1.to(out_LHD.dtype))
+            lse_HL[:, first:] = merged_HA
+        ctx.save_for_backward(q_LHD, k_LKD, v_LKD, out_LHD, lse_HL)
+        ctx.layout, ctx.scale, ctx.states = layout, scale, states
+        return out_LHD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_LHD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """As `ring_backward`: each part's own gradient, given the merged output and log-sum-exp."""
+        q_LHD, k_LKD, v_LKD, out_LHD, lse_HL = ctx.saved_tensors
+        layout, scale, states = ctx.layout, ctx.scale, ctx.states
+        grad_LHD = grad_LHD.contiguous()
+        dq_LHD, dk_LKD, dv_LKD = _stream_backward(
+            grad_LHD, q_LHD, k_LKD, v_LKD, out_LHD, lse_HL, layout.own, True, states[0], scale
+        )
+        if layout.branchings:
+            first, tail = layout.branches[0][0], layout.tail
+            dq_AHD, dk_TKD, dv_TKD = _stream_backward(
+                grad_LHD[first:],
+                q_LHD[first:],
+                k_LKD[:tail],
+                v_LKD[:tail],
+                out_LHD[first:],
+                lse_HL[:, first:].contiguous(),
+                layout.shared,
+                False,
+                states[1],
+                scale,
+            )
+            dq_LHD[first:] += dq_AHD
+            dk_LKD[:tail] += dk_TKD
+            dv_LKD[:tail] += dv_TKD
+        return dq_LHD, dk_LKD, dv_LKD, None, None
+
+
+def _stream(
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Attention within sequences: out [L, H, D], log-sum-exp [H, L], the random state (unused)."""
+    s = sequences
+    out, lse, *state, _ = torch.ops.aten._flash_attention_forward(
+        q, k, v, s.queries, s.keys, s.longest_query, s.longest_key, 0.0, causal, False, scale=scale
+    )
+    return out, lse, (state[0], state[1])
+
+
+def _stream_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sequences: Sequences,
+    causal: bool,
+    state: tuple[Tensor, Tensor],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    s = sequences
+    return torch.ops.aten._flash_attention_backward(
+        grad,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        s.queries,
+        s.keys,
+        s.longest_query,
+        s.longest_key,
+        0.0,
+        causal,
+        *state,
+        scale=scale,
+    )
 
 
 def _repeat(x_SKTD: Tensor, g: int) -> Tensor:
