@@ -11,14 +11,17 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.packing import can_pack
 from igrpo_nemo.run.chat_template import chat_template_text
 from igrpo_nemo.run.tokenizer import load_tokenizer
 
@@ -59,6 +62,8 @@ def open_policy(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(folder, device=device)
+    if device.type == "cuda" and can_pack(model):
+        fuse_norms(model)
     tokenizer = load_tokenizer(tokenizer_name or folder)
     if template := chat_template_text(chat_template):
         tokenizer.chat_template = template
@@ -114,6 +119,30 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device) -> PreTr
         raise UserError(f"cannot load the model {name_or_path}: {reason}") from error
     torch.nn.Module.to(model.eval(), torch.device(device))
     return model
+
+
+def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
+    """Compiles each decoder layer in place; all share one compilation, for any number of tokens."""
+    base: Any = model.base_model
+    for layer in base.layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+def fuse_norms(model: PreTrainedModel) -> None:
+    """Each RMSNorm in one kernel, and under autocast in its precision, which is what follows wants.
+
+    For families whose norms are weight * x / rms(x), as `can_pack` knows them.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.forward = partial(_rms_norm, module)
+
+
+def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    device, weight = x.device.type, norm.weight
+    with torch.autocast(device, enabled=False):
+        out = F.rms_norm(x, weight.shape, weight.to(x.dtype), norm.variance_epsilon)
+    return out.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else out
 
 
 def _check_folder(name_or_path: str | Path) -> None:

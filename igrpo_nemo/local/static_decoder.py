@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 
 from igrpo_nemo.local.fused.group_attention import GroupLayout, group_attention, group_layout
+from igrpo_nemo.local.model import compile_layers
 from igrpo_nemo.local.packing import attention_of, head_of
 from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
 
@@ -110,6 +111,7 @@ class _Step:
     bias_R1gw: Tensor
 
 
+@torch.compiler.disable  # it differs from layer to layer, what is compiled does not
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -235,13 +237,6 @@ def _copy_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()
     }
     return copy.deepcopy(model, parameters)
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Compiles each decoder layer in place; all share one compilation, for any number of tokens."""
-    base: Any = model.base_model
-    for layer in base.layers:
-        layer.compile(dynamic=True)
 
 
 class StaticBatch:
