@@ -161,6 +161,14 @@ class Sampler:
         self._text_of = CompletionText(tokenizer)
         self._one_length = bool(getattr(model, "_is_stateful", False))
 
+    @property
+    def way(self) -> str:
+        """How it samples, in words for the start of a run."""
+        if self.decoder == "static":
+            graphs = "CUDA graphs" if self.model.device.type == "cuda" else "no graphs"
+            return f"static buffers and {graphs}"
+        return "fused layers" if self.decoder == "fused" else "the model's own cache, step by step"
+
     @torch.no_grad()
     def sample(
         self,
