@@ -32,7 +32,8 @@ from engine_setting import Setting, build_random_folder, environment_of, problem
 from igrpo_nemo.config import load_config
 from igrpo_nemo.local.costs import peak_memory_gb
 from igrpo_nemo.local.learner import Learner
-from igrpo_nemo.local.model import LoadedPolicy, open_policy
+from igrpo_nemo.local.model import LoadedPolicy, compile_layers, open_policy
+from igrpo_nemo.local.packing import enable_checkpointing
 from igrpo_nemo.local.parts import open_learner
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
@@ -57,6 +58,10 @@ class GpuSetting(Setting):
     context_tokens: int = 556
     train_mb_tokens: int = 16384
     """Of a micro-batch of the embedded engine."""
+    checkpointed: int = 0
+    """1: the embedded engine keeps the inputs of its layers alone, as TRL does by default."""
+    compiled: int = 0
+    """1: the embedded engine trains through compiled layers."""
     trl_rows_at_once: int = 32
     """Of a micro-batch of TRL: about as many tokens."""
     row_tokens: int = 4096
@@ -186,7 +191,12 @@ class Bench:
 
     @cached_property
     def policy(self) -> LoadedPolicy:
-        return open_policy(self.model_folder(), precision="bfloat16")
+        policy = open_policy(self.model_folder(), precision="bfloat16")
+        if self.setting.checkpointed:
+            enable_checkpointing(policy.model)
+        if self.setting.compiled:
+            compile_layers(policy.model)
+        return policy
 
     @cached_property
     def learner(self) -> Learner:
@@ -280,12 +290,12 @@ def ceilings(bench: Bench) -> None:
 def step(bench: Bench) -> None:
     """Whole training steps of the embedded engine, two-stage and one-stage."""
     setting, policy, learner = bench.setting, bench.policy, bench.learner
-    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
-    bench.tell(side="embedded", parameters=parameters)
+    sampler, parameters = bench.sampler(), sum(p.numel() for p in policy.model.parameters())
+    bench.tell(side="embedded", sampler=sampler.way, parameters=parameters)
     for two_stage in (True, False):
         environment = environment_of(setting, policy.tokenizer, two_stage=two_stage)
         params = SamplingParams(setting.max_completion, temperature=1.0)
-        rollout = TwoStageRollout(environment, bench.sampler(), params, setting.seed)
+        rollout = TwoStageRollout(environment, sampler, params, setting.seed)
         stages = "two" if two_stage else "one"
         meter = StepMeter(bench, 0.5 if two_stage else 1.0, side="embedded", stages=stages)
         try:
