@@ -4,41 +4,32 @@ config ─ launch_problems ─> one line each: what contradicts what, and a valu
 
 NeMo-RL 0.7.0 finds most of this only once Ray runs (`setup()`, its policy and generation workers,
 `async_grpo_train`, `examples/run_grpo.py`); some of it (a batch that leaves rows out) never.
-Pure functions: preflight and launch share them. `cluster_checks` has what needs the machines.
+Pure functions, shared by preflight and launch. `rules` has what is a table; here are the sizes:
+GPUs, replicas, batches, packs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from igrpo_nemo.config.cluster_checks import cluster_problems
+from igrpo_nemo.config.derive import largest_divisor
+from igrpo_nemo.config.machines import (
+    TENSOR,
+    generation_parallel,
+    machines,
+    parallel,
+    replicas,
+)
 from igrpo_nemo.config.nemo_schema import open_key_problems
+from igrpo_nemo.config.rules import broken_rules
 from igrpo_nemo.config.schema import Config, all_keys, unread
 from igrpo_nemo.config.section import at, shown
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback.protocol import memory_of
 
-NEMO_ADVANTAGE_DELTA = 1e-6
-"""What NeMo-RL adds to the standard deviation of Eq. 4."""
-
-ADVANTAGE_ESTIMATORS = ("grpo", "gdpo", "reinforce_plus_plus")
-TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
-CISPO_NEEDS: dict[str, Any] = {
-    "disable_ppo_ratio": False,
-    "force_on_policy_ratio": False,
-    "sequence_level_importance_ratios": False,
-    "ratio_clip_c": None,
-    "token_level_loss": True,
-}
-NOT_ASYNC = (
-    "grpo.use_dynamic_sampling",
-    "grpo.reward_scaling.enabled",
-    "grpo.reward_shaping.enabled",
-    "data.use_multiple_dataloader",
-    "data_plane.enabled",
-)
-"""What `examples/run_grpo.py` rejects beside `grpo.async_grpo.enabled`; `setup()` does not."""
+COLOCATED = "policy.generation.colocated"
+VLLM = "policy.generation.vllm_cfg"
+MEGATRON = "policy.megatron_cfg"
 
 
 def check_launch(config: Config) -> None:
@@ -56,187 +47,28 @@ def launch_problems(config: Config) -> list[str]:
         return []
     if wrong := list(open_key_problems(config)):
         return wrong
-    problems = [*_method(config), *_loss(config), *_overlap(config), *_async_training(config)]
-    problems += [*_entropy(config), *_unread(config)]
+    problems = [*broken_rules("NeMo-RL", config), *_method(config), *_unread(config)]
     if config.igrpo.engine == "nemo_rl":
-        problems += cluster_problems(config)
+        problems += _cluster(config)
     return problems
 
 
-def is_async_rollout(config: Config) -> bool:
-    """Whether NeMo-RL will roll out through the asynchronous engine."""
-    generation = config.policy.generation
-    backend = generation.backend or ""
-    if backend == "sglang":
-        return bool(generation.use_async_rollouts)
-    section = {"vllm": generation.vllm_cfg, "megatron": generation.mcore_generation_config}
-    return bool((section.get(backend) or {}).get("async_engine", False))
-
-
-def is_async_training(config: Config) -> bool:
-    return bool((config.grpo.async_grpo or {}).get("enabled", False))
+def _cluster(config: Config) -> list[str]:
+    """What does not fit the machines; without usable machines the rest is not looked at."""
+    if problems := [*broken_rules("backends", config), *_machines(config)]:
+        return problems
+    problems = list(_replica(config)) or list(_batch(config))
+    problems += [*_packs(config), *broken_rules("machines", config), *_engines(config)]
+    return problems
 
 
 def _method(config: Config) -> Iterator[str]:
-    igrpo, grpo = config.igrpo, config.grpo
-    if igrpo.advantage_delta != NEMO_ADVANTAGE_DELTA and grpo.normalize_rewards:
-        yield (
-            f"igrpo.advantage_delta={igrpo.advantage_delta:g}: NeMo-RL adds "
-            f"{NEMO_ADVANTAGE_DELTA:g}; set igrpo.advantage_delta={NEMO_ADVANTAGE_DELTA:g}, or use "
-            "engine=local"
-        )
-    estimator = (grpo.adv_estimator or {}).get("name", "grpo")
-    if estimator not in ADVANTAGE_ESTIMATORS:
-        yield (
-            f"grpo.adv_estimator.name={estimator} is none of {', '.join(ADVANTAGE_ESTIMATORS)}: "
-            "set grpo.adv_estimator.name=grpo"
-        )
-    if grpo.max_rollout_turns not in (None, 1):
-        yield (
-            f"grpo.max_rollout_turns={grpo.max_rollout_turns}: each stage is one turn; set "
-            "grpo.max_rollout_turns=1"
-        )
-    if (config.on_policy_distillation or {}).get("enabled"):
-        yield (
-            "on_policy_distillation.enabled=true: iGRPO's rows have no teachers' log-probs; set "
-            "on_policy_distillation.enabled=false"
-        )
+    igrpo = config.igrpo
     if memory := memory_of(config.feedback):
         yield (
             f"igrpo.feedback={igrpo.feedback} remembers earlier steps, which engine {igrpo.engine} "
             f"does not save: set {memory.off}, or use engine=local"
         )
-    if not (config.feedback.two_stage and config.feedback.trains_drafts):
-        return
-    if grpo.use_dynamic_sampling:
-        yield (
-            f"igrpo.feedback={config.igrpo.feedback} with igrpo.train_stages=[draft, refine] and "
-            "grpo.use_dynamic_sampling=true: NeMo-RL filters groups by the bare prompt, which "
-            "would mix both stages; set grpo.use_dynamic_sampling=false"
-        )
-    if config.feedback.repeats_question:
-        yield (
-            "igrpo.train_stages=[draft, refine] where q' may equal q (igrpo.draft_choice=none, "
-            "igrpo.draft_dropout, igrpo.on_all_zero=no_draft): NeMo-RL groups rows by their "
-            "prompt, which would mix both stages; set igrpo.train_stages=[refine]"
-        )
-
-
-def _loss(config: Config) -> Iterator[str]:
-    """What `setup()` and `ClippedPGLossFn` assert of `loss_fn`."""
-    loss = config.loss_fn
-    if loss.force_on_policy_ratio and config.igrpo.updates_per_rollout != 1:
-        yield (
-            f"loss_fn.force_on_policy_ratio=true with {config.igrpo.updates_per_rollout} updates "
-            "per rollout: the ratio is 1 in the first alone; set "
-            "loss_fn.force_on_policy_ratio=false"
-        )
-    for name, works in CISPO_NEEDS.items() if loss.use_cispo else ():
-        if (getattr(loss, name) or None) != (works or None):
-            key = f"loss_fn.{name}"
-            yield f"loss_fn.use_cispo=true excludes this {key}: set {key}={shown(works)}"
-    if config.igrpo.shaping_gamma is not None and config.grpo.seq_logprob_error_threshold:
-        yield (
-            f"igrpo.shaping_gamma={config.igrpo.shaping_gamma}: shaped rows differ from what the "
-            "engine sampled; set grpo.seq_logprob_error_threshold=null"
-        )
-    yield from _truncated_importance_sampling(config)
-    if loss.sequence_level_importance_ratios and loss.use_importance_sampling_correction:
-        # NeMo-RL issue 2269: the weight of a row is the product of its tokens' ratios.
-        setting = (
-            "grpo.async_grpo.enabled=false and loss_fn.use_importance_sampling_correction=false"
-            if is_async_training(config)
-            else "loss_fn.use_importance_sampling_correction=false"
-        )
-        yield (
-            "loss_fn.use_importance_sampling_correction=true with sequence-level ratios (gspo): "
-            f"NeMo-RL then weighs a whole row by the product over its tokens; set {setting}"
-        )
-
-
-def _truncated_importance_sampling(config: Config) -> Iterator[str]:
-    loss = config.loss_fn
-    kind, key = loss.truncated_importance_sampling_type, "loss_fn.truncated_importance_sampling_"
-    if kind is None:
-        return
-    if kind not in TRUNCATIONS:
-        yield f"{key}type={kind} is none of {', '.join(TRUNCATIONS)}: set {key}type=tis"
-        return
-    if not loss.use_importance_sampling_correction:
-        yield (
-            f"{key}type={kind} truncates a correction that is off: set "
-            "loss_fn.use_importance_sampling_correction=true"
-        )
-    if not loss.truncated_importance_sampling_ratio:
-        yield f"{key}type={kind} needs an upper bound above 0: set {key}ratio=2.0"
-    if kind != "tis" and loss.truncated_importance_sampling_ratio_min is None:
-        yield f"{key}type={kind} needs a lower bound: set {key}ratio_min=0.5"
-    if kind == "seq-mask-tis" and loss.sequence_level_importance_ratios:
-        yield f"{key}type={kind} is for token ratios, not for GSPO: set {key}type=tis"
-
-
-def _overlap(config: Config) -> Iterator[str]:
-    igrpo, plane = config.igrpo, at(config.to_dict(), "data_plane.enabled")
-    if not config.feedback.two_stage:
-        return
-    if igrpo.draft_prefetch != "off":
-        fused = "igrpo.draft_prefetch=fused"
-        if config.feedback.trains_drafts:
-            yield (
-                f"{fused} samples drafts one step early, too old to be trained on, as "
-                f"igrpo.feedback={igrpo.feedback} with igrpo.train_stages=[draft, refine] does: "
-                "set igrpo.draft_prefetch=off"
-            )
-        if config.data.use_multiple_dataloader:
-            yield f"{fused} looks one batch ahead: set data.use_multiple_dataloader=false"
-        if is_async_training(config):
-            yield f"{fused} is of no use with grpo.async_grpo: set igrpo.draft_prefetch=off"
-        if plane:
-            yield f"{fused} holds the batch itself: set data_plane.enabled=false"
-    if igrpo.val_draft_conditioned and plane:
-        yield (
-            "igrpo.val_draft_conditioned=true: the data plane keeps what an actor validates, set "
-            "data_plane.enabled=false"
-        )
-
-
-def _async_training(config: Config) -> Iterator[str]:
-    if not is_async_training(config):
-        return
-    values, asked = config.to_dict(), "grpo.async_grpo.enabled=true"
-    for key in NOT_ASYNC:
-        if at(values, key):
-            yield f"{key}=true does not go with {asked}: set grpo.async_grpo.enabled=false"
-    if not is_async_rollout(config):
-        yield (
-            f"{asked} needs the asynchronous engine: set "
-            "policy.generation.vllm_cfg.async_engine=true"
-        )
-    if not config.loss_fn.use_importance_sampling_correction:
-        yield (
-            f"{asked} makes rollouts off-policy: set "
-            "loss_fn.use_importance_sampling_correction=true"
-        )
-    if config.policy.generation.is_colocated:
-        yield (
-            f"{asked} needs GPUs that generate alone: set policy.generation.colocated.enabled=false"
-        )
-
-
-def _entropy(config: Config) -> Iterator[str]:
-    if not config.igrpo.entropy.exact:
-        return
-    policy = config.policy
-    sections = [cfg for cfg in (policy.megatron_cfg, policy.dtensor_cfg) if cfg]
-    why = None
-    if policy.generation.top_p != 1.0 or policy.generation.top_k is not None:
-        why = "trains on filtered log-probs with policy.generation.top_p or top_k"
-    elif any(cfg.get("enabled") and cfg.get("context_parallel_size", 1) > 1 for cfg in sections):
-        why = "splits a sequence over ranks with context_parallel_size above 1"
-    elif policy.sequence_packing.fuse_loss:
-        why = "hides the logits with policy.sequence_packing.fuse_loss=true"
-    if why:
-        yield f"igrpo.entropy.exact=true: NeMo-RL {why}; set igrpo.entropy.exact=false"
 
 
 def _unread(config: Config) -> Iterator[str]:
@@ -246,4 +78,144 @@ def _unread(config: Config) -> Iterator[str]:
         yield (
             f"{path}={at(config.to_dict(), path)} is not read by engine {config.igrpo.engine}: set "
             f"{path}={known[path]}"
+        )
+
+
+def _machines(config: Config) -> Iterator[str]:
+    """`setup()` on `cluster` and `policy.generation.colocated`."""
+    nodes, gpus = config.cluster.num_nodes, config.cluster.gpus_per_node
+    colocated = config.policy.generation.colocated or {}
+    if gpus < 1:
+        yield "cluster.gpus_per_node=0: engine nemo_rl trains on GPUs; set cluster.gpus_per_node=8"
+        return
+    if colocated.get("enabled", True):
+        return
+    resources = colocated.get("resources") or {}
+    share, key = resources.get("gpus_per_node"), f"{COLOCATED}.resources"
+    if nodes == 1:
+        if not share or share >= gpus:
+            several = f"{key}.gpus_per_node={gpus // 2}"
+            yield (
+                f"no GPU is left for training: {key}.gpus_per_node={shown(share)} of one node's "
+                f"{gpus} generate; set {several if gpus > 1 else f'{COLOCATED}.enabled=true'}"
+            )
+        elif resources.get("num_nodes") not in (None, 1):
+            yield (
+                f"{key}.num_nodes={resources['num_nodes']}, but the cluster has one node: set "
+                f"{key}.num_nodes=1"
+            )
+        return
+    count = resources.get("num_nodes") or 0
+    if not 0 < count < nodes:
+        left = "no GPU is left for training" if count >= nodes else "no GPU is left to generate"
+        yield (
+            f"{left}: {key}.num_nodes={shown(resources.get('num_nodes'))} of "
+            f"cluster.num_nodes={nodes}; set {key}.num_nodes=1"
+        )
+    elif share != gpus:
+        yield (
+            f"{key}.gpus_per_node={shown(share)}, but with several nodes whole ones generate: "
+            f"set {key}.gpus_per_node={gpus}"
+        )
+
+
+def _replica(config: Config) -> Iterator[str]:
+    spread, world = parallel(config), machines(config).training
+    if world % spread.replica == 0:
+        return
+    rest = spread.pipeline * spread.context
+    message = f"{world} training GPUs are no multiple of the {spread.replica} of one model replica"
+    if world % rest == 0:
+        works = largest_divisor(world // rest, spread.tensor)
+        yield f"{message}: set {spread.tensor_key}={works}"
+    elif world % (spread.tensor * spread.context) == 0:
+        yield f"{message}: set {MEGATRON}.pipeline_model_parallel_size=1"
+    else:
+        yield f"{message}: set {spread.prefix}.context_parallel_size=1"
+
+
+def _batch(config: Config) -> Iterator[str]:
+    policy, igrpo = config.policy, config.igrpo
+    count, batch = replicas(config), policy.train_global_batch_size
+    rows = config.grpo.num_generations_per_prompt
+    if batch % count:
+        updates = igrpo.updates_per_rollout
+        step = _smallest_multiple(count * updates, rows)
+        problems = max(round(config.grpo.num_prompts_per_step / step), 1) * step
+        yield (
+            f"policy.train_global_batch_size={batch} is no multiple of the {count} data-parallel "
+            f"replicas: set grpo.num_prompts_per_step={problems}"
+        )
+        return
+    micro, packed = policy.train_micro_batch_size, policy.sequence_packing.enabled
+    dynamic = policy.dynamic.get("enabled")
+    if not packed and not dynamic and (batch // count) % micro:
+        yield (
+            f"policy.train_micro_batch_size={micro} does not divide the {batch // count} rows of a "
+            f"replica: set policy.train_micro_batch_size={largest_divisor(batch // count, micro)}"
+        )
+    # NeMo-RL: batch-variant kernels make log-probs of the two passes differ from TP 4 on.
+    if parallel(config).tensor >= 4 and not config.loss_fn.force_on_policy_ratio:
+        if policy.logprob_batch_size != micro:
+            yield (
+                f"policy.logprob_batch_size={shown(policy.logprob_batch_size)}: tensor parallelism "
+                f"of 4 and more needs policy.train_micro_batch_size's {micro}; set "
+                f"policy.logprob_batch_size={micro}"
+            )
+
+
+def _smallest_multiple(of: int, rows: int) -> int:
+    """The smallest number of problems whose trained rows are a multiple of `of`."""
+    return next(n for n in range(1, of + 1) if n * rows % of == 0)
+
+
+def _packs(config: Config) -> Iterator[str]:
+    policy, spread = config.policy, parallel(config)
+    packing, total = policy.sequence_packing, policy.max_total_sequence_length
+    sections = {
+        "policy.sequence_packing": packing.model_dump() if packing.enabled else {},
+        "policy.dynamic_batching": policy.dynamic if policy.dynamic.get("enabled") else {},
+    }
+    for section, values in sections.items():
+        for name in ("train_mb_tokens", "logprob_mb_tokens"):
+            tokens = values.get(name)
+            same = name == "logprob_mb_tokens" and tokens == values.get("train_mb_tokens")
+            if tokens is not None and tokens < total and not same:
+                yield (
+                    f"{section}.{name}={tokens} cannot hold the longest row, "
+                    f"policy.max_total_sequence_length={total}: set {section}.{name}={total}"
+                )
+    factor = (2 * spread.context if spread.context > 1 else 1) * (
+        spread.tensor if spread.tensor > 1 and spread.sequence else 1
+    )
+    multiple = policy.make_sequence_length_divisible_by or 1
+    if spread.backend == "megatron" and packing.enabled and multiple % factor:
+        yield (
+            f"policy.make_sequence_length_divisible_by={multiple} is no multiple of the {factor} "
+            f"parts of a row: set policy.make_sequence_length_divisible_by={factor}"
+        )
+
+
+def _engines(config: Config) -> Iterator[str]:
+    """vLLM's, over the GPUs that generate."""
+    if config.policy.generation.backend != "vllm":
+        return
+    vllm = config.policy.generation.vllm
+    world, replica = machines(config).generation, generation_parallel(config)
+    pipeline, tensor = vllm.get("pipeline_parallel_size", 1), vllm.get(TENSOR, 1)
+    if world % pipeline:
+        yield (
+            f"{world} generation GPUs are no multiple of {VLLM}.pipeline_parallel_size="
+            f"{pipeline}: set {VLLM}.pipeline_parallel_size=1"
+        )
+    elif world % replica:
+        yield (
+            f"{world} generation GPUs are no multiple of the {replica} of one vLLM engine: set "
+            f"{VLLM}.{TENSOR}={largest_divisor(world // pipeline, tensor)}"
+        )
+    expert = vllm.get("expert_parallel_size", 1)
+    if expert > 1 and expert % tensor:
+        yield (
+            f"{VLLM}.expert_parallel_size={expert} is no multiple of {VLLM}.{TENSOR}={tensor}: set "
+            f"{VLLM}.expert_parallel_size=1"
         )

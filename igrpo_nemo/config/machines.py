@@ -97,3 +97,17 @@ def generation_parallel(config: Config) -> int:
     """GPUs of one inference engine: tensor times pipeline parallel size."""
     vllm = config.policy.generation.vllm
     return vllm.get(TENSOR, 1) * vllm.get("pipeline_parallel_size", 1)
+
+
+def is_async_rollout(config: Config) -> bool:
+    """Whether NeMo-RL will roll out through the asynchronous engine."""
+    generation = config.policy.generation
+    backend = generation.backend or ""
+    if backend == "sglang":
+        return bool(generation.use_async_rollouts)
+    section = {"vllm": generation.vllm_cfg, "megatron": generation.mcore_generation_config}
+    return bool((section.get(backend) or {}).get("async_engine", False))
+
+
+def is_async_training(config: Config) -> bool:
+    return bool((config.grpo.async_grpo or {}).get("enabled", False))

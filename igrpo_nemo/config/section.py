@@ -73,4 +73,4 @@ def shown(value: Any) -> str:
     """A value as an override writes it: `null`, `true`, `0.85`."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)

@@ -16,8 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.launch_checks import is_async_rollout, is_async_training
-from igrpo_nemo.config.machines import machines, parallel
+from igrpo_nemo.config.machines import (
+    is_async_rollout,
+    is_async_training,
+    machines,
+    parallel,
+)
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.preflight.capacity import GB, GPU
 from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds

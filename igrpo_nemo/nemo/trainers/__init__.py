@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.launch_checks import is_async_training
+from igrpo_nemo.config.machines import is_async_training
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.failure import RolloutError
 
