@@ -56,14 +56,16 @@ def bench_metrics(samples_P_K: Sequence[Sequence[SampleResult]]) -> dict[str, di
     if len(sizes) > 1:
         raise UserError(f"every problem needs the same number of samples, found {sizes}")
     (K,) = sizes
-    correct_P_K = np.array([[float(s.correct) for s in row] for row in samples_P_K])
-    missing_P_K = np.array([[s.predicted_answer is None for s in row] for row in samples_P_K])
+    correct_P_K: np.ndarray = np.array([[float(s.correct) for s in row] for row in samples_P_K])
+    missing_P_K: np.ndarray = np.array(
+        [[s.predicted_answer is None for s in row] for row in samples_P_K]
+    )
     tokens_P_K = np.array([[float(s.tokens) for s in row] for row in samples_P_K])
     common = _common_fields(samples_P_K, tokens_P_K)
     metrics: dict[str, dict[str, Any]] = {}
     for k in range(1, K + 1):
         correct_P_k, missing_P_k = correct_P_K[:, :k], missing_P_K[:, :k]
-        without = {"no_answer": _percent(missing_P_k.all(axis=1))}
+        without = {"no_answer": _percent(np.all(missing_P_k, axis=1))}
         passes_P = [pass_at_k(K, int(c), k) for c in correct_P_K.sum(axis=1)]
         metrics[f"pass@{k}"] = {**common, "symbolic_correct": _percent(passes_P), **without}
         if k == 1:  # NeMo-Skills drops pass@1[avg-of-1]

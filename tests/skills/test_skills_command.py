@@ -154,7 +154,7 @@ def test_a_model_is_split_over_gpus_that_divide_its_heads(heads: int | None, siz
 
 def test_paths_as_the_containers_see_them() -> None:
     mounts = ("/lustre/me:/space", "/data:/data:ro")
-    profile = ClusterProfile("mine", Path("/cfg"), mounts, "acme")
+    profile = ClusterProfile("mine", Path("/cfg"), {"account": "acme"}, mounts)
     assert profile.seen("/lustre/me/out/a") == "/space/out/a"
     assert profile.seen("/data") == "/data" and profile.seen("org/model") == "org/model"
     with pytest.raises(UserError, match="/lustre/meadow is in none of"):

@@ -51,8 +51,7 @@ def test_a_dead_server_ends_all_that_was_started(tmp_path: Path, monkeypatch) ->
             tmp_path / "ns.log",
             cwd=tmp_path,
             environ=os.environ,
-            alive=lambda: False,
-            on_poll=lambda: seen.extend(processes_with(mark)),
+            alive=lambda: bool(seen.extend(processes_with(mark))),
         )
     assert seen and not processes_with(mark)
 

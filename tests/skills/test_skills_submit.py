@@ -212,7 +212,7 @@ def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
         for seed in range(2):
             write_sample(where, seed, [row(f"{name} problem {i}?") for i in range(2)])
         write_metrics(where)
-    profile = ClusterProfile("mine", cluster.folder, (), "acme")
+    profile = ClusterProfile("mine", cluster.folder, {"account": "acme"}, ())
     assert submit_evaluation(Composed(profile, evaluation, cluster.place), [7], os.environ) == []
     assert f"{evaluation.out} is complete" in capsys.readouterr().out
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()

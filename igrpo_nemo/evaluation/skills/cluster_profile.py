@@ -1,14 +1,13 @@
 """Cluster profiles of NeMo-Skills: made from ours (`igrpo.site`), read, and completed for a chain.
 
     Site + workspace + images --cluster_values--> values --cluster_text--> cluster_configs/NAME.yaml
-    NAME.yaml --cluster_profile--> ClusterProfile --place--> Place
+    NAME.yaml --cluster_profile--> ClusterProfile
 
 A machine without a scheduler gets the executor `none`: plain processes, no containers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import yaml
 
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.command import Place
 from igrpo_nemo.files.atomic import write_or_refuse
 
 WORKSPACE = "/workspace"
@@ -38,14 +36,12 @@ _HEAD = """\
 
 @dataclass(frozen=True, slots=True)
 class ClusterProfile:
-    """A cluster profile of NeMo-Skills: its name, its folder, and what its containers mount."""
+    """A cluster profile of NeMo-Skills, `config_dir/NAME.yaml`, and what its containers mount."""
 
     name: str
     config_dir: Path
+    values: Mapping[str, Any]
     mounts: tuple[str, ...]
-    account: str | None
-    job_dir: Path | None = None
-    """Where this machine writes the jobs' files."""
 
     def seen(self, path: str) -> str:
         """A path as the jobs see it; a model's name on the hub is itself.
@@ -64,28 +60,14 @@ class ClusterProfile:
             "use a folder that the containers see"
         )
 
-    def place(self, out: Path, *, jobs: int, sbatch: Mapping[str, str] | None = None) -> Place:
-        """Where an evaluation runs whose folder here is `out`."""
-        here = str(out.absolute())
-        return Place(
-            out=self.seen(here),
-            cluster=self.name,
-            config_dir=self.config_dir.absolute(),
-            jobs=jobs,
-            expname=f"eval-{hashlib.sha256(here.encode()).hexdigest()[:8]}",
-            sbatch=sbatch or {},
-        )
-
     def check_own(self) -> None:
         """Raises `UserError` for a profile as it is shipped: without an account, or with folders
         that are not here."""
-        problem = None
-        if self.account == ACCOUNT:
+        problem, job_dir = None, self.values.get("job_dir")  # where this machine writes for jobs
+        if self.values.get("account") == ACCOUNT:
             problem = "names no account"
-        elif self.job_dir is not None and not self.job_dir.parent.is_dir():
-            problem = (
-                f"has {self.job_dir} for its jobs' files, but there is no {self.job_dir.parent}"
-            )
+        elif job_dir and not (parent := Path(job_dir).parent).is_dir():
+            problem = f"has {job_dir} for its jobs' files, but there is no {parent}"
         if problem:
             raise UserError(
                 f"cluster profile {self.name} {problem}: make one of your own with "
@@ -99,16 +81,15 @@ def cluster_profile(name: str, config_dir: Path) -> ClusterProfile:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         mounts = tuple(os.path.expandvars(mount) for mount in values.get("mounts") or [])
-        executor, job_dir = str(values["executor"]), values.get("job_dir")
+        on_slurm = values["executor"] != "none"
     except FileNotFoundError:
         have = ", ".join(sorted(file.stem for file in config_dir.glob("*.yaml"))) or "none"
         raise UserError(f"there is no cluster profile {path}: there are {have}") from None
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no cluster profile: {' '.join(str(error).split())}") from error
-    if executor == "none":
+    if not on_slurm:
         raise UserError(f"cluster profile {name} is this machine: leave out --cluster")
-    job_dir = Path(job_dir) if job_dir else None
-    return ClusterProfile(name, config_dir, mounts, values.get("account"), job_dir)
+    return ClusterProfile(name, config_dir, values, mounts)
 
 
 def profile_for(
@@ -117,17 +98,14 @@ def profile_for(
     """A profile completed for a chain, in `folder/NAME.yaml`: what the site says wins, and every
     `needed` folder (absolute) that no mount has is mounted at its own name, as the training's
     containers do."""
-    profile = cluster_profile(name, config_dir)  # its complaints name the user's file
-    values = yaml.safe_load((config_dir / f"{name}.yaml").read_text(encoding="utf-8"))
+    profile = cluster_profile(name, config_dir)
     own = {"account": site.account, "partition": site.partition, "default_timeout": site.time}
     sources = [mount.split(":")[0] for mount in profile.mounts]
     missing = [p for p in needed if not any(p.is_relative_to(source) for source in sources)]
-    values |= {
-        **{key: value for key, value in own.items() if value},
-        # A chain's stages start where the one before succeeded.
-        "dependency_type": "afterok",
-        "mounts": [*(values.get("mounts") or []), *(f"{path}:{path}" for path in missing)],
-    }
+    mounts = [*(profile.values.get("mounts") or []), *(f"{path}:{path}" for path in missing)]
+    values = {**profile.values, **{key: value for key, value in own.items() if value}}
+    # A chain's stages start where the one before succeeded.
+    values |= {"dependency_type": "afterok", "mounts": mounts}
     write_or_refuse(folder / f"{name}.yaml", yaml.safe_dump(values, sort_keys=False))
     return cluster_profile(name, folder)
 

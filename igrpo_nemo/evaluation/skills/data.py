@@ -25,7 +25,13 @@ import yaml
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.igrpo_keys import Evaluation
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, child_environ, run_logged
+from igrpo_nemo.evaluation.results import json_lines
+from igrpo_nemo.evaluation.skills.program import (
+    SkillsEnvironment,
+    child_environ,
+    last_line,
+    run_logged,
+)
 from igrpo_nemo.files.atomic import write_atomic
 
 Row = dict[str, Any]
@@ -175,16 +181,14 @@ def write_benchmark(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) 
         f'GENERATION_ARGS = "++prompt_config={prompt} ++eval_type={benchmark.kind}"\n'
     )
     where.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomic(where / DATA_FILE, lines.encode("ascii"))
+    write_atomic(where / DATA_FILE, json_lines(rows))
     write_atomic(where / "__init__.py", module.encode("ascii"))
     return where / DATA_FILE
 
 
 def read_benchmark(folder: Path, name: str) -> BenchmarkData:
     """A prepared benchmark, validated again. Raises `UserError` saying how to prepare it."""
-    where = folder / name
-    path = where / DATA_FILE
+    where, path = folder / name, folder / name / DATA_FILE
     if not path.is_file() or not (where / "__init__.py").is_file():
         raise UserError(
             f"{where} holds no data: prepare it with "
@@ -227,7 +231,7 @@ def prepared_by_skills(
     )
     folder = Path(asked.stdout.strip())
     for name in names:
-        if asked.returncode or not (folder / name / "prepare.py").is_file():
+        if not (folder / name / "prepare.py").is_file():
             raise UserError(
                 f"NeMo-Skills knows no benchmark {name}: name one such as {', '.join(BENCHMARKS)}, "
                 f"or give {name}=FILE"
@@ -242,12 +246,6 @@ def prepared_by_skills(
         run_logged(command, log, cwd=Path(scratch), environ=child)
         for name, file in files.items():
             if not file.is_file() or not file.stat().st_size:
-                raise UserError(f"NeMo-Skills did not get {name}: {_reason(log)}")
+                reason = last_line(log, "Error")
+                raise UserError(f"NeMo-Skills did not get {name}: {reason[-200:]}")
     return files
-
-
-def _reason(log: Path) -> str:
-    """The last line that names an error, else the last one at all."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return " ".join((errors or lines or ["it said nothing"])[-1].split())[-200:]

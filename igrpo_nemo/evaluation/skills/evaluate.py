@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from igrpo_nemo.cluster.client import has_slurm, my_jobs
@@ -25,7 +25,6 @@ from igrpo_nemo.evaluation.results import (
     BenchmarkResults,
     inspect,
     inspected,
-    sample_path,
 )
 from igrpo_nemo.evaluation.setting import (
     Setting,
@@ -58,7 +57,6 @@ from igrpo_nemo.run.lock import alone_in
 
 LOG_FOLDER = "eval-logs"
 SUBMITTED_FILE = "submitted.json"
-PROGRESS_S = 30.0
 
 NEVER = "DependencyNeverSatisfied"
 """Slurm's reason for a job that waits for the success of one that failed: it will not start."""
@@ -168,18 +166,12 @@ def _sample(
     child["NEMORUN_HOME"] = str(out.absolute() / LOG_FOLDER / "nemo_run")
     log = new_log(out)
     print(f"evaluating {', '.join(names)}; ns eval says the rest in {log}", flush=True)
-    progress = ReplyCount(evaluation, names)
     server, place = replace(evaluation.server, address=address), Place(str(out.absolute()))
     try:
         for arguments in eval_commands(evaluation.setting, names, server, place):
-            run_logged(
-                [str(environment.ns), *arguments],
-                log,
-                cwd=out,
-                environ=child,
-                alive=lambda: server_answers(address),
-                on_poll=progress,
-            )
+            command = [str(environment.ns), *arguments]
+            alive = partial(server_answers, address)
+            run_logged(command, log, cwd=out, environ=child, alive=alive)
     except ServerDied:
         print(f"the server at {address} stopped answering", file=sys.stderr)
 
@@ -248,34 +240,6 @@ def is_complete(evaluation: SkillsEvaluation) -> bool:
     """Whether nothing lacks. Raises `UserError` where the folder holds another evaluation."""
     check_same(evaluation.out, evaluation.setting)
     return not lacking_of(evaluation)
-
-
-class ReplyCount:
-    """Prints how many replies there are, every `PROGRESS_S` seconds."""
-
-    def __init__(self, evaluation: SkillsEvaluation, names: Sequence[str]) -> None:
-        setting, where = evaluation.setting, evaluation.out / RESULTS_FOLDER
-        self._files = [
-            (sample_path(where / name, seed), int(setting.problems[name]["rows"]))
-            for name in names
-            for seed in range(setting.benchmarks[name])
-        ]
-        self._next = time.monotonic() + PROGRESS_S
-
-    def __call__(self) -> None:
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + PROGRESS_S
-        done = sum(rows if path.is_file() else _lines(path) for path, rows in self._files)
-        total = sum(rows for _, rows in self._files)
-        print(f"{done:,} of {total:,} replies", flush=True)
-
-
-def _lines(path: Path) -> int:
-    try:
-        return path.with_name(f"{path.name}-async").read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
 
 
 def new_log(out: Path) -> Path:

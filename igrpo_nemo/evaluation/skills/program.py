@@ -22,6 +22,7 @@ import psutil
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
+from igrpo_nemo.files.display_text import shorten
 
 SUPPORTED = "0.7"
 LOOPBACK = "127.0.0.1,localhost"
@@ -39,6 +40,7 @@ SECRETS = (
 POLL_S = 1.0
 SILENT_S = 15.0
 """A server that refused connections for so long is taken for dead."""
+PROGRESS_S = 60.0
 GRACE_S = 10.0
 """Between asking a process to end and ending it."""
 
@@ -67,7 +69,7 @@ class SkillsEnvironment:
     @property
     def version_warning(self) -> str | None:
         """A sentence where the version is another one than these pipelines were tested with."""
-        if self.version == SUPPORTED or self.version.startswith(f"{SUPPORTED}."):
+        if f"{self.version}.".startswith(f"{SUPPORTED}."):
             return None
         return f"NeMo-Skills {self.version} was not tested with this: {SUPPORTED} was"
 
@@ -98,15 +100,13 @@ def find_environment(environ: Mapping[str, str]) -> SkillsEnvironment:
 
 
 def _bin_folder(environ: Mapping[str, str]) -> Path:
-    if named := environ.get("NEMO_SKILLS_ENV"):
-        folder = Path(named).expanduser().absolute() / "bin"
-        if not (folder / "ns").is_file():
-            raise UserError(f"NEMO_SKILLS_ENV={named} has no bin/ns: {_HOW_TO_INSTALL}")
-        return folder
-    if environ.get("VENV"):
-        folder = Path(environ["VENV"]).expanduser().absolute() / "bin"
-        if (folder / "ns").is_file():
-            return folder
+    for name in ("NEMO_SKILLS_ENV", "VENV"):
+        if named := environ.get(name):
+            folder = Path(named).expanduser().absolute() / "bin"
+            if (folder / "ns").is_file():
+                return folder
+            if name == "NEMO_SKILLS_ENV":
+                raise UserError(f"{name}={named} has no bin/ns: {_HOW_TO_INSTALL}")
     if found := shutil.which("ns", path=environ.get("PATH")):
         return Path(found).absolute().parent
     # `make install-skills` makes one there.
@@ -150,12 +150,11 @@ def run_logged(
     cwd: Path,
     environ: Mapping[str, str],
     alive: Callable[[], bool] = lambda: True,
-    on_poll: Callable[[], None] = lambda: None,
 ) -> int:
     """Runs a command with stdout and stderr in `log`; returns its exit code.
 
-    `on_poll` is called about once a second. Raises `ServerDied` once `alive` has been false for
-    `SILENT_S` seconds. Whatever ends this call, no process of the command outlives it.
+    Raises `ServerDied` once `alive` has been false for `SILENT_S` seconds. Whatever ends this call,
+    no process of the command outlives it.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
@@ -167,12 +166,12 @@ def run_logged(
             cwd=cwd,
             env=dict(environ),
         )
-        seen = time.monotonic()
+        seen, waiting = time.monotonic(), Waiting(log)
         below: set[psutil.Process] = set()
         try:
             while process.poll() is None:
                 below = _descendants(process)
-                on_poll()
+                waiting.tell()
                 if alive():
                     seen = time.monotonic()
                 elif time.monotonic() - seen > SILENT_S:
@@ -181,6 +180,24 @@ def run_logged(
             return process.returncode
         finally:
             end_with_all(process, below)
+
+
+class Waiting:
+    """Prints what a log says last, every `PROGRESS_S` seconds."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._began = log, time.monotonic()
+        self._next = self._began + PROGRESS_S
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def tell(self) -> None:
+        if time.monotonic() >= self._next:
+            self._next += PROGRESS_S
+            said = shorten(last_line(self._log), 150)
+            print(f"{self._log.stem}, {self.seconds:.0f} s: {said}", flush=True)
 
 
 def end_with_all(process: psutil.Popen, below: Iterable[psutil.Process] = ()) -> None:
@@ -218,13 +235,13 @@ def server_answers(address: str) -> bool:
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError) as error:
-        return isinstance(error, TimeoutError) or isinstance(
-            getattr(error, "reason", None), TimeoutError
-        )
+        return any(isinstance(e, TimeoutError) for e in (error, getattr(error, "reason", None)))
     return True
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says something, without the frame that `ns` draws around it."""
+def last_line(log: Path, word: str = "") -> str:
+    """The last line of a log that says something, of those with a word if there is one; without
+    the frame that `ns` draws around it."""
     lines = [line.strip(" ─│╭╮╰╯") for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "it said nothing")
+    said = [line for line in lines if line] or ["it said nothing"]
+    return ([line for line in said if word in line] or said)[-1]

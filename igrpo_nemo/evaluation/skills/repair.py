@@ -15,7 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from igrpo_nemo.evaluation.results import RESULTS_FOLDER, done_path, read_sample_file, sample_path
+from igrpo_nemo.evaluation.results import (
+    RESULTS_FOLDER,
+    done_path,
+    json_lines,
+    read_sample_file,
+    sample_path,
+)
 from igrpo_nemo.files.atomic import write_atomic
 
 POSITION = "_async_position"
@@ -35,16 +41,16 @@ def repair(folder: Path, benchmark: str, samples: int, rows: Sequence[Mapping[st
         return 0
     problems = [str(row["problem"]) for row in rows]
     unfinished = [seed for seed in range(samples) if not _is_whole(where, seed, len(problems))]
-    touched = [_mend(where, seed, problems) for seed in unfinished]
     if unfinished:
         (where / "metrics.json").unlink(missing_ok=True)
-    return sum(touched)
+    return sum([_mend(where, seed, problems) for seed in unfinished])
 
 
 def _is_whole(where: Path, seed: int, rows: int) -> bool:
-    if not done_path(where, seed).is_file() or not sample_path(where, seed).is_file():
+    path = sample_path(where, seed)
+    if not (done_path(where, seed).is_file() and path.is_file()):
         return False
-    file = read_sample_file(sample_path(where, seed))
+    file = read_sample_file(path)
     return file is not None and len(file.samples) == rows
 
 
@@ -58,22 +64,19 @@ def _mend(where: Path, seed: int, problems: Sequence[str]) -> bool:
     done.unlink(missing_ok=True)
     # Written before the other file goes: a crash in between loses no row.
     if len(found) == len(problems):
-        _write(output, [found[position] for position in range(len(problems))])
+        write_atomic(output, json_lines([found[position] for position in range(len(problems))]))
         unordered.unlink(missing_ok=True)
         # Multiple choice is judged in a last pass over the file, which NeMo-Skills still does.
         if all("symbolic_correct" in row for row in found.values()):
             done.touch()
         return True
     if found:
-        _write(unordered, [{**row, POSITION: position} for position, row in found.items()])
+        rows = [{**row, POSITION: position} for position, row in found.items()]
+        write_atomic(unordered, json_lines(rows))
     else:
         unordered.unlink(missing_ok=True)
     output.unlink(missing_ok=True)
     return True
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    write_atomic(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode("ascii"))
 
 
 def _whole_rows(path: Path, problems: Sequence[str]) -> dict[int, Row]:

@@ -18,10 +18,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.model import LoadedPolicy, open_policy
@@ -34,11 +33,10 @@ MAX_BATCH = 512
 MAX_BODY_BYTES = 16 << 20
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     request: SampleRequest
     params: SamplingParams
-    reply: Future[list[Completion]] = field(default_factory=Future)
+    reply: Future[list[Completion]]
 
 
 class Batcher:
@@ -78,7 +76,7 @@ class Batcher:
 
     def submit(self, request: SampleRequest, params: SamplingParams) -> list[Completion]:
         """The completions of one request; waits for them."""
-        waiting = _Asked(request, params)
+        waiting = _Asked(request, params, Future())
         self._queue.put(waiting)
         return waiting.reply.result()
 
@@ -87,17 +85,14 @@ class Batcher:
         self._thread.join(timeout=60)
 
     def _work(self) -> None:
-        open_ = True
-        while open_:
-            batch = [self._queue.get()]
+        while (first := self._queue.get()) is not None:
             time.sleep(GATHER_S)
-            while len(batch) < MAX_BATCH and not self._queue.empty():
-                batch.append(self._queue.get())
-            open_ = None not in batch
-            groups: dict[SamplingParams, list[_Asked]] = {}
-            for waiting in batch:
-                if waiting is not None:
-                    groups.setdefault(waiting.params, []).append(waiting)
+            groups = {first.params: [first]}
+            for _ in range(min(self._queue.qsize(), MAX_BATCH - 1)):
+                if (waiting := self._queue.get()) is None:
+                    self._queue.put(None)  # the end comes after this batch
+                    break
+                groups.setdefault(waiting.params, []).append(waiting)
             for params, group in groups.items():
                 self._sample(params, group)
 
@@ -108,9 +103,9 @@ class Batcher:
         except Exception as error:
             for waiting in group:
                 waiting.reply.set_exception(error)
-            return
-        for waiting, completions in zip(group, replies, strict=True):
-            waiting.reply.set_result(completions)
+        else:
+            for waiting, completions in zip(group, replies, strict=True):
+                waiting.reply.set_result(completions)
 
 
 @contextmanager
@@ -149,25 +144,19 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_PUT(self) -> None:  # how NeMo-Skills asks whether a server is there
-        self.close_connection = True
-        self._send(404, {"error": {"message": f"there is no {self.path}"}})
+        self._no_such_page()
 
     def do_GET(self) -> None:
         if self.path.rstrip("/") != "/v1/models":
-            return self._send(404, {"error": {"message": f"there is no {self.path}"}})
-        model = {
-            "id": self.server.name,
-            "object": "model",
-            "owned_by": "igrpo-nemo",
-            "max_model_len": self.server.engine.context,
-        }
-        self._send(200, {"object": "list", "data": [model]})
+            return self._no_such_page()
+        model = {"id": self.server.name, "object": "model", "owned_by": "igrpo-nemo"}
+        context = {"max_model_len": self.server.engine.context}
+        self._send(200, {"object": "list", "data": [{**model, **context}]})
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         if self.path.rstrip("/") != "/v1/chat/completions" or not 0 < size <= MAX_BODY_BYTES:
-            self.close_connection = True
-            return self._send(404, {"error": {"message": f"there is no {self.path}"}})
+            return self._no_such_page()
         body = self.rfile.read(size)
         try:  # boundary: a request from the network
             reply = chat_completion(self.server.engine, self.server.name, json.loads(body))
@@ -177,6 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             return self._send(500, {"error": {"message": f"{type(error).__name__}: {error}"}})
         self._send(200, reply)
+
+    def _no_such_page(self) -> None:
+        self.close_connection = True  # a body may not have been read
+        self._send(404, {"error": {"message": f"there is no {self.path}"}})
 
     def _send(self, code: int, values: Mapping[str, Any]) -> None:
         content = json.dumps(values).encode()
@@ -194,9 +187,12 @@ def chat_completion(engine: Batcher, name: str, body: Mapping[str, Any]) -> dict
     if body.get("stream"):
         raise UserError("stream is not supported: leave it out")
     prompt_ids = engine.prompt_ids(body["messages"], body.get("chat_template_kwargs") or {})
-    params = _sampling_params(engine, body, len(prompt_ids))
-    request = SampleRequest(prompt_ids, int(body.get("n") or 1), _seed_key(body, prompt_ids))
-    completions = engine.submit(request, params)
+    seed_key = uuid.uuid4().hex
+    if body.get("seed") is not None:
+        asked = hashlib.sha256(json.dumps(list(prompt_ids)).encode())
+        seed_key = f"{body['seed']}/{asked.hexdigest()}"
+    request = SampleRequest(prompt_ids, int(body.get("n") or 1), seed_key)
+    completions = engine.submit(request, _sampling_params(engine.context, body, len(prompt_ids)))
     tokens = sum(len(completion.token_ids) for completion in completions)
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -219,33 +215,21 @@ def chat_completion(engine: Batcher, name: str, body: Mapping[str, Any]) -> dict
     }
 
 
-def _sampling_params(engine: Batcher, body: Mapping[str, Any], prompt: int) -> SamplingParams:
+def _sampling_params(context: int | None, body: Mapping[str, Any], prompt: int) -> SamplingParams:
     """OpenAI's names and defaults; without a limit a reply may fill the context."""
+    given = {name: value for name, value in body.items() if value is not None}
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    room = None if engine.context is None else engine.context - prompt
+    room = None if context is None else context - prompt
     if limit is not None and room is not None and int(limit) > room:
         raise UserError(
-            f"This model's maximum context length is {engine.context} tokens. However, your "
+            f"This model's maximum context length is {context} tokens. However, your "
             f"request has {prompt} input tokens, and max_tokens is {limit}"
         )
-    stop = body.get("stop") or ()
-    top_k = body.get("top_k")
+    stop, top_k = given.get("stop", ()), int(given.get("top_k", 0))
     return SamplingParams(
         max_new_tokens=int(limit) if limit is not None else max(room or 1, 1),
-        temperature=_number(body, "temperature"),
-        top_p=_number(body, "top_p"),
-        top_k=int(top_k) if top_k is not None and int(top_k) > 0 else None,
+        temperature=float(given.get("temperature", 1.0)),
+        top_p=float(given.get("top_p", 1.0)),
+        top_k=top_k if top_k > 0 else None,
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
     )
-
-
-def _number(body: Mapping[str, Any], name: str) -> float:
-    value = body.get(name)
-    return 1.0 if value is None else float(value)
-
-
-def _seed_key(body: Mapping[str, Any], prompt_ids: Sequence[int]) -> str:
-    seed = body.get("seed")
-    if seed is None:
-        return uuid.uuid4().hex
-    return f"{seed}/{hashlib.sha256(json.dumps(list(prompt_ids)).encode()).hexdigest()}"

@@ -7,6 +7,7 @@ SkillsEvaluation + Place --submit--> jobs (`ns eval --cluster`), noted in OUT/su
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -50,7 +51,15 @@ def placed(
     evaluation: SkillsEvaluation, profile: ClusterProfile, site: Site, jobs: int
 ) -> tuple[SkillsEvaluation, Place]:
     """The evaluation with its model where the containers of a profile see it, and its place."""
-    place = profile.place(evaluation.out, jobs=jobs, sbatch=sbatch_options(site))
+    here = str(evaluation.out.absolute())
+    place = Place(
+        out=profile.seen(here),
+        cluster=profile.name,
+        config_dir=profile.config_dir.absolute(),
+        jobs=jobs,
+        expname=f"eval-{hashlib.sha256(here.encode()).hexdigest()[:8]}",
+        sbatch=sbatch_options(site),
+    )
     if evaluation.server.address is None:
         server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
         evaluation = replace(evaluation, server=server)
@@ -81,7 +90,7 @@ def submit(
             return None
         names, log = [one.benchmark for one in lacking], new_log(out)
         if dry_run:
-            _run_ns(evaluation, place, environ, names, log, "--dry_run")
+            _run_ns(evaluation, place, environ, names, log, ["--dry_run"])
             return []
         # Noted before the first one is sent: a call that is killed here may leave jobs behind.
         write_note(out, place.expname, names, [])
@@ -102,7 +111,7 @@ def _run_ns(
     environ: Mapping[str, str],
     names: Sequence[str],
     log: Path,
-    *flags: str,
+    flags: Sequence[str] = (),
 ) -> None:
     child = without_secrets(child_environ(evaluation.environment.bin, sbatch_environment(environ)))
     # In a git checkout NeMo-Skills would pack that one up and send it along.
@@ -146,8 +155,9 @@ def evaluation_text(
     # In a git checkout NeMo-Skills would look at that one.
     with tempfile.TemporaryDirectory() as outside:
         for told, arguments in zip(shown, rendered, strict=True):
+            command = [str(evaluation.environment.python), sbatch_text.__file__, *arguments]
             done = subprocess.run(
-                [str(evaluation.environment.python), sbatch_text.__file__, *arguments],
+                command,
                 cwd=outside,
                 env=child,
                 stdin=subprocess.DEVNULL,
@@ -156,7 +166,8 @@ def evaluation_text(
                 timeout=_RENDER_S,
             )
             if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if line.strip()]
-                raise UserError(f"ns eval refused: {lines[-1].strip() if lines else 'no reason'}")
+                lines = done.stderr.split("\n")
+                reason = next((line.strip() for line in lines[::-1] if line.strip()), "no reason")
+                raise UserError(f"ns eval refused: {reason}")
             parts += [f"# {shlex.join(['ns', *told])}", done.stdout.rstrip()]
     return "\n".join(parts)

@@ -20,11 +20,10 @@ import psutil
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills.command import Server
-from igrpo_nemo.evaluation.skills.program import end_with_all, last_line, server_answers
+from igrpo_nemo.evaluation.skills.program import Waiting, end_with_all, last_line, server_answers
 
 START_S = 3600.0
 """Weights come from a shared disk, and kernels are compiled."""
-PROGRESS_S = 60.0
 
 
 def find_vllm(environ: Mapping[str, str]) -> str | None:
@@ -83,18 +82,14 @@ def vllm_command(vllm: str, server: Server, arguments: str, port: int, gpus: int
 
 
 def _await(process: psutil.Popen, address: str, log: Path) -> None:
-    began = time.monotonic()
-    said = 0.0
+    waiting = Waiting(log)
     while not server_answers(address):
         if process.poll() is not None:
             code = process.returncode
             raise UserError(f"vllm serve ended with exit code {code}: {last_line(log)}; see {log}")
-        waited = time.monotonic() - began
-        if waited > START_S:
+        if waiting.seconds > START_S:
             raise UserError(f"vllm serve did not answer within {START_S:.0f} s; see {log}")
-        if waited - said >= PROGRESS_S:
-            said = waited
-            print(f"waiting for vLLM, {waited:.0f} s: {last_line(log)[:150]}", flush=True)
+        waiting.tell()
         time.sleep(0.5)
 
 
