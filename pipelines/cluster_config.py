@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.compose import composed_values, config_folders, config_groups
@@ -25,7 +25,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def main(words: Sequence[str]) -> int:
-    parser = Parser(__doc__, "cluster_config.py [flags] [key=value ...]")
+    parser = ScriptParser(__doc__, "cluster_config.py [flags] [key=value ...]")
     parser.add_argument("--name", default="slurm_a100", help="the profile's name (slurm_a100)")
     parser.add_argument(
         "--workspace", default=WORKSPACE, metavar="DIR", help=f"shared folder ({WORKSPACE})"

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.comparison import compare
-from igrpo_nemo.chain.script import DONE, Parser, exit_code
+from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code
 from igrpo_nemo.errors import UserError
 
 
 def main(words: Sequence[str]) -> int:
-    parser = Parser(__doc__, "compare.py [flags] [LABEL=]FOLDER ...")
+    parser = ScriptParser(__doc__, "compare.py [flags] [LABEL=]FOLDER ...")
     add = parser.add_argument
     add("systems", nargs="+", metavar="[LABEL=]FOLDER", help="evaluations or run folders")
     add("--out", type=Path, default=Path("comparison"), help="output folder (comparison)")

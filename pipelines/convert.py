@@ -17,12 +17,12 @@ from pathlib import Path
 from igrpo_nemo.chain.checkpoints import find_checkpoint
 from igrpo_nemo.chain.conversion import convert
 from igrpo_nemo.chain.experiment import model_folder, training_inputs
-from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.config import load_config
 
 
 def main(words: Sequence[str]) -> int:
-    parser = Parser(__doc__, "convert.py [flags] key=value ...")
+    parser = ScriptParser(__doc__, "convert.py [flags] key=value ...")
     add = parser.add_argument
     add("--checkpoint", default="last", metavar="last|best|N", help="which checkpoint (last)")
     add("--gpus", type=int, metavar="N", help="shard the model over N GPUs while converting")

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.script import DONE, NO, Parser, exit_code, overrides_of
+from igrpo_nemo.chain.script import DONE, NO, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
@@ -76,8 +76,8 @@ def main(words: Sequence[str]) -> int:
     return DONE if complete else NO
 
 
-def _parser() -> Parser:
-    parser = Parser(__doc__, "evaluate.py [flags] [key=value ...]")
+def _parser() -> ScriptParser:
+    parser = ScriptParser(__doc__, "evaluate.py [flags] [key=value ...]")
     add = parser.add_argument
     add("--model", metavar="PATH", help="model folder, checkpoint, or a name that the server knows")
     add("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples a problem")

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.script import DONE, Parser, exit_code
+from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills.data import (
@@ -33,7 +33,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 def main(words: Sequence[str]) -> int:
-    parser = Parser(__doc__, "prepare_data.py [--out DIR] [NAME | NAME=FILE | eval=NAME ...]")
+    parser = ScriptParser(__doc__, "prepare_data.py [--out DIR] [NAME | NAME=FILE | eval=NAME ...]")
     out = default_data_folder(os.environ)
     parser.add_argument("--out", type=Path, metavar="DIR", default=out, help=f"DIR ({out})")
     parser.add_argument("sources", nargs="*", metavar="NAME[=FILE]", help="benchmarks")

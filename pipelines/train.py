@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.chain.training import submit_training, train_here, training_plan
 from igrpo_nemo.cli import main as igrpo
 from igrpo_nemo.config import load_config
@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def main(words: Sequence[str]) -> int:
-    parser = Parser(__doc__, "train.py [flags] key=value ...")
+    parser = ScriptParser(__doc__, "train.py [flags] key=value ...")
     add = parser.add_argument
     add("--cluster", choices=["slurm"], help="submit to Slurm (default: train on this machine)")
     add("--chain", type=int, default=1, metavar="K", help="continuation jobs (1: it requeues)")

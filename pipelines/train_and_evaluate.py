@@ -19,7 +19,7 @@ from pathlib import Path
 from igrpo_nemo.chain.experiment import SAMPLES, Experiment
 from igrpo_nemo.chain.here import plan_here, run_here
 from igrpo_nemo.chain.on_slurm import slurm_plan, submit_all
-from igrpo_nemo.chain.script import DONE, Parser, exit_code, overrides_of
+from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(__doc__, "train_and_evaluate.py [flags] key=value ...")
+    parser = ScriptParser(__doc__, "train_and_evaluate.py [flags] key=value ...")
     add = parser.add_argument
     add(
         "--checkpoint",

@@ -24,7 +24,7 @@ DONE, NO, STOPPED, INTERRUPTED = 0, 1, 75, 130
 """Exit codes: done; a check said no; stopped with its state saved; Ctrl-C. An error has its own."""
 
 
-class Parser(argparse.ArgumentParser):
+class ScriptParser(argparse.ArgumentParser):
     """argparse whose complaints are `UserError`s, with the script's docstring as its help."""
 
     def __init__(self, doc: str | None, usage: str) -> None:

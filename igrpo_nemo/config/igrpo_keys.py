@@ -57,7 +57,7 @@ class RewardWeights(Section):
         return self.accuracy + self.format + self.judge
 
 
-class Judge(Section):
+class JudgeKeys(Section):
     """`igrpo.judge`: a model behind an OpenAI-compatible endpoint; the key is never in a config."""
 
     model: str
@@ -391,7 +391,7 @@ class IGRPO(Section):
     """The fixed texts."""
     reward: RewardWeights
     """Weights of the reward's parts."""
-    judge: Judge | None = None
+    judge: JudgeKeys | None = None
     """The generative judge; needed where `igrpo.reward.judge` is above 0."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""

@@ -24,7 +24,7 @@ from igrpo_nemo.config.machines import (
 )
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.preflight.capacity import GB, GPU
-from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
+from igrpo_nemo.preflight.decoding import PromptGroup, Speed, decode_seconds
 from igrpo_nemo.preflight.shape import (
     BF16,
     Shape,
@@ -133,7 +133,7 @@ class Estimator:
         refinements = tuple(draw(rng) for _ in range(feedback.num_refinements))
         return _Problem(question, drafts, question + DRAFT_FRAME_TOKENS + shown, refinements)
 
-    def _stages(self, drawn: Sequence[_Problem]) -> tuple[list[Group], list[Group]]:
+    def _stages(self, drawn: Sequence[_Problem]) -> tuple[list[PromptGroup], list[PromptGroup]]:
         """Drafts and refinements; GRPO's completions and nothing."""
         first = [self._group(p.question, p.drafts) for p in drawn]
         return first, [
@@ -159,19 +159,19 @@ class Estimator:
             return self._slowest(first) + self._slowest(second)
         return self._slowest([replace(a, then=b) for a, b in zip(first, second, strict=True)])
 
-    def _group(self, prompt: int, lengths: tuple[int, ...], prompts: int = 1) -> Group:
+    def _group(self, prompt: int, lengths: tuple[int, ...], prompts: int = 1) -> PromptGroup:
         """Completions of `prompts` prompts of one length."""
         vllm = self.config.policy.generation.vllm
         cached = vllm.get("enable_prefix_caching") is not False
         times = prompts if cached else len(lengths)
         rate = self.vllm.tensor * self.gpu.bf16_flops * self.config.igrpo.preflight.prefill_mfu
-        return Group(prompt, lengths, times * forward_flops(self.shape, prompt) / rate)
+        return PromptGroup(prompt, lengths, times * forward_flops(self.shape, prompt) / rate)
 
-    def _slowest(self, groups: Sequence[Group]) -> float:
+    def _slowest(self, groups: Sequence[PromptGroup]) -> float:
         count, speed = engines(self.config), self._speed(groups)
         return max(decode_seconds(groups[i::count], speed) for i in range(min(count, len(groups))))
 
-    def _speed(self, groups: Sequence[Group]) -> Speed:
+    def _speed(self, groups: Sequence[PromptGroup]) -> Speed:
         assumed, vllm = self.config.igrpo.preflight, self.vllm
         prompts = [max(g.prompt, g.then.prompt if g.then else 0) for g in groups]
         return Speed(

@@ -37,7 +37,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class PromptGroup:
     """Completions of one prompt: its tokens, theirs, and the seconds of its prefill.
 
     `after` are the completions of another prompt that must have ended: the drafts of a q'.
@@ -46,7 +46,7 @@ class Group:
     prompt: int
     lengths: tuple[int, ...]
     prefill: float
-    then: Group | None = None
+    then: PromptGroup | None = None
 
 
 @dataclass(slots=True)
@@ -59,14 +59,14 @@ class _Running:
     ends: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-def decode_seconds(groups: Sequence[Group], speed: Speed) -> float:
+def decode_seconds(groups: Sequence[PromptGroup], speed: Speed) -> float:
     """Seconds until every completion of every group, and of what follows it, has ended."""
     waiting: deque[tuple[int, int]] = deque()
-    prompts: list[Group] = []
+    prompts: list[PromptGroup] = []
     left: list[int] = []
     state = _Running()
 
-    def arrive(group: Group) -> None:
+    def arrive(group: PromptGroup) -> None:
         number = len(prompts)
         prompts.append(group)
         left.append(len(group.lengths))
@@ -97,7 +97,7 @@ def _advance(state: _Running, speed: Speed) -> None:
     state.now += steps
 
 
-def _ended(state: _Running, prompts: Sequence[Group]) -> Iterator[int]:
+def _ended(state: _Running, prompts: Sequence[PromptGroup]) -> Iterator[int]:
     """Takes the sequences that end now out of the batch; yields their groups."""
     while state.ends and state.ends[0][0] == state.now:
         _, number, length = heapq.heappop(state.ends)

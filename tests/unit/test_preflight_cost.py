@@ -10,7 +10,7 @@ from composed import config_of
 
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.cost import Cost, other_method
-from igrpo_nemo.preflight.decoding import Group, Speed, decode_seconds
+from igrpo_nemo.preflight.decoding import PromptGroup, Speed, decode_seconds
 from igrpo_nemo.preflight.shape import forward_flops
 from igrpo_nemo.preflight.tokens import KNOWN, Responses, context, questions, responses
 
@@ -30,13 +30,13 @@ PLAIN = Speed(
 
 def test_a_batch_shrinks_as_sequences_end():
     """Lengths 1, 2, 4: three steps' worth of running sequences is 1 x 3, 1 x 2, 2 x 1."""
-    group = Group(5, (1, 2, 4), prefill=0.0)
+    group = PromptGroup(5, (1, 2, 4), prefill=0.0)
     assert decode_seconds([group], PLAIN) == 4 * 1 + (3 + 2 + 1 + 1)
 
 
 def test_refinements_wait_for_their_own_drafts_alone():
-    second = Group(5, (3,), prefill=0.0)
-    quick, slow = Group(5, (1, 2), 0.0, second), Group(5, (10,), 0.0)
+    second = PromptGroup(5, (3,), prefill=0.0)
+    quick, slow = PromptGroup(5, (1, 2), 0.0, second), PromptGroup(5, (10,), 0.0)
     # 2 + 3 steps of the first problem run beside the 10 of the other: 10 steps in all.
     assert decode_seconds([quick, slow], PLAIN) == 10 + (1 + 2) + 3 + 10
     assert decode_seconds([quick], PLAIN) == 5 + (1 + 2) + 3
@@ -44,18 +44,18 @@ def test_refinements_wait_for_their_own_drafts_alone():
 
 def test_a_full_engine_makes_others_wait():
     one = Speed(1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=1)
-    assert decode_seconds([Group(0, (3, 4), 0.0)], one) == 7
+    assert decode_seconds([PromptGroup(0, (3, 4), 0.0)], one) == 7
     two = Speed(1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=2)
-    assert decode_seconds([Group(0, (3, 4), 0.0)], two) == 4
+    assert decode_seconds([PromptGroup(0, (3, 4), 0.0)], two) == 4
 
 
 def test_caches_prefill_overhead_and_arithmetic_cost_time():
     cache = Speed(0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=9)
     # Tokens read: the prompt in each of 4 steps, and half of the own ones (in continuous time).
-    assert decode_seconds([Group(10, (4,), 0.0)], cache) == 4 * (10 + 4 / 2)
-    assert decode_seconds([Group(0, (4,), prefill=2.5)], PLAIN) == 2.5 + 8
+    assert decode_seconds([PromptGroup(10, (4,), 0.0)], cache) == 4 * (10 + 4 / 2)
+    assert decode_seconds([PromptGroup(0, (4,), prefill=2.5)], PLAIN) == 2.5 + 8
     busy = Speed(1.0, 0.0, 0.0, 1.0, flops=6.0, flops_per_s=2.0, overhead=0.5, places=9)
-    assert decode_seconds([Group(0, (4, 4), 0.0)], busy) == 4 * (0.5 + 6)
+    assert decode_seconds([PromptGroup(0, (4, 4), 0.0)], busy) == 4 * (0.5 + 6)
 
 
 def test_assumed_lengths_have_the_assumed_mean():

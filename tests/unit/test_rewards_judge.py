@@ -10,7 +10,7 @@ from judge_stub import JudgeStub, random_faults
 
 from igrpo_nemo.cli import preflight
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.igrpo_keys import Judge as Keys
+from igrpo_nemo.config.igrpo_keys import JudgeKeys as Keys
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards import ScoreRequest, build_scorer
 from igrpo_nemo.rewards.accuracy import Reason, Verdict
