@@ -13,7 +13,7 @@ Every result is printed when it is there, and appended to FILE as a line of JSON
 off has told what it found. A part has `--limit` seconds, TRL's parts three times as many, and one
 that needs more is left. On a GPU the model is a Qwen2 of 0.36B parameters in bf16; on a CPU
 everything is so small that it shows the benchmark's working alone. NAME=VALUE replaces a size
-(`GpuSetting` in gpu_parts.py).
+(`GpuSetting` in gpu_bench.py).
 """
 
 from __future__ import annotations
