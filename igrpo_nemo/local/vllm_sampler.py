@@ -80,15 +80,15 @@ class VllmSampler(Sampler):
         self._skip_special_tokens = not special_tags(tokenizer)
         self._folder = tempfile.TemporaryDirectory(prefix="igrpo-vllm-")
         save_without_weights(model, tokenizer, self._folder.name)
-        self._llm = _open_engine(
-            model=self._folder.name,
-            load_format="dummy",
-            dtype=precision,
-            max_model_len=self.max_model_len,
-            gpu_memory_utilization=cfg.get("gpu_memory_utilization") or GPU_SHARE,
-            enforce_eager=bool(cfg.get("enforce_eager")),
-            **(vllm_kwargs or {}),
-        )
+        options = {
+            "model": self._folder.name,
+            "load_format": "dummy",
+            "dtype": precision,
+            "max_model_len": self.max_model_len,
+            "gpu_memory_utilization": cfg.get("gpu_memory_utilization") or GPU_SHARE,
+            "enforce_eager": bool(cfg.get("enforce_eager")),
+        }
+        self._llm = _open_engine({**options, **(vllm_kwargs or {})})
         self._awake = True
         self.sleep()
 
@@ -196,7 +196,7 @@ class VllmSampler(Sampler):
         row.completion = self._completion(row, reason)
 
 
-def _open_engine(**options: Any) -> Any:
+def _open_engine(options: dict[str, Any]) -> Any:
     """vLLM's `LLM` in this process: as quiet as the console needs, reproducible, able to sleep."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -211,7 +211,10 @@ def test_logprobs_of_a_truncated_softmax_are_not_passed_off(options, vllm, make_
 
 def test_what_the_engine_is_opened_with(vllm, make_model, tokenizer):
     cfg = {"gpu_memory_utilization": 0.3, "enforce_eager": True, "max_model_len": 64}
-    for options in ({}, {"vllm_cfg": cfg, "vllm_kwargs": {"async_scheduling": True}}):
+    for options in (
+        {},
+        {"vllm_cfg": cfg, "vllm_kwargs": {"async_scheduling": True, "dtype": "float32"}},
+    ):
         VllmSampler(make_model("qwen2"), tokenizer, max_model_len=100, **options)
     plain, chosen = (engine.options for engine in vllm.opened)
     assert plain == {
@@ -226,7 +229,7 @@ def test_what_the_engine_is_opened_with(vllm, make_model, tokenizer):
         "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
         "use_tqdm_on_load": False,
     }
-    assert chosen == {**plain, **cfg, "async_scheduling": True}
+    assert chosen == {**plain, **cfg, "async_scheduling": True, "dtype": "float32"}
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert os.environ["VLLM_LOGGING_LEVEL"] == "1", "what the user has set stays"
 
