@@ -25,6 +25,7 @@ from igrpo_nemo.local.model import LoadedPolicy, compile_layers, open_policy
 from igrpo_nemo.local.packing import enable_checkpointing
 from igrpo_nemo.local.parts import open_learner
 from igrpo_nemo.local.sampler import Sampler
+from igrpo_nemo.local.vllm_sampler import VllmSampler
 
 PROTOCOL = sys.stdout
 """The parent's end; everything that libraries print goes to stderr instead."""
@@ -49,6 +50,8 @@ class GpuSetting(Setting):
     """1: the embedded engine keeps the inputs of its layers alone, as TRL does by default."""
     compiled: int = 0
     """1: the embedded engine trains through compiled layers."""
+    vllm: int = 0
+    """1: the embedded engine samples with vLLM."""
     trl_rows_at_once: int = 32
     """Of a micro-batch of TRL: about as many tokens."""
     row_tokens: int = 4096
@@ -199,9 +202,11 @@ class Bench:
         )
         return open_learner(config, self.policy)
 
+    @cached_property
     def sampler(self) -> Sampler:
-        policy = self.policy
-        return Sampler(policy.model, policy.tokenizer, max_model_len=self.setting.context)
+        policy, longest = self.policy, self.setting.context
+        kind = VllmSampler if self.setting.vllm else Sampler
+        return kind(policy.model, policy.tokenizer, max_model_len=longest)
 
     @cached_property
     def ceilings(self) -> dict[str, float]:

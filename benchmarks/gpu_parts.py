@@ -8,28 +8,28 @@ A part that has not ended after its limit is left where it is.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from engine_setting import environment_of, problems_of
 from gpu_bench import PROTOCOL, Bench, Finished, GpuSetting, StepMeter, one_line, setting_of
 
-from igrpo_nemo.local.model import LoadedPolicy
 from igrpo_nemo.local.rollout import TwoStageRollout
-from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
+from igrpo_nemo.local.sampler import SampleRequest, SamplingParams
+from igrpo_nemo.local.vllm_sampler import VllmSampler
 from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
 
 
@@ -44,8 +44,9 @@ def ceilings(bench: Bench) -> None:
 def step(bench: Bench) -> None:
     """Whole training steps of the embedded engine, two-stage and one-stage."""
     setting, policy, learner = bench.setting, bench.policy, bench.learner
-    sampler, parameters = bench.sampler(), sum(p.numel() for p in policy.model.parameters())
-    bench.tell(side="embedded", sampler=sampler.way, parameters=parameters)
+    sampler, parameters = bench.sampler, sum(p.numel() for p in policy.model.parameters())
+    way = "vLLM" if isinstance(sampler, VllmSampler) else sampler.way
+    bench.tell(side="embedded", sampler=way, parameters=parameters)
     for two_stage in (True, False):
         environment = environment_of(setting, policy.tokenizer, two_stage=two_stage)
         params = SamplingParams(setting.max_completion, temperature=1.0)
@@ -57,6 +58,8 @@ def step(bench: Bench) -> None:
                 meter.begin()
                 with policy.autocast():
                     rollouts = rollout(problems_of(setting, number), step=number)
+                if isinstance(sampler, VllmSampler):
+                    sampler.sleep()
                 meter.rolled_out()
                 rows = [row for r in rollouts for row in environment.feedback.training_rows(r)]
                 learner.update(rows)
@@ -71,7 +74,7 @@ def step(bench: Bench) -> None:
 
 def update(bench: Bench) -> None:
     """The policy update at long rows against the measured rate of matrix products."""
-    setting, learner = bench.setting, bench.learner
+    setting, learner, rate = bench.setting, bench.learner, bench.ceilings["flops_per_s"]
     rows = long_rows(setting)
     flops = update_flops(learner.model, rows)
     config, sizes = learner.config, [setting.row_tokens * k for k in (1, 2, 4, 8)]
@@ -79,7 +82,7 @@ def update(bench: Bench) -> None:
         learner.config = config.replaced("policy.sequence_packing", train_mb_tokens=size)
         bench.memory()
         try:
-            taken = bench.seconds(partial(learner.update, rows), 1 / (len(sizes) - number))
+            taken = bench.seconds(partial(learner.update, rows), 0.9 / (len(sizes) - number))
         except torch.OutOfMemoryError as error:
             bench.tell(micro_batch_tokens=size, failed=one_line(error))
             learner.optimizer.zero_grad(set_to_none=True)
@@ -89,7 +92,7 @@ def update(bench: Bench) -> None:
             micro_batch_tokens=size,
             update_s=taken,
             flops=flops,
-            share_of_matrix_rate=flops / taken / bench.ceilings["flops_per_s"],
+            share_of_matrix_rate=flops / taken / rate,
             **bench.memory(),
         )
     learner.config = config
@@ -142,12 +145,13 @@ def decode(bench: Bench) -> None:
         )
         for i in range(setting.problems)
     ]
-    with endless(policy, setting.context) as sampler, policy.autocast():
+    rate, sampler = bench.ceilings["bytes_per_s"], bench.sampler
+    with mock.patch.object(sampler, "_end_ids", lambda params: frozenset()), policy.autocast():
         bench.memory()
         prefill_s = bench.seconds(lambda: sampler.sample(requests, SamplingParams(1)), 0.2)
         params = SamplingParams(setting.max_completion)
-        whole_s = bench.seconds(lambda: sampler.sample(requests, params))
-    step_s, rate = (whole_s - prefill_s) / steps, bench.ceilings["bytes_per_s"]
+        whole_s = bench.seconds(lambda: sampler.sample(requests, params), 0.9)
+    step_s = (whole_s - prefill_s) / steps
     of_rows, of_groups = decoding_bytes(bench)
     bench.tell(
         rows=setting.problems * setting.budget,
@@ -160,20 +164,6 @@ def decode(bench: Bench) -> None:
         share_of_bandwidth_prompts_once=of_groups / step_s / rate,
         **bench.memory(),
     )
-
-
-@contextmanager
-def endless(policy: LoadedPolicy, longest: int) -> Iterator[Sampler]:
-    """A sampler whose rows end at their length alone."""
-    tokenizer = copy.deepcopy(policy.tokenizer)
-    tokenizer.eos_token = None
-    generation = policy.model.generation_config
-    assert generation is not None
-    before, generation.eos_token_id = generation.eos_token_id, None
-    try:
-        yield Sampler(policy.model, tokenizer, max_model_len=longest)
-    finally:
-        generation.eos_token_id = before
 
 
 def decoding_bytes(bench: Bench) -> tuple[float, float]:
