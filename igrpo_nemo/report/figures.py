@@ -9,7 +9,7 @@ coloured by label; runs with an equal label (seeds of one arm) are a mean line i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from igrpo_nemo.evaluation.statistics import Estimate
+from igrpo_nemo.evaluation.systems import Comparison
 from igrpo_nemo.report.charts import Axis, Line, line_chart, running_mean, smoothing_window
 from igrpo_nemo.report.runs import Curve, Run
 
+EVALUATION = "Evaluation"
+"""The section of a comparison of evaluations."""
 GROUP_COLORS = ("g0", "g1", "g2", "g3", "g4", "g5", "g6", "g7")
 
 
@@ -182,3 +186,41 @@ def _window(spec: Spec, count: int) -> int:
 
 def _curve(run: Run, spec: Spec, metric: str) -> Curve:
     return (run.val if spec.kind == "val" else run.train).get(metric, Curve())
+
+
+def pass_figure(comparison: Comparison) -> Figure:
+    """Unbiased pass@k over k, a panel a benchmark, with a band of one standard error over
+    problems."""
+    caption = (
+        "Share of problems with a right answer among k samples: the unbiased estimate from all "
+        "samples (arXiv 2107.03374). Bands are one standard error over problems. Curves that meet "
+        "at large k mean that training made likely what the other model could already find."
+    )
+    figure = Figure("pass-at-k", EVALUATION, "pass@k", caption)
+    colors = group_colors(system.label for system in comparison.systems)
+    panels = []
+    for name in comparison.benchmarks:
+        found = {s.label: s.benchmarks[name] for s in comparison.systems}
+        lines = [
+            _passes(label, colors[label], one.passes)
+            for label, one in found.items()
+            if one.num_samples > 1
+        ]
+        if lines:
+            axis = Axis("problems solved", percent=True)
+            named = f"pass@k, {name}"
+            chart = line_chart(lines, axis, named, x_label="k, samples", x_name="k =", x_log=True)
+            panels.append(Panel(name, chart))
+    if not panels:
+        missing = "Every benchmark has one sample a problem: give several for pass@k."
+        return replace(figure, missing=missing)
+    legend = tuple((label, color, False) for label, color in colors.items())
+    return replace(figure, panels=tuple(panels), legend=legend)
+
+
+def _passes(label: str, color: str, passes: Mapping[int, Estimate]) -> Line:
+    means = tuple(each.mean for each in passes.values())
+    errors = [each.problems or 0.0 for each in passes.values()]
+    low = tuple(max(0.0, m - e) for m, e in zip(means, errors, strict=True))
+    high = tuple(min(1.0, m + e) for m, e in zip(means, errors, strict=True))
+    return Line(label, color, tuple(map(float, passes)), means, markers=True, low=low, high=high)

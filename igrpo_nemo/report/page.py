@@ -20,8 +20,13 @@ from igrpo_nemo.evaluation.systems import Comparison, compared, is_evaluation, l
 from igrpo_nemo.evaluation.tables import common_setting, findings
 from igrpo_nemo.evaluation.tables import tables as evaluation_tables
 from igrpo_nemo.files.atomic import write_or_refuse
-from igrpo_nemo.report.evaluation_figures import SECTION, pass_figure
-from igrpo_nemo.report.figures import Figure, draw_figures, group_colors
+from igrpo_nemo.report.figures import (
+    EVALUATION,
+    Figure,
+    draw_figures,
+    group_colors,
+    pass_figure,
+)
 from igrpo_nemo.report.runs import Run, load_runs
 from igrpo_nemo.report.shares import reason_figure, time_figure
 from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows
@@ -84,7 +89,7 @@ def render(
     sections = SECTIONS if runs else ()
     if evaluation is not None:
         figures.append(pass_figure(evaluation))
-        sections = (SECTION, *sections)
+        sections = (EVALUATION, *sections)
     samples, total_samples = sample_rows(runs)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -98,7 +103,7 @@ def render(
         run_table=run_rows(runs) if len(runs) > 1 else None,
         colors=group_colors(run.label for run in runs),
         sections=[(name, _split(figures, name)) for name in sections],
-        evaluation_section=SECTION,
+        evaluation_section=EVALUATION,
         evaluation_setting=common_setting(evaluation) if evaluation else "",
         findings=findings(evaluation) if evaluation else (),
         evaluation_tables=evaluation_tables(evaluation) if evaluation else (),

@@ -6,13 +6,18 @@ One run: stacked bars over training. Several: one horizontal bar a label, means 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from markupsafe import Markup
 
 from igrpo_nemo.report.charts import MAX_BARS, Axis, Layer, bar_rows, stacked_chart
 from igrpo_nemo.report.figures import GROUP_COLORS, Figure, Panel
 from igrpo_nemo.report.runs import Curve, Run
 
-Legend = tuple[tuple[str, str, bool], ...]
+Parts = dict[tuple[str, str], Curve]
+"""(label, colour) -> its values over training."""
 
 TIMING = (
     ("timing/draft", "sample drafts", "draft"),
@@ -35,30 +40,38 @@ REASON_CAPTION = (
 
 def time_figure(runs: Sequence[Run]) -> Figure:
     """Seconds of a step by activity."""
-    axis = Axis("seconds per step")
-    return _figure("time", "Cost", "Where the time goes", TIME_CAPTION, axis, runs, _time_parts)
+    figure = Figure("time", "Cost", "Where the time goes", TIME_CAPTION)
+    return _drawn(figure, Axis("seconds per step"), runs, _time_parts)
 
 
 def reason_figure(runs: Sequence[Run]) -> Figure:
     """Fractions of completions by the accuracy reward's reason."""
-    axis = Axis("share of completions", percent=True)
-    return _figure(
-        "reasons", "Two stages", "Why completions score", REASON_CAPTION, axis, runs, _reason_parts
-    )
+    figure = Figure("reasons", "Two stages", "Why completions score", REASON_CAPTION)
+    return _drawn(figure, Axis("share of completions", percent=True), runs, _reason_parts)
 
 
-def _figure(key, section, title, caption, axis: Axis, runs: Sequence[Run], parts_of) -> Figure:
-    parts = {id(run): parts_of(run) for run in runs}
-    if not any(parts.values()):
-        return Figure(key, section, title, caption, missing="These metrics were not logged.")
+def _drawn(
+    figure: Figure, axis: Axis, runs: Sequence[Run], parts_of: Callable[[Run], Parts]
+) -> Figure:
+    logged = [(run.label, parts) for run in runs if (parts := parts_of(run))]
+    if not logged:
+        return replace(figure, missing="These metrics were not logged.")
     if len(runs) == 1:
-        panel, legend = _over_steps(parts[id(runs[0])], axis, title)
+        ((_, parts),) = logged
+        colors, svg = dict(parts), _over_steps(parts, axis, figure.title)
     else:
-        panel, legend = _by_label({id_: p for id_, p in parts.items() if p}, runs, axis, title)
-    return Figure(key, section, title, caption, (panel,), legend)
+        rows = _means_by_label(logged)
+        colors = dict.fromkeys(part for means in rows.values() for part in means)
+        layers = {
+            label: [Layer(name, color, (mean,)) for (name, color), mean in means.items()]
+            for label, means in rows.items()
+        }
+        svg = bar_rows(list(layers.items()), axis, title=figure.title)
+    legend = tuple((name, color, False) for name, color in colors)
+    return replace(figure, panels=(Panel("", svg),), legend=legend)
 
 
-def _time_parts(run: Run) -> dict[tuple[str, str], Curve]:
+def _time_parts(run: Run) -> Parts:
     parts = {
         (label, color): run.train[name] for name, label, color in TIMING if run.train.get(name)
     }
@@ -73,7 +86,7 @@ def _time_parts(run: Run) -> dict[tuple[str, str], Curve]:
     return parts
 
 
-def _reason_parts(run: Run) -> dict[tuple[str, str], Curve]:
+def _reason_parts(run: Run) -> Parts:
     prefix = "reward/reason/"
     fixed = {"match": "val", "mismatch": "bad", "no_answer": "predict"}
     names = sorted(name for name in run.train if name.startswith(prefix))
@@ -85,52 +98,31 @@ def _reason_parts(run: Run) -> dict[tuple[str, str], Curve]:
     return parts
 
 
-def _over_steps(
-    parts: Mapping[tuple[str, str], Curve], axis: Axis, title: str
-) -> tuple[Panel, Legend]:
-    first = min(curve.steps[0] for curve in parts.values())
-    last = max(curve.steps[-1] for curve in parts.values())
-    width = max(1, math.ceil((last - first + 1) / MAX_BARS))
-    bars = math.ceil((last - first + 1) / width)
+def _over_steps(parts: Parts, axis: Axis, title: str) -> Markup:
+    """Bars of means per logged step; a part absent from a step (validation) counts as 0."""
+    steps = {step for curve in parts.values() for step in curve.steps}
+    first, length = min(steps), max(steps) - min(steps) + 1
+    width = max(1, math.ceil(length / MAX_BARS))
+    bars = math.ceil(length / width)
+    counts = Counter((step - first) // width for step in steps)
+    layers = []
+    for (label, color), curve in parts.items():
+        sums = [0.0] * bars
+        for step, value in zip(curve.steps, curve.values, strict=True):
+            sums[(step - first) // width] += value
+        means = tuple(total / max(counts[i], 1) for i, total in enumerate(sums))
+        layers.append(Layer(label, color, means))
     edges = [first + i * width for i in range(bars + 1)]
-    layers = [
-        Layer(label, color, _bar_means(curve, first, width, bars, _logged_steps(parts)))
-        for (label, color), curve in parts.items()
-    ]
-    legend = tuple((layer.label, layer.color, False) for layer in layers)
-    return Panel("", stacked_chart(layers, axis, edges=edges, title=title)), legend
+    return stacked_chart(layers, axis, edges=edges, title=title)
 
 
-def _logged_steps(parts: Mapping[tuple[str, str], Curve]) -> set[int]:
-    return {step for curve in parts.values() for step in curve.steps}
-
-
-def _bar_means(
-    curve: Curve, first: int, width: int, bars: int, logged: set[int]
-) -> tuple[float, ...]:
-    """Mean per logged step in each bar; a part absent from a step (validation) counts as 0."""
-    sums, counts = [0.0] * bars, [0] * bars
-    for step in logged:
-        counts[(step - first) // width] += 1
-    for step, value in zip(curve.steps, curve.values, strict=True):
-        sums[(step - first) // width] += value
-    return tuple(s / c if c else 0.0 for s, c in zip(sums, counts, strict=True))
-
-
-def _by_label(
-    parts: Mapping[int, Mapping], runs: Sequence[Run], axis: Axis, title: str
-) -> tuple[Panel, Legend]:
-    rows, legend = [], {}
-    for label in dict.fromkeys(run.label for run in runs):
-        members = [parts[id(run)] for run in runs if run.label == label and id(run) in parts]
-        means: dict[tuple[str, str], float] = {}
-        for member in members:
-            steps = len(_logged_steps(member))
-            for part, curve in member.items():
-                means[part] = means.get(part, 0.0) + sum(curve.values) / steps / len(members)
-        layers = [Layer(name, color, (value,)) for (name, color), value in means.items()]
-        legend.update({name: color for name, color in means})
-        if layers:
-            rows.append((label, layers))
-    entries = tuple((name, color, False) for name, color in legend.items())
-    return Panel("", bar_rows(rows, axis, title=title)), entries
+def _means_by_label(logged: Sequence[tuple[str, Parts]]) -> dict[str, dict[tuple[str, str], float]]:
+    """Label -> part -> its mean over the steps of the label's runs."""
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    sizes = Counter(label for label, _ in logged)
+    for label, parts in logged:
+        steps = len({step for curve in parts.values() for step in curve.steps})
+        means = found.setdefault(label, {})
+        for part, curve in parts.items():
+            means[part] = means.get(part, 0.0) + sum(curve.values) / steps / sizes[label]
+    return found

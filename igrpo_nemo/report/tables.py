@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from igrpo_nemo.report.charts import format_value
-from igrpo_nemo.report.runs import Run
+from igrpo_nemo.report.runs import Curve, Run
 
 SAMPLE_LIMIT = 60
 """Samples shown on the page, over all runs."""
@@ -37,15 +37,12 @@ def headline_facts(run: Run) -> list[Fact]:
         facts.append(Fact("Wall clock", duration(float(seconds))))
     if (rate := run.summary.get("completions_per_second")) is not None:
         facts.append(Fact("Completions / s", format_value(float(rate))))
-    tails = (
-        ("Copies of the draft", "igrpo/copy_rate", True),
-        ("Groups that teach", "igrpo/nonzero_advantage_groups", True),
-        ("Entropy", "entropy/exact", False),
-    )
-    for label, metric, percent in tails:
-        value = run.tail(metric)
-        if value is not None:
-            unit = "" if percent else " nats"
+    for label, metric, percent, unit in (
+        ("Copies of the draft", "igrpo/copy_rate", True, ""),
+        ("Groups that teach", "igrpo/nonzero_advantage_groups", True, ""),
+        ("Entropy", "entropy/exact", False, " nats"),
+    ):
+        if (value := run.tail(metric)) is not None:
             facts.append(Fact(label, format_value(value, percent) + unit, "mean of the last tenth"))
     if memory := run.train.get("perf/peak_memory_gb"):
         facts.append(Fact("Peak memory", f"{format_value(max(memory.values))} GB"))
@@ -61,21 +58,20 @@ def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for run in runs:
         start, end = run.accuracy("start"), run.accuracy("end")
-        change = None if start is None or end is None else f"{100 * (end - start):+.1f}"
-        seconds = run.summary.get("seconds")
-        total = rollout_totals(run)["completions sampled"]
+        seconds, total = run.summary.get("seconds"), rollout_totals(run)["completions sampled"]
+        entropy = run.tail("entropy/exact")
         rows.append(
             [
                 run.name,
                 str(run.summary.get("steps", run.steps)),
                 _percent(start),
                 _percent(end),
-                change or "–",
-                _number(run.tail("entropy/exact")),
+                "–" if start is None or end is None else f"{100 * (end - start):+.1f}",
+                "–" if entropy is None else format_value(entropy),
                 _percent(run.tail("igrpo/copy_rate")),
                 _percent(run.tail("igrpo/nonzero_advantage_groups")),
-                f"{total:,}" if total is not None else "–",
-                duration(float(seconds)) if seconds is not None else "–",
+                "–" if total is None else f"{total:,}",
+                "–" if seconds is None else duration(float(seconds)),
             ]
         )
     return header, rows
@@ -108,10 +104,11 @@ def rollout_totals(run: Run) -> dict[str, int | None]:
         unknown = ("completions sampled", "rows trained", "tokens sampled")
         return {"steps": steps, **dict.fromkeys(unknown)}
     P, drafts, refinements, trained = settings
-    tokens = _mean_times(run, "igrpo/draft_tokens", P * drafts, steps)
-    if tokens is not None and refinements:
-        more = _mean_times(run, "igrpo/refinement_tokens", P * refinements, steps)
-        tokens = None if more is None else tokens + more
+    sizes = {"igrpo/draft_tokens": P * drafts, "igrpo/refinement_tokens": P * refinements}
+    tokens: int | None = 0
+    for name, count in sizes.items():
+        mean = run.train.get(name, Curve()).tail_mean(1.0) if count else 0.0
+        tokens = None if tokens is None or mean is None else tokens + round(mean * count * steps)
     # Dynamic sampling draws more than the plan; the run counts what it drew.
     counted = run.summary.get("completions")
     planned = P * (drafts + refinements) * steps
@@ -123,13 +120,43 @@ def rollout_totals(run: Run) -> dict[str, int | None]:
     }
 
 
+def _budget(run: Run) -> tuple[int, int, int, int] | None:
+    """(problems, drafts, refinements, trained rows a problem) per step; None without a config."""
+    P = run.setting("grpo.num_prompts_per_step")
+    trained = run.setting("grpo.num_generations_per_prompt")
+    N, G = run.setting("igrpo.num_drafts"), run.setting("igrpo.num_refinements")
+    if not isinstance(P, int):
+        return None
+    # Without a trained Stage 2 there are no refinements, whatever N and G say.
+    if run.setting("igrpo.train_stages") != ["draft"] and isinstance(N, int) and isinstance(G, int):
+        return P, N, G, trained if isinstance(trained, int) else G
+    single = trained if isinstance(trained, int) else run.setting("igrpo.budget")
+    return (P, single, 0, single) if isinstance(single, int) else None
+
+
 def sample_rows(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], int]:
     """Samples to show, evenly spread over training, and how many were logged."""
     shown: list[dict[str, Any]] = []
     for run in runs:
-        share = max(4, SAMPLE_LIMIT // len(runs))
-        shown += [_sample(run, row) for row in _spread_out(run.samples, share)]
-    return shown[: max(SAMPLE_LIMIT, 4)], sum(len(run.samples) for run in runs)
+        rows, last = run.samples, len(run.samples) - 1
+        limit = min(len(rows), max(4, SAMPLE_LIMIT // len(runs)))
+        places = [round(i * last / max(limit - 1, 1)) for i in range(limit)]
+        shown += [_sample(run, rows[place]) for place in places]
+    return shown[:SAMPLE_LIMIT], sum(len(run.samples) for run in runs)
+
+
+def _sample(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A logged problem with its draft and a refinement, cut for display."""
+    texts = ("problem_id", "question", "answer", "draft", "refinement")
+    values = {name: "" if row.get(name) is None else str(row[name]) for name in texts}
+    sample: dict[str, Any] = {name: shorten(text) for name, text in values.items()}
+    for stage in ("draft", "refinement"):
+        reward, right = row.get(f"{stage}_reward"), row.get(f"{stage}_correct")
+        known = isinstance(reward, int | float)
+        sample[f"{stage}_reward"] = format_value(float(reward)) if known else "–"
+        sample[f"{stage}_verdict"] = "none" if right is None else "right" if right else "wrong"
+    shown = row.get("draft_shown") is not False
+    return {**sample, "run": run.name, "step": int(row.get("step") or 0), "draft_shown": shown}
 
 
 def duration(seconds: float) -> str:
@@ -149,49 +176,5 @@ def shorten(text: str, limit: int = TEXT_LIMIT) -> str:
     return f"[{len(text) - limit:,} characters left out]\n{text[-limit:]}"
 
 
-def _budget(run: Run) -> tuple[int, int, int, int] | None:
-    """(problems, drafts, refinements, trained rows a problem) per step; None without a config."""
-    P = run.setting("grpo.num_prompts_per_step")
-    trained = run.setting("grpo.num_generations_per_prompt")
-    N, G = run.setting("igrpo.num_drafts"), run.setting("igrpo.num_refinements")
-    if not isinstance(P, int):
-        return None
-    # Without a trained Stage 2 there are no refinements, whatever N and G say.
-    if run.setting("igrpo.train_stages") != ["draft"] and isinstance(N, int) and isinstance(G, int):
-        return P, N, G, trained if isinstance(trained, int) else G
-    single = trained if isinstance(trained, int) else run.setting("igrpo.budget")
-    return (P, single, 0, single) if isinstance(single, int) else None
-
-
-def _mean_times(run: Run, metric: str, count: int, steps: int) -> int | None:
-    curve = run.train.get(metric)
-    return round(sum(curve.values) / len(curve.values) * count * steps) if curve else None
-
-
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else format_value(value)
-
-
-def _spread_out(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str, Any]]:
-    if len(rows) <= limit:
-        return list(rows)
-    last = len(rows) - 1
-    return [rows[round(i * last / (limit - 1))] for i in range(limit)]
-
-
-def _sample(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A logged problem with its draft and a refinement, cut for display."""
-    texts = ("problem_id", "question", "answer", "draft", "refinement")
-    values = {name: "" if row.get(name) is None else str(row[name]) for name in texts}
-    sample: dict[str, Any] = {name: shorten(text) for name, text in values.items()}
-    for stage in ("draft", "refinement"):
-        reward, right = row.get(f"{stage}_reward"), row.get(f"{stage}_correct")
-        known = isinstance(reward, int | float)
-        sample[f"{stage}_reward"] = format_value(float(reward)) if known else "–"
-        sample[f"{stage}_verdict"] = "none" if right is None else "right" if right else "wrong"
-    shown = row.get("draft_shown") is not False
-    return {**sample, "run": run.name, "step": int(row.get("step") or 0), "draft_shown": shown}

@@ -24,7 +24,7 @@ from igrpo_nemo.evaluation.tables import (
     tables,
 )
 from igrpo_nemo.report import build_report
-from igrpo_nemo.report.evaluation_figures import pass_figure
+from igrpo_nemo.report.figures import pass_figure
 
 RATES = np.random.default_rng(0).beta(0.8, 1.2, size=30)
 
