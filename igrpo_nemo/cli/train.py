@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved config, each value with its origin, and the budget; then stop",
+        help="print the resolved config, the files that it is made of, and the budget; then stop",
     )
     parser.add_argument(
         "--config-dir",
@@ -54,12 +54,12 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | None = None) -> str:
-    """The resolved config as YAML, each value with its origin, and the rollout budget behind it.
+    """The resolved config as YAML; behind it the files that it is made of and the rollout budget.
 
-    Both are as the run will have them where the number of problems is known without the data.
+    All is as the run will have it where the number of problems is known without the data.
     """
     from igrpo_nemo.config import RolloutBudget, with_problems
-    from igrpo_nemo.config.origins import annotated_yaml, origins_of
+    from igrpo_nemo.config.compose import merged_files
     from igrpo_nemo.config.schema import unread
     from igrpo_nemo.run.problems import expected_problems
 
@@ -68,11 +68,12 @@ def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | No
         config = with_problems(config, problems)
     known = [] if problems is None else [f"training problems: {problems:,}"]
     budget = [*known, *RolloutBudget.of(config, problems).lines()]
-    lines = ["", "rollout budget", *(f"  {line}" for line in budget)]
+    made_of = [*merged_files(overrides, config_dir), "command line", "config/derive.py"]
+    lines = ["", "made of (the later one wins)", *(f"  {each}" for each in made_of)]
+    lines += ["", "rollout budget", *(f"  {line}" for line in budget)]
     if keys := unread(config):
         lines.append(f"not read by engine {config.igrpo.engine}: {', '.join(keys)}")
-    yaml = annotated_yaml(config, origins_of(config, overrides, config_dir))
-    return yaml + "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    return config.to_yaml() + "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
 COMMAND = Command(

@@ -16,8 +16,10 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -117,6 +119,21 @@ def hydra_arguments(overrides: Sequence[str], folders: Sequence[Path]) -> list[s
     groups = config_groups(folders)
     search = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
     return [*search, *(_addable(override, groups) for override in overrides)]
+
+
+def merged_files(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:
+    """The config files that overrides name, in the order of merging: the later one wins."""
+    folders = config_folders(config_dir)
+    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        arguments = hydra_arguments(overrides, folders)
+        listed = loader.compute_defaults_list("config", arguments, RunMode.RUN)
+    names = [f"{default.config_path}.yaml" for default in listed.defaults]
+    return [
+        f"configs/{name}" if (folders[0] / name).is_file() else str(folders[-1] / name)
+        for name in names
+        if not name.startswith("hydra/")
+    ]
 
 
 def finished(

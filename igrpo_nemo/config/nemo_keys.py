@@ -140,9 +140,9 @@ class Loss(Section):
     """Weight beta of the KL to the reference policy (Eq. 26)."""
     reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL."""
-    kl_input_clamp_value: float | None = None
+    kl_input_clamp_value: PositiveFloat | None = None
     """Clamp of the log-ratio; null is none, as in Eq. 26."""
-    kl_output_clamp_value: float | None = None
+    kl_output_clamp_value: PositiveFloat | None = None
     """Clamp of the KL; null is none, as in Eq. 26."""
 
     use_on_policy_kl_approximation: Only[bool] = only("Importance-weighted KL estimate.")

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
-from igrpo_nemo.errors import UserError
-
 Label = TypeVar("Label", bound=Hashable)
 
 EQUAL_REWARDS = 1e-6
@@ -59,13 +57,7 @@ def scale_rewards(
 
     A reward outside the source range is moved to its nearest end first, as in NeMo-RL.
     Accuracy + format needs source_max = 2.
-
-    Raises UserError for an empty source range.
     """
-    if not source_max > source_min:
-        raise UserError(
-            f"grpo.reward_scaling: source_max={source_max} must be above source_min={source_min}"
-        )
     slope = (target_max - target_min) / (source_max - source_min)
     return [
         target_min + (min(max(reward, source_min), source_max) - source_min) * slope
@@ -86,19 +78,7 @@ def overlong_penalties(
     -overlong_buffer_penalty at max_response_length, and no lower (arXiv 2503.14476, Eq. 13).
     NeMo-RL lets the line run on beyond max_response_length, where a completion cannot be as long
     as the token limit equals that key.
-
-    Raises UserError for a buffer outside (0, max_response_length] or a negative penalty.
     """
-    if not 0 < overlong_buffer_length <= max_response_length:
-        raise UserError(
-            f"grpo.reward_shaping.overlong_buffer_length={overlong_buffer_length} must be in "
-            f"1..max_response_length={max_response_length}"
-        )
-    if overlong_buffer_penalty < 0:
-        raise UserError(
-            f"grpo.reward_shaping.overlong_buffer_penalty={overlong_buffer_penalty} "
-            "must not be negative: it is subtracted"
-        )
     free_length = max_response_length - overlong_buffer_length
     return [
         -overlong_buffer_penalty
