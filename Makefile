@@ -7,6 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests that run at a time.
 PROCESSES ?= 2
 NEMO_RL_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-0.7.0
+NEMO_RL_MAIN_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-main
 NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
 # Where NeMo-RL's source is, what its driver imports is installed at once.
 COMMA := ,
@@ -16,7 +17,7 @@ EXTRAS := dev$(if $(wildcard $(NEMO_RL_SRC)/nemo_rl),$(COMMA)nemo)
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
 
-.PHONY: help install install-nemo install-bench install-skills demo evaluate compare test test-hosts test-nemo test-skills test-slurm lint clean
+.PHONY: help install install-nemo install-bench install-skills demo evaluate compare test test-hosts test-nemo test-nemo-main test-skills test-slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,11 +54,14 @@ compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 test: install ## unit, engine and end-to-end tests
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/unit tests/local tests/gpu tests/e2e
 
-test-hosts: test-nemo test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
+test-hosts: test-nemo test-nemo-main test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
 
 test-nemo: install ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
 	@test ! -d "$(NEMO_RL_SRC)/nemo_rl" || $(BIN)/python -c 'import tensordict' 2>/dev/null || $(MAKE) install-nemo
 	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/nemo
+
+test-nemo-main: install ## what of them must pass on NeMo-RL's main too (NEMO_RL_MAIN_SRC)
+	NEMO_RL_SRC="$(NEMO_RL_MAIN_SRC)" $(BIN)/pytest -m either_tree tests/nemo
 
 test-skills: install ## tests against NeMo-Skills, for whoever has its source (NEMO_SKILLS_SRC)
 	NEMO_SKILLS_SRC="$(NEMO_SKILLS_SRC)" $(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/skills

@@ -22,6 +22,7 @@ from igrpo_nemo.nemo.failure import RolloutError
 from igrpo_nemo.nemo.loss import SHAPED
 from igrpo_nemo.nemo.prefetch import BATCH_NUMBER
 from igrpo_nemo.nemo.stages import Item
+from igrpo_nemo.nemo.versions import component_key
 from igrpo_nemo.types import (
     Completion,
     Problem,
@@ -123,8 +124,8 @@ def trained_batch(
     """The batch that NeMo-RL trains on: a training row in the place of each of its rows.
 
     A row's weight is its `loss_multiplier`, whose sum NeMo-RL divides the loss by. With several
-    reward components (`weights` by name) their weighted values are added as NeMo-RL's `reward1`,
-    `reward2`, ... Raises `RolloutError` where a row is missing, and where a group's rows stand
+    reward components (`weights` by name) their weighted values are added as NeMo-RL names them.
+    Raises `RolloutError` where a row is missing, and where a group's rows stand
     under several contexts.
     """
     flat = [(row, rollout) for rollout, rows in problems for row in rows]
@@ -145,7 +146,7 @@ def trained_batch(
         scores = [_score(row, rollout) for row, rollout in flat]
         for number, (name, weight) in enumerate(weights.items(), start=1):
             values = [weight * score.components.get(name, 0.0) for score in scores]
-            trained[f"reward{number}"] = torch.tensor(values, dtype=torch.float32)
+            trained[component_key(number, name)] = torch.tensor(values, dtype=torch.float32)
     return trained
 
 

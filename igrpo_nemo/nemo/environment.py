@@ -23,6 +23,7 @@ from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentRet
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.validate import validated
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
+from igrpo_nemo.nemo.versions import component_rewards
 from igrpo_nemo.run.core import evaluation_scorer, prompt_builder, scorer_of
 from igrpo_nemo.types import Completion, Problem, Prompt, Score, Stage, StopReason
 
@@ -87,15 +88,16 @@ class TwoStageWorker(EnvironmentInterface):
             answers=None,
         )
 
-    def _rewards(self, scores: Sequence[Score], validation: bool) -> torch.Tensor:
-        """[B] rewards; [B, K] weighted components where there are several, which NeMo-RL sums."""
+    def _rewards(self, scores: Sequence[Score], validation: bool) -> Any:
+        """[B] rewards; the weighted components where there are several, which NeMo-RL sums."""
         if validation:
             return torch.tensor([float(score.correct) for score in scores])
         weights = self.scorer.weights
         if len(weights) == 1:
             return torch.tensor([score.reward for score in scores], dtype=torch.float32)
-        columns = [[w * s.components[name] for name, w in weights.items()] for s in scores]
-        return torch.tensor(columns, dtype=torch.float32)
+        return component_rewards(
+            {n: torch.tensor([w * s.components[n] for s in scores]) for n, w in weights.items()}
+        )
 
     def global_post_process_and_metrics(
         self, batch: BatchedDataDict

@@ -14,6 +14,7 @@ import torch
 
 from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.nemo.seam import StepClock
+from igrpo_nemo.nemo.versions import newest_checkpoint
 
 # What NeMo-RL's trainers call, the second one where rows travel through TransferQueue.
 _UPDATES = ("train", "train_from_meta")
@@ -44,7 +45,7 @@ def _checked(
         for key, what in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
             value = results.get(key)
             if value is not None and not bool(torch.isfinite(torch.as_tensor(value)).all()):
-                newest = checkpointer.get_latest_checkpoint_path()
+                newest = newest_checkpoint(checkpointer)
                 good = f"the last good checkpoint is {newest}" if newest else "none was saved"
                 error = NonFiniteError(
                     f"step {clock.finished + 1}: the {what} is not finite; {good}; begin a new run "

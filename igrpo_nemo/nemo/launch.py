@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.nemo.failure import LostProcessError, lost_process_named
-from igrpo_nemo.nemo.names import check_nemo_rl
+from igrpo_nemo.nemo.names import check_keys, check_nemo_rl
 from igrpo_nemo.nemo.processes import (
     nodes_lost,
     prepare_environment,
@@ -43,6 +43,7 @@ def train(config: Config) -> int:
     """
     prepare_environment(config)
     check_nemo_rl()
+    check_keys(config.to_dict())
     from igrpo_nemo.nemo.master_config import open_run
     from igrpo_nemo.nemo.setup import set_up
 

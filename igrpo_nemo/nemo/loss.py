@@ -25,6 +25,7 @@ from nemo_rl.distributed.model_utils import (
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.objectives.entropy import token_entropy
 from igrpo_nemo.objectives.surrogate import shaped_probability
 
@@ -32,6 +33,9 @@ SHAPED = 1.0
 """Marks the tokens of shaped rows: it stands in the place of the log-probs that they were sampled
 with, and no log-prob is positive. Of a row's message NeMo-RL's loss sees nothing else per token,
 and what the tokens were sampled with, under another context, is of no use to it."""
+
+FUSED = "use_fused_linear_logprobs"
+"""NeMo-RL's key and attribute, since 0.8."""
 
 ENTROPY_CHUNK = 1024
 """Positions whose distribution is held in fp32 at a time."""
@@ -215,17 +219,27 @@ def shards_of_this_process() -> Shards:
     )
 
 
-def build_loss(loss_cfg: Any, config: Any, policy: dict[str, Any]) -> ClippedPGLossFn:
-    """The loss of a project config; NeMo-RL's own class where nothing is added to it."""
+def build_loss(
+    made: ClippedPGLossFn, loss_cfg: Any, config: Any, policy: dict[str, Any]
+) -> ClippedPGLossFn:
+    """The loss of a project config: the one that NeMo-RL `made` where nothing is added to it."""
     exact = config.igrpo.entropy.exact
     divisor = config.igrpo.constant_length_divisor
     gamma = config.igrpo.shaping_gamma
     if not exact and divisor is None and gamma is None:
-        return ClippedPGLossFn(loss_cfg)
-    return IGRPOLoss(
+        return made
+    loss = IGRPOLoss(
         loss_cfg,
         exact_entropy=exact,
         constant_length_divisor=divisor,
         shaping_gamma=gamma,
         chunk_size=policy.get("logprob_chunk_size"),
     )
+    if getattr(made, FUSED, False):  # its policy returns log-probs in the place of logits
+        if exact:
+            raise UserError(
+                f"igrpo.entropy.exact needs logits, which policy.megatron_cfg.{FUSED} does not "
+                f"make: set policy.megatron_cfg.{FUSED}=false or igrpo.entropy.exact=false"
+            )
+        setattr(loss, FUSED, True)
+    return loss

@@ -21,6 +21,7 @@ from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT, writ
 from igrpo_nemo.nemo.environment import ENV_NAME
 from igrpo_nemo.nemo.names import needed
 from igrpo_nemo.nemo.trainers import check_trainer, uses_data_plane
+from igrpo_nemo.nemo.versions import required
 from igrpo_nemo.run.core import prompt_builder
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
@@ -91,6 +92,7 @@ def master_config(
         ENV_NAME: {"config": config.to_dict(), "tokenizer": values["policy"]["tokenizer"]}
     }
     values["grpo"] |= _validation_sizes(config, num_validation)
+    values["grpo"]["adv_estimator"] = _estimator(config)
     for section, defaults in needed()["defaults"].items():
         if section != "data_plane" or uses_data_plane(config):
             values[section] = defaults | values[section]
@@ -98,7 +100,20 @@ def master_config(
     if scheduler is not None:
         # Else Megatron refuses a checkpoint whose schedule has another length: a longer run's.
         scheduler.setdefault("override_opt_param_scheduler", True)
+    required(values)
     return MasterConfig(**values)
+
+
+def _estimator(config: Config) -> dict[str, Any]:
+    """Named, not left to a default: of the section's own two keys 0.7 makes one, main does not."""
+    grpo = config.grpo
+    return {
+        "name": "grpo",
+        "normalize_rewards": grpo.normalize_rewards,
+        "use_leave_one_out_baseline": grpo.use_leave_one_out_baseline,
+        "minus_baseline": True,
+        **(grpo.adv_estimator or {}),
+    }
 
 
 def _data(config: Config, train_path: Path, validation_path: Path | None) -> dict[str, Any]:

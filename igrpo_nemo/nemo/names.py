@@ -8,64 +8,87 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
+import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
+from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 
-SUPPORTED = (0, 7)
-"""The NeMo-RL minor version whose sources this was read and tested against."""
+RELEASE = (0, 7)
+"""The NeMo-RL release whose sources this was read and tested against."""
+MAIN = "main of 2026-08-22 (7ea279abf)"
+"""The commit as well, which is on the way to 0.8; its version is that of 0.6 still."""
+NEWEST = (0, 8)
 
-ROLLOUTS = ("run_multi_turn_rollout", "run_async_multi_turn_rollout")
-
-CALLERS = {
-    "nemo_rl.algorithms.grpo": ROLLOUTS,
-    "nemo_rl.algorithms.async_utils.trajectory_collector": ROLLOUTS[1:],
-    "nemo_rl.experience.sync_rollout_actor": ROLLOUTS,
-}
-"""Modules that call the rollouts by these names: trainer, async collector, data-plane actor."""
+_ROLLOUTS = "nemo_rl.experience.rollouts"
 
 
 def check_nemo_rl() -> None:
-    """Raises `UserError` where NeMo-RL is missing or differs from what this package stands on."""
+    """Raises `UserError` where NeMo-RL is missing or differs from what this package stands on;
+    warns where it does not, but was not tested."""
     if sys.version_info < (3, 12) and typing.TypedDict.__module__ == "typing":
         raise UserError(
             f"NeMo-RL's configs need Python 3.12 or newer, this is {sys.version_info[0]}."
             f"{sys.version_info[1]}: use 3.13, as its container does, or engine=local"
         )
     try:
-        version = importlib.import_module("nemo_rl.package_info").VERSION
+        version = tuple(importlib.import_module("nemo_rl.package_info").VERSION[:3])
     except ImportError as error:
         raise UserError(
             f"NeMo-RL cannot be imported ({error}): use its 0.7.0 container, or put the source "
             "tree of v0.7.0 on PYTHONPATH; docs/install.md says how"
         ) from error
-    if tuple(version[:2]) != SUPPORTED:
-        found = ".".join(str(part) for part in version[:3])
+    found, tested = ".".join(map(str, version)), f"0.7.0 and {MAIN}"
+    if version[:2] > NEWEST or version[:2] < RELEASE and not _is_main():
         raise UserError(
-            f"NeMo-RL {found} is installed, but igrpo-nemo needs "
-            f"{SUPPORTED[0]}.{SUPPORTED[1]}.x: use the container of v0.7.0"
+            f"NeMo-RL {found} is installed, but igrpo-nemo needs 0.7 or 0.8: use the container of "
+            f"v0.7.0 (tested: {tested})"
         )
     if differences := [*_differences()]:
-        raise UserError(f"this NeMo-RL differs from v0.7.0: {'; '.join(differences)}")
+        raise UserError(f"this NeMo-RL differs from {tested}: {'; '.join(differences)}")
+    if version[:2] != RELEASE:
+        warnings.warn(
+            f"igrpo-nemo was tested with NeMo-RL {tested}; this one calls itself {found}: every "
+            "name that is relied on is there, and what else it changes is not known",
+            stacklevel=2,
+        )
 
 
-def needed() -> dict[str, dict[str, typing.Any]]:
-    """`names.yaml`: `names` and `attributes` by module and name, `defaults` by section and key."""
+def check_keys(values: Mapping[str, typing.Any]) -> None:
+    """Raises `UserError` where a config sets what this NeMo-RL reads no more, without a word."""
+    for path in needed()["gone"] if _is_main() else ():
+        if at(values, path) is not None:
+            raise UserError(f"{path} is a key of NeMo-RL 0.7 that this one ignores: leave it out")
+
+
+def _is_main() -> bool:
+    return hasattr(importlib.import_module(_ROLLOUTS), "run_async_multi_turn_rollout_groups")
+
+
+def needed() -> dict[str, typing.Any]:
+    """What `names.yaml` holds, whose comments say what its parts are."""
     path = Path(__file__).with_suffix(".yaml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def callers() -> Iterator[tuple[typing.Any, str]]:
+    """Where NeMo-RL rolls out: each module (trainer, async collector, data-plane actor), and each
+    name of a rollout in it."""
+    for module_name, rollouts in needed()["rollouts"].items():
+        module = importlib.import_module(module_name)
+        yield from ((module, n) for either in rollouts for n in either if hasattr(module, n))
+
+
 def _differences() -> Iterator[str]:
     wanted = needed()
-    for module, names in CALLERS.items():
-        for name in names:
-            wanted["names"].setdefault(module, {}).setdefault(name, [])
-    for kind, look in {"names": _refused, "attributes": _missing}.items():
+    looks = {"names": _refused, "attributes": _missing, "fields": _undeclared}
+    for kind, look in looks.items():
         for module, names in wanted[kind].items():
             for name, details in names.items():
                 try:  # boundary: whatever NeMo-RL's modules do when they are imported
@@ -78,6 +101,8 @@ def _differences() -> Iterator[str]:
                 else:
                     if lacking := look(value, details):
                         yield f"{module}.{name} {lacking}"
+    yield from _unknown_rollouts(wanted)
+    yield from _unsaid(wanted)
 
 
 def _refused(value: typing.Any, parameters: Sequence[str]) -> str:
@@ -92,3 +117,32 @@ def _missing(kind: type, attributes: Sequence[str]) -> str:
     source = inspect.getsource(kind)
     missing = [a for a in attributes if not hasattr(kind, a) and f"self.{a} = " not in source]
     return f"has no {', '.join(missing)}" if missing else ""
+
+
+def _undeclared(kind: type, fields: Sequence[str]) -> str:
+    missing = [each for each in fields if each not in kind.__annotations__]
+    return f"has no {', '.join(missing)}" if missing else ""
+
+
+def _unknown_rollouts(wanted: dict[str, typing.Any]) -> Iterator[str]:
+    for module_name, rollouts in wanted["rollouts"].items():
+        source = inspect.getsource(importlib.import_module(module_name))
+        called = set(re.findall(r"\brun_\w*rollout\w*(?=\()|\brun_\w*_turn_rollout\w*", source))
+        for either in rollouts:
+            if not called.intersection(either):
+                yield f"{module_name} has no {' or '.join(either)}"
+            called.difference_update(either)
+        for name in sorted(called):
+            if not re.fullmatch(wanted["other_rollouts"], name):
+                yield f"{module_name} rolls out by {name}, which is not known"
+
+
+def _unsaid(wanted: dict[str, typing.Any]) -> Iterator[str]:
+    for module_name, texts in wanted["sources"].items():
+        source = inspect.getsource(importlib.import_module(module_name))
+        yield from (f"{module_name} has no {text}" for text in texts if text not in source)
+    for module_name in wanted["checkpointer"]["modules"]:
+        source = inspect.getsource(importlib.import_module(module_name))
+        called = set(re.findall(r"\bcheckpointer\.(\w+)\(", source))
+        for method in sorted(called.difference(wanted["checkpointer"]["methods"])):
+            yield f"{module_name} calls checkpointer.{method}, which is not known"

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from igrpo_nemo.nemo.versions import before_finalization, entries, newest_checkpoint
 from igrpo_nemo.run.stop import StopFile
 
 
@@ -105,7 +106,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def newest_step(checkpointer: Any) -> int:
     """The step of the newest checkpoint; 0 without one."""
-    path = checkpointer.get_latest_checkpoint_path()
+    path = newest_checkpoint(checkpointer)
     return int(Path(path).name.removeprefix("step_")) if path else 0
 
 
@@ -116,15 +117,13 @@ def carry_tokenizer(checkpointer: Any, tokenizer: Any) -> None:
     (megatron_policy_worker.py: save_checkpoint takes `tokenizer_path` as any other keyword): what
     is not there when a checkpoint is whole is saved here.
     """
-    finalize = checkpointer.finalize_checkpoint
 
-    def finalize_with_tokenizer(checkpoint_path: Any) -> Any:
-        folder = Path(checkpoint_path) / "policy" / "tokenizer"
+    def save(checkpoint: Any) -> None:
+        folder = Path(checkpoint) / "policy" / "tokenizer"
         if not folder.is_dir():
             tokenizer.save_pretrained(str(folder))
-        return finalize(checkpoint_path)
 
-    checkpointer.finalize_checkpoint = finalize_with_tokenizer
+    before_finalization(checkpointer, save)
 
 
 def save_last_step(arguments: Mapping[str, Any], loader: Any, steps: int) -> None:
@@ -136,13 +135,13 @@ def save_last_step(arguments: Mapping[str, Any], loader: Any, steps: int) -> Non
     policy, checkpointer, master = (
         arguments[name] for name in ("policy", "checkpointer", "master_config")
     )
-    state = arguments["grpo_save_state"]
-    rows = (steps - state["total_steps"]) * master.grpo["num_prompts_per_step"]
+    state, grpo = entries(arguments["grpo_save_state"]), entries(master.grpo)
+    rows = (steps - state["total_steps"]) * grpo["num_prompts_per_step"]
     state["consumed_samples"] += rows
     state |= {
         "total_steps": steps,
         "current_step": 0,
-        "current_epoch": master.grpo["max_num_epochs"],
+        "current_epoch": grpo["max_num_epochs"],
     }
     for name in ("val_reward", master.checkpointing["metric_name"]):
         state.pop(name, None)

@@ -25,6 +25,7 @@ from igrpo_nemo.nemo.failure import RolloutError
 from igrpo_nemo.nemo.prefetch import Prefetcher
 from igrpo_nemo.nemo.seam import RolloutCall, RunMap
 from igrpo_nemo.nemo.stages import Backends, Item, at_own_pace, roll_out, together
+from igrpo_nemo.nemo.versions import component_key
 from igrpo_nemo.types import Group, Rollout, Score, Stage, TrainingRow
 
 
@@ -198,7 +199,7 @@ def _score(batch: BatchedDataDict, row: int, weights: Mapping[str, float]) -> Sc
     several = len(weights) > 1
     components = {"accuracy": 0.0}
     for number, (name, weight) in enumerate(weights.items(), start=1):
-        column = batch[f"reward{number}" if several else "total_reward"]
+        column = batch[component_key(number, name) if several else "total_reward"]
         components[name] = round(float(column[row]) / weight, 6)
     return Score(float(batch["total_reward"][row]), components)
 

@@ -1,9 +1,9 @@
-"""Where NeMo-RL calls our rollout: three modules, two names, put back afterwards.
+"""Where NeMo-RL calls our rollout: three modules, put back afterwards.
 
-`grpo_train` has no hook for rollouts. While the seam is installed, the names
-`run_multi_turn_rollout` and `run_async_multi_turn_rollout` in the modules that call them dispatch
-on the type of `task_to_env`: a `RunMap` rolls out itself, with NeMo-RL's own function at hand; a
-plain dict gets NeMo-RL's own with the arguments as they came.
+`grpo_train` has no hook for rollouts. While the seam is installed, the names of its rollouts
+(`run_multi_turn_rollout` and the asynchronous ones) in the modules that call them dispatch on the
+type of `task_to_env`: a `RunMap` rolls out itself, with NeMo-RL's own function at hand; a plain
+dict gets NeMo-RL's own with the arguments as they came.
 
 NeMo-RL passes `task_to_env` untouched from the trainer to its rollout, into its Ray actors too.
 Unpickling a `RunMap` installs the seam in the process it arrives in.
@@ -12,7 +12,6 @@ Unpickling a `RunMap` installs the seam in the process it arrives in.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from typing import Any
 
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.nemo.failure import Reporter
-from igrpo_nemo.nemo.names import CALLERS, ROLLOUTS
+from igrpo_nemo.nemo.names import callers
+from igrpo_nemo.nemo.versions import rolled_out_in_groups
 from igrpo_nemo.tracking.samples import sample_rows
 from igrpo_nemo.types import Rollout
 
@@ -30,7 +30,7 @@ SAMPLES = "igrpo_samples"
 """Among the metrics of a rollout in another process: rows for the sample table."""
 
 _lock = threading.RLock()
-_originals: dict[tuple[str, str], Callable[..., Any]] = {}
+_originals: list[tuple[Any, str, Callable[..., Any]]] = []
 _users = 0
 
 
@@ -41,12 +41,10 @@ def install() -> None:
         _users += 1
         if _users > 1:
             return
-        for module_name, names in CALLERS.items():
-            module = importlib.import_module(module_name)
-            for name in names:
-                original = getattr(module, name)
-                _originals[module_name, name] = original
-                setattr(module, name, _dispatching(original, name))
+        for module, name in callers():
+            original = getattr(module, name)
+            _originals.append((module, name, original))
+            setattr(module, name, _dispatching(original))
 
 
 def uninstall() -> None:
@@ -56,8 +54,8 @@ def uninstall() -> None:
         _users -= 1
         if _users:
             return
-        for (module_name, name), original in _originals.items():
-            setattr(importlib.import_module(module_name), name, original)
+        for module, name, original in _originals:
+            setattr(module, name, original)
         _originals.clear()
 
 
@@ -85,17 +83,23 @@ class RolloutCall:
         return self.original(**self.arguments)
 
 
-def _dispatching(original: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(original)
+    concurrently = original.__name__ != "run_multi_turn_rollout"
+
+    def rolled_out(one: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        task_to_env: RunMap = given["task_to_env"]
+        with task_to_env.report.watching():
+            return task_to_env.roll_out(RolloutCall(one, given, concurrently))
 
     @functools.wraps(original)
     def dispatch(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        task_to_env = given["task_to_env"]
-        if not isinstance(task_to_env, RunMap):
+        if not isinstance(given["task_to_env"], RunMap):
             return original(*args, **kwargs)
-        with task_to_env.report.watching():
-            return task_to_env.roll_out(RolloutCall(original, given, name == ROLLOUTS[1]))
+        if inspect.isasyncgenfunction(original):
+            return rolled_out_in_groups(given, rolled_out)
+        return rolled_out(original, given)
 
     return dispatch
 

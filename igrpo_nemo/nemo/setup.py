@@ -31,6 +31,7 @@ from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
 from igrpo_nemo.nemo.run_log import RunLog
 from igrpo_nemo.nemo.seam import RolloutSpec, RunMap, StepClock
 from igrpo_nemo.nemo.trainers import finished_steps, trainer
+from igrpo_nemo.nemo.versions import entries, finalized
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.tracker import JsonlSink
@@ -54,7 +55,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     folder.truncate_after(clock.finished if clock.finished else -1)
     if clock.finished:
         # NeMo-RL takes the first step of any epoch for the first of the run.
-        master.grpo["val_at_start"] = False
+        entries(master.grpo)["val_at_start"] = False
     task_to_env, validation = maps(config, arguments, clock)
     if isinstance(task_to_env, TwoStageMap) and config.igrpo.draft_prefetch == "fused":
         loader = LookaheadLoader(loader)
@@ -72,7 +73,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     arguments |= {
         "task_to_env": task_to_env,
         "val_task_to_env": validation,
-        "loss_fn": build_loss(master.loss_fn, config, master.policy),
+        "loss_fn": build_loss(arguments["loss_fn"], master.loss_fn, config, master.policy),
         "logger": log,
     }
     diverged = refuse_non_finite(arguments["policy"], arguments["checkpointer"], clock)
@@ -96,7 +97,7 @@ def made_by_nemo_rl(
     opened: OpenedRun, stack: ExitStack
 ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """NeMo-RL's data sets, environments and `setup()`, as arguments of its trainers: those of all
-    three but for the loss; the data loader; those of the asynchronous one alone."""
+    three; the data loader; those of the asynchronous one alone."""
     config, master = opened.config, opened.master
     environment.register()
     use_one_python()
@@ -114,8 +115,9 @@ def made_by_nemo_rl(
     factory = stack.enter_context(_policy_factory(config, master))
     with converted_once(master.policy):
         made = setup(master, tokenizer, dataset, val_dataset, policy_factory=factory)
-    policy, generation, _, _, loader, val_loader, _, logger, checkpointer, state, *rest = made
+    policy, generation, _, _, loader, val_loader, loss_fn, logger, checkpointer, state, *rest = made
     carry_tokenizer(checkpointer, tokenizer)
+    stack.enter_context(finalized(checkpointer))
     arguments = {
         "policy": policy,
         "policy_generation": generation,
@@ -123,6 +125,7 @@ def made_by_nemo_rl(
         "tokenizer": tokenizer,
         "task_to_env": task_to_env,
         "val_task_to_env": val_task_to_env,
+        "loss_fn": loss_fn,
         "logger": logger,
         "checkpointer": checkpointer,
         "grpo_save_state": state,

@@ -15,6 +15,7 @@ from igrpo_nemo.config.igrpo_keys import SmallModel
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.nemo.resume import carry_tokenizer
+from igrpo_nemo.nemo.versions import finalized
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 SHAPE = SmallModel(
@@ -34,9 +35,11 @@ class Saved(BaseModel):
     policy: dict
 
 
+@pytest.mark.either_tree
+@pytest.mark.parametrize("finish", ["finalize_checkpoint", "begin_finalization"])
 @pytest.mark.parametrize("worker_saves_it", [True, False])
 def test_a_base_models_template_reaches_the_converted_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_saves_it: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_saves_it: bool, finish: str
 ) -> None:
     """DTensor's worker saves the tokenizer that it was given; Megatron-Core's saves none."""
     from nemo_rl.algorithms.utils import get_tokenizer
@@ -44,6 +47,8 @@ def test_a_base_models_template_reaches_the_converted_folder(
     from nemo_rl.utils.native_checkpoint import save_checkpoint
     from transformers import AutoTokenizer
 
+    if not hasattr(CheckpointManager, finish):
+        pytest.skip(f"this NeMo-RL has no {finish}")
     base, run = tmp_path / "base", tmp_path / "run"
     plain = build_small_tokenizer(["user: 1+2=3"], 300)
     plain.chat_template = None
@@ -53,13 +58,15 @@ def test_a_base_models_template_reaches_the_converted_folder(
     tokenizer = get_tokenizer(section)
     settings = {"checkpoint_dir": run / "checkpoints", "metric_name": None, "enabled": True}
     settings |= {"higher_is_better": True, "keep_top_k": None, "save_optimizer": False}
+    settings["save_period"] = 1
     checkpointer = CheckpointManager(settings)
     carry_tokenizer(checkpointer, tokenizer)
     config = Saved(policy={"model_name": str(base), "tokenizer": section})
     folder = Path(checkpointer.init_tmp_checkpoint(3, {}, config))
     kept = {"tokenizer": tokenizer, "tokenizer_path": str(folder / "policy" / "tokenizer")}
     save_checkpoint(model, str(folder / "policy" / "weights"), **(kept if worker_saves_it else {}))
-    checkpointer.finalize_checkpoint(folder)
+    with finalized(checkpointer):
+        getattr(checkpointer, finish)(folder)
     (run / "config.yaml").write_text("{}")
     (run / "finished").touch()
 

@@ -81,7 +81,8 @@ def test_without_a_stage_it_scores_the_last_answer(worker):
     """Plain GRPO: weighted components that NeMo-RL adds up; validation: accuracy alone."""
     logs = [_log(RIGHT, WRONG), _log(WRONG, RIGHT)]
     plain = worker.step(logs, [_info(), _info()])
-    assert plain.rewards.tolist() == [[0, 1], [1, 1]]
+    columns = plain.rewards.values() if isinstance(plain.rewards, dict) else plain.rewards.T
+    assert [column.tolist() for column in columns] == [[0, 1], [1, 1]]
     assert plain.terminateds.tolist() == [True, True]
     validation = worker.step(logs, [_info(validation=True)] * 2)
     assert validation.rewards.tolist() == [0, 1]

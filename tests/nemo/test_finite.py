@@ -14,6 +14,7 @@ from igrpo_nemo.nemo.launch import train
 SAVING = ["checkpointing.enabled=true", "checkpointing.save_period=1", "grpo.max_num_steps=3"]
 
 
+@pytest.mark.either_tree
 @pytest.mark.parametrize("broken", ["loss", "grad_norm"])
 def test_a_step_that_is_no_number_is_not_saved(ray_cluster, policy_folder, tmp_path, broken):
     from igrpo_nemo.nemo.cpu.policy import LocalPolicy

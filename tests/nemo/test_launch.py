@@ -13,6 +13,7 @@ import pytest
 from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo.versions import entries
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
 TRAINED_DRAFTS = "igrpo.train_stages=[draft,refine]"
@@ -30,8 +31,9 @@ def test_the_cluster_preset_is_what_nemo_rl_takes(tmp_path):
     config = with_problems(load_config(CLUSTER), 7_500)
     check_launch(config)
     master = nemo_runs.as_nemo_rl_takes_it(config, tmp_path)
-    assert master.grpo["num_generations_per_prompt"] == 4
-    assert (master.grpo["max_val_samples"], master.grpo["val_batch_size"]) == (256, 256)
+    grpo = entries(master.grpo)
+    assert grpo["num_generations_per_prompt"] == 4
+    assert (grpo["max_val_samples"], grpo["val_batch_size"]) == (256, 256)
     assert master.policy["generation"]["vllm_cfg"]["async_engine"] is True
     megatron = master.policy["megatron_cfg"]
     assert megatron["optimizer"]["min_lr"] == pytest.approx(0.1 * megatron["optimizer"]["lr"])
@@ -44,14 +46,20 @@ def test_the_cluster_preset_is_what_nemo_rl_takes(tmp_path):
     assert master.data["train"]["dataset_name"] == "igrpo_nemo.nemo.data.ProblemDataset"
 
 
+@pytest.mark.either_tree
 @pytest.mark.parametrize("objective", ["grpo", "dapo", "gspo", "dr_grpo"])
 def test_every_objective_reaches_nemo_rl(tmp_path, objective):
+    from nemo_rl.algorithms.grpo import _create_advantage_estimator
+
     config = with_problems(load_config([*CLUSTER, f"objective={objective}"]), 7_500)
     check_launch(config)
     master = nemo_runs.as_nemo_rl_takes_it(config, tmp_path, num_validation=0)
     assert master.loss_fn.sequence_level_importance_ratios is (objective == "gspo")
-    assert master.grpo["use_dynamic_sampling"] is (objective == "dapo")
-    assert master.grpo["normalize_rewards"] is (objective != "dr_grpo")
+    assert entries(master.grpo)["use_dynamic_sampling"] is (objective == "dapo")
+    assert entries(master.grpo)["normalize_rewards"] is (objective != "dr_grpo")
+    estimator = _create_advantage_estimator(master)
+    assert estimator.normalize_rewards is (objective != "dr_grpo")
+    assert estimator.use_leave_one_out_baseline is config.grpo.use_leave_one_out_baseline
 
 
 REFUSALS = [
@@ -260,6 +268,7 @@ def test_the_log_has_the_projects_names(ray_cluster, policy_folder, tmp_path):
     assert (tmp_path / "run" / "samples.jsonl").read_text().count("\n") == 8
 
 
+@pytest.mark.either_tree
 def test_feedback_none_is_described_as_on_the_embedded_engine(ray_cluster, policy_folder, tmp_path):
     """The same names but for the verifier's reasons, which NeMo-RL's own rollout does not keep, and
     figures that agree with the rows that NeMo-RL trained on."""

@@ -20,12 +20,16 @@ from igrpo_nemo.objectives.advantage import group_advantages
 
 BOTH = "igrpo.train_stages=[draft,refine]"
 CASES = [
-    ("grpo", "best_draft"),
+    pytest.param(("grpo", "best_draft"), marks=pytest.mark.either_tree, id="grpo-best_draft"),
     ("grpo", "best_draft", BOTH),
     ("gspo", "best_draft"),
     ("gspo", "best_draft", BOTH),
     ("dr_grpo", "best_draft"),
-    ("dr_grpo", "best_draft", BOTH),
+    pytest.param(
+        ("dr_grpo", "best_draft", BOTH),
+        marks=pytest.mark.either_tree,
+        id="dr_grpo-best_draft-both",
+    ),
     ("dapo", "best_draft"),
     ("grpo", "self_verification_short"),
     ("gspo", "self_verification_short"),

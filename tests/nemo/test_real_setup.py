@@ -21,6 +21,7 @@ from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
+from igrpo_nemo.nemo.versions import entries
 from igrpo_nemo.run.problems import expected_problems
 
 GROUPS = config_groups([builtin_config_dir()])
@@ -153,6 +154,7 @@ def made(case, folder, monkeypatch):
         return grpo.setup(master, Tokenizer(), problems, problems[:500])  # type: ignore[arg-type]
 
 
+@pytest.mark.either_tree
 @pytest.mark.parametrize("case", CASES)
 def test_a_config_is_what_nemo_rl_takes(case, tmp_path):
     """No key that it would let through unread; rows, schedule and backend are what they say."""
@@ -161,7 +163,8 @@ def test_a_config_is_what_nemo_rl_takes(case, tmp_path):
     given = {k: v for k, v in master.model_dump().items() if k not in ("igrpo", "env")}
     extra = set(keys_beyond(given, nemo_schema().annotated | nemo_schema().open, own_sections=()))
     assert extra <= set(WITHOUT_ANNOTATION) | MEGATRONS
-    rows = master.grpo["num_prompts_per_step"] * master.grpo["num_generations_per_prompt"]
+    grpo = entries(master.grpo)
+    rows = grpo["num_prompts_per_step"] * grpo["num_generations_per_prompt"]
     assert rows == config.igrpo.updates_per_rollout * master.policy["train_global_batch_size"]
     megatron = master.policy["megatron_cfg"]
     assert megatron["enabled"] is not master.policy["dtensor_cfg"]["enabled"]
@@ -175,6 +178,7 @@ def test_a_config_is_what_nemo_rl_takes(case, tmp_path):
         assert 0 < scheduler["lr_warmup_iters"] < scheduler["lr_decay_iters"]
 
 
+@pytest.mark.either_tree
 @pytest.mark.parametrize("case", [case for case in CASES if case not in CLUSTERS])
 def test_nemo_rl_sets_up_and_saves(case, tmp_path, monkeypatch):
     with without_machines():

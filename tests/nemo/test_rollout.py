@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import nemo_runs
 import pytest
 import torch
+from nemo_rl.algorithms.utils import get_gdpo_reward_component_keys
 from nemo_rl.data.collate_fn import rl_collate_fn
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
@@ -20,6 +21,7 @@ from igrpo_nemo.nemo.failure import RolloutError
 from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap
 from igrpo_nemo.nemo.seam import RolloutCall, RolloutSpec
 from igrpo_nemo.nemo.stages import Item, Wanted
+from igrpo_nemo.nemo.versions import component_key
 from igrpo_nemo.run import core
 from igrpo_nemo.types import Group, Problem, Prompt, Score, Stage
 
@@ -141,7 +143,8 @@ def test_what_nemo_rl_gets(world, asynchronous):
         assert len(answer["generation_logprobs"]) == len(answer["token_ids"]) > 0
         assert (answer["generation_logprobs"] == -0.5).all()
     assert sorted(batch["total_reward"].tolist()) == [0.0, 0.0, 1.0, 1.0]
-    assert (batch["reward1"] + batch["reward2"]).tolist() == batch["total_reward"].tolist()
+    first, second = (batch[key] for key in get_gdpo_reward_component_keys(batch))
+    assert (first + second).tolist() == batch["total_reward"].tolist()
     assert batch["loss_multiplier"].tolist() == [1.0] * 4
     assert batch["truncated"].tolist() == [False] * 4
     assert [info["problem"]["id"] for info in batch["extra_env_info"]] == ["p0", "p0", "p1", "p1"]
@@ -321,8 +324,8 @@ def _answered(texts):
         "loss_multiplier": torch.ones(len(texts)),
         "truncated": torch.zeros(len(texts), dtype=torch.bool),
         "total_reward": torch.tensor([1.0, 2.0]),
-        "reward1": torch.tensor([1.0, 1.0]),
-        "reward2": torch.tensor([0.0, 1.0]),
+        component_key(1, "format"): torch.tensor([1.0, 1.0]),
+        component_key(2, "judge"): torch.tensor([0.0, 1.0]),
     }
 
 

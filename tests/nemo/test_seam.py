@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-import os
 import pickle
-from pathlib import Path
+import threading
 
 import pytest
 
-from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import BestDraft
-from igrpo_nemo.nemo import names, seam
+from igrpo_nemo.nemo import seam
+from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.names import callers
 from igrpo_nemo.nemo.rollout import TwoStageMap
 from igrpo_nemo.nemo.seam import RolloutSpec, StepClock
 
+pytestmark = pytest.mark.either_tree
 SPEC = RolloutSpec(BestDraft(4, 2), {"accuracy": 1.0})
 
 
@@ -26,15 +28,7 @@ def _nothing_stays_installed():
 
 
 def _names():
-    return {
-        (module, name): getattr(importlib.import_module(module), name)
-        for module, names in seam.CALLERS.items()
-        for name in names
-    }
-
-
-def test_this_nemo_rl_is_what_the_package_stands_on():
-    names.check_nemo_rl()
+    return {(module, name): getattr(module, name) for module, name in callers()}
 
 
 def test_nemo_rl_gets_its_own_functions_back():
@@ -48,7 +42,7 @@ def test_nemo_rl_gets_its_own_functions_back():
     assert _names() == before
 
 
-@pytest.mark.parametrize("name", seam.ROLLOUTS)
+@pytest.mark.parametrize("name", ["run_multi_turn_rollout", "run_async_multi_turn_rollout"])
 def test_the_type_of_the_map_decides(monkeypatch, name):
     """Keywords as the trainer passes them, positions as validation does; a dict gets NeMo-RL's."""
     grpo = importlib.import_module("nemo_rl.algorithms.grpo")
@@ -73,7 +67,7 @@ def test_the_type_of_the_map_decides(monkeypatch, name):
     assert who == "ours"
     assert call.arguments["task_to_env"] is marked
     assert call.arguments["input_batch"] == "batch"
-    assert call.concurrently is (name == seam.ROLLOUTS[1])
+    assert call.concurrently is ("async" in name)
 
 
 def _recorder(original, called):
@@ -84,6 +78,47 @@ def _recorder(original, called):
         called.append(("theirs", args))
 
     return record
+
+
+def test_problems_that_are_asked_for_together_are_rolled_out_one_by_one(monkeypatch):
+    """NeMo-RL's main asks for a batch and takes groups as they come, 0.7 for each by itself."""
+    from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+    from nemo_rl.experience import rollouts
+
+    collector = importlib.import_module("nemo_rl.algorithms.async_utils.trajectory_collector")
+    name = "run_async_multi_turn_rollout_groups"
+    if not hasattr(collector, name):
+        pytest.skip("NeMo-RL 0.7 asks for one problem at a time")
+    seen, second = [], threading.Event()
+
+    def roll_out(task_to_env, call):
+        seen.append((call.original, call.concurrently, sorted(call.arguments)))
+        rows = call.arguments["input_batch"]
+        if rows["idx"] == [0, 0]:
+            assert second.wait(30)  # the first problem takes longest
+        if rows["idx"] == [2, 2]:
+            raise RolloutError("problem 2")
+        second.set()
+        return rows, {"of": rows["idx"][0]}
+
+    async def taken():
+        batch = BatchedDataDict({"idx": [0, 0, 1, 1, 2, 2], "message_log": [[]] * 6})
+        given = {"input_batch": batch, "num_generations": 2, "max_seq_len": 9, "greedy": False}
+        given |= {"policy_generation": 1, "tokenizer": 2, "max_rollout_turns": 1}
+        found = []
+        with pytest.raises(RolloutError, match="problem 2"):
+            async for each in getattr(collector, name)(task_to_env=marked, **given):
+                found.append((each.group_index, each.final_batch["idx"], each.rollout_metrics))
+        return found
+
+    marked = TwoStageMap({"math": 1}, SPEC)
+    monkeypatch.setattr(TwoStageMap, "roll_out", roll_out)
+    with seam.installed():
+        found = asyncio.run(taken())
+    assert found in ([], [(1, [1, 1], {"of": 1})], [(i, [i, i], {"of": i}) for i in (1, 0)])
+    assert {one for one, *_ in seen} == {rollouts.run_async_multi_turn_rollout}
+    assert all(concurrently for _, concurrently, _ in seen)
+    assert all("num_generations" not in arguments for *_, arguments in seen)
 
 
 def test_a_map_that_arrives_in_another_process_installs_the_seam():
@@ -104,84 +139,11 @@ def test_it_arrives_in_a_ray_process_with_the_seam(ray_cluster):
     def names_in_place(task_to_env):
         grpo = importlib.import_module("nemo_rl.algorithms.grpo")
         collector = importlib.import_module("nemo_rl.algorithms.async_utils.trajectory_collector")
-        functions = [grpo.run_multi_turn_rollout, collector.run_async_multi_turn_rollout]
+        theirs = [value for name, value in vars(collector).items() if name.startswith("run_async")]
+        functions = [grpo.run_multi_turn_rollout, *theirs]
         return type(task_to_env).__name__, [hasattr(f, "__wrapped__") for f in functions]
 
     arrived = ray.get(names_in_place.remote(TwoStageMap({"math": 1}, SPEC)))
     assert arrived == ("TwoStageMap", [True, True])
     plain = ray.get(names_in_place.options(num_cpus=0.5).remote({"math": 1}))
     assert plain[0] == "dict"
-
-
-def test_another_version_is_refused(monkeypatch):
-    info = importlib.import_module("nemo_rl.package_info")
-    monkeypatch.setattr(info, "VERSION", (0, 8, 1, ""))
-    with pytest.raises(UserError, match=r"NeMo-RL 0\.8\.1 is installed.*0\.7"):
-        names.check_nemo_rl()
-
-
-def test_an_old_python_is_told_so(monkeypatch):
-    """pydantic would refuse NeMo-RL's configs with a page of its own."""
-    import sys
-    import typing
-
-    class Standard:
-        __module__ = "typing"
-
-    monkeypatch.setattr(sys, "version_info", (3, 11, 9, "final", 0))
-    monkeypatch.setattr(typing, "TypedDict", Standard)
-    with pytest.raises(UserError, match="Python 3.12 or newer, this is 3.11"):
-        names.check_nemo_rl()
-
-
-def test_the_command_line_says_what_is_missing(tmp_path):
-    """Without NeMo-RL's source, in one line, before there is a run folder: below Python 3.12 that
-    Python is too old, which would remain when the source is there; else how to get the source."""
-    import subprocess
-    import sys
-
-    words = ["engine=nemo_rl_local", "experiment=demo", f"logger.log_dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "igrpo_nemo", "train", *words],
-        env={"PATH": os.defpath, "PYTHONPATH": str(Path(names.__file__).parents[2])},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    [line] = done.stderr.splitlines()
-    if sys.version_info < (3, 12):
-        assert "Python 3.12 or newer" in line
-        assert "engine=local" in line
-    else:
-        assert "NeMo-RL cannot be imported" in line
-        assert "docs/install.md" in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_missing_name_and_a_changed_signature_are_named(monkeypatch):
-    rollouts = importlib.import_module("nemo_rl.experience.rollouts")
-    monkeypatch.delattr(rollouts, "calculate_rewards")
-    monkeypatch.setattr(rollouts, "generate_responses", lambda policy_generation, batch: None)
-    with pytest.raises(UserError) as raised:
-        names.check_nemo_rl()
-    message = str(raised.value)
-    assert "nemo_rl.experience.rollouts has no calculate_rewards" in message
-    assert "generate_responses takes no generation_input_data" in message
-
-
-def test_a_missing_attribute_is_named(monkeypatch):
-    """Without these, routing would quietly do nothing."""
-    wanted = names.needed()
-    groups, generation = "nemo_rl.distributed.worker_groups", "nemo_rl.models.generation"
-    generation = f"{generation}.vllm.vllm_generation"
-    wanted["attributes"][groups]["RayWorkerGroup"].append("data_parallel_size")
-    wanted["attributes"][generation]["VllmGeneration"][1] = "next_shard"
-    monkeypatch.setattr(names, "needed", lambda: wanted)
-    with pytest.raises(UserError) as raised:
-        names.check_nemo_rl()
-    message = str(raised.value)
-    assert "worker_groups.RayWorkerGroup has no data_parallel_size" in message
-    assert "vllm_generation.VllmGeneration has no next_shard" in message
-    assert "dp_size" not in message and "no worker_group" not in message

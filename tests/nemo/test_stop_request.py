@@ -54,6 +54,7 @@ def test_when_a_run_is_finished(steps, dynamic, stopped, finished):
     assert launch.is_finished(opened, steps, stopped) is finished
 
 
+@pytest.mark.either_tree
 def test_the_stop_file_saves_after_a_step(ray_cluster, policy_folder, tmp_path, monkeypatch):
     folder, stop = tmp_path / "run", tmp_path / "stop"
     config = nemo_runs.tiny_config(policy_folder, folder, *SAVING)

@@ -13,7 +13,7 @@ from nemo_rl.algorithms.grpo import (
     add_grpo_token_loss_masks_and_generation_logprobs,
     extract_initial_prompt_messages,
 )
-from nemo_rl.algorithms.loss import ClippedPGLossConfig
+from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn
 from nemo_rl.data.llm_message_utils import batched_message_log_to_flat_message
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
@@ -98,15 +98,17 @@ def _nemo_data(config, problems):
         token_mask=messages["token_loss_mask"],
         sample_mask=batch["loss_multiplier"],
     )
-    keys = {
-        "use_leave_one_out_baseline": config.grpo.use_leave_one_out_baseline,
-        "normalize_rewards": config.grpo.normalize_rewards,
-    }
-    estimator = GRPOAdvantageEstimator(keys, ClippedPGLossConfig())
+    estimator = GRPOAdvantageEstimator(Keys(config.grpo.model_dump()), ClippedPGLossConfig())
     data["advantages"] = estimator.compute_advantage(
         prompt_ids=prompt_ids, rewards=batch["total_reward"], mask=data["token_mask"]
     )
     return data
+
+
+class Keys(dict):
+    """Read by item (NeMo-RL 0.7) or by attribute (its main)."""
+
+    __getattr__ = dict.__getitem__
 
 
 def _nemo_gradient(config, policy, data):
@@ -118,7 +120,8 @@ def _nemo_gradient(config, policy, data):
     now = next_token_logprobs(logits.detach(), data["input_ids"])
     data["prev_logprobs"] = torch.nn.functional.pad(now, (1, 0))
     masks = data["token_mask"][:, 1:] * data["sample_mask"][:, None]
-    loss_fn = build_loss(ClippedPGLossConfig(**config.loss_fn.model_dump()), config, {})
+    loss_cfg = ClippedPGLossConfig(**config.loss_fn.model_dump())
+    loss_fn = build_loss(ClippedPGLossFn(loss_cfg), loss_cfg, config, {})
     policy.model.zero_grad()
     loss, metrics = loss_fn(data, data["sample_mask"].sum(), masks.sum(), logits=logits)
     loss.backward()

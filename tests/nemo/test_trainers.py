@@ -87,6 +87,7 @@ class _Torn(asynchronous.EndlessLoader):
         super().__init__(_TornInner(inner), config, report)
 
 
+@pytest.mark.either_tree
 @TRAINERS
 def test_exactly_the_refinements_are_trained_under_their_q_prime(
     ray_cluster, policy_folder, tmp_path, trainer
@@ -167,6 +168,7 @@ def test_the_asynchronous_trainer_reads_its_data_again_and_resumes(
     assert after[:2] == before
 
 
+@pytest.mark.either_tree
 @TRAINERS
 def test_a_rollout_that_fails_in_an_actor_ends_the_run_with_its_error(
     ray_cluster, policy_folder, tmp_path, monkeypatch, trainer
@@ -199,6 +201,7 @@ def test_a_rollout_that_fails_in_an_actor_ends_the_run_with_its_error(
     assert not (tmp_path / "run" / "finished").exists()
 
 
+@pytest.mark.either_tree
 def test_a_collector_that_dies_ends_the_run(ray_cluster, policy_folder, tmp_path, monkeypatch):
     """As by the out-of-memory killer, before it has brought anything: the trainer waits for it."""
     import psutil

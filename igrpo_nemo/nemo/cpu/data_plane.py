@@ -9,7 +9,7 @@ this process does alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_rl.algorithms.loss.interfaces import LossFunction
@@ -59,10 +59,15 @@ class DataPlanePolicy(LocalPolicy):
         self.write_to_dataplane(meta, {REFERENCE: found["reference_logprobs"]})
 
     def train_from_meta(
-        self, meta: KVBatchMeta, loss_fn: LossFunction, **options: Any
+        self,
+        meta: KVBatchMeta,
+        loss_fn: LossFunction,
+        *,
+        train_fields: Sequence[str] = DP_TRAIN_FIELDS,
+        **options: Any,
     ) -> dict[str, Any]:
-        """`train`, with its options, on the rows of a step."""
-        fields = [f for f in DP_TRAIN_FIELDS if f != REFERENCE or self._reference is not None]
+        """`train`, with its options, on these columns of a step's rows."""
+        fields = [f for f in train_fields if f != REFERENCE or self._reference is not None]
         return self.train(self._rows(meta, fields), loss_fn, **options)
 
     def _rows(self, meta: KVBatchMeta, fields: Any) -> BatchedDataDict:

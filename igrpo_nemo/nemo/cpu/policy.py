@@ -223,6 +223,8 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
     def shutdown(self) -> bool:
         return True
 
+    finalize_async_save = OneMachine._nothing
+
     def _absent(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("distillation and FP8 need NeMo-RL's own policy")
 

@@ -11,6 +11,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.nemo.cpu.generation import RemoteGeneration
 from igrpo_nemo.nemo.cpu.policy import LocalPolicy
+from igrpo_nemo.nemo.versions import entries
 
 
 @contextmanager
@@ -43,7 +44,8 @@ class _Double:
         self._master = master
         self._data_plane = (master.data_plane or {}).get("enabled", False)
         apart = self._data_plane or not master.policy["generation"]["colocated"]["enabled"]
-        self._remote = RemoteGeneration(master.policy, master.grpo["seed"]) if apart else None
+        self._seed = entries(master.grpo)["seed"]
+        self._remote = RemoteGeneration(master.policy, self._seed) if apart else None
 
     def generation(self, cluster: Any, config: Any) -> LocalPolicy | RemoteGeneration:
         return self._remote or self._policy
@@ -57,7 +59,7 @@ class _Double:
     def _policy(self) -> LocalPolicy:
         master = self._master
         options: dict[str, Any] = {
-            "seed": master.grpo["seed"],
+            "seed": self._seed,
             "init_reference_model": master.loss_fn.reference_policy_kl_penalty > 0,
             "remote": self._remote,
         }

@@ -15,6 +15,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import is_async_training
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.versions import entries
 
 
 def uses_data_plane(config: Config) -> bool:
@@ -32,7 +33,7 @@ def check_trainer(config: Config) -> None:
 
 def finished_steps(config: Config, state: Any) -> int:
     """Steps before a resume; the asynchronous trainer counts no epochs."""
-    return state["current_step" if is_async_training(config) else "total_steps"]
+    return entries(state)["current_step" if is_async_training(config) else "total_steps"]
 
 
 def trainer(

@@ -13,6 +13,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.nemo import data
 from igrpo_nemo.nemo.failure import Reporter
 from igrpo_nemo.nemo.trainers.watchdog import Watchdog
+from igrpo_nemo.nemo.versions import entries
 
 
 class EndlessLoader:
@@ -70,8 +71,8 @@ def asynchronous_trainer(
     """The trainer, ready to be called; it fails with the `RolloutError` of its actors."""
     from nemo_rl.algorithms.grpo import async_grpo_train
 
-    grpo = arguments["master_config"].grpo
-    grpo["max_num_steps"] = total_steps  # it knows no epochs
+    # It knows no epochs.
+    entries(arguments["master_config"].grpo)["max_num_steps"] = total_steps
     if config.igrpo.engine == "nemo_rl_local":
         arguments["checkpointer"] = _WithoutBuffer(arguments["checkpointer"])
 
@@ -79,7 +80,7 @@ def asynchronous_trainer(
         watchdog = Watchdog()
         arguments["task_to_env"].report = watchdog.reporter
         endless: Any = EndlessLoader(loader, config, watchdog.reporter)
-        age = grpo["async_grpo"]["max_trajectory_age_steps"]
+        age = (config.grpo.async_grpo or {})["max_trajectory_age_steps"]
         with watchdog():
             async_grpo_train(
                 **arguments, **teachers, dataloader=endless, max_trajectory_age_steps=age

@@ -27,8 +27,19 @@ from igrpo_nemo.nemo.failure import LostProcessError, Reporter, RolloutError
 
 POLL_S = 5.0
 """Seconds between two looks at an actor that rolls out."""
+REPORT_S = 5.0
+"""Seconds that a report may take to come."""
 ENDING_S = 20.0
 """Seconds that a trainer which has ended its actors has to return."""
+
+
+def _gone(error: RayActorError) -> LostProcessError:
+    reason = " ".join(str(error).split())
+    return LostProcessError(f"the process that rolls out is gone: {reason}")
+
+
+def _failure(text: str, lost: bool) -> RolloutError:
+    return LostProcessError(text) if lost else RolloutError(text)
 
 
 class _FirstFailure:
@@ -52,8 +63,7 @@ class _FirstFailure:
                 await asyncio.sleep(POLL_S)
         except RayActorError as error:
             await asyncio.sleep(ENDING_S)
-            reason = " ".join(str(error).split())
-            await self.report(f"the process that rolls out is gone: {reason}", True)
+            await self.report(str(_gone(error)), True)
 
     async def wait(self) -> tuple[str, bool]:
         await self._reported.wait()
@@ -80,11 +90,17 @@ class Watchdog:
             return
         with self._lock:
             if not self._over:
-                text, lost = first
-                self._failure = LostProcessError(text) if lost else RolloutError(text)
+                self._failure = _failure(*first)
                 main = threading.main_thread().ident
                 assert main is not None
                 signal.pthread_kill(main, signal.SIGINT)
+
+    def _reported_late(self, error: RayError) -> RolloutError | None:
+        """What an actor has reported that an error of Ray's comes from; itself where it is gone."""
+        if isinstance(error, RayActorError):
+            return _gone(error)
+        done, _ = ray.wait([self._actor.wait.remote()], timeout=REPORT_S)
+        return _failure(*ray.get(done[0])) if done else None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -106,7 +122,10 @@ class Watchdog:
             finally:
                 with self._lock:
                     self._over = True
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RayError) as error:
+            # NeMo-RL's main sees an actor's error by itself, be it before the interrupt or after.
+            if self._failure is None and not isinstance(error, KeyboardInterrupt):
+                self._failure = self._reported_late(error)
             if self._failure is None:
                 raise
             raise self._failure from None
