@@ -29,44 +29,38 @@ from igrpo_nemo.types import Rollout
 SAMPLES = "igrpo_samples"
 """Among the metrics of a rollout in another process: rows for the sample table."""
 
-_lock = threading.RLock()
+_lock = threading.Lock()
 _originals: list[tuple[Any, str, Callable[..., Any]]] = []
-_users = 0
 
 
-def install() -> None:
-    """Installs the seam in this process; nested calls count, `uninstall` undoes one of them."""
-    global _users
+def install() -> bool:
+    """Installs the seam in this process; False where it is there already."""
     with _lock:
-        _users += 1
-        if _users > 1:
-            return
+        if _originals:
+            return False
         for module, name in callers():
             original = getattr(module, name)
             _originals.append((module, name, original))
             setattr(module, name, _dispatching(original))
+        return True
 
 
 def uninstall() -> None:
-    """Undoes one `install`; the last one puts NeMo-RL's own functions back."""
-    global _users
+    """Puts NeMo-RL's own functions back."""
     with _lock:
-        _users -= 1
-        if _users:
-            return
-        for module, name, original in _originals:
-            setattr(module, name, original)
-        _originals.clear()
+        while _originals:
+            setattr(*_originals.pop())
 
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """The seam, for the duration of a `with` block."""
-    install()
+    """The seam, for the duration of the outermost `with` block."""
+    outermost = install()
     try:
         yield
     finally:
-        uninstall()
+        if outermost:
+            uninstall()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ function needs it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -98,14 +98,9 @@ def before_finalization(checkpointer: Any, act: Callable[[Any], None]) -> None:
             setattr(checkpointer, name, acting(getattr(checkpointer, name)))
 
 
-@contextmanager
-def finalized(checkpointer: Any) -> Iterator[None]:
+def finalized(checkpointer: Any) -> AbstractContextManager[Any]:
     """Behind it no checkpoint is left half renamed, whatever is raised inside."""
-    if not hasattr(checkpointer, "__exit__"):
-        yield
-        return
-    with checkpointer:
-        yield
+    return checkpointer if hasattr(checkpointer, "__exit__") else nullcontext()
 
 
 def newest_checkpoint(checkpointer: Any) -> str | None:

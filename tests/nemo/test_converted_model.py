@@ -18,6 +18,8 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo import converted_model
 from igrpo_nemo.nemo.converted_model import FIRST, VARIABLE, converted_once
 
+pytestmark = pytest.mark.either_tree
+
 
 @pytest.fixture
 def policy(tmp_path, monkeypatch) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import cache
 
@@ -12,6 +13,7 @@ from nemo_runs import as_nemo_rl_takes_it
 from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.nemo_schema import FILE, keys_beyond
 from igrpo_nemo.config.nemo_schema import nemo_schema as snapshot
+from igrpo_nemo.nemo.names import RELEASE
 
 WITHOUT_ANNOTATION = {
     "policy.offload_optimizer_for_logprob": "megatron/setup.py",
@@ -30,7 +32,9 @@ def live() -> dict[str, list[str]]:
 
 
 def test_the_snapshot_of_key_names_is_current():
-    """`python tests/nemo/nemo_schema.py` writes it again."""
+    """`python tests/nemo/nemo_schema.py` writes it again; test_names.py compares it with main."""
+    if importlib.import_module("nemo_rl.package_info").VERSION[:2] != RELEASE:
+        pytest.skip("the snapshot is NeMo-RL 0.7.0's")
     assert json.loads(FILE.read_text(encoding="utf-8")) == live()
 
 

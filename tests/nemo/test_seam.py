@@ -23,8 +23,7 @@ SPEC = RolloutSpec(BestDraft(4, 2), {"accuracy": 1.0})
 @pytest.fixture(autouse=True)
 def _nothing_stays_installed():
     yield
-    while seam._users:
-        seam.uninstall()
+    seam.uninstall()
 
 
 def _names():
