@@ -29,7 +29,7 @@ from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampling import sampling_params
 from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.run.stop import EXIT_INTERRUPTED, InterruptFlag, StopFile, TimeLimit
-from igrpo_nemo.tracking.samples import response_rows, sample_rows
+from igrpo_nemo.tracking.tracker import response_rows, sample_rows
 from igrpo_nemo.types import Stage
 
 

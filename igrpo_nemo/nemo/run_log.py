@@ -22,7 +22,7 @@ from igrpo_nemo.prompts import opens_thinking
 from igrpo_nemo.rewards import format_reward
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker
-from igrpo_nemo.tracking.samples import sample_rows
+from igrpo_nemo.tracking.tracker import sample_rows
 from igrpo_nemo.types import Rollout
 
 COMPLETIONS = "igrpo/completions"

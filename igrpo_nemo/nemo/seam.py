@@ -23,7 +23,7 @@ from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.nemo.failure import Reporter
 from igrpo_nemo.nemo.names import callers
 from igrpo_nemo.nemo.versions import rolled_out_in_groups
-from igrpo_nemo.tracking.samples import sample_rows
+from igrpo_nemo.tracking.tracker import sample_rows
 from igrpo_nemo.types import Rollout
 
 SAMPLES = "igrpo_samples"

@@ -1,6 +1,7 @@
 """One call logs to every sink.
 
     engine -> Tracker.log / log_samples -> JSONL, TensorBoard, and wandb or MLflow when asked for
+    rollouts -> sample_rows -> rows of samples.jsonl and of the sample table
 
 JSONL is the record: its errors end the run. A remote sink is a network away: its errors do not.
 """
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from igrpo_nemo.files.scrub import plain_config, scrub
 from igrpo_nemo.run.folder import RunFolder
+from igrpo_nemo.types import Group, Rollout
 
 _FAILURES_ALLOWED = 3
 
@@ -145,3 +147,50 @@ def open_tracker(
             kind = WandbSink if name == "wandb" else MlflowSink
             sinks.append(kind(folder.path, section.get(name) or {}, scrub(config), resume_step))
     return Tracker(sinks)
+
+
+def sample_rows(rollouts: Sequence[Rollout], limit: int = 8) -> list[dict[str, object]]:
+    """The first `limit` rollouts as flat records; refinement fields are null without Stage 2.
+
+    The draft is the one that was selected; where none was shown it is the group's first.
+    """
+    rows = []
+    for rollout in rollouts[:limit]:
+        selection = rollout.selection
+        shown = selection is not None and selection.index is not None
+        index = selection.index if selection is not None and selection.index is not None else 0
+        draft, draft_score = rollout.drafts.completions[index], rollout.drafts.scores[index]
+        row: dict[str, object] = {
+            "problem_id": rollout.problem.id,
+            "question": rollout.problem.question,
+            "answer": rollout.problem.answer,
+            "draft": draft.text,
+            "draft_shown": shown,
+            "draft_reward": draft_score.reward,
+            "draft_correct": draft_score.correct,
+            "refinement": None,
+            "refinement_reward": None,
+            "refinement_correct": None,
+        }
+        if rollout.refinements:
+            refined = rollout.refinements[0]
+            row["refinement"] = refined.completions[0].text
+            row["refinement_reward"] = refined.scores[0].reward
+            row["refinement_correct"] = refined.scores[0].correct
+        rows.append(row)
+    return rows
+
+
+def response_rows(answers: Sequence[Group], limit: int) -> list[dict[str, object]]:
+    """The first `limit` problems of a validation, each with its first answer."""
+    return [
+        {
+            "problem_id": group.problem.id,
+            "question": group.problem.question,
+            "answer": group.problem.answer,
+            "response": group.completions[0].text,
+            "response_reward": group.scores[0].reward,
+            "response_correct": group.scores[0].correct,
+        }
+        for group in answers[:limit]
+    ]
