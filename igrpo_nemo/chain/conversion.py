@@ -140,7 +140,8 @@ def find_converter(form: Form, python: str | None = None) -> Converter:
     if python is not None:
         return Converter(root, tuple(shlex.split(python)))
     needed = "megatron.bridge" if form is Form.MEGATRON else "nemo_rl"
-    if _importable(needed):
+    # Of a module inside a package, the package is asked for first: it would be imported.
+    if all(importlib.util.find_spec(name) for name in (needed.partition(".")[0], needed)):
         return Converter(root, (sys.executable,))
     worker = Path(os.environ.get("NEMO_RL_VENV_DIR", root / "venvs")) / WORKER / "bin" / "python"
     if worker.is_file():
@@ -186,12 +187,6 @@ def check_convertible(config: Any) -> None:
             "checkpointing.save_consolidated is false: DTensor's safetensors shards cannot be "
             "converted for evaluation, set checkpointing.save_consolidated=true"
         )
-
-
-def _importable(name: str) -> bool:
-    package = name.partition(".")[0]
-    found = importlib.util.find_spec(package) is not None
-    return found and importlib.util.find_spec(name) is not None
 
 
 def _nemo_rl_root() -> Path | None:

@@ -21,8 +21,6 @@ from igrpo_nemo.run import config_of_model
 from igrpo_nemo.run.chat_template import chat_template_text, stored_chat_template
 from igrpo_nemo.run.identity import weights_fingerprint
 
-ANSWER_TIMEOUT_S = 10
-
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+-]+")
 
 
@@ -201,7 +199,7 @@ def _served_models(address: str) -> dict[str, dict[str, Any]]:
     """Name -> what a server says of a model; none of one that has no such list."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:  # boundary: a server of somebody's
-        with opener.open(f"{address.rstrip('/')}/models", timeout=ANSWER_TIMEOUT_S) as reply:
+        with opener.open(f"{address.rstrip('/')}/models", timeout=10) as reply:
             return {str(one.get("id")): one for one in json.load(reply)["data"]}
     except urllib.request.HTTPError:
         return {}

@@ -107,18 +107,14 @@ def render(
         evaluation_setting=common_setting(evaluation) if evaluation else "",
         findings=findings(evaluation) if evaluation else (),
         evaluation_tables=evaluation_tables(evaluation) if evaluation else (),
-        budgets=[(run.label, rows) for run in _one_a_label(runs) if (rows := budget_rows(run))],
+        # Seeds of one arm have one budget.
+        budgets={run.label: rows for run in runs if (rows := budget_rows(run))}.items(),
         samples=samples,
         total_samples=total_samples,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
     )
-
-
-def _one_a_label(runs: Sequence[Run]) -> list[Run]:
-    """The first run of each label: seeds of one arm have one budget."""
-    return list({run.label: run for run in reversed(runs)}.values())[::-1]
 
 
 def _split(figures: Sequence[Figure], section: str) -> tuple[list[Figure], list[Figure]]:

@@ -131,32 +131,32 @@ def _place_arguments(place: Place) -> list[str]:
     if place.cluster is None:
         # Otherwise all samples start at once, a process of 300 MB each.
         return ["--single_node_mode=sequential"]
-    arguments = [f"--cluster={place.cluster}", f"--num_jobs={place.jobs}"]
-    if place.config_dir is not None:
-        arguments.append(f"--config_dir={place.config_dir}")
-    options = dict(place.sbatch)
-    if place.after:
-        options["dependency"] = f"afterok:{':'.join(map(str, place.after))}"
-    # NeMo-Skills' jobs wait for each other too: behind one that failed they would for ever.
-    options["kill_on_invalid_dep"] = "yes"
-    return [*arguments, f"--sbatch_kwargs={json.dumps(options)}"]
+    dependency = f"afterok:{':'.join(map(str, place.after))}"
+    options = {
+        **place.sbatch,
+        **({"dependency": dependency} if place.after else {}),
+        # NeMo-Skills' jobs wait for each other too: behind one that failed they would for ever.
+        "kill_on_invalid_dep": "yes",
+    }
+    return [
+        f"--cluster={place.cluster}",
+        f"--num_jobs={place.jobs}",
+        *([f"--config_dir={place.config_dir}"] if place.config_dir is not None else []),
+        f"--sbatch_kwargs={json.dumps(options)}",
+    ]
 
 
 def _profile_arguments(setting: Setting, kind: Kind, folder: str) -> list[str]:
     """`folder` is `write_profile`'s, as the job sees it."""
+    path = f"--config-path={folder}"
     if setting.profile == "boxed":
-        if not setting.chat_template_kwargs:
-            return []
-        return [f"--config-path={folder}", "--config-name=boxed"]
-    return [
-        f"--config-path={folder}",
-        f"--config-name={CONFIG_NAMES[kind]}",
-        f"++prompt_config={folder}/{PROMPT_FILE}",
-    ]
+        return [path, "--config-name=boxed"] if setting.chat_template_kwargs else []
+    prompt = f"++prompt_config={folder}/{PROMPT_FILE}"
+    return [path, f"--config-name={CONFIG_NAMES[kind]}", prompt]
 
 
 def generation_config_dir() -> Path:
-    """The folder of the shipped generation configs, for `ns eval --config-path`."""
+    """The folder of the shipped generation configs."""
     return builtin_config_dir() / "skills"
 
 
@@ -167,13 +167,13 @@ def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> 
     """
     folder = out / "profile"
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer, shipped = config.policy.tokenizer, generation_config_dir()
-    texts = {
-        f"{name}.yaml": (shipped / f"{name}.yaml").read_text() for name in CONFIG_NAMES.values()
-    }
+    tokenizer, sources = config.policy.tokenizer, {name: name for name in CONFIG_NAMES.values()}
     if thinking_open:
-        opened = shipped / f"{OPENED_CONFIG_NAME}.yaml"
-        texts[f"{CONFIG_NAMES['math']}.yaml"] = opened.read_text()
+        sources[CONFIG_NAMES["math"]] = OPENED_CONFIG_NAME
+    texts = {
+        f"{name}.yaml": (generation_config_dir() / f"{source}.yaml").read_text()
+        for name, source in sources.items()
+    }
     if kwargs := tokenizer.chat_template_kwargs:
         # In a file: NeMo-Skills' own command line is a shell's.
         given = yaml.safe_dump({"chat_template_kwargs": kwargs}, allow_unicode=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,9 +40,7 @@ Kind = Literal["math", "multichoice"]
 DEFAULT_SAMPLES = 8
 DATA_FILE = "test.jsonl"
 
-_FOLDER = (
-    "import nemo_skills, pathlib; print(pathlib.Path(nemo_skills.__file__).parent / 'dataset')"
-)
+_FOLDER = "import nemo_skills, pathlib as p; print(p.Path(nemo_skills.__file__).parent / 'dataset')"
 _PROMPTS = {"math": "generic/math", "multichoice": "eval/aai/mcq-{choices}choices"}
 """NeMo-Skills' prompt for each kind."""
 
@@ -58,12 +57,8 @@ class Benchmark:
     split: str = "test"
 
 
-BENCHMARKS = {
-    name: Benchmark(name, **values)
-    for name, values in yaml.safe_load(
-        Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8")
-    ).items()
-}
+_FACTS = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8"))
+BENCHMARKS = {name: Benchmark(name, **values) for name, values in _FACTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,30 +150,27 @@ def checked_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], where:
 
 def _answer(benchmark: Benchmark, row: Mapping[str, Any], here: str) -> str:
     answer = row.get("expected_answer")
-    text = str(answer).strip() if isinstance(answer, str | int | float) else ""
-    if not text or isinstance(answer, bool):
+    known = isinstance(answer, str | int | float) and not isinstance(answer, bool)
+    text = str(answer).strip() if known else ""
+    if not text:
         raise UserError(f"{here} has no expected_answer")
     if benchmark.kind == "multichoice" and text not in row:
         raise UserError(f"{here}: the answer {text} is none of its options")
     if not benchmark.integer_answers:
         return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.5
-    if not number.is_integer():
+    if not re.fullmatch(r"[+-]?\d+(\.0*)?", text):
         raise UserError(f"{here}: the answer {text} is no integer, as {benchmark.name}'s are")
-    return str(int(number))
+    return str(int(text.partition(".")[0]))
 
 
 def write_benchmark(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """`folder/<name>/`, as NeMo-Skills reads it. The rows are those of `checked_rows`."""
-    benchmark, where = benchmark_named(name), folder / name
-    prompt = _PROMPTS[benchmark.kind].format(choices=benchmark.choices)
+    kind, where = benchmark_named(name).kind, folder / name
+    prompt = _PROMPTS[kind].format(choices=benchmark_named(name).choices)
     module = (
-        f'DATASET_GROUP = "{benchmark.kind}"\n'
-        f'METRICS_TYPE = "{benchmark.kind}"\n'
-        f'GENERATION_ARGS = "++prompt_config={prompt} ++eval_type={benchmark.kind}"\n'
+        f'DATASET_GROUP = "{kind}"\n'
+        f'METRICS_TYPE = "{kind}"\n'
+        f'GENERATION_ARGS = "++prompt_config={prompt} ++eval_type={kind}"\n'
     )
     where.mkdir(parents=True, exist_ok=True)
     write_atomic(where / DATA_FILE, json_lines(rows))
@@ -209,11 +201,10 @@ def freeze(data: Sequence[BenchmarkData], out: Path) -> Path:
     Without a container NeMo-Skills looks for a data folder in the working directory, by its name.
     """
     folder = out / "data"
-    for benchmark in data:
-        target = folder / benchmark.name
-        target.mkdir(parents=True, exist_ok=True)
+    for one in data:
+        (folder / one.name).mkdir(parents=True, exist_ok=True)
         for file in (DATA_FILE, "__init__.py"):
-            shutil.copyfile(benchmark.path.parent / file, target / file)
+            shutil.copyfile(one.path.parent / file, folder / one.name / file)
     return folder
 
 

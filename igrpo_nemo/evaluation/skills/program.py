@@ -13,10 +13,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -156,18 +157,9 @@ def run_logged(
     Raises `ServerDied` once `alive` has been false for `SILENT_S` seconds. Whatever ends this call,
     no process of the command outlives it.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
-        process = psutil.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=dict(environ),
-        )
+    below: set[psutil.Process] = set()
+    with started(command, log, environ=environ, cwd=cwd) as process:
         seen, waiting = time.monotonic(), Waiting(log)
-        below: set[psutil.Process] = set()
         try:
             while process.poll() is None:
                 below = _descendants(process)
@@ -179,30 +171,34 @@ def run_logged(
                 time.sleep(POLL_S)
             return process.returncode
         finally:
-            end_with_all(process, below)
+            _end({process, *below})  # some may have lost their parent
 
 
-class Waiting:
-    """Prints what a log says last, every `PROGRESS_S` seconds."""
+@contextmanager
+def started(
+    command: Sequence[str], log: Path, *, environ: Mapping[str, str], **options: Any
+) -> Iterator[psutil.Popen]:
+    """A command without input, its output added to `log`; ended with all that it started."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        process = psutil.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=dict(environ),
+            **options,
+        )
+        try:
+            yield process
+        finally:
+            _end([process])
+            process.wait()
 
-    def __init__(self, log: Path) -> None:
-        self._log, self._began = log, time.monotonic()
-        self._next = self._began + PROGRESS_S
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def tell(self) -> None:
-        if time.monotonic() >= self._next:
-            self._next += PROGRESS_S
-            said = shorten(last_line(self._log), 150)
-            print(f"{self._log.stem}, {self.seconds:.0f} s: {said}", flush=True)
-
-
-def end_with_all(process: psutil.Popen, below: Iterable[psutil.Process] = ()) -> None:
-    """Ends a process, `below`, and all that it started: SIGTERM, and SIGKILL after `GRACE_S`."""
-    everyone = {process, *below, *_descendants(process)}
+def _end(processes: Iterable[psutil.Process]) -> None:
+    """SIGTERM, and SIGKILL after `GRACE_S`; what was started meanwhile is ended too."""
+    everyone = {each for one in processes for each in (one, *_descendants(one))}
     for one in everyone:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             one.terminate()
@@ -210,7 +206,6 @@ def end_with_all(process: psutil.Popen, below: Iterable[psutil.Process] = ()) ->
     for one in left:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             one.kill()
-    process.wait()
 
 
 def _descendants(process: psutil.Process) -> set[psutil.Process]:
@@ -218,6 +213,24 @@ def _descendants(process: psutil.Process) -> set[psutil.Process]:
         return set(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return set()
+
+
+class Waiting:
+    """Prints what a log says last, every `PROGRESS_S` seconds."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._began = log, time.monotonic()
+        self._next = PROGRESS_S
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def tell(self) -> None:
+        if self.seconds >= self._next:
+            self._next += PROGRESS_S
+            said = shorten(last_line(self._log), 150)
+            print(f"{self._log.stem}, {self.seconds:.0f} s: {said}", flush=True)
 
 
 def processes_with(word: str) -> list[int]:

@@ -10,17 +10,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills.command import Server
-from igrpo_nemo.evaluation.skills.program import Waiting, end_with_all, last_line, server_answers
+from igrpo_nemo.evaluation.skills.program import Waiting, last_line, server_answers, started
 
 START_S = 3600.0
 """Weights come from a shared disk, and kernels are compiled."""
@@ -45,26 +42,28 @@ def vllm_serving(
     Raises `UserError` with vLLM's last line where it ends before it answers.
     """
     log = logs / "vllm.log"
-    port = _free_port()
+    log.unlink(missing_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/v1"
     command = vllm_command(vllm, server, arguments, port, _gpus(environ))
     # Not the command: further arguments may hold a key.
     print(f"vllm serve {server.model}; it says the rest in {log}", flush=True)
-    logs.mkdir(parents=True, exist_ok=True)
-    address = f"http://127.0.0.1:{port}/v1"
-    with log.open("wb") as stream:
-        process = psutil.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=_child_environ(environ),
-            start_new_session=True,  # Ctrl-C is for the evaluation, which ends the server last
-        )
-        try:
-            _await(process, address, log)
-            yield address
-        finally:
-            end_with_all(process)
+    # Slurm's variables of tasks torch and MPI would take for a launch of theirs.
+    child = {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
+    # Ctrl-C is for the evaluation, which ends the server last.
+    with started(command, log, environ=child, start_new_session=True) as process:
+        waiting = Waiting(log)
+        while not server_answers(address):
+            if (code := process.poll()) is not None:
+                said = last_line(log)
+                raise UserError(f"vllm serve ended with exit code {code}: {said}; see {log}")
+            if waiting.seconds > START_S:
+                raise UserError(f"vllm serve did not answer within {START_S:.0f} s; see {log}")
+            waiting.tell()
+            time.sleep(0.5)
+        yield address
 
 
 def vllm_command(vllm: str, server: Server, arguments: str, port: int, gpus: int) -> list[str]:
@@ -81,24 +80,6 @@ def vllm_command(vllm: str, server: Server, arguments: str, port: int, gpus: int
     ]
 
 
-def _await(process: psutil.Popen, address: str, log: Path) -> None:
-    waiting = Waiting(log)
-    while not server_answers(address):
-        if process.poll() is not None:
-            code = process.returncode
-            raise UserError(f"vllm serve ended with exit code {code}: {last_line(log)}; see {log}")
-        if waiting.seconds > START_S:
-            raise UserError(f"vllm serve did not answer within {START_S:.0f} s; see {log}")
-        waiting.tell()
-        time.sleep(0.5)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _gpus(environ: Mapping[str, str]) -> int:
     """The GPUs that this process may use."""
     visible = environ.get("CUDA_VISIBLE_DEVICES")
@@ -107,8 +88,3 @@ def _gpus(environ: Mapping[str, str]) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without Slurm's variables of tasks, which torch and MPI would take for a launch of theirs."""
-    return {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
