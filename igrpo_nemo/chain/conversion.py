@@ -78,10 +78,7 @@ def convert(
             return made
         if target.is_symlink() or target.exists():
             raise UserError(f"{target} is there without a stamp: remove it to convert again")
-        if checkpoint.form is Form.HUGGING_FACE:
-            _link(checkpoint, target)
-        else:
-            _converted(checkpoint, target, find_converter(checkpoint.form, python), gpus)
+        _make(checkpoint, target, gpus, python)
         made = {"step": checkpoint.step, "form": checkpoint.form.value}
         stamp = {"stage": "convert", "inputs": wanted, "outputs": made}
         text = json.dumps(stamp, indent=1, sort_keys=True, default=str)
@@ -199,52 +196,54 @@ def _nemo_rl_root() -> Path | None:
     return None
 
 
-def _link(checkpoint: Checkpoint, target: Path) -> None:
-    """A link to the weights; file by file where the tokenizer lies elsewhere (DTensor's
-    consolidated folders have none)."""
-    weights, saved = checkpoint.weights.resolve(), _saved_tokenizer(checkpoint)
-    has_own = not saved.is_dir() or (
-        (weights / "tokenizer_config.json").is_file()
-        and stored_chat_template(weights) == stored_chat_template(saved)
-    )
-    partial = _partial(target)
+def _make(checkpoint: Checkpoint, target: Path, gpus: int | None, python: str | None) -> None:
+    """The folder: a link to the weights, or made beside it and renamed once it is whole."""
+    partial = target.with_name(f".{target.name}.partial")
     try:
-        if has_own:
-            target.symlink_to(os.path.relpath(weights, target.parent.resolve()))
+        if checkpoint.form is Form.HUGGING_FACE and _has_tokenizer(checkpoint):
+            target.symlink_to(
+                os.path.relpath(checkpoint.weights.resolve(), target.parent.resolve())
+            )
             return
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for file in weights.iterdir():
-            if not (saved / file.name).exists():
-                (partial / file.name).symlink_to(os.path.relpath(file, partial.resolve()))
-        _add_tokenizer(checkpoint, partial)
-        partial.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _converted(
-    checkpoint: Checkpoint, target: Path, converter: Converter, gpus: int | None
-) -> None:
-    partial = _partial(target)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        command = conversion_command(checkpoint, partial, converter, gpus)
-        print(f"convert: {shlex.join(command)}", flush=True)
-        paths = [str(converter.root), os.environ.get("PYTHONPATH")]
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        if code := run_to_its_end(command, cwd=converter.root, environ=environ):
-            raise UserError(f"NeMo-RL's converter ended with exit code {code}: see its lines above")
+        if checkpoint.form is Form.HUGGING_FACE:
+            _link_files(checkpoint, partial)
+        else:
+            _run_converter(checkpoint, partial, find_converter(checkpoint.form, python), gpus)
         _add_tokenizer(checkpoint, partial)
         if missing := missing_files(partial):
             raise UserError(f"the converter left {partial} without {', '.join(missing)}")
         partial.rename(target)
     except OSError as error:
-        raise UserError(f"cannot convert to {target}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
+def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Whether the trained tokenizer lies with the weights."""
+    weights, saved = checkpoint.weights, _saved_tokenizer(checkpoint)
+    return not saved.is_dir() or (
+        (weights / "tokenizer_config.json").is_file()
+        and stored_chat_template(weights) == stored_chat_template(saved)
+    )
+
+
+def _link_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """File by file where the tokenizer lies elsewhere: DTensor's consolidated folders have none."""
+    folder.mkdir()
+    for file in checkpoint.weights.resolve().iterdir():
+        if not (_saved_tokenizer(checkpoint) / file.name).exists():
+            (folder / file.name).symlink_to(os.path.relpath(file, folder.resolve()))
+
+
+def _run_converter(
+    checkpoint: Checkpoint, folder: Path, converter: Converter, gpus: int | None
+) -> None:
+    command = conversion_command(checkpoint, folder, converter, gpus)
+    print(f"convert: {shlex.join(command)}", flush=True)
+    paths = [str(converter.root), os.environ.get("PYTHONPATH")]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if code := run_to_its_end(command, cwd=converter.root, environ=environ):
+        raise UserError(f"NeMo-RL's converter ended with exit code {code}: see its lines above")
 
 
 def _saved_tokenizer(checkpoint: Checkpoint) -> Path:
@@ -257,10 +256,10 @@ def _add_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     A template that stands in the config alone is in no tokenizer that a converter writes: NeMo-RL's
     Megatron-Core worker saves none, and the converters take the base model's.
     """
-    saved = _saved_tokenizer(checkpoint)
+    saved, config = _saved_tokenizer(checkpoint), checkpoint.folder / "config.yaml"
     if saved.is_dir():
         shutil.copytree(saved, folder, dirs_exist_ok=True)
-    template, config = stored_chat_template(saved), checkpoint.folder / "config.yaml"
+    template = stored_chat_template(saved)
     if not template and config.is_file():
         template = chat_template_text(at(written_values(config), "policy.tokenizer.chat_template"))
     if template:

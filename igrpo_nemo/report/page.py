@@ -20,13 +20,7 @@ from igrpo_nemo.evaluation.systems import Comparison, compared, is_evaluation, l
 from igrpo_nemo.evaluation.tables import common_setting, findings
 from igrpo_nemo.evaluation.tables import tables as evaluation_tables
 from igrpo_nemo.files.atomic import write_or_refuse
-from igrpo_nemo.report.figures import (
-    EVALUATION,
-    Figure,
-    draw_figures,
-    group_colors,
-    pass_figure,
-)
+from igrpo_nemo.report.figures import EVALUATION, Figure, draw_figures, group_colors, pass_figure
 from igrpo_nemo.report.runs import Run, load_runs
 from igrpo_nemo.report.shares import reason_figure, time_figure
 from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows

@@ -131,9 +131,7 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     raise UserError("the same run folder is given twice: name each one once")
 
 
-def _curves(
-    path: Path,
-) -> tuple[dict[str, Curve], dict[str, Curve], tuple[tuple[int, str], ...]]:
+def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve], tuple[tuple[int, str], ...]]:
     points: dict[str, dict[str, dict[int, float]]] = {"train": {}, "val": {}}
     non_finite: list[tuple[int, str]] = []
     for number, row in _rows(path):

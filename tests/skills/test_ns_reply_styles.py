@@ -59,7 +59,7 @@ EXPECTED = {
     },
     "boxed": {
         # None right for i = 7; ties for i = 5, 6, 8; wrong alone for i = 7.
-        "rotating": {"avg": 50, "pass": 90, "majority": 75, "none": 40},
+        "rotating": {"avg": 50, "pass": 90, "majority": 75, "none": 40}
     },
 }
 RIGHT = {

@@ -59,8 +59,7 @@ def of_other_problems(where: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "rows"),
-    [(torn, {0: "one?", 2: "three?"}), (of_other_problems, {0: "one?"})],
+    ("write", "rows"), [(torn, {0: "one?", 2: "three?"}), (of_other_problems, {0: "one?"})]
 )
 def test_whole_rows_of_these_problems_are_kept(
     tmp_path: Path, write: Callable[[Path], None], rows: dict[int, str]

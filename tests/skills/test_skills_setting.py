@@ -40,10 +40,13 @@ from igrpo_nemo.run.tokenizer import build_small_tokenizer
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
     write_problems(tmp_path / "data", "toy", ["4", "5", "6"])
-    config = with_benchmarks(load_config(["policy.model_name=x"]), "toy:2")
-    data = [read_benchmark(tmp_path / "data", "toy")]
-    model = Model("m", "w", 131_072)
-    return setting_of(config, model, data, server_type="vllm", nemo_skills="0.7.0")
+    return made(tmp_path)
+
+
+def made(folder: Path, *words: str, server_type: str = "vllm") -> Setting:
+    config = with_benchmarks(load_config(["policy.model_name=x", *words]), "toy:2")
+    data, model = [read_benchmark(folder / "data", "toy")], Model("m", "w", 131_072)
+    return setting_of(config, model, data, server_type=server_type, nemo_skills="0.7.0")
 
 
 def test_the_papers_setting(setting: Setting) -> None:
@@ -212,17 +215,11 @@ def test_arguments_of_the_chat_template_are_part_of_the_setting(
 ) -> None:
     given = {"think": False}
     assert "chat_template_kwargs" not in setting.to_json()
-    words = ["policy.model_name=x", "policy.tokenizer.chat_template_kwargs={think: false}"]
-    config = with_benchmarks(load_config(words), "toy:2")
-    data = [read_benchmark(tmp_path / "data", "toy")]
-    names = {"nemo_skills": "0.7.0"}
-    model = Model("m", "w", 131_072)
-    with_kwargs = setting_of(config, model, data, server_type="sglang", **names)
-    assert with_kwargs.chat_template_kwargs == given
-    with pytest.raises(
-        UserError, match="chat_template_kwargs cannot be given to a server of type o"
-    ):
-        setting_of(config, model, data, server_type="openai", **names)
+    word = "policy.tokenizer.chat_template_kwargs={think: false}"
+    assert made(tmp_path, word, server_type="sglang").chat_template_kwargs == given
+    refusal = "chat_template_kwargs cannot be given to a server of type o"
+    with pytest.raises(UserError, match=refusal):
+        made(tmp_path, word, server_type="openai")
     template = OPENED.replace("add_generation_prompt", "think is not defined or think")
     assert opens(opened, "", template)
     assert not opens(opened, "", template, **given)

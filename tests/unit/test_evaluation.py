@@ -284,16 +284,17 @@ def test_an_interrupted_evaluation_goes_on_and_ends_equal(tmp_path):
 
 
 def test_samples_of_different_settings_are_never_mixed(tmp_path):
-    run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"})
-    run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"}, num_samples=4)
+    def again(model="aaaa", **changed):
+        run_evaluation(tmp_path, CountingSampler(), identity={"model": model}, **changed)
+
+    again()
+    again(num_samples=4)
     with pytest.raises(UserError, match="temperature was 0.6, is 0.7"):
-        run_evaluation(tmp_path, CountingSampler(), identity={"model": "aaaa"}, temperature=0.7)
+        again(temperature=0.7)
     with pytest.raises(UserError, match=r'model was "aaaa", is "bbbb"'):
-        run_evaluation(tmp_path, CountingSampler(), identity={"model": "bbbb"})
+        again("bbbb")
     with pytest.raises(UserError, match="another evaluation"):
-        run_evaluation(
-            tmp_path, CountingSampler(), identity={"model": "aaaa"}, problems=PROBLEMS[:4]
-        )
+        again(problems=PROBLEMS[:4])
     foreign = tmp_path / "ns" / "eval-results" / "toy"
     foreign.mkdir(parents=True)
     (foreign / "output-rs0.jsonl").touch()

@@ -166,12 +166,7 @@ def test_published_figures_stand_beside_measured_ones(tmp_path, grpo, igrpo):
     comparison = compared(load_systems([grpo, igrpo]), published={"igrpo": published})
     table = accuracy_table(comparison)
     rows = {row[0]: row[1:] for row in table.rows}
-    assert list(rows) == [
-        "grpo",
-        "igrpo",
-        "igrpo, published",
-        "igrpo, measured - published",
-    ]
+    assert list(rows) == ["grpo", "igrpo", "igrpo, published", "igrpo, measured - published"]
     assert rows["igrpo, published"] == ("62.50", "90.00", "70.00 (columns: 76.25)")
     measured = comparison.systems[1].benchmarks["aime24"].accuracy.mean
     assert rows["igrpo, measured - published"][0] == f"{100 * (measured - 0.625):+.1f}"

@@ -184,10 +184,7 @@ def test_nemo_rl_converts_once_with_the_trained_tokenizer(tmp_path, nemo_rl, cap
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [
-        ("broken", "converter ended with exit code 3"),
-        ("short", "without model-2.safetensors"),
-    ],
+    [("broken", "converter ended with exit code 3"), ("short", "without model-2.safetensors")],
 )
 def test_a_failed_conversion_leaves_no_model_and_is_repeated(tmp_path, nemo_rl, name, words):
     run = finished_run(tmp_path / name)
@@ -261,10 +258,9 @@ def test_commands_of_nemo_rls_converters(tmp_path):
 
 def test_the_arguments_are_those_of_the_real_converters():
     """Every flag of the commands above is one that NeMo-RL's scripts define."""
-    root = Path.home() / ".cache" / "igrpo-nemo" / "nemo-rl-0.7.0"
-    scripts = root / "examples" / "converters"
+    scripts = Path.home() / ".cache/igrpo-nemo/nemo-rl-0.7.0/examples/converters"
     if not scripts.is_dir():
-        pytest.skip(f"NeMo-RL's source is not at {root}")
+        pytest.skip(f"NeMo-RL's source is not at {scripts}")
     flags = {
         "convert_megatron_to_hf.py": {"--config", "--megatron-ckpt-path", "--hf-ckpt-path"},
         "convert_megatron_to_hf_gpu.py": {"--megatron-ckpt-path", "--tp", "--hf-ckpt-path"},

@@ -11,13 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from arms import (
-    arm_results,
-    findings,
-    mean_interval,
-    paired_difference,
-    result_table,
-)
+from arms import arm_results, findings, mean_interval, paired_difference, result_table
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.report import build_report

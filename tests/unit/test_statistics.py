@@ -17,13 +17,10 @@ from igrpo_nemo.evaluation.statistics import (
 )
 from igrpo_nemo.metrics import pass_at_k
 
-NOMINAL = 0.95
-
 
 def covers(hits: int, trials: int, *, slack: float = 0.0) -> bool:
-    """Whether `hits` of `trials` is the nominal rate within four standard errors, plus `slack`."""
-    error = math.sqrt(NOMINAL * (1 - NOMINAL) / trials)
-    return abs(hits / trials - NOMINAL) < 4 * error + slack
+    """Whether `hits` of `trials` is 95 % within four standard errors, plus `slack`."""
+    return abs(hits / trials - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials) + slack
 
 
 def beta_rates(generator: np.random.Generator, P: int) -> np.ndarray:

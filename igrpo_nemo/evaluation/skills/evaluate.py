@@ -20,12 +20,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import format_table
 from igrpo_nemo.evaluation.model import Model, attention_heads
-from igrpo_nemo.evaluation.results import (
-    RESULTS_FOLDER,
-    BenchmarkResults,
-    inspect,
-    inspected,
-)
+from igrpo_nemo.evaluation.results import RESULTS_FOLDER, BenchmarkResults, inspect, inspected
 from igrpo_nemo.evaluation.setting import (
     Setting,
     check_same,
