@@ -8,6 +8,9 @@ from typing import Any
 
 from igrpo_nemo.types import Problem
 
+REPORT_S = 10.0
+"""Seconds that a report may take to come."""
+
 
 class RolloutError(RuntimeError):
     """A problem's rollout failed; its group would be incomplete, so the step must not go on."""
@@ -77,8 +80,14 @@ class Reporter:
             yield
         except Exception as error:
             if self._actor is not None:
+                import ray
+
                 text = str(error) if isinstance(error, RolloutError) else f"rollout: {error!r}"
-                self._actor.report.remote(" ".join(text.split())[:1_000], is_lost_process(error))
+                told = self._actor.report.remote(
+                    " ".join(text.split())[:1_000], is_lost_process(error)
+                )
+                # Arrived before the error is anybody else's, who might end this process.
+                ray.wait([told], timeout=REPORT_S)
             raise
 
     def watch_this_actor(self) -> None:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from igrpo_nemo.nemo.failure import RolloutError
+from igrpo_nemo.nemo.failure import LostProcessError, RolloutError
 from igrpo_nemo.nemo.trainers.watchdog import Watchdog
 
 
@@ -46,3 +46,17 @@ def test_an_interrupt_without_a_failure_does_what_it_did(ray_cluster, handler):
     else:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
+
+
+def test_an_error_that_the_trainer_sees_by_itself_is_the_one_that_was_reported(ray_cluster):
+    """As NeMo-RL's main does: it asks its collector, whose error is Ray's with a page of text."""
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    seen = RayTaskError("check_health", "trace", RuntimeError("aborting")).as_instanceof_cause()
+    watchdog = Watchdog()
+    with pytest.raises(RolloutError, match=r"^problem p1, stage draft: no tokens$"), watchdog():
+        with pytest.raises(RolloutError), watchdog.reporter.watching():
+            raise RolloutError("problem p1, stage draft: no tokens")
+        raise seen
+    with pytest.raises(LostProcessError, match="^the process that rolls out is gone"), Watchdog()():
+        raise ActorDiedError

@@ -23,12 +23,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from igrpo_nemo.nemo.failure import LostProcessError, Reporter, RolloutError
+from igrpo_nemo.nemo.failure import REPORT_S, LostProcessError, Reporter, RolloutError
 
 POLL_S = 5.0
 """Seconds between two looks at an actor that rolls out."""
-REPORT_S = 5.0
-"""Seconds that a report may take to come."""
 ENDING_S = 20.0
 """Seconds that a trainer which has ended its actors has to return."""
 
