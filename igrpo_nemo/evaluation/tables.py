@@ -209,7 +209,9 @@ def points(difference: Difference) -> str:
 def summary(comparison: Comparison) -> str:
     """What a terminal shows: the headline tables and the findings."""
     blocks = [f"{_as_text(table)}\n{table.caption}" for table in headline_tables(comparison)]
-    return "\n\n".join([*blocks, "\n".join(f"- {line}" for line in findings(comparison))])
+    if sentences := findings(comparison):
+        blocks.append("\n".join(f"- {sentence}" for sentence in sentences))
+    return "\n\n".join(blocks)
 
 
 def _as_text(table: Table) -> str:
