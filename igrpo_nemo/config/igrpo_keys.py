@@ -128,23 +128,9 @@ class Warmup(Section):
     seed: NonNegative = 0
     """Seed of model, demonstrator and demonstrations."""
     bare_share: Share = 0.5
-    """Share of the steps, at the beginning, that show bare problems alone."""
-    draft_share: Share = 0.5
-    """Share of demonstrations that correct a draft, from then on."""
+    """Share of the steps, at the beginning, that show bare problems alone; then half are drafts."""
     shows: Literal["draft", "feedback"] = "draft"
-    """What they show: the draft, or what `igrpo.feedback` makes of it."""
-    right_draft_share: Share = 0.3
-    """Share of those drafts that are right."""
-    fixed_error_share: Share = 0.3
-    """Share of table entries that the demonstrator has learnt wrongly."""
-    fixed_error_rate: Share = 0.7
-    """How often it gives the wrong digit there."""
-    slip: Share = 0.03
-    """How often it errs elsewhere."""
-    trust: Share = 0.95
-    """How often it keeps a right step of a draft."""
-    mend: Share = 0.8
-    """How often it mends a wrong step of a draft."""
+    """What is shown then: the draft, or what `igrpo.feedback` makes of it."""
     broken_format: Share = 0.05
     """Share of solutions in a broken format."""
 

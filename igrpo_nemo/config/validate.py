@@ -26,6 +26,17 @@ GONE: dict[str, tuple[tuple[Any, ...], str]] = {
         ("off", False),  # YAML reads a bare `off` as false
         "it saved no time on either engine: leave it out, Stage 1 is sampled whole",
     ),
+} | {
+    f"igrpo.warmup.{name}": ((value,), "it is the demonstrator's own: leave it out")
+    for name, value in {
+        "draft_share": 0.5,
+        "right_draft_share": 0.3,
+        "fixed_error_share": 0.3,
+        "fixed_error_rate": 0.7,
+        "slip": 0.03,
+        "trust": 0.95,
+        "mend": 0.8,
+    }.items()
 }
 """Keys that earlier versions knew: the values under which one changed nothing; what to do."""
 

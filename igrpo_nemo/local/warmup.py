@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -40,6 +40,8 @@ from igrpo_nemo.types import Completion, Group, Problem, Score, Stage, StopReaso
 
 RECIPE = 2
 """Raised whenever this module's result changes for equal settings."""
+DRAFT_SHARE = 0.5
+"""Demonstrations that correct a draft, once bare problems have been shown."""
 
 OnStep = Callable[[int, int, float], None]
 """Called with (step, steps, loss) after every optimizer step; loss in nats per token."""
@@ -77,7 +79,11 @@ def small_policy(
         )
     settings = {
         "model": shape.model_dump(),
-        "warmup": config.igrpo.warmup.model_dump(exclude={"shows"}),
+        "warmup": {
+            **config.igrpo.warmup.model_dump(exclude={"shows"}),
+            **asdict(_demonstrator(config)),
+            "draft_share": DRAFT_SHARE,
+        },
         "prompt": asdict(prompt_profile(config)),
         "lengths": list(_lengths(config)),
         "context": config.policy.max_total_sequence_length,
@@ -183,7 +189,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps))
     model.train()
     for step in range(steps):
-        draft_share = 0.0 if step < warmup.bare_share * steps else warmup.draft_share
+        draft_share = 0.0 if step < warmup.bare_share * steps else DRAFT_SHARE
         rows = _demonstrations(config, prompts, tokenizer, rng, draft_share)
         logprobs = completion_logprobs(model, rows, temperature=1.0)
         loss = -logprobs.logprobs_RT.sum() / logprobs.lengths_R.sum()
@@ -202,6 +208,11 @@ def _rate(step: int, steps: int) -> float:
     return ramp * min(1.0, 0.1 + 0.9 * 4 * (1 - step / steps))
 
 
+def _demonstrator(config: Config) -> Demonstrator:
+    warmup = config.igrpo.warmup
+    return Demonstrator(seed=warmup.seed, broken_format=warmup.broken_format)
+
+
 def _demonstrations(
     config: Config,
     prompts: PromptBuilder,
@@ -211,7 +222,7 @@ def _demonstrations(
 ) -> list[TrainingRow]:
     """One batch of demonstrations, about `draft_share` of them under a draft."""
     warmup = config.igrpo.warmup
-    demonstrator = Demonstrator(**{f.name: getattr(warmup, f.name) for f in fields(Demonstrator)})
+    demonstrator = _demonstrator(config)
     end = token_id(tokenizer, "eos")
     assert end is not None
     rows = []

@@ -19,6 +19,7 @@ from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.objectives.advantage import group_advantages
 
 BOTH = "igrpo.train_stages=[draft,refine]"
+EXAMPLE = "{text: '<think>38</think><answer>38</answer>', intro: ''}"
 CASES = [
     pytest.param(("grpo", "best_draft"), marks=pytest.mark.either_tree, id="grpo-best_draft"),
     ("grpo", "best_draft", BOTH),
@@ -35,7 +36,7 @@ CASES = [
     ("gspo", "self_verification_short"),
     ("grpo", "critique_short"),
     ("dr_grpo", "critique_short", "igrpo.feedback_options.keep=2"),
-    ("grpo", "exemplar", "igrpo.feedback_options.text='3+4= <think>3+4=7</think>7'"),
+    ("grpo", "exemplar", f"igrpo.feedback_options={EXAMPLE}"),
     # Problems that an answer solved have no refinement: NeMo-RL gets rows without weight.
     ("grpo", "critique_short", "igrpo.feedback_options.refine=all_wrong"),
 ]

@@ -191,6 +191,8 @@ def test_unknown_key_names_the_nearest(override: str, expected: str) -> None:
 
 def test_a_key_that_is_gone_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "igrpo.short_circuit is gone: " in error_of("igrpo.short_circuit=first")
+    assert "igrpo.warmup.slip is gone: " in error_of("igrpo.warmup.slip=0.1")
+    assert config_of(*DEMO, "igrpo.warmup.slip=0.03") == config_of(*DEMO)
     monkeypatch.setattr(validate, "GONE", {"igrpo.old": (("off", False), "leave it out")})
     assert error_of("igrpo.old=on") == "igrpo.old is gone: leave it out"
     assert error_of("igrpo.old.part=1") == "igrpo.old is gone: leave it out"
