@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.chain.adapters import WEIGHTS
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.run.folder import CONFIG, stored_config
 
@@ -27,6 +28,8 @@ class Form(Enum):
     """A folder that transformers and vLLM load as it is."""
     MEGATRON = "Megatron-Core"
     """Megatron-Core's distributed checkpoint: iter_0000000."""
+    ADAPTERS = "low-rank adapters"
+    """Of DTensor: adapter_model.safetensors, which belongs to the model that was trained."""
     DCP = "DTensor"
     """torch.distributed.checkpoint: .distcp files with a .metadata file."""
 
@@ -113,6 +116,8 @@ def _weights(folder: Path) -> tuple[Form, Path]:
     for candidate in ready:
         if is_hugging_face(candidate):
             return Form.HUGGING_FACE, candidate
+    if (saved / "model" / WEIGHTS).is_file():
+        return Form.ADAPTERS, saved / "model"
     if iterations := sorted(saved.glob("iter_*")):
         return Form.MEGATRON, iterations[-1]
     if (saved / ".metadata").is_file() or (saved / "model" / ".metadata").is_file():

@@ -2,6 +2,7 @@
 
     Hugging Face already       --> RUN/hf/NAME, a link: nothing is converted
     Megatron-Core, DTensor     --> NeMo-RL's converter in its own environment --> RUN/hf/NAME
+    DTensor's adapters         --> merged into the model that they were trained on --> RUN/hf/NAME
 
 The folder appears under its name once it is whole. Its stamp lies in RUN/stages.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.chain.adapters import merge_adapters
 from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint, is_hugging_face
 from igrpo_nemo.chain.experiment import model_folder
 from igrpo_nemo.chain.script import run_to_its_end
@@ -26,6 +28,7 @@ from igrpo_nemo.config.compose import written_values
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
+from igrpo_nemo.nemo.converted_model import FIRST, VARIABLE, converted_folder, is_whole
 from igrpo_nemo.run.chat_template import (
     chat_template_text,
     stored_chat_template,
@@ -161,12 +164,33 @@ def conversion_command(
     if checkpoint.form is Form.DCP:
         script = [str(scripts / "convert_dcp_to_hf.py")]
         return [*converter.python, *script, *common, "--dcp-ckpt-path", weights, *out]
+    policy = _policy(checkpoint)
+    if at(policy, "megatron_cfg.peft.enabled"):
+        model = ["--hf-model-name", policy["model_name"]]
+        paths = ["--base-ckpt", _base_checkpoint(policy, gpus), "--adapter-ckpt", weights]
+        return [*converter.python, str(scripts / "convert_lora_to_hf.py"), *paths, *model, *out]
     paths = [*common, "--megatron-ckpt-path", weights, *out]
     if gpus is None:
         return [*converter.python, str(scripts / "convert_megatron_to_hf.py"), *paths]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
     script = str(scripts / "convert_megatron_to_hf_gpu.py")
     return [*converter.python, *torchrun, script, *paths, "--tp", str(gpus)]
+
+
+def _base_checkpoint(policy: Mapping[str, Any], gpus: int | None) -> str:
+    """The model that Megatron-Core's adapters were trained on, in its own form. Raises `UserError`
+    where this machine has none, or where it is to be sharded."""
+    if gpus is not None:
+        raise UserError(
+            "NeMo-RL merges Megatron-Core's adapters in one process on the CPU: leave --gpus out"
+        )
+    converted = converted_folder(policy)
+    if not is_whole(converted):
+        raise UserError(
+            f"{converted / FIRST} is not here, into which NeMo-RL merges Megatron-Core's adapters: "
+            f"convert where the run was trained, or set {VARIABLE}"
+        )
+    return str(converted / FIRST)
 
 
 def check_convertible(config: Any) -> None:
@@ -179,6 +203,8 @@ def check_convertible(config: Any) -> None:
     if config.igrpo.engine != "nemo_rl" or not (dtensor.get("enabled") and dtensor.get("_v2")):
         return
     saved = config.checkpointing
+    if at(dtensor, "lora_cfg.enabled"):
+        return
     if (saved.model_save_format or "safetensors") == "safetensors" and not saved.save_consolidated:
         raise UserError(
             "checkpointing.save_consolidated is false: DTensor's safetensors shards cannot be "
@@ -208,6 +234,8 @@ def _make(checkpoint: Checkpoint, target: Path, gpus: int | None, python: str | 
         shutil.rmtree(partial, ignore_errors=True)
         if checkpoint.form is Form.HUGGING_FACE:
             _link_files(checkpoint, partial)
+        elif checkpoint.form is Form.ADAPTERS:
+            merge_adapters(checkpoint.weights, _policy(checkpoint)["model_name"], partial)
         else:
             _run_converter(checkpoint, partial, find_converter(checkpoint.form, python), gpus)
         _add_tokenizer(checkpoint, partial)
@@ -256,14 +284,18 @@ def _add_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     A template that stands in the config alone is in no tokenizer that a converter writes: NeMo-RL's
     Megatron-Core worker saves none, and the converters take the base model's.
     """
-    saved, config = _saved_tokenizer(checkpoint), checkpoint.folder / "config.yaml"
+    saved = _saved_tokenizer(checkpoint)
     if saved.is_dir():
         shutil.copytree(saved, folder, dirs_exist_ok=True)
-    template = stored_chat_template(saved)
-    if not template and config.is_file():
-        template = chat_template_text(at(written_values(config), "policy.tokenizer.chat_template"))
-    if template:
+    configured = at(_policy(checkpoint), "tokenizer.chat_template")
+    if template := stored_chat_template(saved) or chat_template_text(configured):
         write_chat_template(folder, template)
+
+
+def _policy(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The section `policy` of the checkpoint's config; empty where it has none."""
+    config = checkpoint.folder / "config.yaml"
+    return (written_values(config) if config.is_file() else {}).get("policy") or {}
 
 
 def missing_files(folder: Path) -> Sequence[str]:

@@ -18,7 +18,14 @@ from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
 
-COMPUTE_CAPABILITY = {"cpu": "", "a100_40gb": "8.0", "a100_80gb": "8.0", "h100_80gb": "9.0"}
+COMPUTE_CAPABILITY = {
+    "cpu": "",
+    "rtx_4090_24gb": "8.9",
+    "l40s_48gb": "8.9",
+    "a100_40gb": "8.0",
+    "a100_80gb": "8.0",
+    "h100_80gb": "9.0",
+}
 """What CUDA kernels are compiled for, by `igrpo.site.gpu`. The images of NeMo-RL name others."""
 
 CONVERSIONS = "NRL_MEGATRON_CHECKPOINT_DIR"

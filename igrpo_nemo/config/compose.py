@@ -43,7 +43,7 @@ RESOLVERS: dict[str, Any] = {
 
 BUILT_IN_GROUPS = (
     *("model", "objective", "feedback", "data", "reward", "prompt"),
-    *("engine", "cluster", "eval", "experiment"),
+    *("engine", "cluster", "lora", "eval", "experiment"),
 )
 """The groups of `configs/config.yaml`."""
 

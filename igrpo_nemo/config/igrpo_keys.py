@@ -293,7 +293,7 @@ def time_in_seconds(text: str) -> int:
 class Site(Section):
     """`igrpo.site`: read by `igrpo launch`, `igrpo preflight` and the pipelines."""
 
-    gpu: Literal["cpu", "a100_40gb", "a100_80gb", "h100_80gb"] = "cpu"
+    gpu: Literal["cpu", "rtx_4090_24gb", "l40s_48gb", "a100_40gb", "a100_80gb", "h100_80gb"] = "cpu"
     """The kind of GPU, for memory and speed estimates and TORCH_CUDA_ARCH_LIST."""
     account: Text | None = None
     """Slurm account."""

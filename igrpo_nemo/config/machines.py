@@ -6,8 +6,10 @@ policy.megatron_cfg | policy.dtensor_cfg        --> Parallel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 from igrpo_nemo.config.schema import Config
 
@@ -86,6 +88,45 @@ def parallel(config: Config) -> Parallel:
         dtensor.get("context_parallel_size", 1),
         bool(dtensor.get("sequence_parallel")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """Adapters that are trained in place of the weights: W + (alpha / dim) B A (arXiv 2106.09685).
+
+    `section` are NeMo-RL's keys of the backend that trains, `key` where they stand.
+    """
+
+    key: str
+    section: Mapping[str, Any]
+
+    @property
+    def dim(self) -> int:
+        """The rank."""
+        return int(self.section.get("dim", 0))
+
+    def adapts(self, module: str) -> bool:
+        """Whether linear layers of this name have one; a pattern of a path stands for its last
+        part."""
+        if self.section.get("match_all_linear"):
+            return True
+        patterns = self.section.get("target_modules") or ()
+        if not patterns:
+            return module not in (self.section.get("exclude_modules") or ())
+        return any(fnmatchcase(module, each.rpartition(".")[2]) for each in patterns)
+
+
+LOW_RANK = {"megatron": "peft", "dtensor": "lora_cfg"}
+"""Where each backend's adapters are configured."""
+
+
+def low_rank(config: Config) -> LowRank | None:
+    """The training backend's adapters; None where all weights are trained."""
+    spread = parallel(config)
+    name = LOW_RANK[spread.backend]
+    backend = config.policy.megatron if spread.backend == "megatron" else config.policy.dtensor
+    section = backend.get(name) or {}
+    return LowRank(f"{spread.prefix}.{name}", section) if section.get("enabled") else None
 
 
 def replicas(config: Config) -> int:

@@ -45,13 +45,23 @@ def converted_once(policy: Mapping[str, Any]) -> Iterator[None]:
     if not megatron.get("enabled") or policy.get("pretrained_checkpoint") is not None:
         yield
         return
-    before = os.environ.get(VARIABLE)
-    base = before or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "nemo_rl")
-    folder = Path(base).expanduser() / model_revision(policy["model_name"])
+    converted = converted_folder(policy)
     again = bool(megatron.get("force_reconvert_from_hf"))
     # NeMo-RL hands this process's variables to its workers.
-    with variable(VARIABLE, str(folder)), _alone(folder / _name(policy), again):
+    with variable(VARIABLE, str(base_folder(policy))), _alone(converted, again):
         yield
+
+
+def base_folder(policy: Mapping[str, Any]) -> Path:
+    """BASE/REVISION."""
+    base = os.environ.get(VARIABLE)
+    base = base or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "nemo_rl")
+    return Path(base).expanduser() / model_revision(policy["model_name"])
+
+
+def converted_folder(policy: Mapping[str, Any]) -> Path:
+    """Where a model is in Megatron-Core's form, or will be: above `iter_0000000`."""
+    return base_folder(policy) / _name(policy)
 
 
 def is_whole(converted: Path) -> bool:

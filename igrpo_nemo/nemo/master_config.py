@@ -19,6 +19,7 @@ from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT, write_problems
 from igrpo_nemo.nemo.environment import ENV_NAME
+from igrpo_nemo.nemo.flash_attention import without_flash_attention
 from igrpo_nemo.nemo.names import needed
 from igrpo_nemo.nemo.trainers import check_trainer, uses_data_plane
 from igrpo_nemo.nemo.versions import required
@@ -54,7 +55,8 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
     validation = fitting_problems(validation, prompts, drop_overlong=drop)
     config = with_problems(config, len(problems))
-    check_launch(config)
+    runnable = without_flash_attention(config)
+    check_launch(runnable)
     check_trainer(config)
     check_same_run(folder.path, config.to_dict())
     check_same_inputs(folder.path, config, problems, validation)
@@ -64,7 +66,7 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     if validation:
         write_problems(validation, validation_path)
     master = master_config(
-        config,
+        runnable,
         train_path=train_path,
         validation_path=validation_path if validation else None,
         num_validation=len(validation),

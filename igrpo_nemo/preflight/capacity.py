@@ -72,6 +72,7 @@ class CheckpointSpace:
 
 def checkpoint_space(config: Config, parameters: int, steps: int | None) -> CheckpointSpace | None:
     """The `keep_top_k` best, the newest, and the one that is being written; None where none is.
+    `parameters` are those that are trained: of adapters nothing else is saved.
 
     NeMo-RL and the embedded engine remove what is left over once a checkpoint is whole.
     """

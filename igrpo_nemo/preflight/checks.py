@@ -12,9 +12,9 @@ from typing import Any
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.derive import largest_divisor
-from igrpo_nemo.config.machines import TENSOR, machines, parallel
+from igrpo_nemo.config.machines import TENSOR, low_rank, machines, parallel
 from igrpo_nemo.preflight.capacity import GPUS
-from igrpo_nemo.preflight.shape import Shape
+from igrpo_nemo.preflight.shape import HEAD, Shape
 from igrpo_nemo.preflight.tokens import Context, Questions
 
 VLLM_TENSOR = f"policy.generation.vllm_cfg.{TENSOR}"
@@ -37,6 +37,12 @@ def shape_problems(config: Config, shape: Shape) -> Iterator[str]:
     if config.igrpo.engine != "nemo_rl":
         return
     yield from _tensor_parallel(config, shape)
+    adapters, head = low_rank(config), HEAD[parallel(config).backend]
+    if adapters is not None and shape.tied and adapters.adapts(head):
+        yield (
+            f"{adapters.key} puts an adapter on {head}, which is the embedding of this model, so "
+            f"that vLLM would sample without it: set lora={parallel(config).backend}"
+        )
     yield from _pipeline(config, shape)
     if shape.mamba_layers and config.policy.sequence_packing.enabled:
         yield (

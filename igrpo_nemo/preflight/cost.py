@@ -19,6 +19,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import (
     is_async_rollout,
     is_async_training,
+    low_rank,
     machines,
     parallel,
 )
@@ -198,7 +199,7 @@ class Estimator:
         passes += config.loss_fn.reference_policy_kl_penalty > 0
         return _Training(
             logprobs=passes * flops / (rate * assumed.prefill_mfu),
-            training=(3 + _recomputed(config)) * flops / (rate * assumed.train_mfu),
+            training=_passes(config) * flops / (rate * assumed.train_mfu),
             tokens=sum(rows),
         )
 
@@ -250,8 +251,13 @@ class _Training:
     tokens: int
 
 
+def _passes(config: Config) -> int:
+    """Forward, the gradients of inputs and of weights, which adapters leave out, and 1 for a
+    forward pass that is repeated in the backward pass (full recomputation)."""
+    return (2 if low_rank(config) else 3) + _recomputed(config)
+
+
 def _recomputed(config: Config) -> int:
-    """Forward passes that are repeated in the backward pass: 1 with full recomputation."""
     megatron, dtensor = config.policy.megatron, config.policy.dtensor
     if parallel(config).backend == "dtensor":
         return int(bool(dtensor.get("activation_checkpointing")))

@@ -39,7 +39,7 @@ from igrpo_nemo.preflight.nearest import nearest, words
 from igrpo_nemo.preflight.plan import Estimates, Plan, Shortage
 from igrpo_nemo.preflight.shape import Shape, counts, differs_from_folder, shape_of
 from igrpo_nemo.preflight.tokens import context, questions, responses
-from igrpo_nemo.preflight.training_memory import training_memory
+from igrpo_nemo.preflight.training_memory import trained_parameters, training_memory
 from igrpo_nemo.preflight.vllm_memory import TRAINER_ASLEEP, VllmMemory, vllm_memory
 
 
@@ -87,7 +87,9 @@ def estimate(config: Config, shape: Shape | None) -> Estimates:
     mean = config.igrpo.preflight.response_share * budget.new_tokens
     found = Estimates(asked, budget, steps, dumps=dumped_bytes(config, mean, steps))
     if shape is not None:
-        found = replace(found, disk=checkpoint_space(config, counts(shape).total, steps))
+        found = replace(
+            found, disk=checkpoint_space(config, trained_parameters(config, shape), steps)
+        )
     if shape is None or config.igrpo.engine != "nemo_rl":
         return found
     gpu = GPUS[config.igrpo.site.gpu]

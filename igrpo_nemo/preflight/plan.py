@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.derive import warmup_updates
-from igrpo_nemo.config.machines import machines, parallel, replicas
+from igrpo_nemo.config.machines import low_rank, machines, parallel, replicas
 from igrpo_nemo.preflight.capacity import GIB, GPU, CheckpointSpace
 from igrpo_nemo.preflight.checks import usable
 from igrpo_nemo.preflight.cost import Cost
 from igrpo_nemo.preflight.shape import Shape
 from igrpo_nemo.preflight.tokens import Context, Questions
-from igrpo_nemo.preflight.training_memory import TrainingMemory
+from igrpo_nemo.preflight.training_memory import TrainingMemory, trained_parameters
 from igrpo_nemo.preflight.vllm_memory import VllmMemory, engines
 
 PAPER_GPU_HOURS = {"grpo": 83.3, "igrpo": 94.1}
@@ -134,6 +134,9 @@ def _run(plan: Plan) -> Iterator[str]:
     stages = f"{igrpo.num_drafts} drafts and {igrpo.num_refinements} refinements a problem"
     alone = f"GRPO: {igrpo.budget} completions of q a problem"
     yield _row("method", stages if config.feedback.two_stage else alone)
+    if igrpo.engine == "nemo_rl" and plan.shape and (adapters := low_rank(config)):
+        trained = trained_parameters(config, plan.shape)
+        yield _row("adapters", f"rank {adapters.dim}, {trained:,} parameters are trained")
     rows = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
     yield _row(
         "batch",

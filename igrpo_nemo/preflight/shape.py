@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.config import Config
+from igrpo_nemo.config.machines import LowRank
 from igrpo_nemo.errors import UserError
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "nemotron_h")
@@ -29,6 +30,9 @@ BF16, FP32 = 2, 4
 
 VOCAB_MULTIPLE = 128
 """Megatron pads the vocabulary to a multiple of this times the tensor parallel size."""
+
+HEAD = {"megatron": "output_layer", "dtensor": "lm_head"}
+"""The name of the layer behind the last one."""
 
 _SSD_CHUNK = 128
 """Tokens of a chunk of Mamba-2's scan (`chunk_size` of Nemotron-H's config.json)."""
@@ -297,6 +301,39 @@ def rank_parameters(shape: Shape, tensor: int, pipeline: int) -> int:
     table = padded_vocab(shape, tensor) * shape.hidden
     tables = table if pipeline > 1 or shape.tied else 2 * table
     return math.ceil(c.layers / (tensor * pipeline) + c.replicated / pipeline + tables / tensor)
+
+
+def adapter_parameters(shape: Shape, adapters: LowRank, backend: str) -> int:
+    """Of the low-rank adapters: dim (inputs + outputs) of every linear layer that has one.
+
+    Megatron-Core holds q, k, v and gate, up as one layer each.
+    """
+    h, q, kv, inner = shape.hidden, shape.q_size, shape.kv_size, shape.intermediate
+    gate = shape.mlp_layers if shape.gated_mlp else 0
+    mamba, attention, mlp = shape.mamba, shape.attention_layers, shape.mlp_layers
+    if backend == "megatron":
+        layers = {
+            "linear_qkv": (h + q + 2 * kv, attention),
+            "linear_proj": (q + h, attention),
+            "linear_fc1": (h + (2 if gate else 1) * inner, mlp),
+            "linear_fc2": (inner + h, mlp),
+        }
+    else:
+        layers = {
+            "q_proj": (h + q, attention),
+            "k_proj": (h + kv, attention),
+            "v_proj": (h + kv, attention),
+            "o_proj": (q + h, attention),
+            "gate_proj": (h + inner, gate),
+            "up_proj": (h + inner, mlp),
+            "down_proj": (inner + h, mlp),
+        }
+    layers[HEAD[backend]] = (h + shape.vocab, 1)
+    if mamba is not None:
+        layers["in_proj"] = (h + mamba.inner + mamba.conv + mamba.heads, shape.mamba_layers)
+        layers["out_proj"] = (mamba.inner + h, shape.mamba_layers)
+    widths = (width * count for name, (width, count) in layers.items() if adapters.adapts(name))
+    return adapters.dim * sum(widths)
 
 
 def kv_bytes_per_token(shape: Shape, tensor: int = 1, bytes_each: int = BF16) -> int:

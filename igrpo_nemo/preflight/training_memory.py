@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.config.machines import Parallel, machines, parallel, replicas
+from igrpo_nemo.config.machines import Parallel, low_rank, machines, parallel, replicas
 from igrpo_nemo.preflight.capacity import CUDA_CONTEXT, NCCL_BUFFERS
 from igrpo_nemo.preflight.shape import (
     BF16,
     FP32,
     Shape,
+    adapter_parameters,
     counts,
     padded_vocab,
     rank_parameters,
@@ -67,6 +68,13 @@ def training_memory(config: Config, shape: Shape) -> TrainingMemory:
     return _dtensor(config, shape, spread)
 
 
+def trained_parameters(config: Config, shape: Shape) -> int:
+    """All of the model's, or those of its adapters."""
+    if config.igrpo.engine == "nemo_rl" and (adapters := low_rank(config)):
+        return adapter_parameters(shape, adapters, parallel(config).backend)
+    return counts(shape).total
+
+
 def micro_batch_tokens(config: Config) -> int:
     """Tokens of the largest micro-batch: a full pack, or rows padded to the context."""
     policy = config.policy
@@ -85,6 +93,10 @@ def _megatron(config: Config, shape: Shape, spread: Parallel) -> TrainingMemory:
     half = config.policy.precision == "bfloat16"
     in_fp32 = (megatron.get("distributed_data_parallel_config") or {}).get("grad_reduce_in_fp32")
     number = BF16 if half else FP32
+    trained = parameters
+    if adapters := low_rank(config):
+        trained = math.ceil(adapter_parameters(shape, adapters, "megatron") / p)
+        parameters += trained
     tokens = math.ceil(micro_batch_tokens(config) / spread.context)
     sharded = t if spread.sequence else 1
     depth = math.ceil(shape.depth / p)
@@ -96,8 +108,8 @@ def _megatron(config: Config, shape: Shape, spread: Parallel) -> TrainingMemory:
         inputs, logits = p * inputs, 0
     return TrainingMemory(
         weights=number * parameters,
-        gradients=(FP32 if in_fp32 or not half else BF16) * parameters,
-        optimizer=_megatron_optimizer(config, megatron, parameters, half),
+        gradients=(FP32 if in_fp32 or not half else BF16) * trained,
+        optimizer=_megatron_optimizer(config, megatron, trained, half),
         layer_inputs=inputs,
         working_set=working_set,
         logits=logits,
@@ -206,25 +218,33 @@ def _dtensor(config: Config, shape: Shape, spread: Parallel) -> TrainingMemory:
     """FSDP2: fp32 weights, gradients, moments in shards over all GPUs; layers gathered in bf16."""
     dtensor = config.policy.dtensor
     number = BF16 if config.policy.precision == "bfloat16" else FP32
-    world, total = machines(config).training, counts(shape).total
+    world, c = machines(config).training, counts(shape)
     # `dp_replicate_size` copies of the shards, under HSDP.
     shards = world // int(dtensor.get("dp_replicate_size") or 1)
     offloaded = bool(dtensor.get("cpu_offload"))
-    shard = 0 if offloaded else math.ceil(FP32 * total / shards)
+    adapters = low_rank(config)
+    trained = adapter_parameters(shape, adapters, "dtensor") if adapters else c.total
+    held = c.total + (trained if adapters else 0)
+    weights, shard = (
+        0 if offloaded else math.ceil(FP32 * count / shards) for count in (held, trained)
+    )
     t = spread.tensor
     tokens = math.ceil(micro_batch_tokens(config) / spread.context)
-    c = counts(shape)
     # Two layers (one being fetched) and the tables, which stay gathered, with fp32 gradients.
     layer = c.layers // shape.depth
-    gathered = (2 * layer * number + layer * FP32 + (c.embedding + c.head) * number) // t
+    differentiated = trained // shape.depth if adapters else layer
+    gathered = (2 * layer * number + differentiated * FP32 + (c.embedding + c.head) * number) // t
     sharded = t if spread.sequence else 1
     recomputed = bool(dtensor.get("activation_checkpointing"))
     fields = {
         "activation_checkpointing": recomputed,
+        # Version 1 recomputes the feed-forward layers alone.
+        "recompute_granularity": "full" if dtensor.get("_v2") else "selective",
+        "recompute_modules": ["mlp"],
         "tensor_model_parallel_size": t,
     }
     return TrainingMemory(
-        weights=shard + gathered,
+        weights=weights + gathered,
         gradients=shard,
         optimizer=2 * shard,
         layer_inputs=_layer_inputs(shape, tokens, shape.depth, sharded, fields, number),
