@@ -287,7 +287,9 @@ class Policy(Section):
     offload_optimizer_for_logprob: Only[bool] = only("Moves the optimizer off for log-probs.")
     refit_buffer_size_gb: Only[float] = only("Buffer of the weight transfer to vLLM.")
     hf_config_overrides: Only[Open] = only("Overrides of the Hugging Face model config.")
-    dtensor_cfg: Only[Open] = only("DTensor (FSDP2) training backend.")
+    dtensor_cfg: Only[Open] = only(
+        "DTensor (FSDP2) training backend; the embedded engine reads `activation_checkpointing`."
+    )
     megatron_cfg: Only[Open] = only("Megatron-Core training backend.")
     dynamic_batching: Only[Open] = only("Micro-batches of similar lengths.")
     draft: Only[Open] = only("Speculative-decoding draft model, unrelated to iGRPO's drafts.")

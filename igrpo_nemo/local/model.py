@@ -43,6 +43,8 @@ class LoadedPolicy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     autocast: Callable[[], AbstractContextManager[Any]]
+    precision: str
+    """`bfloat16` or `float32`: what its products are computed in."""
 
 
 def open_policy(
@@ -68,12 +70,14 @@ def open_policy(
     if template := chat_template_text(chat_template):
         tokenizer.chat_template = template
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    if device.type == "cuda" and precision == "bfloat16":
+    if device.type == "cpu":
+        precision = "float32"
+    if precision == "bfloat16":
 
         def autocast() -> AbstractContextManager[Any]:
             return torch.autocast("cuda", dtype=torch.bfloat16)
 
-    return LoadedPolicy(model, tokenizer, autocast)
+    return LoadedPolicy(model, tokenizer, autocast, precision)
 
 
 def context_of(model: PreTrainedModel) -> int | None:

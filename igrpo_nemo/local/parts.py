@@ -27,6 +27,7 @@ from igrpo_nemo.local.checkpoint import (
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import LoadedPolicy, context_of, load_weights, open_policy, reference_of
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.local.packing import can_pack, enable_checkpointing
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.run.core import prompt_builder, scorer_of
@@ -102,6 +103,7 @@ def open_parts(config: Config) -> Iterator[RunParts]:
         folder.write_plan(total_steps)
         console = open_console(total_steps)
         stack.callback(console.close)
+        console.note(how_it_runs(policy, sampler, config))
         parts = RunParts(
             config=config,
             folder=folder,
@@ -144,6 +146,8 @@ def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
         tokenizer_name=tokenizer_name,
         chat_template=config.policy.tokenizer.chat_template,
     )
+    if (config.policy.dtensor_cfg or {}).get("activation_checkpointing"):
+        enable_checkpointing(policy.model)
     longest, limit = config.policy.max_total_sequence_length, context_of(policy.model)
     if limit is not None and longest > limit:
         raise UserError(
@@ -151,6 +155,14 @@ def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
             f"it to {limit} or less, or choose a model with a longer context"
         )
     return policy, extra
+
+
+def how_it_runs(policy: LoadedPolicy, sampler: Sampler, config: Config) -> str:
+    """One line: the device, how completions are sampled, how rows are trained."""
+    device, packing = policy.model.device, config.policy.sequence_packing.enabled
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    rows = "packed" if packing and can_pack(policy.model) else "padded"
+    return f"{name}: sampling with {sampler.way}; training on {rows} rows in {policy.precision}"
 
 
 @contextmanager

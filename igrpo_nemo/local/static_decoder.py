@@ -64,6 +64,8 @@ class _Buffers:
     drawn_RB: Tensor
     logprobs_RB: Tensor
     graphs: dict[Any, Callable[[], None]] = field(default_factory=dict)
+    pool: Any = None
+    """What captured steps work in: all in the same memory, as they never run at once."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, rows: int, width: int) -> _Buffers:
@@ -396,8 +398,9 @@ class StaticBatch:
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
         # Other threads of this process may use the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, buffers.pool, capture_error_mode="thread_local"):
             step()
+        buffers.pool = graph.pool()
         return graph.replay
 
 
