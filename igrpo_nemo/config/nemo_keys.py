@@ -232,13 +232,15 @@ class Generation(Section):
     stop_token_ids: list[int] | None
     """Tokens that end a completion."""
 
-    backend: Only[str] = only("`vllm`, `sglang` or `megatron`.")
+    backend: Only[str] = only(
+        "`vllm`, `sglang` or `megatron`; the embedded engine knows `vllm`, and its own sampler."
+    )
     model_name: Only[str] = only("Written by NeMo-RL.")
     use_async_rollouts: Only[bool] = only("Per-sample asynchronous rollouts.")
     port_range_low: Only[int] = only("First port of the inference servers.")
     port_range_high: Only[int] = only("Last port of the inference servers.")
     colocated: Only[Open] = only("Whether generation shares the training GPUs, or its `resources`.")
-    vllm_cfg: Only[Open] = only("vLLM: parallelism, memory, context, engine.")
+    vllm_cfg: Only[Open] = only("vLLM: memory, context, graphs; NeMo-RL reads parallelism too.")
     vllm_kwargs: Only[Open] = only("Passed to vLLM as they are.")
     sglang_cfg: Only[Open] = only("SGLang's options.")
     mcore_generation_config: Only[Open] = only("Megatron inference options.")

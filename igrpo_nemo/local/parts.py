@@ -29,6 +29,7 @@ from igrpo_nemo.local.model import LoadedPolicy, context_of, load_weights, open_
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.packing import can_pack, enable_checkpointing
 from igrpo_nemo.local.sampler import Sampler
+from igrpo_nemo.local.vllm_sampler import VllmSampler, why_not_vllm
 from igrpo_nemo.local.warmup import small_policy
 from igrpo_nemo.run.core import prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder
@@ -85,11 +86,7 @@ def open_parts(config: Config) -> Iterator[RunParts]:
         scorer = scorer_of(config)
         stack.callback(scorer.close)
         environment = TwoStageEnvironment(prompts, scorer, config.feedback)
-        sampler = Sampler(
-            policy.model,
-            policy.tokenizer,
-            max_model_len=config.policy.max_total_sequence_length,
-        )
+        sampler = open_sampler(config, policy)
         learner = open_learner(config, policy)
         store = CheckpointStore(config.checkpointing) if config.checkpointing.enabled else None
         newest = store and store.latest()
@@ -155,6 +152,31 @@ def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
             f"it to {limit} or less, or choose a model with a longer context"
         )
     return policy, extra
+
+
+def open_sampler(config: Config, policy: LoadedPolicy) -> Sampler:
+    """vLLM where `policy.generation.backend` says so, else the engine's own sampler.
+
+    Raises `UserError` where vLLM is asked for and cannot serve.
+    """
+    generation, limit = config.policy.generation, config.policy.max_total_sequence_length
+    if generation.backend is None:
+        return Sampler(policy.model, policy.tokenizer, max_model_len=limit)
+    if generation.backend != "vllm":
+        raise UserError(
+            f"policy.generation.backend={generation.backend} is NeMo-RL's alone: the embedded "
+            "engine samples by itself (null) or with vllm"
+        )
+    if reason := why_not_vllm():
+        raise UserError(f"policy.generation.backend=vllm: {reason}; null is the engine's own")
+    return VllmSampler(
+        policy.model,
+        policy.tokenizer,
+        max_model_len=limit,
+        precision=policy.precision,
+        vllm_cfg=generation.vllm,
+        vllm_kwargs=generation.vllm_kwargs,
+    )
 
 
 def how_it_runs(policy: LoadedPolicy, sampler: Sampler, config: Config) -> str:

@@ -21,6 +21,8 @@ from igrpo_nemo.types import Stage, TrainingRow
 
 TOLERANCE = 1e-4
 """Largest difference in nats that rounding explains in float32."""
+MEAN_TOLERANCE = 0.05
+"""Mean difference in nats that it explains where a sampler has a lower precision."""
 _TOKENS = 16
 
 
@@ -48,12 +50,15 @@ class PolicyProbe:
     def check_agreement(self) -> None:
         """Raises `UserError` where a token's log-prob is not the same sampled and learned."""
         sampled = [p for row in self._rows for p in row.completion.logprobs]
-        difference = (torch.tensor(sampled) - self._learned()).abs().max().item()
-        if difference > TOLERANCE:
+        differences = (torch.tensor(sampled) - self._learned()).abs()
+        exact = self._sampler.in_float32
+        difference = (differences.max() if exact else differences.mean()).item()
+        tolerance = TOLERANCE if exact else MEAN_TOLERANCE
+        if difference > tolerance:
             family = self._sampler.model.config.model_type
             raise UserError(
                 f"model_type {family}: sampled and learned log-probs of one prompt differ by "
-                f"{difference:.1e} nats (at most {TOLERANCE:.0e} is rounding), so it would be "
+                f"{difference:.1e} nats (at most {tolerance:.0e} is rounding), so it would be "
                 "trained on wrong ratios: try policy.sequence_packing.enabled=false, or train it "
                 "with engine=nemo_rl"
             )
@@ -69,8 +74,11 @@ class PolicyProbe:
     @torch.no_grad()
     def _learned(self) -> torch.Tensor:
         """The log-probs of all rows' tokens, one after the other, on the CPU."""
+        rows = self._rows
+        self._sampler.sleep()
         batch = completion_logprobs(
-            self._sampler.model, self._rows, temperature=self._temperature, packed=self._packed
+            self._sampler.model, rows, temperature=self._temperature, packed=self._packed
         )
-        rows = zip(batch.logprobs_RT, batch.lengths_R.tolist(), strict=True)
-        return torch.cat([logprobs_T[:length] for logprobs_T, length in rows]).cpu()
+        lengths = batch.lengths_R.tolist()
+        of_rows = zip(batch.logprobs_RT, lengths, strict=True)
+        return torch.cat([logprobs_T[:length] for logprobs_T, length in of_rows]).cpu()

@@ -142,6 +142,9 @@ class Sampler:
     runs in its precision. Raises `UserError` for a family that no decoder can sample.
     """
 
+    in_float32 = True
+    """Whether it samples in float32 where there is no autocast."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -168,6 +171,11 @@ class Sampler:
             graphs = "CUDA graphs" if self.model.device.type == "cuda" else "no graphs"
             return f"static buffers and {graphs}"
         return "fused layers" if self.decoder == "fused" else "the model's own cache, step by step"
+
+    def sleep(self) -> None:
+        """To be called before an update, which may need the memory."""
+        if self._static is not None:
+            self._static.release()
 
     @torch.no_grad()
     def sample(
@@ -202,8 +210,6 @@ class Sampler:
                     on_progress(done, total)
         finally:
             self.model.train(was_training)
-            if self._static is not None:
-                self._static.release()
         return [[row.completion for row in rows if row.completion] for rows in results]
 
     def _start(self) -> Start:

@@ -401,7 +401,13 @@ class StaticBatch:
         with torch.cuda.graph(graph, buffers.pool, capture_error_mode="thread_local"):
             step()
         buffers.pool = graph.pool()
-        return graph.replay
+
+        def replay() -> None:
+            graph.replay()
+
+        # The graph reads tensors of the step's, which must live as long.
+        replay.step = step  # type: ignore[attr-defined]
+        return replay
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:

@@ -112,6 +112,7 @@ class Trainer:
                 self._end_with_data()
                 return
             with self.watch("train"):
+                parts.sampler.sleep()
                 learned = parts.learner.update(shape_rows(batch.rows, grpo))
             if self.memory is not None:
                 self.memory.add(batch.sampled, self.at_step)

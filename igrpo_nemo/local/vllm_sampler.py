@@ -74,6 +74,7 @@ class VllmSampler(Sampler):
         vllm_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         cfg = vllm_cfg or {}
+        self.in_float32 = precision == "float32"
         limits = (max_model_len, cfg.get("max_model_len"))
         limit = min((limit for limit in limits if limit), default=None)
         super().__init__(model, tokenizer, max_model_len=limit)
@@ -91,6 +92,10 @@ class VllmSampler(Sampler):
         self._llm = _open_engine({**options, **(vllm_kwargs or {})})
         self._awake = True
         self.sleep()
+
+    @property
+    def way(self) -> str:
+        return "vLLM in this process"
 
     def sleep(self) -> None:
         """Frees what vLLM holds on the GPU, but for its CUDA graphs, until the next call."""
