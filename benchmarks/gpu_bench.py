@@ -21,7 +21,7 @@ from engine_setting import Setting, build_random_folder
 from igrpo_nemo.config import load_config
 from igrpo_nemo.local.costs import peak_memory_gb
 from igrpo_nemo.local.learner import Learner
-from igrpo_nemo.local.model import LoadedPolicy, compile_layers, open_policy
+from igrpo_nemo.local.model import LoadedPolicy, open_policy
 from igrpo_nemo.local.packing import enable_checkpointing
 from igrpo_nemo.local.parts import open_learner
 from igrpo_nemo.local.sampler import Sampler
@@ -48,8 +48,6 @@ class GpuSetting(Setting):
     """Of a micro-batch of the embedded engine."""
     checkpointed: int = 0
     """1: the embedded engine keeps the inputs of its layers alone, as TRL does by default."""
-    compiled: int = 0
-    """1: the embedded engine trains through compiled layers."""
     vllm: int = 0
     """1: the embedded engine samples with vLLM."""
     trl_rows_at_once: int = 32
@@ -184,8 +182,6 @@ class Bench:
         policy = open_policy(self.model_folder(), precision="bfloat16")
         if self.setting.checkpointed:
             enable_checkpointing(policy.model)
-        if self.setting.compiled:
-            compile_layers(policy.model)
         return policy
 
     @cached_property

@@ -125,13 +125,6 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device) -> PreTr
     return model
 
 
-def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
-    """Compiles each decoder layer in place; all share one compilation, for any number of tokens."""
-    base: Any = model.base_model
-    for layer in base.layers:
-        layer.compile(dynamic=True, backend=backend)
-
-
 def fuse_norms(model: PreTrainedModel) -> None:
     """Each RMSNorm in one kernel, and under autocast in its precision, which is what follows wants.
 

@@ -29,8 +29,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 
-from igrpo_nemo.local.fused.group_attention import GroupLayout, group_attention, group_layout
-from igrpo_nemo.local.model import compile_layers
+from igrpo_nemo.local.fused.group_attention import (
+    GroupLayout,
+    Sequences,
+    group_attention,
+    group_layout,
+)
 from igrpo_nemo.local.packing import attention_of, head_of
 from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
 
@@ -99,21 +103,31 @@ class _Buffers:
         return self.keys[0].shape[0], self.keys[0].shape[1]
 
     @property
+    def reads_lengths(self) -> bool:
+        """Whether there is a kernel that reads of each row what there is: FlashAttention 2."""
+        keys = self.keys[0]
+        half = keys.dtype in (torch.bfloat16, torch.float16)
+        return keys.is_cuda and half and keys.shape[3] % 8 == 0 and keys.shape[3] <= 256
+
+    @property
     def num_bytes(self) -> int:
         return 2 * len(self.keys) * self.keys[0].nbytes
 
 
 @dataclass(slots=True)
 class _Step:
-    """What attention needs of a step: the rows and the width that are read."""
+    """What attention needs of a step, beside the buffers: which rows, and what of them is read."""
 
     buffers: _Buffers
     rows_R: Tensor
     width: int
-    bias_R1gw: Tensor
+    bias_R11w: Tensor | None = None
+    """0 where a row's token is, -inf behind."""
+    sequences: Sequences | None = None
+    """For the kernel that takes each row's own length."""
+    lengths_R: Tensor | None = None
 
 
-@torch.compiler.disable  # it differs from layer to layer, what is compiled does not
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -135,20 +149,38 @@ def _attention(
         buffers.values[layer][:R, :T] = v_LKD[prefill.source_RT]
         return group_attention(q_LHD, k_LKD, v_LKD, prefill.layout, scaling)[None], None
     keys, values = static.buffers.keys[layer], static.buffers.values[layer]
-    R, H, _, D = query.shape
+    R, H = query.shape[:2]
     positions_R = static.buffers.positions_R[:R]
     keys[static.rows_R, positions_R] = key[:, :, 0]
     values[static.rows_R, positions_R] = value[:, :, 0]
+    if static.sequences is not None:
+        lengths_R, s = static.lengths_R, static.sequences
+        out, *_ = torch.ops.aten._flash_attention_forward(
+            query[:, :, 0],
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
+            s.queries,
+            s.keys,
+            s.longest_query,
+            s.longest_key,
+            0.0,
+            False,
+            False,
+            scale=scaling,
+            seqused_k=lengths_R,
+        )
+        return out[:, None], None
+    assert static.bias_R11w is not None
     # The query heads of a key-value head take the place of queries: nothing is repeated for them.
-    grouped = query.view(R, keys.shape[2], -1, D)
+    grouped = query.reshape(R, keys.shape[2], -1, query.shape[3])
     out = F.scaled_dot_product_attention(
         grouped,
         keys[:R, : static.width].transpose(1, 2),
         values[:R, : static.width].transpose(1, 2),
-        static.bias_R1gw.expand(-1, keys.shape[2], grouped.shape[2], -1),
+        static.bias_R11w.expand(-1, keys.shape[2], grouped.shape[2], -1),
         scale=scaling,
     )
-    return out.reshape(R, 1, H, D), None
+    return out.reshape(R, 1, H, -1), None
 
 
 AttentionInterface.register(_IMPLEMENTATION, _attention)
@@ -158,17 +190,13 @@ class StaticDecoder:
     """Decodes with a model's weights as they are at each `start`; keeps buffers and graphs.
 
     Under autocast it decodes with a copy of the model in that precision, which is refreshed at
-    each start. `graphs` None captures steps where there is CUDA; `compiled` compiles the layers
-    of that copy, which takes some seconds and pays where a model has many.
+    each start. `graphs` None captures steps where there is CUDA.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, *, graphs: bool | None = None, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, graphs: bool | None = None) -> None:
         self._live = model
         self._copy: PreTrainedModel | None = None
         self._graphs = model.device.type == "cuda" if graphs is None else graphs
-        self._compiled = compiled
         self._buffers: _Buffers | None = None
 
     def start(
@@ -181,7 +209,7 @@ class StaticDecoder:
         """A batch of rows; `names` are those of their uniforms."""
         model = self._current()
         longest = max(len(prompt) for prompt in prompts)
-        width = _rounded_width(longest + params.max_new_tokens + _STEPS)
+        width = _rounded_width(longest + params.max_new_tokens + 2 * _STEPS)
         rows = _rounded_rows(sum(rows_per_prompt))
         held = self._buffers
         if held is not None and held.model is not model:
@@ -199,7 +227,7 @@ class StaticDecoder:
             return None
         config, model = self._live.config, self._current()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        width = _rounded_width(prompt_tokens + params.max_new_tokens + _STEPS)
+        width = _rounded_width(prompt_tokens + params.max_new_tokens + 2 * _STEPS)
         layers, heads = config.num_hidden_layers, config.num_key_value_heads
         row = 2 * layers * heads * size * width * model.dtype.itemsize
         held = self._buffers.num_bytes if self._buffers else 0
@@ -223,8 +251,6 @@ class StaticDecoder:
             return self._live
         if self._copy is None:
             self._copy = _copy_in(self._live, dtype)
-            if self._compiled:
-                compile_layers(self._copy)
         pairs = zip(self._copy.parameters(), self._live.parameters(), strict=True)
         with torch.no_grad():
             for mine, theirs in pairs:
@@ -259,7 +285,7 @@ class StaticBatch:
         self._slots = list(range(len(rows)))
         self._num_slots = _rounded_rows(len(rows))
         self._uniforms = UniformTable(names, torch.device("cpu")) if params.temperature else None
-        self._column, self._steps = UniformTable.BLOCK, 0
+        self._column, self._steps, self._ahead = UniformTable.BLOCK, 0, 0
         self._longest = max(len(prompt) for prompt in prompts)
         padded = rows + [rows[-1]] * (self._num_slots - len(rows))
         self._prefill(prompts, padded)
@@ -269,7 +295,23 @@ class StaticBatch:
         buffers.positions_R[: self._num_slots] = positions
 
     def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next tokens of the live rows and their log-probs, 1 to `most` of each: [R, N]."""
+        """The next tokens of the live rows and their log-probs, 1 to `most` of each: [R, N].
+
+        The steps after these are launched before it returns: the device goes on while the host
+        looks at the tokens.
+        """
+        if not self._ahead:
+            self._launch(most)
+        steps, self._ahead = self._ahead, 0
+        columns = slice(self._column - steps, self._column)
+        tokens = self._buffers.drawn_RB[: self._num_slots, columns].cpu().numpy()
+        logprobs = self._buffers.logprobs_RB[: self._num_slots, columns].cpu().numpy()
+        # At the end of a block stand its last tokens until the next call.
+        if steps < most and self._column < UniformTable.BLOCK:
+            self._launch(most - steps)
+        return tokens[self._slots], logprobs[self._slots]
+
+    def _launch(self, most: int) -> None:
         buffers, block = self._buffers, UniformTable.BLOCK
         if self._column == block:
             self._column = 0
@@ -277,16 +319,15 @@ class StaticBatch:
             if self._uniforms is not None:
                 uniforms_RB = self._uniforms.next_block()
                 buffers.uniforms_RB[: len(uniforms_RB)] = uniforms_RB.to(buffers.column.device)
-        steps = min(_STEPS, most, block - self._column)
-        step = self._step(_rounded_width(self._longest + self._steps + steps))
-        for _ in range(steps):
+        self._ahead = min(_STEPS, most, block - self._column)
+        width = buffers.shape[1]
+        if not buffers.reads_lengths:
+            width = min(width, _rounded_width(self._longest + self._steps + self._ahead))
+        step = self._step(width)
+        for _ in range(self._ahead):
             step()
-        columns = slice(self._column, self._column + steps)
-        self._column += steps
-        self._steps += steps
-        tokens = buffers.drawn_RB[: self._num_slots, columns].cpu().numpy()
-        logprobs = buffers.logprobs_RB[: self._num_slots, columns].cpu().numpy()
-        return tokens[self._slots], logprobs[self._slots]
+        self._column += self._ahead
+        self._steps += self._ahead
 
     def keep(self, rows: Sequence[int]) -> None:
         """Goes on with these of the live rows, renumbered in this order (which is ascending)."""
@@ -324,9 +365,7 @@ class StaticBatch:
         source_RT = source_PT.clamp(max=len(flat) - 1)[list(rows)].to(device)
         positions_L = torch.cat([torch.arange(length) for length in lengths]).to(device)
         prefill = _Prefill(group_layout(lengths, [[]] * len(prompts), device), source_RT)
-        # Prompts come in any shape: nothing of theirs is worth compiling.
-        stance = torch.compiler.set_stance("force_eager")
-        with stance, _no_autocast(device), attention_of(self._model, _IMPLEMENTATION):
+        with _no_autocast(device), attention_of(self._model, _IMPLEMENTATION):
             self._model.base_model(
                 input_ids=torch.tensor([flat], device=device),
                 position_ids=positions_L[None],
@@ -348,16 +387,23 @@ class StaticBatch:
         R, device = self._num_slots, model.device
         rows_R = torch.arange(R, device=device)
         columns_w = torch.arange(width, device=device)
+        sequences = None
+        if buffers.reads_lengths:
+            size = buffers.shape[1]
+            ends = list(range(R + 1))
+            sequences = Sequences.of(ends, [size * end for end in ends], device)
         tokens_R, positions_R = buffers.tokens_R[:R], buffers.positions_R[:R]
         head = head_of(model)
 
         @torch.no_grad()
         def step() -> None:
-            visible_Rw = columns_w <= positions_R[:, None]
-            bias_Rw = torch.zeros((), dtype=model.dtype, device=device).where(
-                visible_Rw, -torch.inf
-            )
-            state = _Step(buffers, rows_R, width, bias_Rw[:, None, None, :])
+            if sequences is None:
+                bias_Rw = torch.zeros(R, width, dtype=model.dtype, device=device)
+                bias_Rw.masked_fill_(columns_w > positions_R[:, None], -torch.inf)
+                state = _Step(buffers, rows_R, width, bias_R11w=bias_Rw[:, None, None, :])
+            else:
+                lengths_R = (positions_R + 1).int()
+                state = _Step(buffers, rows_R, width, sequences=sequences, lengths_R=lengths_R)
             with (
                 _no_autocast(device),
                 sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]),

@@ -172,7 +172,6 @@ def _buckets(segments: Sequence[Segment], device: torch.device) -> tuple[Bucket,
     return tuple(buckets)
 
 
-@torch.compiler.disable  # a layout is of one batch, what is compiled is not
 def group_attention_forward(
     module: nn.Module,
     query: Tensor,
