@@ -340,6 +340,9 @@ def _padded_logits(
     sequences = [row.context_ids + row.completion.token_ids[:-1] for row in rows]
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     width = int(lengths.max())
+    if model.device.type == "cuda":
+        # With a mask of 129 columns in float32, PyTorch 2.11's kernel was a nat off in the last.
+        width = -(-width // 8) * 8
     input_RW = torch.zeros(len(rows), width, dtype=torch.long)
     for row_W, sequence in zip(input_RW, sequences, strict=True):
         row_W[: len(sequence)] = torch.tensor(sequence)

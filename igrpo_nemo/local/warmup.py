@@ -31,7 +31,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import Feedback, NextPrompt
 from igrpo_nemo.files import cache_folder
 from igrpo_nemo.files.atomic import check_folder
-from igrpo_nemo.local.model import save_pretrained_folder
+from igrpo_nemo.local.model import fuse_norms, save_pretrained_folder
 from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.run.core import prompt_profile
@@ -90,6 +90,8 @@ def small_policy(
     }
     if config.igrpo.warmup.shows == "feedback":
         settings["feedback"] = [config.igrpo.feedback, config.igrpo.feedback_options]
+    if torch.cuda.is_available():
+        settings["device"] = "cuda"
     key = json.dumps([RECIPE, torch.__version__, settings], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = (cache_dir or cache_folder()) / "warmup" / digest
@@ -109,6 +111,9 @@ def _make(folder: Path, config: Config, shape: SmallModel, settings: dict, on_st
         context=config.policy.max_total_sequence_length,
         seed=config.igrpo.warmup.seed,
     )
+    if torch.cuda.is_available():
+        torch.nn.Module.to(model, torch.device("cuda"))
+        fuse_norms(model)
     _train(model, tokenizer, config, on_step)
     scratch = Path(tempfile.mkdtemp(prefix=".warmup-", dir=folder.parent))
     save_pretrained_folder(model, tokenizer, scratch)
