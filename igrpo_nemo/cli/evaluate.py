@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.cli.command import Command, at_least
-from igrpo_nemo.run import config_of_model, set_threads
 
 EXAMPLES = """\
   igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8
@@ -34,13 +33,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    config = config_of_model(flags.model, overrides)
-    set_threads(config.igrpo.threads)
-    from igrpo_nemo.evaluation.embedded import evaluate
+    from igrpo_nemo.api import evaluate
 
     evaluation = evaluate(
-        config,
         flags.model,
+        overrides,
         samples=flags.samples,
         temperature=flags.temperature,
         top_p=flags.top_p,

@@ -12,58 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.api import LONGEST_ITEM_S, Scores, score, texts_of_row
 from igrpo_nemo.cli.command import Command
-from igrpo_nemo.data.columns import Unusable, reference_answer
 from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import check_folder, write_or_refuse
-from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason, Verdict
 from igrpo_nemo.rewards.extract import AnswerFormat
-from igrpo_nemo.rewards.pool import VerifierPool
-from igrpo_nemo.rewards.weighted import ScoreRequest
-from igrpo_nemo.types import Problem
 
 EXAMPLES = """\
   igrpo score samples.jsonl --answer-key answer --completion-key completions
   igrpo score samples.jsonl --answer-key gold --completion-key text --answer-format boxed
 """
-
-# Items per call of the pool: bounds what is in memory, and how often progress could be lost.
-_CHUNK = 2_048
-_LONGEST_S = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class FileScores:
-    """The verdicts of a file, each with the row and the sample within the row it belongs to."""
-
-    places: tuple[tuple[int, int], ...]
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What is printed: `accuracy` (0 where there is nothing to score), `n`, `reasons`."""
-        reasons = Counter(str(verdict.reason) for verdict in self.verdicts)
-        n = len(self.verdicts) - reasons[Reason.NO_REFERENCE]
-        accuracy = sum(verdict.correct for verdict in self.verdicts) / n if n else 0.0
-        return {"accuracy": accuracy, "n": n, "reasons": dict(sorted((+reasons).items()))}
-
-    def lines(self) -> Iterator[str]:
-        for (row, sample), verdict in zip(self.places, self.verdicts, strict=True):
-            line = {
-                "row": row,
-                "sample": sample,
-                "correct": verdict.correct,
-                "reason": str(verdict.reason),
-            }
-            yield json.dumps(line) + "\n"
 
 
 def score_file(
@@ -75,55 +38,44 @@ def score_file(
     workers: int | None = None,
     item_timeout_s: float = 5.0,
     thinking_open: bool = False,
-) -> FileScores:
-    """Score every completion of a file (JSONL, JSON, Parquet or CSV).
+) -> Scores:
+    """Scores every completion of a file (JSONL, JSON, Parquet or CSV) as `igrpo_nemo.score` does.
 
-    `completion_key` may hold a text or a list of texts. A reference is read as data sets have it
-    (a solution's last box, what follows `####`). Raises UserError for a missing column or a
+    `completion_key` may hold a text or a list of texts. Raises UserError for a missing column or a
     completion that is not text, naming file and row.
     """
-    places: list[tuple[int, int]] = []
-    requests: list[ScoreRequest] = []
+    references: list[Any] = []
+    completions: list[list[str]] = []
     for number, row in enumerate(read_file(path)):
         where = f"{path}, row {number}"
-        problem = Problem(str(number), "", _reference(_field(row, answer_key, where)))
-        for sample, text in enumerate(_texts(_field(row, completion_key, where), where)):
-            places.append((number, sample))
-            requests.append(ScoreRequest(problem, text, thinking_open=thinking_open))
-    settings = AccuracySettings(answer_format=answer_format)
-    verdicts: list[Verdict] = []
-    with VerifierPool(
-        workers=workers or min(8, os.cpu_count() or 1),
+        references.append(_field(row, answer_key, where))
+        completions.append(texts_of_row(_field(row, completion_key, where), where))
+    return score(
+        references,
+        completions,
+        answer_format=answer_format,
+        workers=workers,
         item_timeout_s=item_timeout_s,
-        # A file has no one waiting for it: only the limit of each item counts.
-        group_deadline_s=float("inf"),
-        settings=settings,
-    ) as pool:
-        for start in range(0, len(requests), _CHUNK):
-            verdicts += pool.verdicts(requests[start : start + _CHUNK])
-    return FileScores(tuple(places), tuple(verdicts))
+        thinking_open=thinking_open,
+    )
 
 
-def _reference(value: Any) -> str:
-    """Empty, which the verifier calls `no_reference`, where the value is none."""
-    try:
-        return reference_answer(value)
-    except Unusable:
-        return ""
+def lines(scores: Scores) -> Iterator[str]:
+    """The file of verdicts."""
+    for (row, sample), verdict in zip(scores.places, scores.verdicts, strict=True):
+        line = {
+            "row": row,
+            "sample": sample,
+            "correct": verdict.correct,
+            "reason": str(verdict.reason),
+        }
+        yield json.dumps(line) + "\n"
 
 
 def _field(row: Row, key: str, where: str) -> Any:
     if key not in row:
         raise UserError(f"{where}: no column {key!r}: the columns are {', '.join(map(str, row))}")
     return row[key]
-
-
-def _texts(value: Any, where: str) -> list[str]:
-    texts = value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f"{where}: a completion must be text, not {type(text).__name__}")
-    return texts
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +122,7 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
         item_timeout_s=flags.item_timeout,
         thinking_open=flags.thinking_open,
     )
-    write_or_refuse(out, "".join(scores.lines()))
+    write_or_refuse(out, "".join(lines(scores)))
     print(f"verdicts: {out}")
     print(json.dumps(scores.summary))
     return 0
@@ -187,8 +139,8 @@ def _check_output(out: Path, source: Path) -> None:
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not (math.isfinite(value) and 0 < value <= _LONGEST_S):
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {_LONGEST_S:,} seconds")
+    if not (math.isfinite(value) and 0 < value <= LONGEST_ITEM_S):
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {LONGEST_ITEM_S:,} seconds")
     return value
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_nemo.cli.command import Command
-from igrpo_nemo.run import set_threads
 
 if TYPE_CHECKING:
     from igrpo_nemo.config import Config
@@ -38,18 +37,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from igrpo_nemo.config import load_config
+    from igrpo_nemo.api import load_config, train
 
     config = load_config(overrides, flags.config_dir)
     if flags.dry_run:
         print(dry_run_text(config, overrides, flags.config_dir), end="")
         return 0
-    set_threads(config.igrpo.threads)
-    if config.igrpo.engine == "local":
-        from igrpo_nemo.local.trainer import train
-    else:
-        from igrpo_nemo.nemo.launch import train
-
     return train(config)
 
 

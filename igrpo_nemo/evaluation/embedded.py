@@ -65,6 +65,24 @@ class EvaluationSettings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What an evaluation came to. As text: the table that NeMo-Skills prints, and where the files
+    are.
+
+    `metrics` are NeMo-Skills' too, by mode: `metrics["pass@1"]["symbolic_correct"]` is the accuracy
+    in percent; with k > 1 samples there are `pass@1[avg-of-k]`, `pass@k` and `majority@k`. `file`
+    is the `metrics.json` that holds them, beside the samples.
+    """
+
+    benchmark: str
+    metrics: dict[str, dict[str, Any]]
+    file: Path
+
+    def __str__(self) -> str:
+        return f"{format_table(self.benchmark, self.metrics)}\n{self.file}"
+
+
 def evaluate(
     config: Config,
     model: Path | str,
@@ -78,9 +96,8 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
-) -> str:
-    """Evaluates a model folder, or the model of a checkpoint: the table that NeMo-Skills prints,
-    and where the files are.
+) -> EvaluationResult:
+    """Evaluates a model folder, or the model of a checkpoint.
 
     `config` gives the prompt texts, the token limits, stop strings and the reward. `data` is a file
     of problems or the name of a data set, by default the config's validation problems. `out` is by
@@ -115,7 +132,7 @@ def evaluate(
             on_progress=lambda done, total: console.stage("evaluate", done, total),
         )
     file = out / RESULTS_FOLDER / benchmark / "metrics.json"
-    return f"{format_table(benchmark, metrics)}\n{file}"
+    return EvaluationResult(benchmark, metrics, file)
 
 
 def evaluate_with(

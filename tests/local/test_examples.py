@@ -1,9 +1,11 @@
-"""The examples run, and what they show is what the engine does."""
+"""The examples and the snippets of docs/python.md run, and show what the engine does."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.local.learner import Learner
+from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.objectives.surrogate import SurrogateConfig
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
@@ -21,12 +24,19 @@ from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
 FOLDER = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture(scope="module")
-def minimal():
-    spec = importlib.util.spec_from_file_location("minimal_igrpo", FOLDER / "minimal_igrpo.py")
+PAGE = FOLDER.parent / "docs" / "python.md"
+
+
+def example(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def minimal():
+    return example("minimal_igrpo")
 
 
 def test_its_update_is_the_engines(minimal):
@@ -60,3 +70,46 @@ def test_it_runs(minimal, monkeypatch, capsys):
 
 def test_it_is_short_enough_to_read():
     assert len((FOLDER / "minimal_igrpo.py").read_text().splitlines()) <= 150
+
+
+def test_own_data_is_trained_on_and_measured(policy, tmp_path, monkeypatch, capsys):
+    data, out = tmp_path / "own problems.jsonl", tmp_path / "a run, mine"
+    rows = [{"question": f"{n}+1=", "answer": n + 1} for n in range(14)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
+    few = ["--steps", "2", "--held-out", "4", "--out", str(out)]
+    short = [
+        "data.max_input_seq_length=64",
+        "policy.max_total_sequence_length=160",
+        "policy.generation.max_new_tokens=16",
+    ]
+    monkeypatch.setattr(sys, "argv", ["own_data.py", str(policy), str(data), *few, *short])
+    example("own_data").main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("held-out accuracy: ")
+    assert last.endswith(f"{out}/run/checkpoints/step_00000002/model")
+    assert json.loads((out / "run" / "summary.json").read_text())["steps"] == 2
+    assert len((out / "run" / "metrics.jsonl").read_text().splitlines()) >= 2
+    parts = [(out / f"{name}.jsonl").read_text().splitlines() for name in ("train", "held_out")]
+    assert [len(lines) for lines in parts] == [10, 4]
+
+
+def test_the_snippets_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = build_small_tokenizer(["<think>12+34=46</think><answer>46</answer>"] * 3, 320)
+    model = build_small_model(tiny_runs.SHAPE, tokenizer, context=2048, seed=1)
+    save_pretrained_folder(model, tokenizer, tmp_path / "model")
+    for name, numbers in {"train": range(8), "held_out": range(8, 11)}.items():
+        rows = [{"problem": f"{n}+1=", "answer": str(n + 1)} for n in numbers]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {}
+    text = PAGE.read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    for snippet in snippets:
+        exec(compile(snippet, str(PAGE), "exec"), names)
+    assert len(snippets) == 4
+    printed = capsys.readouterr().out
+    assert str(names["scores"].summary) in printed and str(names["scores"].summary) in text
+    assert str(names["result"]) in printed
+    assert names["checkpoint"] == Path("runs/mine/checkpoints/step_00000002")
+    assert json.loads(names["result"].file.read_text())["held_out"] == names["result"].metrics
+    assert Path("runs/mine/finished").read_text() == "2\n"

@@ -107,6 +107,13 @@ def test_dry_run_takes_a_config_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert "steps: 7," in capsys.readouterr().out
 
 
+def test_the_package_alone_imports_nothing() -> None:
+    """A verifier's process imports it, and so does every command."""
+    code = "import sys; had = set(sys.modules); import igrpo_nemo; print(*set(sys.modules) - had)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["igrpo_nemo"]
+
+
 HEAVY = "torch ray transformers datasets nemo_rl"
 
 
@@ -114,6 +121,7 @@ HEAVY = "torch ray transformers datasets nemo_rl"
     ("code", "absent"),
     [
         ("code = 0", f"{HEAVY} hydra pydantic numpy"),
+        ("import igrpo_nemo; igrpo_nemo.train; code = 0", f"{HEAVY} hydra pydantic numpy"),
         ("code = main(['train', 'experiment=demo', '--dry-run'])", HEAVY),
         ("code = main(['preflight', 'experiment=tableS3_igrpo'])", HEAVY),
     ],

@@ -1,4 +1,4 @@
-"""`igrpo score`: a file of completions in, verdicts and a summary out."""
+"""`igrpo score` and `igrpo_nemo.score`: completions in, verdicts and a summary out."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import json
 import pytest
 from shared_data import shared_file
 
+import igrpo_nemo
 from igrpo_nemo.cli import main, score
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards import AnswerFormat
@@ -135,3 +136,34 @@ def test_the_math_completions_agree_with_their_labels():
     agreement = sum(v.correct == x for v, x in zip(scores.verdicts, labels, strict=True))
     assert agreement / len(labels) >= 0.995
     assert scores.places[9] == (1, 1)
+
+
+def test_from_python_it_is_lists_in_and_verdicts_out():
+    references = [5, "a long way to \\boxed{7}", None]
+    completions = ["<answer>5</answer>", ("\\boxed{7}", "<answer>8</answer>"), "\\boxed{1}"]
+    scores = igrpo_nemo.score(references, completions, answer_format="boxed", workers=1)
+    assert scores.places == ((0, 0), (1, 0), (1, 1), (2, 0))
+    assert [verdict.correct for verdict in scores.verdicts] == [False, True, False, False]
+    assert scores.verdicts[1].answer == "7"
+    assert scores.summary["n"] == 3 and scores.summary["reasons"]["no_reference"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ((["5"], ["a", "b"]), {}, "1 references for 2 rows of completions"),
+        ((["5"], [["a", 5]]), {}, "row 0: a completion must be text, not int"),
+        ((["5"], [None]), {}, "row 0: a completion must be text, not NoneType"),
+        ((["5"], ["a"]), {"answer_format": "xml"}, "answer_format is 'xml': use tags, boxed, any"),
+        ((["5"], ["a"]), {"item_timeout_s": float("inf")}, "item_timeout_s is inf: use above 0"),
+        ((["5"], ["a"]), {"item_timeout_s": 0}, "item_timeout_s is 0: use above 0"),
+    ],
+)
+def test_bad_input_from_python_is_named(rows, settings, message):
+    with pytest.raises(UserError, match=message):
+        igrpo_nemo.score(*rows, **settings)
+
+
+def test_overrides_that_are_no_list_are_named():
+    with pytest.raises(UserError, match=r"load_config\(\['experiment=demo'\]\)"):
+        igrpo_nemo.load_config("experiment=demo")
