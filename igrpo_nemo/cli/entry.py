@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     # argparse counts a command's indent too low: a name longer than the heading would be wrapped.
     subparsers = parser.add_subparsers(
-        title="commands", metavar="COMMAND ...", parser_class=_Parser
+        title="commands", metavar="COMMAND ...", parser_class=_Parser, prog="igrpo"
     )
     for command in COMMANDS:
         subparser = _subparser(subparsers, command)

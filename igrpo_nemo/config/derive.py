@@ -40,10 +40,12 @@ def with_problems(config: Config, num_problems: int) -> Config:
     """The config for this many training problems: checks the batch, derives the schedules."""
     batch = _problems_per_batch(config)
     if num_problems < batch:
+        fitting = max(1, int(num_problems / config.grpo.batch_multiplier))
         raise UserError(
             f"a batch has {batch} problems (grpo.num_prompts_per_step times "
-            f"grpo.batch_multiplier), but there are only {num_problems} to train on: lower it or "
-            "give more problems"
+            f"grpo.batch_multiplier), but there {'is' if num_problems == 1 else 'are'} only "
+            f"{num_problems} to train on: set grpo.num_prompts_per_step={fitting} or give more "
+            "problems"
         )
     steps = rollout_steps(config, num_problems)
     config = _with_megatron_schedule(config, steps)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -75,8 +76,11 @@ def restore_training(
         return
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
-    for _ in range(state["scheduler"]["last_epoch"]):
-        scheduler.step()
+    with warnings.catch_warnings():
+        # The optimizer's steps were those of the process before.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        for _ in range(state["scheduler"]["last_epoch"]):
+            scheduler.step()
 
 
 def _construct(key: str, package: str, name: str, target: Any, kwargs: Mapping[str, Any]) -> Any:

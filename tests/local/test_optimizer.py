@@ -1,8 +1,11 @@
+import math
+import warnings
+
 import pytest
 import torch
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
 
 ADAMW = "torch.optim.AdamW"
 
@@ -49,3 +52,25 @@ def test_wrong_arguments_and_milestones_are_named():
     stage = {"name": "torch.optim.lr_scheduler.ConstantLR", "kwargs": {"factor": 1.0}}
     with pytest.raises(UserError, match="2 stages and 0 milestones"):
         build_scheduler(optimizer, [stage, stage])
+
+
+def test_a_longer_schedule_is_taken_up_at_its_place_without_a_warning():
+    def built(steps):
+        cosine = {"T_max": steps, "eta_min": 0.0}
+        stage = {"name": "torch.optim.lr_scheduler.CosineAnnealingLR", "kwargs": cosine}
+        optimizer = build_optimizer(parameters(), ADAMW, {"lr": 1.0})
+        return optimizer, build_scheduler(optimizer, [stage, {"milestones": []}])
+
+    optimizer, scheduler = built(4)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    optimizer, scheduler = built(8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        restore_training(optimizer, scheduler, state, with_schedule=False)
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.last_epoch == 5
+    assert scheduler.get_last_lr()[0] == pytest.approx((1 + math.cos(math.pi * 5 / 8)) / 2)

@@ -193,7 +193,7 @@ def test_traceback_is_shown_when_asked_for(
         (["train", "--dryrun"], "unknown flag --dryrun: did you mean --dry-run?"),
         (["train", "--zzz=1"], "unknown flag --zzz: `igrpo train --help` lists the flags"),
         (["trian"], "invalid choice: 'trian'"),
-        (["evaluate"], "the following arguments are required: --model"),
+        (["evaluate"], "are required: --model; `igrpo evaluate --help` shows what works"),
         (["evaluate", "--model", "x", "--samples", "0"], "argument --samples: 0 is less than 1"),
         (["report"], "igrpo report needs a run or evaluation folder"),
         (["report", "no/such/folder"], "no/such/folder"),

@@ -388,8 +388,18 @@ def test_schedule_is_derived_once_the_problems_are_counted() -> None:
     assert ramp["kwargs"]["total_iters"] == 6 and joint == {"milestones": [6]}
     assert decay["kwargs"]["T_max"] == 52
     assert decay["kwargs"]["eta_min"] == pytest.approx(1e-7)
-    with pytest.raises(UserError, match="there are only 100 to train on"):
-        with_problems(config, 100)
+
+
+@pytest.mark.parametrize(
+    ("problems", "message"),
+    [
+        (100, "there are only 100 to train on: set grpo.num_prompts_per_step=100 or give more"),
+        (1, "there is only 1 to train on: set grpo.num_prompts_per_step=1 or give more"),
+    ],
+)
+def test_too_few_problems_for_a_batch(problems: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_problems(config_of(*HF), problems)
 
 
 def test_a_given_schedule_is_kept() -> None:
