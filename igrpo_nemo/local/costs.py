@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
 
 from igrpo_nemo.local.checkpoint import TrainerState
@@ -86,22 +85,21 @@ def _completions(rollouts: Sequence[Rollout]) -> Iterator[Completion]:
             yield from group.completions
 
 
-def summarize(state: TrainerState, session_seconds: float) -> dict[str, object]:
+def summarize(state: TrainerState, seconds: float) -> dict[str, object]:
     """What a run came to: the content of `summary.json`.
 
-    `seconds` is the wall clock of the whole command with an empty warm-up cache: of this process
-    and those it resumed, plus what the warm-up took when it was made, if it came from the cache.
+    `seconds` is the wall clock of the run, from its call on and with those it resumed; in the
+    summary with what the warm-up took when it was made, if it came from the cache.
     Accuracies are fractions, on held-out problems, single shot on the bare prompt.
     """
     extra = state.extra
-    cached_warmup = extra.get("warmup_seconds", 0.0) if extra.get("warmup_cached") else 0.0
     training = extra.get("seconds", 0.0)
     completions = extra.get("completions", 0)
     return {
         "val_accuracy_start": extra.get("val_accuracy_start"),
         "val_accuracy_end": extra.get("val_accuracy_end"),
         "steps": state.step,
-        "seconds": extra.get("earlier_seconds", 0.0) + session_seconds + cached_warmup,
+        "seconds": seconds + cached_warmup(state),
         "training_seconds": training,
         "warmup_seconds": extra.get("warmup_seconds"),
         "warmup_cached": bool(extra.get("warmup_cached")),
@@ -110,6 +108,6 @@ def summarize(state: TrainerState, session_seconds: float) -> dict[str, object]:
     }
 
 
-def process_seconds() -> float:
-    """Seconds since this process started, imports included."""
-    return time.time() - psutil.Process().create_time()
+def cached_warmup(state: TrainerState) -> float:
+    """Seconds that the warm-up took in another process, whose model this run found in the cache."""
+    return state.extra.get("warmup_seconds", 0.0) if state.extra.get("warmup_cached") else 0.0

@@ -10,6 +10,7 @@ all of which is in a checkpoint, so a resumed run repeats it exactly.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -21,7 +22,13 @@ from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.local.answers import validate
 from igrpo_nemo.local.batch import Batch, Draw, collect_batch, shape_rows
 from igrpo_nemo.local.checkpoint import capture_rng
-from igrpo_nemo.local.costs import Stopwatch, counted, performance, process_seconds, summarize
+from igrpo_nemo.local.costs import (
+    Stopwatch,
+    cached_warmup,
+    counted,
+    performance,
+    summarize,
+)
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.parts import RunParts, open_parts
 from igrpo_nemo.local.probe import PolicyProbe
@@ -44,9 +51,9 @@ def train(config: Config) -> int:
     stopped the run with its state saved. Raises `UserError` for input that cannot be used, and
     `NonFiniteError` where the policy diverges, before anything of that step is saved.
     """
-    stop_file = StopFile.of()
+    began, stop_file = time.monotonic(), StopFile.of()
     with InterruptFlag(stop_file=stop_file) as interrupt, open_parts(config) as parts:
-        trainer = Trainer(parts, interrupt)
+        trainer = Trainer(parts, interrupt, began)
         try:
             return trainer.run_to_its_end()
         except NonFiniteError as error:
@@ -54,14 +61,17 @@ def train(config: Config) -> int:
 
 
 class Trainer:
-    """The loop. What it owns changes once per step, between steps."""
+    """The loop. What it owns changes once per step, between steps.
 
-    def __init__(self, parts: RunParts, interrupt: InterruptFlag) -> None:
+    `began` is when the run was called, by `time.monotonic`: its parts take their time too.
+    """
+
+    def __init__(self, parts: RunParts, interrupt: InterruptFlag, began: float) -> None:
         self.config = parts.config
         self.parts = parts
         self.interrupt = interrupt
         self.state = parts.state
-        self.earlier_seconds = self.state.extra.get("earlier_seconds", 0.0)
+        self.began = began - self.state.extra.get("earlier_seconds", 0.0)
         self.watch = Stopwatch()
         self.limit = TimeLimit(self.config.checkpointing.checkpoint_must_save_by)
         self.metrics = parts.metrics
@@ -222,7 +232,7 @@ class Trainer:
         if parts.store is None or step == self.saved_step:
             return
         self.probe.check_finite()
-        earlier = self.earlier_seconds + process_seconds()
+        seconds = time.monotonic() - self.began
         tensors = {**parts.learner.state_dict(), "rng": capture_rng()}
         if self.memory is not None:
             tensors["feedback"] = self.memory.state_dict()
@@ -232,7 +242,7 @@ class Trainer:
                     parts.policy.model, parts.policy.tokenizer, folder
                 ),
                 tensors=tensors,
-                state=replace(self.state, extra={**self.state.extra, "earlier_seconds": earlier}),
+                state=replace(self.state, extra={**self.state.extra, "earlier_seconds": seconds}),
                 metrics=self.metrics,
             )
         self.saved_step = step
@@ -240,14 +250,15 @@ class Trainer:
     def finish(self) -> None:
         """The run's result: `summary.json`, the finished state on disk, and the marker."""
         self.save()
-        summary = summarize(self.state, process_seconds())
-        self.parts.folder.write_summary(summary)
+        seconds, cached = time.monotonic() - self.began, cached_warmup(self.state)
+        self.parts.folder.write_summary(summarize(self.state, seconds))
         self.parts.folder.mark_finished(self.state.step)
         start, end = (
             _percent(self.state.extra.get(f"val_accuracy_{moment}")) for moment in ("start", "end")
         )
+        aside = f" (and {cached:.0f} s of warm-up, cached)" if cached else ""
         self.parts.console.note(
-            f"done: {self.state.step} steps, {summary['seconds']:.0f} s, held-out accuracy "
+            f"done: {self.state.step} steps, {seconds:.0f} s{aside}, held-out accuracy "
             f"{start} -> {end}; results in {self.parts.folder.path}"
         )
 
