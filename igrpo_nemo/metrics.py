@@ -18,7 +18,7 @@ from igrpo_nemo.types import Completion, Group, Rollout, Score, StopReason, Trai
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) -> dict[str, float]:
-    """All `igrpo/*` and `reward/reason/*` metrics of one step.
+    """All `igrpo/*` and `reward/*` metrics of one step.
 
     Rates are fractions in [0, 1]; token counts are means. `reward/reason/<reason>` are fractions
     of all completions, of both stages.
@@ -30,6 +30,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) ->
         **_comparison_metrics(rollouts),
         **_training_metrics(rows),
         **_reason_metrics(rollouts),
+        **_custom_metrics(rollouts),
     }
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -207,6 +208,22 @@ def _reason_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
         f"reward/reason/{reason}": count / len(reasons)
         for reason, count in sorted(Counter(reasons).items())
         if reason
+    }
+
+
+def _custom_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """`reward/<component>` of functions of the user's own, their parts and their failures: the
+    mean over the completions of both stages that have it."""
+    found = [
+        score.components
+        for rollout in rollouts
+        for group in (rollout.drafts, *rollout.refinements)
+        for score in group.scores
+    ]
+    names = {name for each in found for name in each} - {"accuracy", "format", "judge"}
+    return {
+        f"reward/{name}": _mean(each[name] for each in found if name in each)
+        for name in sorted(names)
     }
 
 

@@ -36,11 +36,15 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its reference answer, as the data set has it (raw, untemplated)."""
+    """A question with its reference answer, as the data set has it (raw, untemplated).
+
+    `columns`: the row's other columns as JSON text, kept for `igrpo.reward.custom` alone.
+    """
 
     id: str
     question: str
     answer: str
+    columns: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,9 @@ class ScoreRequest:
 class Score:
     """The reward of one completion: a weighted sum, and what it was made of.
 
-    `components` are unweighted (`accuracy`, `format`, ...), each in [0, 1]; `reason` is the
-    accuracy verdict's (`match`, `mismatch`, `no_answer`, ...).
+    `components` are unweighted (`accuracy`, `format`, ...), each in [0, 1] but for those of
+    `igrpo.reward.custom`, which are as returned; `reason` is the accuracy verdict's (`match`,
+    `mismatch`, `no_answer`, ...).
     """
 
     reward: float

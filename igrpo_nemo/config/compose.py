@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ SHOWN_OPTIONS = 10
 """A message names all options of a group up to this number, and the nearest of longer lists."""
 
 _MISSING = "Missing mandatory value: "
+
+_COLON_OF_A_PATH = re.compile(r"(?<=\w):(?=[A-Za-z_]\w*\s*:)")
+"""In `{module:function: 1.0}`, where Hydra would take the module alone for the key."""
 
 
 def builtin_config_dir() -> Path:
@@ -217,6 +221,8 @@ def _addable(override: str, groups: dict[str, list[str]]) -> str:
         _check_option(name, value, groups)
         # Every built-in group has a place in the defaults list, where `+` is an error of Hydra's.
         return f"{name}={value}" if name in BUILT_IN_GROUPS and key == f"+{name}" else override
+    if name == "igrpo.reward.custom":
+        override = "=".join((key, _COLON_OF_A_PATH.sub(r"\:", value)))
     return f"++{override}" if key == name else override
 
 

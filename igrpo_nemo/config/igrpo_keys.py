@@ -24,6 +24,7 @@ from igrpo_nemo.config.section import (
 )
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import feedback_class
+from igrpo_nemo.rewards.custom import component_name, function_at
 
 LOCAL_ONLY = object()
 """Marks a key that only the embedded engine reads."""
@@ -40,6 +41,20 @@ class PromptTexts(Section):
     """Tag around the draft in q'."""
 
 
+def _known_functions(weights: dict[str, float]) -> dict[str, float]:
+    names: list[str] = []
+    for path in weights:
+        try:
+            function_at(path)
+        except UserError as error:
+            raise ValueError(f"has {path}, which {error}") from error
+        names.append(component_name(path))
+    taken = ("accuracy", "format", "judge", "reason", "verifier")
+    if twice := [name for name in names if name in taken or names.count(name) > 1]:
+        raise ValueError(f"has a function {twice[0]}, a name that is taken: give it another")
+    return weights
+
+
 class RewardWeights(Section):
     """`igrpo.reward`: a weight for each part of the reward, for selection and advantage alike."""
 
@@ -51,10 +66,25 @@ class RewardWeights(Section):
     judge: NonNegativeFloat = 0.0
     """Weight of the generative judge's score (Table 3), described in `igrpo.judge`."""
 
+    custom: Annotated[dict[str, NonNegativeFloat], AfterValidator(_known_functions)] | None = None
+    """Weights of functions of your own, `{module:function: 1.0}`; docs/rewards.md."""
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The paths in `custom` that have a weight."""
+        return tuple(path for path, weight in (self.custom or {}).items() if weight)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The components that have a weight; a function's is known by the function's name."""
+        own = {component_name(path): weight for path, weight in (self.custom or {}).items()}
+        every = {"accuracy": self.accuracy, "format": self.format, "judge": self.judge, **own}
+        return {name: weight for name, weight in every.items() if weight}
+
     @property
     def best(self) -> float:
-        """The reward of a completion that is right in every part."""
-        return self.accuracy + self.format + self.judge
+        """The reward of a completion that has 1 in every part."""
+        return sum(self.weights.values())
 
 
 class JudgeKeys(Section):

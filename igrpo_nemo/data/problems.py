@@ -7,6 +7,7 @@ Problem ids are `<set>/<row>`, rows counted from 0 in the file, so they survive 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -115,8 +116,11 @@ def load_problems(spec: Any) -> list[Problem]:
     return load_with_report(spec)[0]
 
 
-def load_with_report(spec: Any, *, overlap: bool = False) -> tuple[list[Problem], DataReport]:
-    """The problems and what became of the rows; `overlap` also compares with evaluation sets.
+def load_with_report(
+    spec: Any, *, overlap: bool = False, columns: bool = False
+) -> tuple[list[Problem], DataReport]:
+    """The problems and what became of the rows; `overlap` also compares with evaluation sets, and
+    `columns` keeps the rows' other columns.
 
     Raises UserError for a missing file, column or split, a broken line, no usable row, or a subset
     larger than what is usable.
@@ -124,7 +128,7 @@ def load_with_report(spec: Any, *, overlap: bool = False) -> tuple[list[Problem]
     known = (each.name for each in fields(DataSpec))
     spec = DataSpec(**{name: getattr(spec, name) for name in known if hasattr(spec, name)})
     place = _place(spec)
-    problems, reasons = _problems(spec, place)
+    problems, reasons = _problems(spec, place, columns)
     questions = [problem.question for problem in problems]
     duplicate = repeated(questions)
     if spec.drop_duplicates:
@@ -182,20 +186,24 @@ def _place(spec: DataSpec) -> _Place:
     return _Place(source.name, source.hub, spec.subset or source.subset, split, source)
 
 
-def _problems(spec: DataSpec, place: _Place) -> tuple[list[Problem], list[str | None]]:
-    """All problems, and why each is dropped, or None."""
+def _problems(
+    spec: DataSpec, place: _Place, others: bool
+) -> tuple[list[Problem], list[str | None]]:
+    """All problems, and why each is dropped, or None; `others`: with their other columns."""
 
     def columns(names: Sequence[str]) -> list[str]:
         return [_column(key, names) for key in _keys(spec, place, names)]
 
-    rows = _rows(place, columns)
+    rows = _rows(place, list if others else columns)
     question_key, answer_key = _keys(spec, place, list(rows[0]))
     problems: list[Problem] = []
     reasons: list[str | None] = []
     for number, row in enumerate(rows):
         question, no_question = _read(row, question_key)
         answer, no_answer = _read(row, answer_key, answer=True)
-        problems.append(Problem(f"{place.name}/{number}", question, answer))
+        rest = {name: row[name] for name in row if name not in (question_key, answer_key)}
+        kept = json.dumps(rest, default=str) if others else ""
+        problems.append(Problem(f"{place.name}/{number}", question, answer, kept))
         reasons.append(no_question or no_answer)
     source = place.source
     whole = source is not None and (source.evaluation or spec.split == "test")

@@ -4,8 +4,7 @@ A feedback is a file here, a line in `FEEDBACKS` and a group in `configs/feedbac
 knows it by name. One that stands elsewhere is named by its path, `module:Class`.
 """
 
-import importlib
-
+from igrpo_nemo.by_path import imported
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback.best_draft import BestDraft
 from igrpo_nemo.feedback.critique import Critique
@@ -32,15 +31,10 @@ def feedback_class(name: str) -> type[Feedback]:
     """
     if name in FEEDBACKS:
         return FEEDBACKS[name]
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = " or ".join(map(repr, FEEDBACKS))
         raise UserError(f"should be {known}, or module:Class for one of your own")
-    try:  # boundary: whatever the module does when it is imported
-        found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot be imported ({reason}): is it on PYTHONPATH?") from error
+    found = imported(name)
     needed = ("of", "select", "next_prompts", "training_rows", "problems")
     needed += ("num_trained", "num_prompts")
     if missing := [each for each in needed if not hasattr(found, each)]:

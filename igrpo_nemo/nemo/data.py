@@ -75,7 +75,8 @@ def problem_processor(
     A prompt above `max_seq_length` is cut to a few tokens and gets weight 0, as NeMo-RL does.
     """
     assert _config is not None, f"the processor {PROCESSOR} needs data.configure(config)"
-    problem = Problem(datum_dict["id"], datum_dict["question"], datum_dict["answer"])
+    columns = datum_dict.get("columns", "")
+    problem = Problem(datum_dict["id"], datum_dict["question"], datum_dict["answer"], columns)
     prompt = _builder(_config, tokenizer).question(problem)
     limit = _config.policy.max_total_sequence_length - _config.policy.generation.max_new_tokens
     fits = len(prompt.token_ids) <= min(limit, max_seq_length or limit)

@@ -51,7 +51,7 @@ class TwoStageWorker(EnvironmentInterface):
         prompts = prompt_builder(config, get_tokenizer(cfg["tokenizer"]))
         self.environment = TwoStageEnvironment(prompts, self.scorer, config.feedback)
         self.unjudged = self.environment
-        if "judge" in self.scorer.weights:
+        if self.scorer.weights.keys() - {"accuracy", "format"}:
             self.unjudged = TwoStageEnvironment(prompts, evaluation_scorer(config), config.feedback)
         # NeMo-RL brings all rows in one call; each has its own deadline.
         self._threads = ThreadPoolExecutor(CONCURRENT_STEPS, thread_name_prefix="rows")
@@ -62,7 +62,7 @@ class TwoStageWorker(EnvironmentInterface):
         """`TwoStageEnvironment.step` of one attempt.
 
         `step` numbers the training step. Not `judged`: accuracy and format alone, no judge is
-        asked.
+        asked and no function of the user's called.
         """
         environment = self.environment if judged else self.unjudged
         return environment.step(stage, [attempt], step=step)[0]

@@ -155,8 +155,7 @@ def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
 
 def maps(config: Config, made: dict[str, Any], clock: StepClock) -> tuple[RunMap, dict[str, Any]]:
     """What NeMo-RL's rollout and its validation are called with."""
-    weights = {name: w for name, w in config.igrpo.reward.model_dump().items() if w}
-    spec = RolloutSpec(config.feedback, weights)
+    spec = RolloutSpec(config.feedback, config.igrpo.reward.weights)
     validation = made["val_task_to_env"]
     if not config.feedback.two_stage:
         return SingleStageMap(made["task_to_env"], spec, clock), validation

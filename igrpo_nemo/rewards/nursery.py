@@ -15,10 +15,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import igrpo_nemo
 from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason
+from igrpo_nemo.rewards.custom import Outcome
 from igrpo_nemo.rewards.worker import settings_to_json
 
 _START_LIMIT_S = 120.0
@@ -30,12 +32,18 @@ _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL
 Pair = tuple[str, str | None]
 """A reference and an answer; without an answer, the question whether the reference can serve."""
 
+Task = Pair | tuple[str, str, str]
+"""A pair to compare; or a function's path, a problem's fields as JSON, and a completion."""
+
 
 class Nursery:
     """The process that forks workers, and the socket to it. Used by several threads."""
 
-    def __init__(self, settings: AccuracySettings, memory_limit_mb: int) -> None:
-        self._arguments = (settings_to_json(settings), str(memory_limit_mb))
+    def __init__(
+        self, settings: AccuracySettings, memory_limit_mb: int, functions: Sequence[str] = ()
+    ) -> None:
+        self._arguments = [settings_to_json(settings), str(memory_limit_mb), *functions]
+        self._environment = _worker_environment(sys.path if functions else [])
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
@@ -46,11 +54,11 @@ class Nursery:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "igrpo_nemo.rewards.worker", str(theirs.fileno())]
-                + list(self._arguments),
+                + self._arguments,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=_worker_environment(),
+                env=self._environment,
             )
         ours.settimeout(_START_LIMIT_S)
         self._control = ours
@@ -125,14 +133,14 @@ class Nursery:
                 self._stop()
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(more_paths: Sequence[str]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
         if name in _KEPT_VARIABLES or name.startswith("PYTHON")
     }
     source = str(Path(igrpo_nemo.__file__).resolve().parents[1])
-    paths = [source, kept.get("PYTHONPATH", "")]
+    paths = [source, kept.get("PYTHONPATH", ""), *more_paths]
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
 
 
@@ -149,12 +157,12 @@ class Worker:
     def worn(self) -> bool:
         return self._items >= _ITEMS_PER_WORKER
 
-    def compare(self, pair: Pair) -> Reason:
+    def result_of(self, task: Task) -> Reason | Outcome:
         """Raises TimeoutError at the limit and ConnectionError where the worker died."""
         self._items += 1
         limit = time.monotonic() + self._item_timeout_s
         self._socket.settimeout(self._item_timeout_s)
-        self._socket.sendall(json.dumps(pair).encode() + b"\n")
+        self._socket.sendall(json.dumps(task).encode() + b"\n")
         reply = b""
         while not reply.endswith(b"\n"):
             self._socket.settimeout(max(1e-3, limit - time.monotonic()))
@@ -162,7 +170,8 @@ class Worker:
             if not received:
                 raise ConnectionError("the worker died")
             reply += received
-        return Reason(json.loads(reply)[0])
+        (result,) = json.loads(reply)
+        return Reason(result) if isinstance(result, str) else Outcome(*result)
 
     def end(self) -> None:
         self._nursery.kill(self._pid)

@@ -1,4 +1,5 @@
 """A pool of verifier processes: an accuracy verdict for every completion, in time, in order.
+Functions of the user's own (`rewards.custom`) run in them too.
 
     caller: extract, quick verdict (microseconds) --what is left, once each--> bounded queue
     one thread per worker: answer --socket--> worker process --> reason, or SIGKILL at the limit
@@ -10,6 +11,7 @@ handler is installed and no process is forked from it. See `rewards.nursery` for
 
 from __future__ import annotations
 
+import json
 import math
 import queue
 import threading
@@ -17,7 +19,8 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import (
@@ -28,7 +31,8 @@ from igrpo_nemo.rewards.accuracy import (
     find_answer,
     quick_verdict,
 )
-from igrpo_nemo.rewards.nursery import Nursery, Pair, Worker
+from igrpo_nemo.rewards.custom import NO_REPLY, Outcome
+from igrpo_nemo.rewards.nursery import Nursery, Pair, Task, Worker
 from igrpo_nemo.types import ScoreRequest
 
 _CACHE_ENTRIES = 65_536
@@ -53,19 +57,19 @@ class PoolStats:
 
 
 class _Batch:
-    """What one call waits for: pairs still out, and the reasons that came back."""
+    """What one call waits for: tasks still out, and the results that came back."""
 
-    def __init__(self, pairs: int) -> None:
-        self.reasons: dict[Pair, Reason] = {}
+    def __init__(self, tasks: int) -> None:
+        self.results: dict[Task, Any] = {}
         self.error: Exception | None = None
         self.abandoned = False
-        self._left = pairs
+        self._left = tasks
         self._lock = threading.Lock()
         self.done = threading.Event()
 
-    def put(self, pair: Pair, reason: Reason) -> None:
+    def put(self, task: Task, result: Reason | Outcome) -> None:
         with self._lock:
-            self.reasons[pair] = reason
+            self.results[task] = result
             self._left -= 1
             if self._left == 0:
                 self.done.set()
@@ -75,7 +79,7 @@ class _Batch:
         self.done.set()
 
 
-_Job = tuple[_Batch, Pair]
+_Job = tuple[_Batch, Task]
 
 
 class VerifierPool:
@@ -99,6 +103,7 @@ class VerifierPool:
         memory_limit_mb: int = 1_024,
         queue_size: int = 4_096,
         settings: AccuracySettings = DEFAULT_SETTINGS,
+        functions: Sequence[str] = (),
     ) -> None:
         for name, value in (
             ("num_workers", workers),
@@ -119,7 +124,7 @@ class VerifierPool:
         self._cache: OrderedDict[Pair, Reason] = OrderedDict()
         self._cache_lock = threading.Lock()
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
-        self._nursery = Nursery(settings, memory_limit_mb)
+        self._nursery = Nursery(settings, memory_limit_mb, functions)
         self._closed = False
         self._threads = [
             threading.Thread(
@@ -143,8 +148,6 @@ class VerifierPool:
 
     def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
         """The verdicts of one group of completions, in order, within the group's deadline."""
-        if self._closed:
-            raise RuntimeError("the verifier pool is closed")
         deadline = time.monotonic() + self._group_deadline_s
         found = [
             find_answer(
@@ -178,6 +181,14 @@ class VerifierPool:
             for request, answer in zip(requests, found, strict=True)
         ]
 
+    def outcomes(self, path: str, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """What one of `functions` says of each, in order, within the group's deadline."""
+        deadline = time.monotonic() + self._group_deadline_s
+        tasks = [(path, json.dumps(astuple(each.problem)), each.text) for each in requests]
+        found = self._results(list(dict.fromkeys(tasks)), deadline)
+        results = [found.get(task) for task in tasks]
+        return [each if isinstance(each, Outcome) else NO_REPLY for each in results]
+
     def check_golds(self, golds: Sequence[str]) -> list[Reason]:
         """`accuracy.gold_verdict` for each, in order, with the item limit and no group deadline."""
         reasons = self._compare([(gold, None) for gold in dict.fromkeys(golds)], math.inf)
@@ -197,26 +208,33 @@ class VerifierPool:
         return self._nursery.process_ids()
 
     def _compare(self, pairs: list[Pair], deadline: float) -> dict[Pair, Reason]:
-        if not pairs:
+        reasons: dict[Pair, Reason] = self._results(pairs, deadline)
+        with self._cache_lock:
+            self._cache.update(reasons)
+            while len(self._cache) > _CACHE_ENTRIES:
+                self._cache.popitem(last=False)
+        return reasons
+
+    def _results(self, tasks: Sequence[Task], deadline: float) -> dict[Any, Any]:
+        """What came back until the deadline, by task."""
+        if self._closed:
+            raise RuntimeError("the verifier pool is closed")
+        if not tasks:
             return {}
-        batch = _Batch(len(pairs))
-        for pair in pairs:
+        batch = _Batch(len(tasks))
+        for task in tasks:
             try:
-                self._jobs.put((batch, pair), timeout=_seconds_to(deadline))
+                self._jobs.put((batch, task), timeout=_seconds_to(deadline))
             except queue.Full:
                 break
         batch.done.wait(_seconds_to(deadline))
         batch.abandoned = True
         if batch.error is not None:
             raise batch.error
-        reasons = dict(batch.reasons)
+        results = dict(batch.results)
         with self._stats_lock:
-            self.stats.missed_deadline += len(pairs) - len(reasons)
-        with self._cache_lock:
-            self._cache.update(reasons)
-            while len(self._cache) > _CACHE_ENTRIES:
-                self._cache.popitem(last=False)
-        return reasons
+            self.stats.missed_deadline += len(tasks) - len(results)
+        return results
 
     def _cached(self, pair: Pair) -> Reason | None:
         with self._cache_lock:
@@ -264,11 +282,11 @@ def _work(
     stats: PoolStats,
     stats_lock: threading.Lock,
 ) -> None:
-    """A worker's thread: one pair at a time, until None. Does not hold on to the pool."""
+    """A worker's thread: one task at a time, until None. Does not hold on to the pool."""
     worker: Worker | None = None
 
-    def compare(pair: Pair) -> Reason:
-        """The pair's reason; a worker that died under it gives it one more try."""
+    def result_of(task: Task) -> Reason | Outcome:
+        """The task's result; a worker that died under it gives it one more try."""
         nonlocal worker
         for _ in range(2):
             if worker is not None and worker.worn:
@@ -276,30 +294,30 @@ def _work(
                 worker = None
             worker = worker or Worker(nursery, item_timeout_s)
             start = time.monotonic()
-            reason = late = None
+            result = late = None
             try:
-                reason = worker.compare(pair)
+                result = worker.result_of(task)
             except OSError as error:
                 late = isinstance(error, TimeoutError)
                 worker.end()
                 worker = None
             with stats_lock:
                 stats.slowest_s = max(stats.slowest_s, time.monotonic() - start)
-                stats.compared += reason is not None
+                stats.compared += result is not None
                 stats.timeouts += late is True
                 stats.crashes += late is False
-            if reason is not None:
-                return reason
+            if result is not None:
+                return result
             if late:
                 break
         return Reason.TIMEOUT
 
     while (job := jobs.get()) is not None:
-        batch, pair = job
+        batch, task = job
         if batch.abandoned:
             continue
         try:
-            batch.put(pair, compare(pair))
+            batch.put(task, result_of(task))
         except RuntimeError as error:
             batch.fail(error)
     if worker is not None:

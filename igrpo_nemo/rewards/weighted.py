@@ -1,6 +1,7 @@
 """The reward of a completion: a weighted sum of components, each kept beside the sum.
 
-ScoreRequest --accuracy (in process or through the pool), format, judge--> components
+ScoreRequest --accuracy, functions of one's own (in process or through the pool), format, judge-->
+components
 reward = sum of weight x component                         (paper S.2: accuracy + format)
 """
 
@@ -17,6 +18,7 @@ from igrpo_nemo.rewards.accuracy import (
     Verdict,
     verify_completion,
 )
+from igrpo_nemo.rewards.custom import Caller, CustomReward, Outcome, component_name, outcome
 from igrpo_nemo.rewards.format import format_reward
 from igrpo_nemo.types import Score, ScoreRequest
 
@@ -37,7 +39,7 @@ class Scorer(Protocol):
     def close(self) -> None: ...
 
 
-class Verifier(Protocol):
+class Verifier(Caller, Protocol):
     """Accuracy verdicts for completions, in order: in this process, or the pool."""
 
     def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]: ...
@@ -63,12 +65,18 @@ class InProcessVerifier:
             for request in requests
         ]
 
+    def outcomes(self, path: str, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        return [outcome(path, request.problem, request.text) for request in requests]
+
     def close(self) -> None:
         """Nothing is held."""
 
 
-Component = Callable[[Sequence[ScoreRequest], Sequence[Verdict]], list[float]]
-"""A component's values in [0, 1] for the requests, given their accuracy verdicts."""
+Component = Callable[
+    [Sequence[ScoreRequest], Sequence[Verdict]], Sequence[float | Mapping[str, float]]
+]
+"""A component's values in [0, 1] for the requests, given their accuracy verdicts. A mapping holds
+the component under its name, and what else is to be seen in `Score.components`."""
 
 
 def _accuracy(requests: Sequence[ScoreRequest], verdicts: Sequence[Verdict]) -> list[float]:
@@ -119,7 +127,10 @@ class WeightedScorer:
         }
         scores = []
         for row, verdict in enumerate(verdicts):
-            components = {name: column[row] for name, column in columns.items()}
+            components: dict[str, float] = {}
+            for name, column in columns.items():
+                value = column[row]
+                components |= value if isinstance(value, Mapping) else {name: value}
             reward = sum(weight * components[name] for name, weight in self.weights.items())
             scores.append(Score(reward, components, str(verdict.reason)))
         return scores
@@ -148,19 +159,26 @@ def build_scorer(
     item_timeout_s: float = 5.0,
     settings: AccuracySettings = DEFAULT_SETTINGS,
     components: Mapping[str, Component] | None = None,
+    functions: Sequence[str] = (),
     **pool_options: Any,
 ) -> WeightedScorer:
     """A scorer. With `workers` = 0 answers are compared in this process, without a time limit.
 
     Otherwise verdicts come from a pool of that many processes: `pool_options` are those of
-    `rewards.pool.VerifierPool` (`group_deadline_s`, `memory_limit_mb`, ...).
+    `rewards.pool.VerifierPool` (`group_deadline_s`, `memory_limit_mb`, ...). `functions` are paths
+    of reward functions (`rewards.custom`), which run there too, each a component of its own name.
     Raises UserError for an unknown component or no weight.
     """
-    if workers == 0:
-        return WeightedScorer(weights, InProcessVerifier(settings), components)
-    from igrpo_nemo.rewards.pool import VerifierPool
+    verifier: Verifier = InProcessVerifier(settings)
+    if workers:
+        from igrpo_nemo.rewards.pool import VerifierPool
 
-    pool = VerifierPool(
-        workers=workers, item_timeout_s=item_timeout_s, settings=settings, **pool_options
-    )
-    return WeightedScorer(weights, pool, components)
+        verifier = VerifierPool(
+            workers=workers,
+            item_timeout_s=item_timeout_s,
+            settings=settings,
+            functions=functions,
+            **pool_options,
+        )
+    own = {component_name(path): CustomReward(path, verifier) for path in functions}
+    return WeightedScorer(weights, verifier, {**(components or {}), **own})

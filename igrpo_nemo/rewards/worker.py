@@ -2,11 +2,13 @@ r"""The processes behind the pool: a nursery that forks workers, each comparing 
 
     pool --control socket: spawn + a socket, kill--> nursery (SymPy imported once, no torch)
     pool --worker socket: [gold, answer]\n--> worker --["match"]\n--> pool
+                          [path, problem, completion]\n  [[parts, error]]\n
 
 The nursery is single-threaded, so a fork is safe and costs milliseconds where a fresh interpreter
 costs half a second: a killed worker is replaced at once. Nothing outlives the pool's process: the
 nursery ends when its control socket closes or its parent changes, and workers die with it.
-Run as `python -m igrpo_nemo.rewards.worker CONTROL_FD SETTINGS_JSON MEMORY_LIMIT_MB`.
+Run as `python -m igrpo_nemo.rewards.worker CONTROL_FD SETTINGS_JSON MEMORY_LIMIT_MB [PATH ...]`,
+the paths those of reward functions, whose modules are imported once as well.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import signal
 import socket
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from igrpo_nemo.rewards.accuracy import (
@@ -30,11 +33,13 @@ from igrpo_nemo.rewards.accuracy import (
     gold_verdict,
     warm_up,
 )
+from igrpo_nemo.rewards.custom import Outcome, function_at, outcome
 from igrpo_nemo.rewards.extract import AnswerFormat
+from igrpo_nemo.types import Problem
 
 _PR_SET_PDEATHSIG = 1
 _PARENT_CHECK_S = 1.0
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 24
 
 
 def settings_to_json(settings: AccuracySettings) -> str:
@@ -51,19 +56,24 @@ def settings_from_json(text: str) -> AccuracySettings:
 
 
 def serve(connection: socket.socket, settings: AccuracySettings) -> None:
-    """A worker's life: read a pair, reply with its reason, until the pool closes the socket."""
+    """A worker's life: read a task, reply with its result, until the pool closes the socket."""
     with connection, connection.makefile("rwb") as stream:
         while line := stream.readline(MAX_MESSAGE_BYTES):
-            gold, answer = json.loads(line)
-            try:
-                if answer is None:
-                    reason = gold_verdict(gold, settings)
-                else:
-                    reason = full_verdict(gold, answer, settings)
-            except Exception:  # The boundary to SymPy: whatever it raises is the answer's fault.
-                reason = Reason.UNPARSEABLE
-            stream.write(json.dumps([reason]).encode() + b"\n")
+            stream.write(json.dumps([_result_of(json.loads(line), settings)]).encode() + b"\n")
             stream.flush()
+
+
+def _result_of(task: list[Any], settings: AccuracySettings) -> Reason | Outcome:
+    try:
+        if len(task) == 3:
+            path, problem, text = task
+            return outcome(path, Problem(*json.loads(problem)), text)
+        gold, answer = task
+        if answer is None:
+            return gold_verdict(gold, settings)
+        return full_verdict(gold, answer, settings)
+    except Exception:  # The boundary to SymPy: whatever it raises is the answer's fault.
+        return Reason.UNPARSEABLE
 
 
 def _limit_memory(memory_limit_mb: int) -> None:
@@ -109,7 +119,12 @@ def _kill(pid: int, children: set[int]) -> None:
         children.discard(pid)
 
 
-def run_nursery(control: socket.socket, settings: AccuracySettings, memory_limit_mb: int) -> None:
+def run_nursery(
+    control: socket.socket,
+    settings: AccuracySettings,
+    memory_limit_mb: int,
+    functions: Sequence[str] = (),
+) -> None:
     """Serve `spawn` (with a socket attached) and `kill` until the pool's process is gone.
 
     Replies to `spawn` with the worker's pid and to `kill` with the pid killed, a line each.
@@ -117,6 +132,8 @@ def run_nursery(control: socket.socket, settings: AccuracySettings, memory_limit
     parent = os.getppid()
     children: set[int] = set()
     warm_up()
+    for path in functions:
+        function_at(path)
     gc.freeze()  # Keeps the collector of the workers from copying the shared pages.
     control.sendall(b"ready\n")
     while os.getppid() == parent:
@@ -141,13 +158,13 @@ def run_nursery(control: socket.socket, settings: AccuracySettings, memory_limit
 
 
 def main(arguments: list[str]) -> None:
-    control_fd, settings, memory_limit_mb = arguments
+    control_fd, settings, memory_limit_mb, *functions = arguments
     warnings.simplefilter("ignore")
     # The pool's process owns the terminal's signals; this one ends when that one does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(control_fd))
     try:
-        run_nursery(control, settings_from_json(settings), int(memory_limit_mb))
+        run_nursery(control, settings_from_json(settings), int(memory_limit_mb), functions)
     except (BrokenPipeError, ConnectionResetError):
         pass
 

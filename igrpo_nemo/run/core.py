@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def prompt_builder(config: Config, tokenizer: Any) -> PromptBuilder:
 
 def scorer_of(config: Config) -> Scorer:
     """`igrpo.reward` over the verifier of `env.math`, with the judge where it has a weight."""
-    weights = {name: weight for name, weight in config.igrpo.reward.model_dump().items() if weight}
-    components = {"judge": _judge_of(config)} if "judge" in weights else None
-    return _scorer(config, weights, components)
+    reward = config.igrpo.reward
+    components = {"judge": _judge_of(config)} if "judge" in reward.weights else None
+    return _scorer(config, reward.weights, components, reward.functions)
 
 
 def evaluation_scorer(config: Config) -> Scorer:
@@ -46,11 +47,14 @@ def evaluation_scorer(config: Config) -> Scorer:
 
 
 def _scorer(
-    config: Config, weights: dict[str, float], components: dict[str, Judge] | None
+    config: Config,
+    weights: dict[str, float],
+    components: dict[str, Judge] | None,
+    functions: Sequence[str] = (),
 ) -> Scorer:
     env = config.env.math
     if env.num_workers == 0:
-        return build_scorer(weights, components=components)
+        return build_scorer(weights, components=components, functions=functions)
     return build_scorer(
         weights,
         workers=env.num_workers,
@@ -58,6 +62,7 @@ def _scorer(
         group_deadline_s=env.group_deadline_s,
         memory_limit_mb=env.memory_limit_mb,
         components=components,
+        functions=functions,
     )
 
 

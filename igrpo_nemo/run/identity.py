@@ -111,10 +111,11 @@ def check_same_inputs(
 
 
 def problems_fingerprint(problems: Sequence[Problem]) -> str:
-    """Short hash of questions and answers, in their order."""
+    """Short hash of questions, answers and kept columns, in their order."""
     digest = hashlib.sha256()
     for problem in problems:
-        digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
+        more = [problem.columns] if problem.columns else []
+        digest.update(json.dumps([problem.id, problem.question, problem.answer, *more]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -27,14 +27,14 @@ def validation_problems(config: Config) -> list[Problem]:
     if config.data.validation is None:
         problems = _held_out(config)[1]
     else:
-        problems = _load(config.data.validation, config.grpo.seed, "validation")
+        problems = _load(config, config.data.validation, "validation")
     return problems[: config.grpo.max_val_samples]
 
 
 def _held_out(config: Config) -> tuple[list[Problem], list[Problem]]:
     """The training problems and, where there is no validation set, a seeded share of them."""
     train = config.data.train
-    problems = _load(train, config.grpo.seed, "train")
+    problems = _load(config, train, "train")
     if config.data.validation is not None or not train.split_validation_size:
         return problems, []
     seed = config.grpo.seed if train.seed is None else train.seed
@@ -88,15 +88,14 @@ def fitting_problems(
     return fitting
 
 
-def _load(dataset: Dataset, seed: int, split: str) -> list[Problem]:
+def _load(config: Config, dataset: Dataset, split: str) -> list[Problem]:
     if dataset.dataset_name == "arithmetic":
         count, lengths = dataset.num_problems or 0, dataset.lengths or []
-        return arithmetic_problems(
-            count, lengths=lengths, seed=seed if dataset.seed is None else dataset.seed, split=split
-        )
+        seed = config.grpo.seed if dataset.seed is None else dataset.seed
+        return arithmetic_problems(count, lengths=lengths, seed=seed, split=split)
     from igrpo_nemo.data import load_with_report
 
-    problems, report = load_with_report(dataset)
+    problems, report = load_with_report(dataset, columns=bool(config.igrpo.reward.functions))
     if report.loss:
         warnings.warn(report.loss, stacklevel=2)
     return problems
