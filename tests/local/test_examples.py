@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import tiny_runs
 import torch
 
 from igrpo_nemo.config import load_config
+from igrpo_nemo.local import trainer
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.objectives.surrogate import SurrogateConfig
+from igrpo_nemo.rewards import ScoreRequest
+from igrpo_nemo.run.core import scorer_of
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
-from igrpo_nemo.types import Completion, Stage, StopReason, TrainingRow
+from igrpo_nemo.types import Completion, Problem, Stage, StopReason, TrainingRow
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -66,6 +70,42 @@ def test_it_runs(minimal, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["minimal_igrpo.py", *few])
     minimal.main()
     assert capsys.readouterr().out.startswith("step   1: drafts")
+
+
+def test_a_reward_of_ones_own_trains_on_its_rows(tmp_path, monkeypatch):
+    """`custom_reward.py`: JSON in the place of mathematics, from a file of rows to an update."""
+    monkeypatch.syspath_prepend(FOLDER)
+    rows = tmp_path / "records.jsonl"
+    subprocess.run([sys.executable, FOLDER / "custom_reward.py", rows], check=True)
+    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+    keys = [key for key in tiny_runs.TASK if not key.startswith("data.")]
+    keys += ["data=jsonl", f"data.train.data_path={rows}", f"data.validation.data_path={rows}"]
+    keys += ["igrpo.reward.accuracy=0", "igrpo.reward.format=0", "grpo.max_num_steps=3"]
+    keys += ["igrpo.reward.custom={custom_reward:score: 1.0}", f"logger.log_dir={tmp_path}/run"]
+    keys += [f"policy.model_name={policy}", "policy.max_total_sequence_length=256"]
+    keys += ["data.max_input_seq_length=96"]
+    assert trainer.train(load_config(keys)) == 0
+    steps = tiny_runs.learned(tmp_path / "run")
+    assert len(steps) == 3
+    for metrics in steps:
+        assert 0 < metrics["reward/score"] < 0.2
+        assert metrics["reward/score/like"] == pytest.approx(metrics["reward/score"])
+        assert metrics["reward/score/failed"] == metrics["reward/score/json"] == 0
+        assert metrics["igrpo/nonzero_advantage_groups"] > 0
+        assert metrics["igrpo/best_draft_reward"] > metrics["igrpo/draft_reward"]
+
+
+def test_it_rewards_the_right_fields(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    (score,) = scorer_of(
+        load_config(
+            [
+                *("experiment=demo", "env.math.num_workers=0", "igrpo.reward.format=0"),
+                "igrpo.reward.custom={custom_reward:score: 1.0}",
+            ]
+        )
+    )([ScoreRequest(Problem("p", "q", "Ann", '{"record": {"n": 1, "m": 2}}'), '{"n": 1, "m": 2}')])
+    assert score.reward == pytest.approx(1.0)
 
 
 def test_it_is_short_enough_to_read():

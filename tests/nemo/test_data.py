@@ -95,7 +95,8 @@ def test_the_data_set_class_is_loaded_by_its_path(tmp_path):
 
     path = tmp_path / "train.jsonl"
     odd = 'with "quotes" é\u2028and lines\x85'
-    data.write_problems([Problem("a", "1+1=", "2"), Problem("b", odd, "3")], path)
+    columns = '{"record": {"a": [1, null]}}'
+    data.write_problems([Problem("a", "1+1=", "2"), Problem("b", odd, "3", columns)], path)
     section = {"dataset_name": data.DATASET_PATH, "data_path": str(path), "split": "validation"}
     from nemo_rl.data.processors import PROCESSOR_REGISTRY
 
@@ -104,4 +105,5 @@ def test_the_data_set_class_is_loaded_by_its_path(tmp_path):
     assert loaded.task_name == data.TASK
     assert loaded.val_dataset is None
     assert [row["question"] for row in loaded.dataset] == ["1+1=", odd]
+    assert [row["columns"] for row in loaded.dataset] == ["", columns]
     assert all(row["validation"] for row in loaded.dataset)

@@ -164,6 +164,27 @@ def test_validation_asks_no_judge(settings, monkeypatch):
         worker.shutdown()
 
 
+def test_a_function_of_ones_own_rewards_training_rows(settings):
+    config = copy.deepcopy(settings["config"])
+    config["igrpo"]["reward"] |= {"accuracy": 0.0, "format": 1.0}
+    config["igrpo"]["reward"]["custom"] = {"own_rewards:share": 2.0, "own_rewards:bad": 0.5}
+    worker = environment.TwoStageWorker(settings | {"config": config})
+    problem = {"id": "p", "question": "q", "answer": "3", "columns": '{"longest": 10}'}
+    info = {"problem": problem, "thinking_open": False}
+    try:
+        validated = worker.step([_log(RIGHT), _log("raise")], [info | {"validation": True}] * 2)
+        assert validated.rewards.tolist() == [1.0, 0.0]
+        with pytest.warns(UserWarning, match="own_rewards:bad failed"):
+            returned = worker.step([_log("12345"), _log("raise")], [info] * 2)
+        found = returned.rewards
+        columns = found.values() if isinstance(found, dict) else found.unbind(dim=1)
+        assert sum(columns).tolist() == [2 * 0.5 + 0.5, 2 * 0.5]
+        drafts = worker.grade(Stage.DRAFT, _attempt("1", "12345", problem=Problem(**problem)), 1)
+        assert drafts.selection.index == 1
+    finally:
+        worker.shutdown()
+
+
 def test_rows_of_a_call_are_scored_beside_each_other(worker, monkeypatch):
     """One call of NeMo-RL's brings all rows of a batch."""
     both = threading.Barrier(2, timeout=30)
