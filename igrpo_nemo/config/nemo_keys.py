@@ -34,7 +34,7 @@ Open = dict[str, Any]
 
 
 def only(description: str) -> Any:
-    """The field of an `Only` key, absent where nobody sets it."""
+    """The field of a key that the embedded engine can do without, absent where nobody sets it."""
     return Field(default=None, description=description)
 
 
@@ -232,7 +232,7 @@ class Generation(Section):
     stop_token_ids: list[int] | None
     """Tokens that end a completion."""
 
-    backend: Only[str] = only(
+    backend: str | None = only(
         "`vllm`, `sglang` or `megatron`; the embedded engine knows `vllm`, and its own sampler."
     )
     model_name: Only[str] = only("Written by NeMo-RL.")
@@ -289,7 +289,7 @@ class Policy(Section):
     offload_optimizer_for_logprob: Only[bool] = only("Moves the optimizer off for log-probs.")
     refit_buffer_size_gb: Only[float] = only("Buffer of the weight transfer to vLLM.")
     hf_config_overrides: Only[Open] = only("Overrides of the Hugging Face model config.")
-    dtensor_cfg: Only[Open] = only(
+    dtensor_cfg: Open | None = only(
         "DTensor (FSDP2) training backend; the embedded engine reads `activation_checkpointing`."
     )
     megatron_cfg: Only[Open] = only("Megatron-Core training backend.")

@@ -149,7 +149,11 @@ def _choices(annotation: Any) -> Iterator[str]:
 def unread(config: Config) -> list[str]:
     """The keys whose value is not the default and that the config's engine does not read."""
     mark = nemo.NEMO_ONLY if config.igrpo.engine == "local" else LOCAL_ONLY
-    return sorted(_unread(config, "", mark))
+    generation = config.policy.generation
+    # The embedded engine reads these where it samples with vLLM.
+    vllm = ("vllm_cfg", "vllm_kwargs") if generation.backend == "vllm" else ()
+    read = {f"policy.generation.{name}" for name in vllm}
+    return sorted(set(_unread(config, "", mark)) - read)
 
 
 def _unread(section: Section, prefix: str, mark: object) -> Iterator[str]:

@@ -269,6 +269,8 @@ def test_nemo_only_keys_are_accepted_and_reported() -> None:
         "policy.make_sequence_length_divisible_by",
         "policy.megatron_cfg",
     ]
+    vllm = config.replaced("policy.generation", backend="vllm")
+    assert set(unread(config)) - set(unread(vllm)) == {"policy.generation.vllm_cfg"}
 
 
 def test_keys_below_an_open_mapping_of_nemo_rl_are_free() -> None:
