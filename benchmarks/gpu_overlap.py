@@ -162,11 +162,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except OutOfTime:
                 print(f"cut off after {flags.limit:g} s", flush=True)
             print(json.dumps(times.result()["ratios"]), flush=True)
+            raise SystemExit(0)  # nothing was trained, which would be an error
 
         return run
 
     setup.trainer = trainer
-    return launch.train(config)
+    try:
+        return launch.train(config)
+    except SystemExit as ended:
+        return int(ended.code or 0)
 
 
 if __name__ == "__main__":
