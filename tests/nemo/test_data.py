@@ -71,7 +71,8 @@ def test_templates(policy_folder, tmp_path, template, thinking):
     assert message["content"] == rendered
     assert tokenizer.decode(message["token_ids"]) == rendered
     assert datum["extra_env_info"]["thinking_open"] is thinking
-    assert datum["extra_env_info"]["problem"] == {"id": "p1", "question": "1+2=", "answer": "3"}
+    problem = {"id": "p1", "question": "1+2=", "answer": "3", "columns": ""}
+    assert datum["extra_env_info"]["problem"] == problem
     assert (datum["length"], datum["loss_multiplier"]) == (len(message["token_ids"]), 1.0)
     assert datum["idx"] == 5
     from igrpo_nemo.run.core import prompt_builder
