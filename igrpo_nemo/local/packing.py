@@ -32,11 +32,8 @@ from igrpo_nemo.local.fused.decoder import (
     decoder_weights,
     rotary_tables,
 )
-from igrpo_nemo.local.fused.group_attention import (
-    GroupLayout,
-    group_attention_forward,
-    group_layout,
-)
+from igrpo_nemo.local.fused.group_attention import group_attention_forward
+from igrpo_nemo.local.fused.group_layout import GroupLayout, group_layout
 from igrpo_nemo.objectives.entropy import token_entropy, token_logprobs
 from igrpo_nemo.types import TrainingRow
 

@@ -166,11 +166,13 @@ class Sampler:
 
     @property
     def way(self) -> str:
-        """How it samples, in words for the start of a run."""
+        """How it samples and why, in words for the start of a run."""
         if self.decoder == "static":
-            graphs = "CUDA graphs" if self.model.device.type == "cuda" else "no graphs"
-            return f"static buffers and {graphs}"
-        return "fused layers" if self.decoder == "fused" else "the model's own cache, step by step"
+            return "static buffers and CUDA graphs (vLLM is policy.generation.backend=vllm)"
+        if self.decoder == "fused":
+            return "fused layers"
+        family = self.model.config.model_type
+        return f"the model's own cache, step by step ({family} has no faster way here)"
 
     def sleep(self) -> None:
         """To be called before an update, which may need the memory."""

@@ -9,181 +9,35 @@ captured step is right for the next one. Graphs are captured once per number of 
 the buffer that is read, both rounded up. A row that has ended runs on until the rows that are left
 fit a smaller number; what it draws is thrown away.
 
-Shape legend: R rows (slots of the buffers), S tokens of a slot, w of them that are read, P prompts,
-L flat prompt tokens, K key-value heads, H query heads, g = H / K, D head size, V vocabulary, N
-steps at a time.
+Shape legend: R rows (slots of the buffers), w tokens of a slot that are read, P prompts, T prompt
+tokens, L flat prompt tokens, V vocabulary, N steps at a time.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from igrpo_nemo.local.fused.group_attention import (
-    GroupLayout,
-    Sequences,
-    group_attention,
-    group_layout,
-)
+from igrpo_nemo.local.fused.group_layout import Sequences, group_layout
 from igrpo_nemo.local.packing import attention_of, head_of
 from igrpo_nemo.local.sampling import SamplingParams, UniformTable, draw
+from igrpo_nemo.local.static_attention import (
+    IMPLEMENTATION,
+    PrefillState,
+    RowBuffers,
+    StepState,
+    heads_of,
+)
 
 _STEPS = 16
 """Steps between two looks of the host; divides the block of uniforms."""
-
-_IMPLEMENTATION = "igrpo_static"
-
-
-@dataclass(slots=True)
-class _Prefill:
-    """The flat stream of the prompts, and where its tokens go: `source_RT` indexes into it."""
-
-    layout: GroupLayout
-    source_RT: Tensor
-
-
-@dataclass(slots=True)
-class _Buffers:
-    """Keys and values of every row, and what a step reads and writes; the graphs that do it."""
-
-    model: PreTrainedModel
-    keys: list[Tensor]
-    """per layer [R, S, K, D]"""
-    values: list[Tensor]
-    tokens_R: Tensor
-    positions_R: Tensor
-    column: Tensor
-    """[1]: the step's place in the blocks below."""
-    uniforms_RB: Tensor
-    drawn_RB: Tensor
-    logprobs_RB: Tensor
-    graphs: dict[Any, Callable[[], None]] = field(default_factory=dict)
-    pool: Any = None
-    """What captured steps work in: all in the same memory, as they never run at once."""
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, rows: int, width: int) -> _Buffers:
-        device, config = model.device, model.config
-        heads = config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, width, heads, size)
-        # Zeros: a slot's end is masked, and what is masked must be a number.
-        keys, values = (
-            [
-                torch.zeros(shape, dtype=model.dtype, device=device)
-                for _ in range(config.num_hidden_layers)
-            ]
-            for _ in range(2)
-        )
-        block = (rows, UniformTable.BLOCK)
-        return cls(
-            model,
-            keys,
-            values,
-            torch.zeros(rows, dtype=torch.long, device=device),
-            torch.zeros(rows, dtype=torch.long, device=device),
-            torch.zeros(1, dtype=torch.long, device=device),
-            torch.zeros(block, dtype=torch.float64, device=device),
-            torch.zeros(block, dtype=torch.long, device=device),
-            torch.zeros(block, dtype=torch.float32, device=device),
-        )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.keys[0].shape[0], self.keys[0].shape[1]
-
-    @property
-    def reads_lengths(self) -> bool:
-        """Whether there is a kernel that reads of each row what there is: FlashAttention 2."""
-        keys = self.keys[0]
-        half = keys.dtype in (torch.bfloat16, torch.float16)
-        return keys.is_cuda and half and keys.shape[3] % 8 == 0 and keys.shape[3] <= 256
-
-    @property
-    def num_bytes(self) -> int:
-        return 2 * len(self.keys) * self.keys[0].nbytes
-
-
-@dataclass(slots=True)
-class _Step:
-    """What attention needs of a step, beside the buffers: which rows, and what of them is read."""
-
-    buffers: _Buffers
-    rows_R: Tensor
-    width: int
-    bias_R11w: Tensor | None = None
-    """0 where a row's token is, -inf behind."""
-    sequences: Sequences | None = None
-    """For the kernel that takes each row's own length."""
-    lengths_R: Tensor | None = None
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    static: _Step | tuple[_Buffers, _Prefill],
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention function that a Hugging Face model calls: [B, H, T, D] -> [B, T, H, D]."""
-    layer: Any = module.layer_idx
-    if isinstance(static, tuple):
-        buffers, prefill = static
-        q_LHD, k_LKD, v_LKD = (x[0].transpose(0, 1) for x in (query, key, value))
-        R, T = prefill.source_RT.shape
-        buffers.keys[layer][:R, :T] = k_LKD[prefill.source_RT]
-        buffers.values[layer][:R, :T] = v_LKD[prefill.source_RT]
-        return group_attention(q_LHD, k_LKD, v_LKD, prefill.layout, scaling)[None], None
-    keys, values = static.buffers.keys[layer], static.buffers.values[layer]
-    R, H = query.shape[:2]
-    positions_R = static.buffers.positions_R[:R]
-    keys[static.rows_R, positions_R] = key[:, :, 0]
-    values[static.rows_R, positions_R] = value[:, :, 0]
-    if static.sequences is not None:
-        lengths_R, s = static.lengths_R, static.sequences
-        out, *_ = torch.ops.aten._flash_attention_forward(
-            query[:, :, 0],
-            keys.flatten(0, 1),
-            values.flatten(0, 1),
-            s.queries,
-            s.keys,
-            s.longest_query,
-            s.longest_key,
-            0.0,
-            False,
-            False,
-            scale=scaling,
-            seqused_k=lengths_R,
-        )
-        return out[:, None], None
-    assert static.bias_R11w is not None
-    # The query heads of a key-value head take the place of queries: nothing is repeated for them.
-    grouped = query.reshape(R, keys.shape[2], -1, query.shape[3])
-    out = F.scaled_dot_product_attention(
-        grouped,
-        keys[:R, : static.width].transpose(1, 2),
-        values[:R, : static.width].transpose(1, 2),
-        static.bias_R11w.expand(-1, keys.shape[2], grouped.shape[2], -1),
-        scale=scaling,
-    )
-    return out.reshape(R, 1, H, -1), None
-
-
-AttentionInterface.register(_IMPLEMENTATION, _attention)
 
 
 class StaticDecoder:
@@ -197,7 +51,7 @@ class StaticDecoder:
         self._live = model
         self._copy: PreTrainedModel | None = None
         self._graphs = model.device.type == "cuda" if graphs is None else graphs
-        self._buffers: _Buffers | None = None
+        self._buffers: RowBuffers | None = None
 
     def start(
         self,
@@ -217,7 +71,7 @@ class StaticDecoder:
         shape = held.shape if held else (0, 0)
         if held is None or rows > shape[0] or width > shape[1]:
             held = self._buffers = None  # before the new ones are made
-            held = _Buffers.of(model, max(rows, shape[0]), max(width, shape[1]))
+            held = RowBuffers.of(model, max(rows, shape[0]), max(width, shape[1]))
             self._buffers = held
         return StaticBatch(held, prompts, rows_per_prompt, names, params, self._graphs)
 
@@ -225,11 +79,10 @@ class StaticDecoder:
         """Rows whose keys and values fit in half of the memory that is free; None: any number."""
         if self._live.device.type != "cuda":
             return None
-        config, model = self._live.config, self._current()
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads, size = heads_of(self._live)
         width = _rounded_width(prompt_tokens + params.max_new_tokens + 2 * _STEPS)
-        layers, heads = config.num_hidden_layers, config.num_key_value_heads
-        row = 2 * layers * heads * size * width * model.dtype.itemsize
+        layers = self._live.config.num_hidden_layers
+        row = 2 * layers * heads * size * width * self._dtype().itemsize
         held = self._buffers.num_bytes if self._buffers else 0
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         free = torch.cuda.mem_get_info()[0] + cached + held
@@ -243,10 +96,15 @@ class StaticDecoder:
         if self._buffers.num_bytes > 0.1 * torch.cuda.mem_get_info()[1]:
             self._buffers = None
 
+    def _dtype(self) -> torch.dtype:
+        """The precision that is decoded in."""
+        device = self._live.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if autocast else self._live.dtype
+
     def _current(self) -> PreTrainedModel:
-        device, dtype = self._live.device.type, self._live.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        """The model to decode with, its weights as they are now."""
+        dtype = self._dtype()
         if dtype == self._live.dtype:
             return self._live
         if self._copy is None:
@@ -272,7 +130,7 @@ class StaticBatch:
 
     def __init__(
         self,
-        buffers: _Buffers,
+        buffers: RowBuffers,
         prompts: Sequence[tuple[int, ...]],
         rows_per_prompt: Sequence[int],
         names: list[tuple[str, int]],
@@ -364,8 +222,8 @@ class StaticBatch:
         source_PT = starts_P[:, None] + torch.arange(max(lengths))
         source_RT = source_PT.clamp(max=len(flat) - 1)[list(rows)].to(device)
         positions_L = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        prefill = _Prefill(group_layout(lengths, [[]] * len(prompts), device), source_RT)
-        with _no_autocast(device), attention_of(self._model, _IMPLEMENTATION):
+        prefill = PrefillState(group_layout(lengths, [[]] * len(prompts), device), source_RT)
+        with _no_autocast(device), attention_of(self._model, IMPLEMENTATION):
             self._model.base_model(
                 input_ids=torch.tensor([flat], device=device),
                 position_ids=positions_L[None],
@@ -400,14 +258,14 @@ class StaticBatch:
             if sequences is None:
                 bias_Rw = torch.zeros(R, width, dtype=model.dtype, device=device)
                 bias_Rw.masked_fill_(columns_w > positions_R[:, None], -torch.inf)
-                state = _Step(buffers, rows_R, width, bias_R11w=bias_Rw[:, None, None, :])
+                state = StepState(buffers, rows_R, width, bias_R11w=bias_Rw[:, None, None, :])
             else:
                 lengths_R = (positions_R + 1).int()
-                state = _Step(buffers, rows_R, width, sequences=sequences, lengths_R=lengths_R)
+                state = StepState(buffers, rows_R, width, sequences=sequences, lengths_R=lengths_R)
             with (
                 _no_autocast(device),
                 sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]),
-                attention_of(model, _IMPLEMENTATION),
+                attention_of(model, IMPLEMENTATION),
             ):
                 output = model.base_model(
                     input_ids=tokens_R[:, None],

@@ -95,7 +95,7 @@ class VllmSampler(Sampler):
 
     @property
     def way(self) -> str:
-        return "vLLM in this process"
+        return "vLLM in this process (policy.generation.backend=vllm)"
 
     def sleep(self) -> None:
         """Frees what vLLM holds on the GPU, but for its CUDA graphs, until the next call."""

@@ -10,14 +10,11 @@ from tiny_runs import FAMILIES
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local import packing
-from igrpo_nemo.local.fused import group_attention as group_attention_module
+from igrpo_nemo.local.fused import stream_attention as streams
 from igrpo_nemo.local.fused.decoder import can_fuse
-from igrpo_nemo.local.fused.group_attention import (
-    expanded_attention,
-    group_attention,
-    group_layout,
-    takes_stream,
-)
+from igrpo_nemo.local.fused.group_attention import expanded_attention, group_attention
+from igrpo_nemo.local.fused.group_layout import Sequences, group_layout
+from igrpo_nemo.local.fused.stream_attention import StreamAttention, takes_stream
 from igrpo_nemo.local.packing import (
     can_pack,
     completion_logprobs,
@@ -154,15 +151,29 @@ def _each_sequence(q, k, v, sequences, causal, scale):
         yield (a, b), (c, d), scores, values
 
 
+def test_pytorchs_own_kernels_take_these_calls():
+    """Without a GPU: PyTorch's shapes of the calls that the stand-ins above replace."""
+    q, k, v = (
+        torch.empty(11, heads, 16, dtype=torch.bfloat16, device="meta") for heads in (4, 2, 2)
+    )
+    sequences = Sequences.of([0, 4, 11], [0, 4, 11], torch.device("meta"))
+    lengths = torch.empty(2, dtype=torch.int32, device="meta")
+    for used in (None, lengths):
+        out, lse, state = streams.stream(q, k, v, sequences, True, 0.25, key_lengths=used)
+        assert out.shape == q.shape and lse.shape == (4, 11) and lse.dtype == torch.float32
+    gradients = streams.stream_backward(q, q, k, v, out, lse, sequences, True, state, 0.25)
+    assert [gradient.shape for gradient in gradients] == [q.shape, k.shape, v.shape]
+
+
 def stream_attention(q, k, v, layout, scale):
     assert takes_stream(q, layout)
-    return group_attention_module._StreamAttention.apply(q, k, v, layout, scale)
+    return StreamAttention.apply(q, k, v, layout, scale)
 
 
 @pytest.mark.parametrize("attend", [group_attention, expanded_attention, stream_attention])
 def test_group_attention_equals_a_dense_mask(attend, monkeypatch):
-    monkeypatch.setattr(group_attention_module, "_stream", _stream_on_cpu)
-    monkeypatch.setattr(group_attention_module, "_stream_backward", _stream_backward_on_cpu)
+    monkeypatch.setattr(streams, "stream", _stream_on_cpu)
+    monkeypatch.setattr(streams, "stream_backward", _stream_backward_on_cpu)
     trunks, branches = [7, 1, 0, 5], [[3, 4, 1], [2, 2], [3, 1], []]
     if attend is stream_attention:  # it does not take the branches of an empty trunk
         trunks[2] = 3

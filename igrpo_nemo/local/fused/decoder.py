@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from igrpo_nemo.local.fused.group_attention import GroupLayout, group_attention
+from igrpo_nemo.local.fused.group_attention import group_attention
+from igrpo_nemo.local.fused.group_layout import GroupLayout
 from igrpo_nemo.local.fused.kernels import (
     gated_mlp,
     linear,

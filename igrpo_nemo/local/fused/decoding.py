@@ -27,7 +27,7 @@ from igrpo_nemo.local.fused.decoder import (
     keys_and_values,
     rotary_tables,
 )
-from igrpo_nemo.local.fused.group_attention import group_layout
+from igrpo_nemo.local.fused.group_layout import group_layout
 from igrpo_nemo.local.fused.kernels import matmul_nt, rotate_, split_heads, unit_rms
 
 # Row counts are rounded up to a multiple of this: few shapes, which matrix libraries cache.

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from igrpo_nemo.local.fused.group_attention import GroupLayout, ring_backward, ring_forward
+from igrpo_nemo.local.fused.group_attention import ring_backward, ring_forward
+from igrpo_nemo.local.fused.group_layout import GroupLayout
 
 # Tokens of a block of the MLP.
 _BLOCK = 512
