@@ -36,7 +36,7 @@ from igrpo_nemo.local.answers import Answerer, Progress
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.rewards.accuracy import Verdict, find_answer
 from igrpo_nemo.run.identity import weights_fingerprint
-from igrpo_nemo.tracking import open_console
+from igrpo_nemo.tracking import Console
 from igrpo_nemo.types import Group, Problem
 
 
@@ -121,8 +121,8 @@ def evaluate(
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
     sampler = Sampler(policy.model, policy.tokenizer, max_model_len=context)
     out = Path(out) if out is not None else default_base(str(folder.resolve()))
-    console = open_console(samples * len(problems))
-    with closing(evaluation_scorer(config)) as scorer, console, policy.autocast():
+    console = Console(samples * len(problems))
+    with closing(evaluation_scorer(config)) as scorer, policy.autocast():
         metrics = evaluate_with(
             Answerer(sampler, prompts, scorer, sampling_params(config)),
             problems,

@@ -41,3 +41,9 @@ def shorten(text: str, characters: int) -> str:
     head = (characters - 3) // 2
     tail = characters - 3 - head
     return f"{text[:head]} … {text[len(text) - tail :]}"
+
+
+def clock(seconds: float) -> str:
+    """`h:mm:ss`."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -35,8 +35,7 @@ from igrpo_nemo.run.core import prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
-from igrpo_nemo.tracking import Tracker, open_console, open_tracker
-from igrpo_nemo.tracking.console import Console
+from igrpo_nemo.tracking import Console, Tracker, open_tracker
 from igrpo_nemo.types import Problem
 
 
@@ -98,8 +97,7 @@ def open_parts(config: Config) -> Iterator[RunParts]:
         stack.callback(tracker.close)
         total_steps = rollout_steps(config, len(problems))
         folder.write_plan(total_steps)
-        console = open_console(total_steps)
-        stack.callback(console.close)
+        console = Console(total_steps)
         console.note(how_it_runs(policy, sampler, config))
         parts = RunParts(
             config=config,
@@ -133,8 +131,7 @@ def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
         folder, extra = config.policy.model_name, {}
         tokenizer_name = config.policy.tokenizer.name
     else:
-        with _warmup_progress() as on_step:
-            small = small_policy(config, on_step)
+        small = small_policy(config, _warmup_progress())
         folder, tokenizer_name = small.folder, None
         extra = {"warmup_seconds": small.seconds, "warmup_cached": float(small.cached)}
     policy = open_policy(
@@ -187,20 +184,17 @@ def how_it_runs(policy: LoadedPolicy, sampler: Sampler, config: Config) -> str:
     return f"{name}: sampling with {sampler.way}; training on {rows} rows in {policy.precision}"
 
 
-@contextmanager
-def _warmup_progress() -> Iterator[Callable[[int, int, float], None]]:
+def _warmup_progress() -> Callable[[int, int, float], None]:
     """Reports the warm-up on a console of its own, once it starts."""
-    with ExitStack() as stack:
-        consoles: list[Console] = []
+    consoles: list[Console] = []
 
-        def on_step(step: int, steps: int, loss: float) -> None:
-            if not consoles:
-                consoles.append(open_console(steps))
-                stack.callback(consoles[0].close)
-                consoles[0].note("warming the small model up (once; cached for later runs)")
-            consoles[0].stage("warm-up", step, steps)
+    def on_step(step: int, steps: int, loss: float) -> None:
+        if not consoles:
+            consoles.append(Console(steps))
+            consoles[0].note("warming the small model up (once; cached for later runs)")
+        consoles[0].stage("warm-up", step, steps)
 
-        yield on_step
+    return on_step
 
 
 def open_learner(config: Config, policy: LoadedPolicy) -> Learner:

@@ -4,7 +4,6 @@ import importlib.util
 import io
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -15,15 +14,12 @@ import warnings
 import pytest
 import torch
 import yaml
-from rich.console import Console as Terminal
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.display_text import printable, shorten
 from igrpo_nemo.files.scrub import scrub
 from igrpo_nemo.run.folder import RunFolder
-from igrpo_nemo.tracking import Tracker, open_console, open_tracker
-from igrpo_nemo.tracking.console import PlainConsole
-from igrpo_nemo.tracking.live_console import RichConsole
+from igrpo_nemo.tracking import Console, Tracker, open_tracker
 
 NASTY = "[bold red]x[/] \x1b[31mred\x1b[0m \x1b]0;title\x07 a\rb\x08 \u202eevil \ud800 \x9b2J end"
 ROW = {
@@ -381,9 +377,9 @@ METRICS = {
 }
 
 
-def test_plain_console_prints_one_line_per_step():
+def test_console_prints_one_line_per_step():
     clock, stream = Clock(), io.StringIO()
-    console = PlainConsole(100, stream, clock)
+    console = Console(100, stream, clock)
     clock.now = 2.0
     console.stage("draft", 1, 8)
     console.step(1, METRICS)
@@ -402,10 +398,9 @@ def test_plain_console_prints_one_line_per_step():
     assert stream.getvalue().splitlines()[3:] == ["  refine 3/8"]
 
 
-def test_plain_console_shows_samples_as_inert_single_lines():
+def test_console_shows_samples_as_inert_single_lines():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="\n")
-    console = open_console(3, stream=stream)
-    assert isinstance(console, PlainConsole)
+    console = Console(3, stream)
     console.samples(2, [ROW] * 9)
     console.note(f"saved {NASTY}")
     printed = stream.buffer.getvalue()
@@ -419,67 +414,16 @@ def test_a_console_without_reader_does_not_end_the_run():
     reader, writer = os.pipe()
     os.close(reader)
     stream = open(writer, "w")
-    console = open_console(3, stream=stream)
+    console = Console(3, stream)
     for step in range(3):
         console.step(step, METRICS)
     with pytest.raises(BrokenPipeError):
         stream.close()
 
 
-def rich_output(use):
-    stream, clock = io.StringIO(), Clock()
-    terminal = Terminal(file=stream, force_terminal=True, width=150, color_system=None)
-    with RichConsole(10, terminal, clock) as console:
-        use(console, clock)
-    return stream.getvalue()
-
-
-def test_rich_console_shows_run_and_stage():
-    def use(console, clock):
-        clock.now = 3.0
-        console.stage("refine", 5, 16)
-        clock.now = 6.0
-        console.step(4, METRICS)
-        console.step(4, {"val/accuracy": 0.5})
-
-    printed = rich_output(use)
-    for part in ("refine", "5/16", "4/10", "draft reward 0.50", "refinement reward 1.25"):
-        assert part in printed
-    assert "ETA 0:00:36" in printed and "val accuracy 50.0%" in printed
-
-
-def test_rich_console_shows_model_text_as_it_is_without_its_controls():
-    printed = rich_output(
-        lambda console, clock: (console.samples(2, [ROW]), console.note(f"saved {NASTY}"))
-    )
-    assert "[bold red]x[/]" in printed and "reward 2.00, correct" in printed
-    assert "\x1b[31m" not in printed and "title" not in printed
-    assert not set("\x9b\u202e\ud800\x08\x07") & set(printed)
-    plain = rich_output(
-        lambda console, clock: console.samples(2, [{"question": "q", "draft": "d"}])
-    )
-    assert "refinement" not in plain  # one-stage runs have none
-
-
-def test_a_terminal_gets_the_live_console_and_a_dumb_one_lines(monkeypatch):
-    master, slave = pty.openpty()
-    monkeypatch.setenv("TERM", "xterm")
-    try:
-        with open(slave, "w", closefd=False) as terminal:
-            with open_console(5, stream=terminal) as console:
-                assert isinstance(console, RichConsole)
-                console.step(1, METRICS)
-            monkeypatch.setenv("TERM", "dumb")
-            assert isinstance(open_console(5, stream=terminal), PlainConsole)
-        assert b"draft reward 0.50" in os.read(master, 65536)
-    finally:
-        os.close(master)
-        os.close(slave)
-
-
-def test_importing_tracking_imports_neither_torch_nor_rich():
+def test_importing_tracking_does_not_import_torch():
     check = (
         "import sys, igrpo_nemo.tracking; "
-        "sys.exit(any(name in sys.modules for name in ('torch', 'rich', 'wandb', 'mlflow')))"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'wandb', 'mlflow')))"
     )
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
