@@ -99,7 +99,9 @@ def test_the_docs_install_what_the_tests_run_with() -> None:
     pins = {re.split("[<>=[]", word)[0]: word for word in REQUIREMENTS}
     (install,) = [shlex.split(line) for line in lines if "pip install git+" in line]
     # What NeMo-Skills itself leaves open; the rest of the environment's pins are its own.
-    assert install[3:] == [f"{name}<{pins[name].rpartition('<')[2]}" for name in ("mcp", "typer", "leptonai")]
+    assert install[3:] == [
+        f"{name}<{pins[name].rpartition('<')[2]}" for name in ("mcp", "typer", "leptonai")
+    ]
 
 
 def test_what_a_command_inherits() -> None:
