@@ -1,6 +1,6 @@
 """The section `igrpo.*`: what this project adds to NeMo-RL's keys.
 
-A new key is one line here and its one-line docstring; with a default it needs no line elsewhere.
+A new key is one line here; with a default it needs no line elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from igrpo_nemo.config.section import (
     Share,
     Text,
     TopP,
+    key,
 )
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import feedback_class
@@ -33,10 +34,8 @@ LOCAL_ONLY = object()
 class PromptTexts(Section):
     """`igrpo.prompt`: the fixed texts around problem and draft."""
 
-    system: str
-    """System prompt of both stages; empty is none."""
-    draft_intro: str
-    """What stands between the problem and the draft in q'."""
+    system: str = key("System prompt of both stages; empty is none.")
+    draft_intro: str = key("What stands between the problem and the draft in q'.")
     draft_tag: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     """Tag around the draft in q'."""
 
@@ -58,10 +57,8 @@ def _known_functions(weights: dict[str, float]) -> dict[str, float]:
 class RewardWeights(Section):
     """`igrpo.reward`: a weight for each part of the reward, for selection and advantage alike."""
 
-    accuracy: NonNegativeFloat
-    """Weight of a correct answer."""
-    format: NonNegativeFloat
-    """Weight of `<think>...</think><answer>...</answer>`."""
+    accuracy: NonNegativeFloat = key("Weight of a correct answer.")
+    format: NonNegativeFloat = key("Weight of `<think>...</think><answer>...</answer>`.")
 
     judge: NonNegativeFloat = 0.0
     """Weight of the generative judge's score (Table 3), described in `igrpo.judge`."""
@@ -90,22 +87,16 @@ class RewardWeights(Section):
 class JudgeKeys(Section):
     """`igrpo.judge`: a model behind an OpenAI-compatible endpoint; the key is never in a config."""
 
-    model: str
-    """The judge's name at its endpoint."""
-    base_url: str | None = None
-    """The endpoint; null is the client's default."""
+    model: str = key("The judge's name at its endpoint.")
+    base_url: str | None = key("The endpoint; null is the client's default.", None)
     api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY"
     """The environment variable that holds the key."""
     cache_path: str | None = None
     """File of the scores that are kept between runs; null keeps them in the run folder."""
-    concurrency: Positive = 16
-    """Requests at a time."""
-    attempts: Positive = 8
-    """Requests for one completion at most."""
-    attempt_timeout_s: PositiveFloat = 30.0
-    """Seconds for one request."""
-    item_deadline_s: Seconds = 120.0
-    """Seconds for one completion, retries included."""
+    concurrency: Positive = key("Requests at a time.", 16)
+    attempts: Positive = key("Requests for one completion at most.", 8)
+    attempt_timeout_s: PositiveFloat = key("Seconds for one request.", 30.0)
+    item_deadline_s: Seconds = key("Seconds for one completion, retries included.", 120.0)
     group_deadline_s: Seconds = 300.0
     """Seconds for one batch; then the rule-based verdict stands in, and is counted."""
     temperature: NonNegativeFloat | None = 0.0
@@ -131,10 +122,8 @@ class Schedule(Section):
 
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps over which the rate rises."""
-    min_lr_ratio: Share = 0.1
-    """The last rate as a share of the peak."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls."""
+    min_lr_ratio: Share = key("The last rate as a share of the peak.", 0.1)
+    decay: Literal["cosine", "linear", "constant"] = key("How it falls.", "cosine")
 
 
 class Entropy(Section):
@@ -147,84 +136,55 @@ class Entropy(Section):
 class Warmup(Section):
     """`igrpo.warmup`: supervised warm-up of the small built-in model."""
 
-    enabled: bool = False
-    """Warms the built-in model up before training; cached between runs."""
-    steps: Positive = 400
-    """Optimizer steps."""
-    batch_size: Positive = 128
-    """Demonstrations per step."""
-    lr: PositiveFloat = 4e-3
-    """Peak learning rate."""
-    seed: NonNegative = 0
-    """Seed of model, demonstrator and demonstrations."""
+    enabled: bool = key("Warms the built-in model up before training; cached between runs.", False)
+    steps: Positive = key("Optimizer steps.", 400)
+    batch_size: Positive = key("Demonstrations per step.", 128)
+    lr: PositiveFloat = key("Peak learning rate.", 4e-3)
+    seed: NonNegative = key("Seed of model, demonstrator and demonstrations.", 0)
     bare_share: Share = 0.5
     """Share of the steps, at the beginning, that show bare problems alone; then half are drafts."""
     shows: Literal["draft", "feedback"] = "draft"
     """What is shown then: the draft, or what `igrpo.feedback` makes of it."""
-    broken_format: Share = 0.05
-    """Share of solutions in a broken format."""
+    broken_format: Share = key("Share of solutions in a broken format.", 0.05)
 
 
 class SmallModel(Section):
     """`igrpo.model`: the shape of the small built-in model."""
 
-    hidden_size: Positive
-    """Width."""
-    num_layers: Positive
-    """Layers."""
-    num_heads: Positive
-    """Attention heads."""
-    num_kv_heads: Positive
-    """Key and value heads; divides `num_heads`."""
-    intermediate_size: Positive
-    """Width of the feed-forward part."""
-    vocab_size: Positive
-    """Tokens of its tokenizer."""
+    hidden_size: Positive = key("Width.")
+    num_layers: Positive = key("Layers.")
+    num_heads: Positive = key("Attention heads.")
+    num_kv_heads: Positive = key("Key and value heads; divides `num_heads`.")
+    intermediate_size: Positive = key("Width of the feed-forward part.")
+    vocab_size: Positive = key("Tokens of its tokenizer.")
     rope_theta: PositiveFloat = 10_000.0
     """Base of the rotary frequencies; small for short sequences."""
-    initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the initial weights."""
+    initializer_range: PositiveFloat = key("Standard deviation of the initial weights.", 0.02)
 
 
 class Architecture(Section):
     """`igrpo.architecture`: what preflight and evaluation know of a model without its weights."""
 
-    model_type: Literal["qwen2", "llama", "nemotron_h"]
-    """Family."""
-    hidden_size: Positive
-    """Width."""
-    num_hidden_layers: Positive
-    """Layers of any kind."""
-    num_attention_heads: Positive
-    """Attention heads."""
-    num_key_value_heads: Positive
-    """Key and value heads."""
+    model_type: Literal["qwen2", "llama", "nemotron_h"] = key("Family.")
+    hidden_size: Positive = key("Width.")
+    num_hidden_layers: Positive = key("Layers of any kind.")
+    num_attention_heads: Positive = key("Attention heads.")
+    num_key_value_heads: Positive = key("Key and value heads.")
     head_dim: Positive | None = None
     """Width of a head; null is hidden_size / num_attention_heads."""
-    intermediate_size: Positive
-    """Width of a feed-forward layer."""
-    vocab_size: Positive
-    """Rows of the embedding."""
-    max_position_embeddings: Positive
-    """Context in tokens."""
-    tie_word_embeddings: bool = False
-    """Embedding and output projection are one matrix."""
-    attention_bias: bool = False
-    """Query, key and value projections have a bias."""
-    rope_theta: PositiveFloat | None = None
-    """Base of the rotary frequencies."""
+    intermediate_size: Positive = key("Width of a feed-forward layer.")
+    vocab_size: Positive = key("Rows of the embedding.")
+    max_position_embeddings: Positive = key("Context in tokens.")
+    tie_word_embeddings: bool = key("Embedding and output projection are one matrix.", False)
+    attention_bias: bool = key("Query, key and value projections have a bias.", False)
+    rope_theta: PositiveFloat | None = key("Base of the rotary frequencies.", None)
     hybrid_override_pattern: Annotated[str, Field(pattern=r"^[-M*E]+$")] | None = None
     """Nemotron-H: a letter a layer, M for Mamba-2, * for attention, - for feed-forward."""
-    mamba_num_heads: Positive | None = None
-    """Nemotron-H: heads of a Mamba-2 layer."""
-    mamba_head_dim: Positive | None = None
-    """Nemotron-H: width of such a head."""
-    n_groups: Positive | None = None
-    """Nemotron-H: groups of B and C."""
-    ssm_state_size: Positive | None = None
-    """Nemotron-H: state per channel."""
-    conv_kernel: Positive | None = None
-    """Nemotron-H: width of the causal convolution."""
+    mamba_num_heads: Positive | None = key("Nemotron-H: heads of a Mamba-2 layer.", None)
+    mamba_head_dim: Positive | None = key("Nemotron-H: width of such a head.", None)
+    n_groups: Positive | None = key("Nemotron-H: groups of B and C.", None)
+    ssm_state_size: Positive | None = key("Nemotron-H: state per channel.", None)
+    conv_kernel: Positive | None = key("Nemotron-H: width of the causal convolution.", None)
 
 
 BenchmarkName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
@@ -242,16 +202,13 @@ class Evaluation(Section):
         "minerva_math": 8,
     }
     """Samples per problem by benchmark, under NeMo-Skills' names."""
-    temperature: NonNegativeFloat = 0.6
-    """Temperature; 0 is greedy."""
-    top_p: TopP = 0.95
-    """Top-p."""
+    temperature: NonNegativeFloat = key("Temperature; 0 is greedy.", 0.6)
+    top_p: TopP = key("Top-p.", 0.95)
     max_tokens: Positive = 65_000
     """Tokens of a reply at most; a model whose context is smaller gets context minus prompt."""
     profile: Literal["answer_tags", "boxed"] = "answer_tags"
     """Where the answer stands: `<answer>` tags (models trained here) or `\\boxed{}` (baselines)."""
-    server_gpus: Positive = 8
-    """GPUs of the inference server."""
+    server_gpus: Positive = key("GPUs of the inference server.", 8)
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -325,38 +282,28 @@ class Site(Section):
 
     gpu: Literal["cpu", "rtx_4090_24gb", "l40s_48gb", "a100_40gb", "a100_80gb", "h100_80gb"] = "cpu"
     """The kind of GPU, for memory and speed estimates and TORCH_CUDA_ARCH_LIST."""
-    account: Text | None = None
-    """Slurm account."""
-    partition: Text | None = None
-    """Slurm partition."""
-    qos: Text | None = None
-    """Slurm quality of service."""
-    constraint: Text | None = None
-    """Slurm node features."""
-    reservation: Text | None = None
-    """Slurm reservation."""
+    account: Text | None = key("Slurm account.", None)
+    partition: Text | None = key("Slurm partition.", None)
+    qos: Text | None = key("Slurm quality of service.", None)
+    constraint: Text | None = key("Slurm node features.", None)
+    reservation: Text | None = key("Slurm reservation.", None)
     time: TimeLimit | None = None
     """Time limit of a job, HH:MM:SS or D-HH:MM:SS; null is the script's own."""
     save_margin_s: Positive = 900
     """Seconds before the time limit at which a run saves and stops."""
-    cpus_per_node: Positive | None = None
-    """CPU cores of a node; null detects them."""
-    container: Text | None = None
-    """Container image for pyxis; null runs on bare metal."""
-    mounts: list[Mount] = []
-    """Container mounts, SOURCE:DESTINATION[:ro]."""
+    cpus_per_node: Positive | None = key("CPU cores of a node; null detects them.", None)
+    container: Text | None = key("Container image for pyxis; null runs on bare metal.", None)
+    mounts: list[Mount] = key("Container mounts, SOURCE:DESTINATION[:ro].", [])
     venv: Text | None = None
     """Virtual environment for bare metal; null is the checkout's .venv."""
-    hf_home: Text | None = None
-    """Hugging Face's folder of models and data sets (HF_HOME)."""
+    hf_home: Text | None = key("Hugging Face's folder of models and data sets (HF_HOME).", None)
     interface: Text | None = None
     """Network interface of Ray's addresses, such as ib0; null: the one that reaches the head."""
     offline: bool = True
     """Compute nodes do not ask the hub (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE, WANDB_MODE)."""
     env: Annotated[dict[VariableName, str], AfterValidator(_without_secrets)] = {}
     """Further environment variables, such as NCCL_SOCKET_IFNAME; no secrets."""
-    max_restarts: NonNegative = 50
-    """A job that was requeued this often is not requeued again."""
+    max_restarts: NonNegative = key("A job that was requeued this often is not requeued again.", 50)
     sbatch: list[SbatchOption] = []
     """Further options of sbatch, which win over all others, such as `--gres=gpu:8`."""
 
@@ -370,10 +317,8 @@ class IGRPO(Section):
     """What Stage 2 sees and what is trained: one of configs/feedback, or `module:Class`."""
     feedback_options: dict[str, Any] = {}
     """Options of that feedback; docs/method.md has those of each."""
-    num_drafts: Positive
-    """Drafts per problem in Stage 1 (N)."""
-    num_refinements: Positive
-    """Refinements per problem in Stage 2 (G)."""
+    num_drafts: Positive = key("Drafts per problem in Stage 1 (N).")
+    num_refinements: Positive = key("Refinements per problem in Stage 2 (G).")
     budget: Derivable
     """Completions per problem: N + G, GRPO's group with feedback `none`; null adds N and G."""
     train_stages: Annotated[list[Literal["draft", "refine"]], Field(min_length=1)]
@@ -382,8 +327,7 @@ class IGRPO(Section):
     """Optimizer updates per step; null is 1, or follows `policy.train_global_batch_size`."""
     draft_choice: Literal["best", "random", "worst", "none"]
     """Which draft is shown: the best (Eq. 2) or a control."""
-    tie_break: Literal["first", "random"]
-    """Which of several best drafts."""
+    tie_break: Literal["first", "random"] = key("Which of several best drafts.")
     on_all_zero: Literal["condition", "skip", "no_draft"]
     """Where every draft earned 0: show one all the same, skip the problem, show none."""
     draft_content: Literal["full", "answer"]
@@ -392,10 +336,8 @@ class IGRPO(Section):
     """What is kept of a draft that is too long."""
     draft_dropout: Annotated[float, Field(ge=0, lt=1)]
     """Share of Stage 2 prompts that show no draft."""
-    rank_truncated_last: bool
-    """Ranks truncated drafts below finished ones of equal reward."""
-    advantage_delta: NonNegativeFloat
-    """Added to the standard deviation in Eq. 4."""
+    rank_truncated_last: bool = key("Ranks truncated drafts below finished ones of equal reward.")
+    advantage_delta: NonNegativeFloat = key("Added to the standard deviation in Eq. 4.")
     constant_length_divisor: Positive | None
     """Divides the summed token losses of a row instead of its length (Dr. GRPO)."""
     shaping_gamma: PositiveFloat | None = None
@@ -403,39 +345,27 @@ class IGRPO(Section):
     sampled under (Critique-GRPO); null gives them the ratio of all others."""
     drop_overlong_prompts: bool = False
     """Leaves problems out whose q is longer than `data.max_input_seq_length`."""
-    prompt: PromptTexts
-    """The fixed texts."""
-    reward: RewardWeights
-    """Weights of the reward's parts."""
+    prompt: PromptTexts = key("The fixed texts.")
+    reward: RewardWeights = key("Weights of the reward's parts.")
     judge: JudgeKeys | None = None
     """The generative judge; needed where `igrpo.reward.judge` is above 0."""
-    schedule: Schedule = Schedule()
-    """The learning rate over the steps."""
-    entropy: Entropy = Entropy()
-    """Entropy logging."""
+    schedule: Schedule = key("The learning rate over the steps.", Schedule())
+    entropy: Entropy = key("Entropy logging.", Entropy())
     draft_prefetch: Literal["off", "fused"] = "off"
     """Samples the next step's drafts beside this step's refinements, one update behind."""
     val_temperature: Annotated[NonNegativeFloat, LOCAL_ONLY] = 0.6
     """Temperature in validation; 0 is greedy. NeMo-RL validates at the training temperature."""
     val_top_p: Annotated[TopP, LOCAL_ONLY] = 0.95
     """Top-p in validation; NeMo-RL's is that of training."""
-    val_draft_conditioned: bool = False
-    """Also validates on q' and logs the gap to q."""
-    sample_table_period: NonNegative = 10
-    """Steps between sample tables; 0 is never."""
+    val_draft_conditioned: bool = key("Also validates on q' and logs the gap to q.", False)
+    sample_table_period: NonNegative = key("Steps between sample tables; 0 is never.", 10)
     row_dump_period: NonNegative = 0
     """Steps between NeMo-RL's dumps of all trained rows; 0 is never."""
-    threads: Positive | None = None
-    """CPU threads; null leaves it to PyTorch."""
-    model: SmallModel | None = None
-    """A small built-in model instead of a Hugging Face folder."""
-    warmup: Warmup = Warmup()
-    """Warm-up of the built-in model."""
+    threads: Positive | None = key("CPU threads; null leaves it to PyTorch.", None)
+    model: SmallModel | None = key("A small built-in model instead of a Hugging Face folder.", None)
+    warmup: Warmup = key("Warm-up of the built-in model.", Warmup())
     architecture: Architecture | None = None
     """The model's shape, for preflight and evaluation; null reads it from the model's folder."""
-    evaluation: Evaluation = Evaluation()
-    """How the trained model is measured."""
-    preflight: Preflight = Preflight()
-    """What the preflight assumes."""
-    site: Site = Site()
-    """The machines and the account."""
+    evaluation: Evaluation = key("How the trained model is measured.", Evaluation())
+    preflight: Preflight = key("What the preflight assumes.", Preflight())
+    site: Site = key("The machines and the account.", Site())

@@ -23,6 +23,7 @@ from igrpo_nemo.config.section import (
     Share,
     Text,
     TopP,
+    key,
 )
 
 T = TypeVar("T")
@@ -41,12 +42,10 @@ def only(description: str) -> Any:
 class RewardShaping(Section):
     """`grpo.reward_shaping`: penalties on long completions (DAPO, arXiv 2503.14476)."""
 
-    enabled: bool
-    """Shapes the rewards of the trained rows."""
+    enabled: bool = key("Shapes the rewards of the trained rows.")
     overlong_buffer_length: NonNegative = 0
     """Tokens before `max_response_length` over which the penalty grows."""
-    overlong_buffer_penalty: NonNegativeFloat = 1.0
-    """The penalty at `max_response_length`."""
+    overlong_buffer_penalty: NonNegativeFloat = key("The penalty at `max_response_length`.", 1.0)
     max_response_length: Positive | None = None
     """The completion limit in tokens that the penalty counts from."""
     stop_properly_penalty_coef: Share | None = None
@@ -56,59 +55,42 @@ class RewardShaping(Section):
 class RewardScaling(Section):
     """`grpo.reward_scaling`: clamps rewards to the source range and maps it to the target's."""
 
-    enabled: bool
-    """Scales the rewards of the trained rows."""
-    source_min: float = 0.0
-    """Lower end of the rewards."""
-    source_max: float = 1.0
-    """Upper end of the rewards: 2.0 with accuracy and format."""
-    target_min: float = 0.0
-    """What `source_min` becomes."""
-    target_max: float = 1.0
-    """What `source_max` becomes."""
+    enabled: bool = key("Scales the rewards of the trained rows.")
+    source_min: float = key("Lower end of the rewards.", 0.0)
+    source_max: float = key("Upper end of the rewards: 2.0 with accuracy and format.", 1.0)
+    target_min: float = key("What `source_min` becomes.", 0.0)
+    target_max: float = key("What `source_max` becomes.", 1.0)
 
 
 class GRPO(Section):
     """`grpo.*`: the loop."""
 
-    num_prompts_per_step: Positive
-    """Problems per step (P)."""
+    num_prompts_per_step: Positive = key("Problems per step (P).")
     num_generations_per_prompt: Derivable
     """Trained rows per problem; null derives it from the feedback and the budget."""
     max_num_epochs: Positive
     """Passes over the problems; the last partial batch of a pass is dropped."""
-    max_num_steps: Positive
-    """Steps at most."""
+    max_num_steps: Positive = key("Steps at most.")
     normalize_rewards: bool
     """Divides advantages by the group's standard deviation (Eq. 4); Dr. GRPO does not."""
-    use_leave_one_out_baseline: bool
-    """Leaves a row out of its own baseline; not the paper's."""
+    use_leave_one_out_baseline: bool = key("Leaves a row out of its own baseline; not the paper's.")
     skip_reference_policy_logprobs_calculation: bool
     """No reference pass; needs `loss_fn.reference_policy_kl_penalty` 0."""
-    val_period: NonNegative
-    """Steps between validations; 0 is never."""
-    val_at_start: bool
-    """Validates before the first step."""
-    val_at_end: bool
-    """Validates after the last step."""
-    max_val_samples: Positive | None
-    """Validation problems at most; null takes all."""
-    val_batch_size: Positive | None
-    """Validation problems per batch; null takes them at once."""
-    seed: NonNegative
-    """Seed of everything random."""
-    overlong_filtering: bool
-    """Leaves truncated rows out of the loss."""
+    val_period: NonNegative = key("Steps between validations; 0 is never.")
+    val_at_start: bool = key("Validates before the first step.")
+    val_at_end: bool = key("Validates after the last step.")
+    max_val_samples: Positive | None = key("Validation problems at most; null takes all.")
+    val_batch_size: Positive | None = key("Validation problems per batch; null takes them at once.")
+    seed: NonNegative = key("Seed of everything random.")
+    overlong_filtering: bool = key("Leaves truncated rows out of the loss.")
     use_dynamic_sampling: bool
     """Replaces problems whose trained rewards are all equal (DAPO)."""
     dynamic_sampling_max_gen_batches: Positive
     """Batches drawn for one step at most, under dynamic sampling."""
     batch_multiplier: Annotated[float, Field(ge=1)]
     """Problems sampled per batch, as a multiple of the step's, under dynamic sampling."""
-    reward_shaping: RewardShaping
-    """Penalties on long or truncated completions."""
-    reward_scaling: RewardScaling
-    """Linear map of the rewards."""
+    reward_shaping: RewardShaping = key("Penalties on long or truncated completions.")
+    reward_scaling: RewardScaling = key("Linear map of the rewards.")
 
     max_rollout_turns: Only[int] = only("Turns of a rollout; iGRPO's two stages are one turn each.")
     async_grpo: Only[Open] = only("Asynchronous training: `enabled` and its options, ...")
@@ -128,18 +110,14 @@ class Loss(Section):
 
     ratio_clip_min: Annotated[float, Field(ge=0, lt=1)]
     """The ratio's lower clip is 1 minus this."""
-    ratio_clip_max: NonNegativeFloat
-    """The ratio's upper clip is 1 plus this."""
+    ratio_clip_max: NonNegativeFloat = key("The ratio's upper clip is 1 plus this.")
     ratio_clip_c: Annotated[float, Field(gt=1)] | None
     """Dual clip for negative advantages; null is none."""
-    token_level_loss: bool
-    """Mean over tokens (DAPO) instead of sequences first (Eq. 5)."""
-    sequence_level_importance_ratios: bool
-    """One ratio a sequence (GSPO, arXiv 2507.18071)."""
+    token_level_loss: bool = key("Mean over tokens (DAPO) instead of sequences first (Eq. 5).")
+    sequence_level_importance_ratios: bool = key("One ratio a sequence (GSPO, arXiv 2507.18071).")
     reference_policy_kl_penalty: NonNegativeFloat
     """Weight beta of the KL to the reference policy (Eq. 26)."""
-    reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL."""
+    reference_policy_kl_type: Literal["k1", "k2", "k3"] = key("Estimator of that KL.", "k3")
     kl_input_clamp_value: PositiveFloat | None = None
     """Clamp of the log-ratio; null is none, as in Eq. 26."""
     kl_output_clamp_value: PositiveFloat | None = None
@@ -164,8 +142,7 @@ class Loss(Section):
 class Tokenizer(Section):
     """`policy.tokenizer`."""
 
-    name: Text
-    """Folder or name of the tokenizer."""
+    name: Text = key("Folder or name of the tokenizer.")
     chat_template: str | None = None
     """Jinja text or a `.jinja` file for models without a template."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -179,36 +156,27 @@ class Tokenizer(Section):
 class OptimizerKwargs(Section):
     """`policy.optimizer.kwargs`: AdamW's."""
 
-    lr: PositiveFloat
-    """Peak learning rate."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
+    lr: PositiveFloat = key("Peak learning rate.")
+    weight_decay: NonNegativeFloat = key("Decoupled weight decay.", 0.0)
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """Decay of the first and second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-    foreach: bool | None = None
-    """PyTorch's multi-tensor implementation."""
-    fused: bool | None = None
-    """PyTorch's fused implementation."""
+    eps: PositiveFloat = key("Added to the denominator.", 1e-8)
+    foreach: bool | None = key("PyTorch's multi-tensor implementation.", None)
+    fused: bool | None = key("PyTorch's fused implementation.", None)
 
 
 class Optimizer(Section):
     """`policy.optimizer`."""
 
-    name: Literal["torch.optim.AdamW"] = "torch.optim.AdamW"
-    """The optimizer's class."""
-    kwargs: OptimizerKwargs
-    """Its arguments."""
+    name: Literal["torch.optim.AdamW"] = key("The optimizer's class.", "torch.optim.AdamW")
+    kwargs: OptimizerKwargs = key("Its arguments.")
 
 
 class SequencePacking(Section):
     """`policy.sequence_packing`."""
 
-    enabled: bool
-    """Packs the rows of a prompt behind one copy of it."""
-    train_mb_tokens: Positive
-    """Tokens of a training micro-batch."""
+    enabled: bool = key("Packs the rows of a prompt behind one copy of it.")
+    train_mb_tokens: Positive = key("Tokens of a training micro-batch.")
 
     logprob_mb_tokens: Only[int] = only("Tokens of a log-prob micro-batch.")
     algorithm: Only[str] = only("Bin packing: `modified_first_fit_decreasing`, ...")
@@ -219,18 +187,12 @@ class SequencePacking(Section):
 class Generation(Section):
     """`policy.generation`: sampling in training, both stages."""
 
-    max_new_tokens: Positive
-    """Tokens of a completion at most."""
-    temperature: PositiveFloat
-    """Divides the logits."""
-    top_p: TopP
-    """Share of the probability mass sampled from."""
-    top_k: Positive | None
-    """Number of tokens sampled from; null is all."""
-    stop_strings: list[str] | None
-    """Strings that end a completion."""
-    stop_token_ids: list[int] | None
-    """Tokens that end a completion."""
+    max_new_tokens: Positive = key("Tokens of a completion at most.")
+    temperature: PositiveFloat = key("Divides the logits.")
+    top_p: TopP = key("Share of the probability mass sampled from.")
+    top_k: Positive | None = key("Number of tokens sampled from; null is all.")
+    stop_strings: list[str] | None = key("Strings that end a completion.")
+    stop_token_ids: list[int] | None = key("Tokens that end a completion.")
 
     backend: str | None = only(
         "`vllm`, `sglang` or `megatron`; the embedded engine knows `vllm`, and its own sampler."
@@ -261,8 +223,7 @@ class Policy(Section):
 
     model_name: Text
     """Folder of a Hugging Face model; a label where `igrpo.model` describes a built-in one."""
-    tokenizer: Tokenizer
-    """The tokenizer, the model's own by default."""
+    tokenizer: Tokenizer = key("The tokenizer, the model's own by default.")
     train_global_batch_size: Derivable
     """Rows per optimizer update; null derives it from `igrpo.updates_per_rollout`."""
     train_micro_batch_size: Positive
@@ -271,16 +232,12 @@ class Policy(Section):
     """The context in tokens: prompt, draft and completion."""
     precision: Literal["bfloat16", "float32"]
     """Arithmetic on a GPU; master weights are float32."""
-    max_grad_norm: PositiveFloat | None
-    """Gradient clip; null is none."""
-    optimizer: Optimizer
-    """AdamW."""
+    max_grad_norm: PositiveFloat | None = key("Gradient clip; null is none.")
+    optimizer: Optimizer = key("AdamW.")
     scheduler: list[dict[str, Any]] | None
     """PyTorch schedulers and milestones in steps; null derives them from `igrpo.schedule`."""
-    sequence_packing: SequencePacking
-    """Packing of the training rows."""
-    generation: Generation
-    """Sampling in training."""
+    sequence_packing: SequencePacking = key("Packing of the training rows.")
+    generation: Generation = key("Sampling in training.")
 
     logprob_batch_size: Only[int] = only("Rows of a log-prob micro-batch.")
     logprob_chunk_size: Only[int] = only("Tokens per chunk of log-probs; null is all at once.")
@@ -319,30 +276,21 @@ class Policy(Section):
 class Dataset(Section):
     """`data.train` and `data.validation`: one set of problems."""
 
-    dataset_name: Text
-    """`arithmetic`, `jsonl`, or a named set."""
-    data_path: str | None = None
-    """File of the problems, one JSON object a line."""
-    input_key: str | None = None
-    """Key of the question; null tries the usual names."""
-    output_key: str | None = None
-    """Key of the answer; null tries the usual names."""
-    subset: str | None = None
-    """Configuration of a Hugging Face data set."""
-    split: str | None = None
-    """Split of a Hugging Face data set."""
+    dataset_name: Text = key("`arithmetic`, `jsonl`, or a named set.")
+    data_path: str | None = key("File of the problems, one JSON object a line.", None)
+    input_key: str | None = key("Key of the question; null tries the usual names.", None)
+    output_key: str | None = key("Key of the answer; null tries the usual names.", None)
+    subset: str | None = key("Configuration of a Hugging Face data set.", None)
+    split: str | None = key("Split of a Hugging Face data set.", None)
     split_validation_size: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the training problems held out where there is no validation set."""
     seed: NonNegative | None = None
     """Seed of the held-out share, of a subset and of generated problems."""
     num_problems: Positive | None = None
     """Problems to take (a seeded subset) or to generate; null takes all."""
-    drop_duplicates: bool = False
-    """Leaves out questions that the set holds already."""
-    drop_overlap: bool = False
-    """Leaves out questions that stand in an evaluation set."""
-    lengths: list[Positive] | None = None
-    """Operations in a chain of the generated arithmetic."""
+    drop_duplicates: bool = key("Leaves out questions that the set holds already.", False)
+    drop_overlap: bool = key("Leaves out questions that stand in an evaluation set.", False)
+    lengths: list[Positive] | None = key("Operations in a chain of the generated arithmetic.", None)
 
     prompt_file: Only[str] = only("NeMo-RL prompt file; iGRPO's prompts stand in `igrpo.prompt`.")
     system_prompt_file: Only[str] = only("NeMo-RL system prompt file.")
@@ -354,14 +302,10 @@ class Dataset(Section):
 class Data(Section):
     """`data.*`: the problems."""
 
-    max_input_seq_length: Positive
-    """Tokens of q at most; q' is bounded by the context alone."""
-    shuffle: bool
-    """Shuffles the problems of each epoch."""
-    train: Dataset
-    """Problems to train on."""
-    validation: Dataset | None = None
-    """Held-out problems."""
+    max_input_seq_length: Positive = key("Tokens of q at most; q' is bounded by the context alone.")
+    shuffle: bool = key("Shuffles the problems of each epoch.")
+    train: Dataset = key("Problems to train on.")
+    validation: Dataset | None = key("Held-out problems.", None)
 
     num_workers: Only[int] = only("Data loader workers.")
     add_bos: Only[bool] = only("Adds a beginning-of-sequence token.")
@@ -383,38 +327,28 @@ class MathEnv(Section):
     """Seconds for one answer; then its process is killed and the reason is `timeout`."""
     group_deadline_s: Seconds = 60.0
     """Seconds for one batch of answers; then what is missing is a `timeout`."""
-    memory_limit_mb: Positive = 1024
-    """Address space of a process, in MB."""
-    verifier_type: str | None = None
-    """NeMo-RL's verifier."""
-    math_verify_impl: str | None = None
-    """NeMo-RL's math-verify flavour."""
-    stop_strings: list[str] | None = None
-    """NeMo-RL's stop strings of the environment."""
+    memory_limit_mb: Positive = key("Address space of a process, in MB.", 1024)
+    verifier_type: str | None = key("NeMo-RL's verifier.", None)
+    math_verify_impl: str | None = key("NeMo-RL's math-verify flavour.", None)
+    stop_strings: list[str] | None = key("NeMo-RL's stop strings of the environment.", None)
 
 
 class Env(Section):
     """`env.*`: environments."""
 
-    math: MathEnv
-    """The math verifier."""
+    math: MathEnv = key("The math verifier.")
 
 
 class Checkpointing(Section):
     """`checkpointing.*`."""
 
-    enabled: bool
-    """Saves checkpoints."""
-    checkpoint_dir: Text
-    """Folder of the checkpoints."""
+    enabled: bool = key("Saves checkpoints.")
+    checkpoint_dir: Text = key("Folder of the checkpoints.")
     metric_name: str | None
     """`val:` or `train:` and a metric, by which checkpoints are ranked; null ranks by step."""
-    higher_is_better: bool
-    """Which end of the metric is best."""
-    keep_top_k: Positive | None
-    """Checkpoints kept, best first; null keeps all."""
-    save_period: Positive
-    """Steps between checkpoints."""
+    higher_is_better: bool = key("Which end of the metric is best.")
+    keep_top_k: Positive | None = key("Checkpoints kept, best first; null keeps all.")
+    save_period: Positive = key("Steps between checkpoints.")
     checkpoint_must_save_by: Annotated[str, Field(pattern=r"^\d+:\d+:\d+:\d+$")] | None = None
     """Time of training, `DD:HH:MM:SS`, within which a run saves and stops; null is no limit."""
 
@@ -434,46 +368,31 @@ class Checkpointing(Section):
 class Wandb(Section):
     """`logger.wandb`."""
 
-    project: str | None = None
-    """Project."""
-    name: str | None = None
-    """Name of the run."""
-    entity: str | None = None
-    """Team or user."""
+    project: str | None = key("Project.", None)
+    name: str | None = key("Name of the run.", None)
+    entity: str | None = key("Team or user.", None)
 
 
 class MLflow(Section):
     """`logger.mlflow`."""
 
-    experiment_name: str | None = None
-    """Experiment."""
-    run_name: str | None = None
-    """Name of the run."""
-    run_id: str | None = None
-    """An existing run to continue."""
-    tracking_uri: str | None = None
-    """Server or folder; null is MLflow's own default."""
-    artifact_location: str | None = None
-    """Where artifacts go."""
+    experiment_name: str | None = key("Experiment.", None)
+    run_name: str | None = key("Name of the run.", None)
+    run_id: str | None = key("An existing run to continue.", None)
+    tracking_uri: str | None = key("Server or folder; null is MLflow's own default.", None)
+    artifact_location: str | None = key("Where artifacts go.", None)
 
 
 class Logger(Section):
     """`logger.*`."""
 
-    log_dir: Text
-    """The run folder."""
-    tensorboard_enabled: bool
-    """Writes TensorBoard events."""
-    wandb_enabled: bool
-    """Logs to Weights & Biases."""
-    wandb: Wandb
-    """Its project and name."""
-    mlflow_enabled: bool
-    """Logs to MLflow."""
-    mlflow: MLflow
-    """Its experiment and server."""
-    num_val_samples_to_print: NonNegative
-    """Validation samples shown on the terminal."""
+    log_dir: Text = key("The run folder.")
+    tensorboard_enabled: bool = key("Writes TensorBoard events.")
+    wandb_enabled: bool = key("Logs to Weights & Biases.")
+    wandb: Wandb = key("Its project and name.")
+    mlflow_enabled: bool = key("Logs to MLflow.")
+    mlflow: MLflow = key("Its experiment and server.")
+    num_val_samples_to_print: NonNegative = key("Validation samples shown on the terminal.")
 
     swanlab_enabled: Only[bool] = only("Logs to SwanLab.")
     swanlab: Only[Open] = only("SwanLab's `project` and `name`.")
@@ -485,10 +404,8 @@ class Logger(Section):
 class Cluster(Section):
     """`cluster.*`."""
 
-    gpus_per_node: NonNegative
-    """GPUs of a node."""
-    num_nodes: Positive
-    """Nodes."""
+    gpus_per_node: NonNegative = key("GPUs of a node.")
+    num_nodes: Positive = key("Nodes.")
 
     master_port_range_low: Only[int] = only("First rendezvous port.")
     master_port_range_high: Only[int] = only("Last rendezvous port.")

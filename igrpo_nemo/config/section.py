@@ -1,7 +1,7 @@
 """The base of every config section, and the field types that sections share.
 
-A section is a frozen pydantic model that rejects unknown keys. The docstring under a field is its
-description, which `igrpo keys` prints.
+A section is a frozen pydantic model that rejects unknown keys. A field's description, which `igrpo
+keys` prints, is the text of its `key(...)`, or the docstring under it where the line would be long.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+def key(description: str, *default: Any) -> Any:
+    """A field with its description, and its default where it has one."""
+    return Field(*default, description=description)
 
 
 def _unset_if_null(value: Any) -> Any:
