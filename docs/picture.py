@@ -64,7 +64,7 @@ def _placed(figure: Figure, left: float) -> str:
             f'<text x="{at + 24:.0f}" y="42">{escape(label)}</text>'
         )
         at += 24 + CHARACTER * len(label) + 14
-    body = re.sub(r"^<svg[^>]*>|</svg>$", "", str(figure.panels[0].svg))
+    body = re.sub(r"^<svg[^>]*>|</svg>$", "", str(figure.panels[0][1]))
     return (
         f'<g transform="translate({left:.0f} 0)">{"".join(parts)}'
         f'<g transform="translate(0 {HEAD:.0f})">{body}</g></g>'

@@ -1,4 +1,4 @@
-"""Line and stacked-bar charts as inline SVG: no plotting library, no fonts, no external requests.
+"""Line charts as inline SVG: no plotting library, no fonts, no external requests.
 
 Colours are names of CSS custom properties (`draft` -> `var(--draft)`), so that one SVG serves light
 and dark pages. Labels may come from data (folder names, reward reasons): all text is escaped here.
@@ -11,20 +11,19 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 520.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 60.0, 12.0, 26.0, 40.0
-PLOT_BOX = [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM]
+LEFT, RIGHT, TOP, BOTTOM = 60.0, WIDTH - 12, 26.0, HEIGHT - 40
+"""The edges of the plot."""
 MAX_POINTS = 240
-MAX_BARS = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve: equally long x and y; `error` are half-widths of error bars, `low`/`high` a band.
+    """One curve: equally long x and y, with a band from `low` to `high` where given.
 
     `raw` is drawn thin behind the curve: the points that `y` is a running mean of.
     """
@@ -35,7 +34,6 @@ class Line:
     y: tuple[float, ...]
     dashed: bool = False
     markers: bool = False
-    error: tuple[float, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     raw: tuple[float, ...] = ()
@@ -45,25 +43,19 @@ class Line:
 class Axis:
     """The vertical axis: its label with the unit, and how values are written.
 
-    `percent` writes fractions as percentages; `zero` draws a line at 0 and always shows it.
+    `percent` writes fractions as percentages; `zero` draws a line at 0 and always shows it. The
+    horizontal axis is `x_label`, `x_name` in the readout; `x_log` gives it powers of two.
     """
 
     label: str
     percent: bool = False
     zero: bool = False
+    x_label: str = "training step"
+    x_name: str = "step"
+    x_log: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One part of a stack: a value per bar."""
-
-    label: str
-    color: str
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(NamedTuple):
     """Data to pixels, linear or logarithmic."""
 
     low: float
@@ -72,100 +64,40 @@ class Scale:
     end: float
     log: bool = False
 
-    def __call__(self, value: float) -> float:
+    def at(self, value: float) -> float:
         low, high = self.low, self.high
         if self.log:
             value, low, high = math.log10(value), math.log10(low), math.log10(high)
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def line_chart(
-    lines: Sequence[Line],
-    axis: Axis,
-    title: str,
-    *,
-    x_label: str = "training step",
-    x_name: str = "step",
-    x_log: bool = False,
-) -> Markup:
+def line_chart(lines: Sequence[Line], axis: Axis, title: str) -> Markup:
     """An SVG of the lines over a common x axis. `title` is its accessible name.
 
-    `x_log` spaces positive x by their logarithm, with ticks at powers of two; `x_name` stands
-    before x in the readout. Raises `ValueError` when there is nothing to draw: the caller says in
-    words what is missing.
+    Raises `ValueError` when there is nothing to draw: the caller says in words what is missing.
     """
     lines = [thin_out(line) for line in lines if line.x]
     if not lines:
         raise ValueError(f"nothing to draw in {title!r}")
-    x = _x_scale([value for line in lines for value in line.x], x_log)
-    y = _y_scale(lines, axis)
-    body = [_grid(x, y, axis, x_label)]
-    body += [_band(line, x, y) for line in lines]
+    x = _x_scale([value for line in lines for value in line.x], axis.x_log)
+    y = _y_scale([v for line in lines for v in (*line.y, *line.raw, *line.low, *line.high)], axis)
+    body = [_grid(x, y, axis), *(_band(line, x, y) for line in lines)]
     body += [_curve(line, x, y) for line in lines]
-    series = [(line.label, line.color, line.x, line.y) for line in lines]
-    points = {**_readout(x, axis, series), "log": x_log, "name": x_name}
-    return _svg(title, "".join(body), HEIGHT, points)
-
-
-def stacked_chart(
-    layers: Sequence[Layer],
-    axis: Axis,
-    *,
-    edges: Sequence[float],
-    title: str,
-    x_label: str = "training step",
-) -> Markup:
-    """Stacked bars: bar i spans `edges[i]` to `edges[i + 1]`; layers from the bottom up."""
-    totals = [sum(bar) for bar in zip(*(layer.values for layer in layers), strict=True)]
-    x = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
-    top = 1.0 if axis.percent and max(totals) <= 1.0 + 1e-9 else max(totals) or 1.0
-    y = Scale(0.0, _ticks(0.0, top)[-1] if not axis.percent else top, HEIGHT - BOTTOM, TOP)
-    body = [_grid(x, y, axis, x_label)]
-    base = [0.0] * len(totals)
-    for layer in layers:
-        bars = []
-        for i, value in enumerate(layer.values):
-            if value <= 0:
-                continue
-            left, right = x(edges[i]), x(edges[i + 1])
-            gap = min(1.0, (right - left) * 0.1)
-            upper, lower = y(base[i] + value), y(base[i])
-            bars.append(f"M{left:.1f} {lower:.1f}V{upper:.1f}H{right - gap:.1f}V{lower:.1f}Z")
-            base[i] += value
-        body.append(f'<path class="fill" style="--c:var(--{layer.color})" d="{"".join(bars)}"/>')
-    centers = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-    series = [(layer.label, layer.color, centers, layer.values) for layer in layers]
-    return _svg(title, "".join(body), HEIGHT, _readout(x, axis, series))
-
-
-def bar_rows(rows: Sequence[tuple[str, Sequence[Layer]]], axis: Axis, *, title: str) -> Markup:
-    """Horizontal stacked bars, one a row: (row label, layers with one value each)."""
-    height = 34.0 * len(rows) + BOTTOM + 4
-    longest = (
-        max((sum(layer.values[0] for layer in layers) for _, layers in rows), default=0.0) or 1.0
+    points = {
+        "x": [x.low, x.high],
+        "box": [LEFT, RIGHT, TOP, BOTTOM],
+        "percent": axis.percent,
+        "log": axis.x_log,
+        "name": axis.x_name,
+        "lines": [
+            {"label": each.label, "color": each.color, "x": _digits(each.x), "y": _digits(each.y)}
+            for each in lines
+        ],
+    }
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{escape(title)}" '
+        f'data-chart="{escape(json.dumps(points))}">{"".join(body)}</svg>'
     )
-    high = 1.0 if axis.percent and longest <= 1.0 + 1e-9 else _ticks(0.0, longest)[-1]
-    x = Scale(0.0, high, LEFT, WIDTH - RIGHT - 10)
-    body = []
-    for tick in _ticks(0.0, high):
-        if tick <= high:
-            body.append(_vertical(x(tick), 0.0, height - BOTTOM, format_value(tick, axis.percent)))
-    for i, (label, layers) in enumerate(rows):
-        top, left = 34.0 * i, x(0.0)
-        body.append(f'<text class="tick" x="{LEFT}" y="{top + 11:.0f}">{escape(label)}</text>')
-        for layer in layers:
-            width = x(layer.values[0]) - x(0.0)
-            body.append(
-                f'<rect class="fill" style="--c:var(--{layer.color})" x="{left:.1f}" '
-                f'y="{top + 15:.0f}" width="{max(width, 0):.1f}" height="14">'
-                f"<title>{escape(layer.label)}: "
-                f"{format_value(layer.values[0], axis.percent)}</title></rect>"
-            )
-            left += width
-    body.append(
-        f'<text class="xlabel" x="{WIDTH - RIGHT}" y="{height - 6:.0f}">{escape(axis.label)}</text>'
-    )
-    return _svg(title, "".join(body), height, None)
 
 
 def running_mean(values: Sequence[float], window: int) -> tuple[float, ...]:
@@ -194,8 +126,8 @@ def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
         chunks = [values[i : i + size] for i in range(0, len(values), size)]
         return tuple(sum(chunk) / len(chunk) for chunk in chunks)
 
-    series = ("x", "y", "error", "low", "high", "raw")
-    return replace(line, **{name: means(getattr(line, name)) for name in series})
+    names = ("x", "y", "low", "high", "raw")
+    return replace(line, **{name: means(getattr(line, name)) for name in names})
 
 
 def format_value(value: float, percent: bool = False) -> str:
@@ -208,41 +140,35 @@ def format_value(value: float, percent: bool = False) -> str:
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     if size >= 1e6:
         return f"{_short(value / 1e6)}M"
-    if size >= 1e4:
-        return f"{_short(value / 1e3)}k"
-    return _short(value)
+    return f"{_short(value / 1e3)}k" if size >= 1e4 else _short(value)
 
 
 def _short(value: float) -> str:
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return "0" if text in ("-0", "0") else text
+    return "0" if text == "-0" else text
 
 
-def _x_scale(values: Sequence[float], log: bool = False) -> Scale:
+def _digits(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _x_scale(values: Sequence[float], log: bool) -> Scale:
     low, high = min(values), max(values)
     if low == high:
         low, high = (low / 2, high * 2) if log else (low - 1, high + 1)
-    return Scale(low, high, LEFT, WIDTH - RIGHT, log)
+    return Scale(low, high, LEFT, RIGHT, log)
 
 
-def _y_scale(lines: Sequence[Line], axis: Axis) -> Scale:
-    values = [v for line in lines for v in (*line.y, *line.raw, *line.low, *line.high)]
-    values += [
-        y + s * e
-        for line in lines
-        for y, e in zip(line.y, line.error, strict=False)
-        for s in (-1, 1)
-    ]
+def _y_scale(values: Sequence[float], axis: Axis) -> Scale:
     low, high = min(values), max(values)
     if axis.zero or low >= 0:
         # Rates and rewards start at 0, so that the height of a change is not exaggerated.
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low < 1e-12:
         high = low + (abs(low) or (0.1 if axis.percent else 1.0))
-    ticks = _ticks(low, high)
-    if axis.percent and high <= 1.0:
-        return Scale(min(low, ticks[0]), min(1.0, ticks[-1]), HEIGHT - BOTTOM, TOP)
-    return Scale(min(low, ticks[0]), max(high, ticks[-1]), HEIGHT - BOTTOM, TOP)
+    first, *_, last = _ticks(low, high)
+    highest = min(1.0, last) if axis.percent and high <= 1.0 else max(high, last)
+    return Scale(min(low, first), highest, BOTTOM, TOP)
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -259,94 +185,51 @@ def _powers_of_two(low: float, high: float) -> list[float]:
     return [2.0**power for power in range(max(first, 0), last + 1)]
 
 
-def _grid(x: Scale, y: Scale, axis: Axis, x_label: str) -> str:
+def _grid(x: Scale, y: Scale, axis: Axis) -> str:
     parts = [f'<text class="ylabel" x="0" y="12">{escape(axis.label)}</text>']
     for tick in _ticks(y.low, y.high):
-        if not y.low - 1e-12 <= tick <= y.high + 1e-12:
-            continue
-        at = y(tick)
-        line_class = "zero" if axis.zero and tick == 0 else "grid"
-        parts.append(
-            f'<path class="{line_class}" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>'
-            f'<text class="tick end" x="{LEFT - 6}" y="{at + 4:.1f}">'
-            f"{format_value(tick, axis.percent)}</text>"
-        )
-    bottom = HEIGHT - BOTTOM
+        if y.low - 1e-12 <= tick <= y.high + 1e-12:
+            at, kind = y.at(tick), "zero" if axis.zero and tick == 0 else "grid"
+            parts.append(
+                f'<path class="{kind}" d="M{LEFT} {at:.1f}H{RIGHT}"/>'
+                f'<text class="tick end" x="{LEFT - 6}" y="{at + 4:.1f}">'
+                f"{format_value(tick, axis.percent)}</text>"
+            )
     for tick in _powers_of_two(x.low, x.high) if x.log else _ticks(x.low, x.high):
         if x.low <= tick <= x.high and tick == int(tick):
-            parts.append(_vertical(x(tick), bottom, bottom + 4, format_value(tick)))
-    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
-    parts.append(
-        f'<text class="xlabel" x="{WIDTH - RIGHT}" y="{HEIGHT - 5}">{escape(x_label)}</text>'
-    )
+            at = x.at(tick)
+            parts.append(
+                f'<path class="grid" d="M{at:.1f} {BOTTOM}V{BOTTOM + 4}"/>'
+                f'<text class="tick mid" x="{at:.1f}" y="{BOTTOM + 18}">{format_value(tick)}</text>'
+            )
+    parts.append(f'<path class="axis" d="M{LEFT} {BOTTOM}H{RIGHT}"/>')
+    parts.append(f'<text class="xlabel" x="{RIGHT}" y="{HEIGHT - 5}">{escape(axis.x_label)}</text>')
     return "".join(parts)
-
-
-def _vertical(at: float, top: float, bottom: float, label: str) -> str:
-    return (
-        f'<path class="grid" d="M{at:.1f} {top}V{bottom}"/>'
-        f'<text class="tick mid" x="{at:.1f}" y="{bottom + 14:.0f}">{label}</text>'
-    )
 
 
 def _band(line: Line, x: Scale, y: Scale) -> str:
     if not line.low:
         return ""
-    there = [f"{x(a):.1f} {y(b):.1f}" for a, b in zip(line.x, line.high, strict=True)]
-    back = [f"{x(a):.1f} {y(b):.1f}" for a, b in zip(line.x, line.low, strict=True)]
-    return (
-        f'<path class="band" style="--c:var(--{line.color})" d="M{"L".join(there + back[::-1])}Z"/>'
-    )
+    there, back = _points(line.x, line.high, x, y), _points(line.x, line.low, x, y)
+    return f'<path class="band" {_color(line)} d="M{"L".join(there + back[::-1])}Z"/>'
 
 
 def _curve(line: Line, x: Scale, y: Scale) -> str:
-    style = f'style="--c:var(--{line.color})"'
+    points, color, dash = _points(line.x, line.y, x, y), _color(line), " dashed" * line.dashed
     parts = []
     if line.raw:
-        parts.append(f'<path class="raw" {style} d="{_path(line.x, line.raw, x, y)}"/>')
-    dash = " dashed" if line.dashed else ""
-    parts.append(f'<path class="line{dash}" {style} d="{_path(line.x, line.y, x, y)}"/>')
-    for a, b, e in zip(line.x, line.y, line.error, strict=False):
-        at, up, down = x(a), y(b + e), y(b - e)
-        parts.append(
-            f'<path class="error" {style} d="M{at:.1f} {up:.1f}V{down:.1f}M{at - 3:.1f} {up:.1f}h6'
-            f'M{at - 3:.1f} {down:.1f}h6"/>'
-        )
-    if line.markers or len(line.x) == 1:
-        dots = (
-            f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"/>'
-            for a, b in zip(line.x, line.y, strict=True)
-        )
-        parts.append(f'<g class="dots" {style}>{"".join(dots)}</g>')
+        raw = "L".join(_points(line.x, line.raw, x, y))
+        parts.append(f'<path class="raw" {color} d="M{raw}"/>')
+    parts.append(f'<path class="line{dash}" {color} d="M{"L".join(points)}"/>')
+    if line.markers or len(points) == 1:
+        dots = ('<circle cx="{}" cy="{}" r="3"/>'.format(*point.split()) for point in points)
+        parts.append(f'<g class="dots" {color}>{"".join(dots)}</g>')
     return "".join(parts)
 
 
-def _path(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:
-    return "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in zip(xs, ys, strict=True))
+def _points(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> list[str]:
+    return [f"{x.at(a):.1f} {y.at(b):.1f}" for a, b in zip(xs, ys, strict=True)]
 
 
-def _readout(
-    x: Scale, axis: Axis, series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]]
-) -> dict[str, Any]:
-    """What the page's script needs to show the values under the pointer."""
-
-    def rounded(values: Sequence[float]) -> list[float]:
-        return [float(f"{value:.5g}") for value in values]
-
-    return {
-        "x": [x.low, x.high],
-        "box": PLOT_BOX,
-        "percent": axis.percent,
-        "lines": [
-            {"label": label, "color": color, "x": rounded(xs), "y": rounded(ys)}
-            for label, color, xs, ys in series
-        ],
-    }
-
-
-def _svg(title: str, body: str, height: float, points: object) -> Markup:
-    data = f' data-chart="{escape(json.dumps(points))}"' if points else ""
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" '
-        f'aria-label="{escape(title.strip())}"{data}>{body}</svg>'
-    )
+def _color(line: Line) -> str:
+    return f'style="--c:var(--{line.color})"'

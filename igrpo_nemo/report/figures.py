@@ -1,6 +1,6 @@
 """Which figures a report has, what each shows, and what to look for in it.
 
-    figures.yaml + runs --draw_figures--> Figure(panels, legend, caption) or a sentence of absence
+    figures.yaml + runs --draw_figures--> Figure with panels and legend, or a sentence of absence
 
 One run: the metrics of a figure share one panel, coloured by stage. Several runs: a panel a metric,
 coloured by label; runs with an equal label (seeds of one arm) are a mean line in a min-max band.
@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -29,90 +28,79 @@ GROUP_COLORS = ("g0", "g1", "g2", "g3", "g4", "g5", "g6", "g7")
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A metric in a figure. `stderr` names the metric with its standard error, drawn as bars."""
+    """A metric in a figure. `stderr` names the metric with its standard error, drawn as a band.
+
+    One that ends with `*` stands for all that begin so, each with the rest of its name as label.
+    """
 
     metric: str
-    label: str
-    color: str
+    label: str = ""
+    color: str = ""
     dashed: bool = False
     stderr: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """A figure to be: `caption` says what to look for; `absent` why it may be missing."""
-
-    key: str
-    section: str
-    title: str
-    axis: Axis
-    traces: tuple[Trace, ...]
-    caption: str
-    absent: str = "These metrics were not logged."
-    kind: str = "train"
-    smooth: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One chart with its own title, "" where the figure's says it."""
-
-    title: str
-    svg: Markup
-
-
-@dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure to show: panels, or none and the sentence that says why.
+    """A figure: `caption` says what to look for, `absent` why its metrics may be missing.
 
-    `legend` entries are (label, colour, dashed); several panels share the figure's.
+    Drawn, it has `panels`, each a title ("" where the figure's says it) and an SVG, and the
+    `legend` that they share, of (label, colour, dashed); or the sentence `missing`.
     """
 
     key: str
     section: str
     title: str
     caption: str
-    panels: tuple[Panel, ...] = ()
+    axis: Axis
+    traces: tuple[Trace, ...] = ()
+    absent: str = "These metrics were not logged."
+    kind: str = "train"
+    smooth: bool = True
+    panels: tuple[tuple[str, Markup], ...] = ()
     legend: tuple[tuple[str, str, bool], ...] = ()
     note: str = ""
     missing: str = ""
 
+    def curve(self, run: Run, metric: str) -> Curve:
+        return (run.val if self.kind == "val" else run.train).get(metric, Curve())
 
-def _spec(axis: dict[str, Any], traces: list[dict[str, Any]], **rest: Any) -> Spec:
-    return Spec(axis=Axis(**axis), traces=tuple(Trace(**trace) for trace in traces), **rest)
+    def window(self, count: int) -> int:
+        """Points in the running mean that is drawn of `count` points."""
+        return smoothing_window(count) if self.kind == "train" and self.smooth else 1
 
 
-FIGURES: tuple[Spec, ...] = tuple(
-    _spec(**entry)
-    for entry in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+FIGURES: tuple[Figure, ...] = tuple(
+    Figure(**{**e, "axis": Axis(**e["axis"]), "traces": tuple(Trace(**t) for t in e["traces"])})
+    for e in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 )
 
 
 def draw_figures(runs: Sequence[Run]) -> list[Figure]:
     """Every figure of the report for these runs, in order; absent ones hold a sentence."""
-    return [draw_figure(spec, runs) for spec in FIGURES]
+    return [draw_figure(figure, runs) for figure in FIGURES]
 
 
-def draw_figure(spec: Spec, runs: Sequence[Run]) -> Figure:
+def draw_figure(figure: Figure, runs: Sequence[Run]) -> Figure:
     """One figure. Traces that no run has logged are left out; a figure without any says so."""
-    figure = Figure(spec.key, spec.section, spec.title, spec.caption)
-    logged = [t for t in spec.traces if any(_curve(run, spec, t.metric) for run in runs)]
+    logged = [t for t in _traces(figure, runs) if any(figure.curve(r, t.metric) for r in runs)]
     if not logged:
-        return replace(figure, missing=spec.absent)
+        return replace(figure, missing=figure.absent)
     if len(runs) == 1:
-        charts = [("", _one_run(spec, logged, runs[0]))]
+        lines = [_line(figure, trace, runs[0], trace.label, trace.color) for trace in logged]
+        charts = [("", lines)]
     else:
-        charts = [(trace.label, _one_metric(spec, trace, runs)) for trace in logged]
-    charts = [(name, lines) for name, lines in charts if lines]
+        found = [(trace.label, _one_metric(figure, trace, runs)) for trace in logged]
+        charts = [(name, lines) for name, lines in found if lines]
     if not charts:
         return replace(figure, missing="The runs of each label share no step.")
     panels = tuple(
-        Panel(name if len(charts) > 1 else "", line_chart(lines, spec.axis, f"{spec.title} {name}"))
+        (name * (len(charts) > 1), line_chart(lines, figure.axis, f"{figure.title} {name}".strip()))
         for name, lines in charts
     )
     entries = dict.fromkeys((x.label, x.color, x.dashed) for _, lines in charts for x in lines)
-    counts = [len(_curve(run, spec, trace.metric).steps) for run in runs for trace in logged]
-    window = max(_window(spec, count) for count in counts)
+    counts = [len(figure.curve(run, trace.metric).steps) for run in runs for trace in logged]
+    window = figure.window(max(counts))
     note = f"Thick lines: mean of the last {window} steps." if window > 1 else ""
     return replace(figure, panels=panels, legend=tuple(entries), note=note)
 
@@ -134,69 +122,68 @@ def mean_curve(curves: Sequence[Curve]) -> tuple[Curve, tuple[float, ...], tuple
     return mean, tuple(min(column) for column in columns), tuple(max(column) for column in columns)
 
 
-def _one_run(spec: Spec, traces: Sequence[Trace], run: Run) -> list[Line]:
-    return [
-        _line(spec, trace, curve, _curve(run, spec, trace.stderr))
-        for trace in traces
-        if (curve := _curve(run, spec, trace.metric))
-    ]
+def _traces(figure: Figure, runs: Sequence[Run]) -> Iterable[Trace]:
+    for trace in figure.traces:
+        if not trace.metric.endswith("*"):
+            yield trace
+            continue
+        prefix = trace.metric[:-1]
+        names = {name for run in runs for name in run.train if name.startswith(prefix)}
+        for name, color in group_colors(sorted(names)).items():
+            label = name.removeprefix(prefix).replace("_", " ")
+            yield replace(trace, metric=name, label=label, color=color)
 
 
-def _one_metric(spec: Spec, trace: Trace, runs: Sequence[Run]) -> list[Line]:
+def _one_metric(figure: Figure, trace: Trace, runs: Sequence[Run]) -> list[Line]:
     """A line a label; runs of one label become their mean in a band from minimum to maximum."""
     lines = []
     for label, color in group_colors(run.label for run in runs).items():
-        members = [run for run in runs if run.label == label and _curve(run, spec, trace.metric)]
-        curves = [_curve(run, spec, trace.metric) for run in members]
+        members = [r for r in runs if r.label == label and figure.curve(r, trace.metric)]
         if len(members) == 1:
-            own = replace(trace, label=label, color=color, dashed=False)
-            lines.append(_line(spec, own, curves[0], _curve(members[0], spec, trace.stderr)))
+            own = replace(trace, dashed=False)
+            lines.append(_line(figure, own, members[0], label, color))
         elif members:
-            mean, low, high = mean_curve(curves)
+            mean, low, high = mean_curve([figure.curve(run, trace.metric) for run in members])
             if mean:
-                name = f"{label} (mean of {len(members)})"
-                lines.append(_seeds(spec, name, color, mean, low, high))
+                window = figure.window(len(mean.steps))
+                y, low, high = (running_mean(v, window) for v in (mean.values, low, high))
+                name, dots = f"{label} (mean of {len(members)})", figure.kind == "val"
+                lines.append(Line(name, color, mean.steps, y, markers=dots, low=low, high=high))
     return lines
 
 
-def _line(spec: Spec, trace: Trace, curve: Curve, stderr: Curve) -> Line:
-    window = _window(spec, len(curve.steps))
-    widths = dict(zip(stderr.steps, stderr.values, strict=True))
-    return Line(
-        trace.label,
-        trace.color,
-        curve.steps,
-        running_mean(curve.values, window),
-        dashed=trace.dashed,
-        markers=spec.kind == "val",
-        error=tuple(widths.get(step, 0.0) for step in curve.steps) if widths else (),
-        raw=curve.values if window > 1 else (),
-    )
+def _line(figure: Figure, trace: Trace, run: Run, label: str, color: str) -> Line:
+    curve, stderr = figure.curve(run, trace.metric), figure.curve(run, trace.stderr)
+    window = figure.window(len(curve.steps))
+    y = running_mean(curve.values, window)
+    line = Line(label, color, curve.steps, y, trace.dashed, markers=figure.kind == "val")
+    if stderr:
+        widths = dict(zip(stderr.steps, stderr.values, strict=True))
+        return _with_band(line, [widths.get(step, 0.0) for step in curve.steps])
+    return replace(line, raw=curve.values if window > 1 else ())
 
 
-def _seeds(spec: Spec, label: str, color: str, mean: Curve, low, high) -> Line:
-    window = _window(spec, len(mean.steps))
-    y, below, above = (running_mean(values, window) for values in (mean.values, low, high))
-    return Line(label, color, mean.steps, y, markers=spec.kind == "val", low=below, high=above)
+def _with_band(line: Line, errors: Sequence[float]) -> Line:
+    """A band of one standard error to either side of what is a fraction."""
+    pairs = list(zip(line.y, errors, strict=True))
+    low, high = tuple(max(0.0, y - e) for y, e in pairs), tuple(min(1.0, y + e) for y, e in pairs)
+    return replace(line, low=low, high=high)
 
 
-def _window(spec: Spec, count: int) -> int:
-    return smoothing_window(count) if spec.kind == "train" and spec.smooth else 1
-
-
-def _curve(run: Run, spec: Spec, metric: str) -> Curve:
-    return (run.val if spec.kind == "val" else run.train).get(metric, Curve())
+PASS = Figure(
+    key="pass-at-k",
+    section=EVALUATION,
+    title="pass@k",
+    caption="Share of problems with a right answer among k samples: the unbiased estimate from all "
+    "samples (arXiv 2107.03374). Bands are one standard error over problems. Curves that meet at "
+    "large k mean that training made likely what the other model could already find.",
+    axis=Axis("problems solved", True, x_label="k, samples", x_name="k =", x_log=True),
+)
 
 
 def pass_figure(comparison: Comparison) -> Figure:
     """Unbiased pass@k over k, a panel a benchmark, with a band of one standard error over
     problems."""
-    caption = (
-        "Share of problems with a right answer among k samples: the unbiased estimate from all "
-        "samples (arXiv 2107.03374). Bands are one standard error over problems. Curves that meet "
-        "at large k mean that training made likely what the other model could already find."
-    )
-    figure = Figure("pass-at-k", EVALUATION, "pass@k", caption)
     colors = group_colors(system.label for system in comparison.systems)
     panels = []
     for name in comparison.benchmarks:
@@ -207,20 +194,15 @@ def pass_figure(comparison: Comparison) -> Figure:
             if one.num_samples > 1
         ]
         if lines:
-            axis = Axis("problems solved", percent=True)
-            named = f"pass@k, {name}"
-            chart = line_chart(lines, axis, named, x_label="k, samples", x_name="k =", x_log=True)
-            panels.append(Panel(name, chart))
+            panels.append((name, line_chart(lines, PASS.axis, f"pass@k, {name}")))
     if not panels:
         missing = "Every benchmark has one sample a problem: give several for pass@k."
-        return replace(figure, missing=missing)
+        return replace(PASS, missing=missing)
     legend = tuple((label, color, False) for label, color in colors.items())
-    return replace(figure, panels=tuple(panels), legend=legend)
+    return replace(PASS, panels=tuple(panels), legend=legend)
 
 
 def _passes(label: str, color: str, passes: Mapping[int, Estimate]) -> Line:
     means = tuple(each.mean for each in passes.values())
-    errors = [each.problems or 0.0 for each in passes.values()]
-    low = tuple(max(0.0, m - e) for m, e in zip(means, errors, strict=True))
-    high = tuple(min(1.0, m + e) for m, e in zip(means, errors, strict=True))
-    return Line(label, color, tuple(map(float, passes)), means, markers=True, low=low, high=high)
+    line = Line(label, color, tuple(map(float, passes)), means, markers=True)
+    return _with_band(line, [each.problems or 0.0 for each in passes.values()])

@@ -1,7 +1,7 @@
 """Assembling the page: run folders in, one HTML file without external requests out.
 
-    load_runs    -> draw_figures, time_figure, reason_figure, tables -> page.html.j2 -> report.html
-    load_systems -> compared -> evaluation tables, pass@k figure     ->
+    load_runs    -> draw_figures, tables                         -> page.html.j2 -> report.html
+    load_systems -> compared -> evaluation tables, pass@k figure ->
 
 All text from runs is data: the template escapes everything but the SVG made here, and the page's
 content policy allows no script but its own (by hash) and no network at all.
@@ -22,7 +22,6 @@ from igrpo_nemo.evaluation.tables import tables as evaluation_tables
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.figures import EVALUATION, Figure, draw_figures, group_colors, pass_figure
 from igrpo_nemo.report.runs import Run, load_runs
-from igrpo_nemo.report.shares import reason_figure, time_figure
 from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows
 
 SECTIONS = ("Outcome", "Two stages", "Policy", "Optimisation", "Cost")
@@ -79,7 +78,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures = [*draw_figures(runs), reason_figure(runs), time_figure(runs)] if runs else []
+    figures = draw_figures(runs) if runs else []
     sections = SECTIONS if runs else ()
     if evaluation is not None:
         figures.append(pass_figure(evaluation))

@@ -92,8 +92,12 @@ def load_run(folder: Path | str, name: str | None = None, label: str | None = No
     train, val, non_finite = _curves(path)
     if not train and not val:
         raise UserError(f"{path} holds no metrics yet: wait for the first step")
-    config_path = folder / CONFIG
+    config, summary = folder / CONFIG, folder / "summary.json"
     name = name or folder.resolve().name
+    try:
+        found = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{summary} is not JSON ({error})") from None
     return Run(
         path=folder,
         name=name,
@@ -101,9 +105,9 @@ def load_run(folder: Path | str, name: str | None = None, label: str | None = No
         train=train,
         val=val,
         config=stored_config(folder),
-        config_text=config_path.read_text(encoding="utf-8") if config_path.is_file() else "",
+        config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
         samples=tuple(row for _, row in _rows(folder / "samples.jsonl")),
-        summary=_summary(folder / "summary.json"),
+        summary=found,
         non_finite=non_finite,
     )
 
@@ -116,10 +120,7 @@ def load_runs(folders: Sequence[Path | str], labels: Sequence[str] | None = None
     if labels is not None and len(labels) != len(paths):
         raise UserError(f"{len(paths)} run folders but {len(labels)} labels: give one label a run")
     names = _distinct_names(paths)
-    return [
-        load_run(path, name, labels[i] if labels else None)
-        for i, (path, name) in enumerate(zip(paths, names, strict=True))
-    ]
+    return [load_run(*each) for each in zip(paths, names, labels or names, strict=True)]
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -146,11 +147,8 @@ def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve], tuple[tuple
                 points.setdefault(kind, {}).setdefault(name, {})[step] = float(value)
         non_finite += [(step, name) for name in row.get("non_finite", ())]
     train, val = (
-        {
-            name: Curve(tuple(sorted(p)), tuple(p[s] for s in sorted(p)))
-            for name, p in points[kind].items()
-        }
-        for kind in ("train", "val")
+        {n: Curve(tuple(sorted(p)), tuple(p[s] for s in sorted(p))) for n, p in found.items()}
+        for found in (points["train"], points["val"])
     )
     return train, val, tuple(non_finite)
 
@@ -170,13 +168,3 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
             if number == len(lines):
                 return  # no newline after it: a write that was cut off
             raise UserError(f"{path}:{number} is not JSON") from None
-
-
-def _summary(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    return summary if isinstance(summary, Mapping) else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from igrpo_nemo.files.display_text import clock
 from igrpo_nemo.report.charts import format_value
 from igrpo_nemo.report.runs import Curve, Run
 
@@ -17,8 +18,17 @@ TEXT_LIMIT = 6000
 """Characters of one model text; the tail is kept, since that is where the answer is."""
 
 
+SHARES = (
+    ("Drafts at the token limit", "igrpo/draft_truncated_rate"),
+    ("Drafts cut to fit", "igrpo/draft_clipped_rate"),
+    ("Copies of the draft", "igrpo/copy_rate"),
+    ("Groups that teach", "igrpo/nonzero_advantage_groups"),
+)
+"""What is wrong most often when a run learns little: label and metric, a fraction."""
+
+
 class Fact(NamedTuple):
-    """A headline number: what it is, its value, and a note in small print."""
+    """A headline number: what it is, its value, "" where it is not known, and a note."""
 
     label: str
     value: str
@@ -26,55 +36,36 @@ class Fact(NamedTuple):
 
 
 def headline_facts(run: Run) -> list[Fact]:
-    """The numbers a reader wants first; those that the run did not log are left out."""
+    """The numbers a reader wants first, the same for each run."""
     start, end = run.accuracy("start"), run.accuracy("end")
-    facts = []
+    accuracy = change = ""
     if start is not None and end is not None:
+        accuracy = f"{100 * start:.1f} → {100 * end:.1f} %"
         change = f"{100 * (end - start):+.1f} points"
-        facts.append(Fact("Held-out accuracy", f"{100 * start:.1f} → {100 * end:.1f} %", change))
-    facts.append(Fact("Training steps", str(run.summary.get("steps", run.steps))))
-    if (seconds := run.summary.get("seconds")) is not None:
-        facts.append(Fact("Wall clock", duration(float(seconds))))
-    if (rate := run.summary.get("completions_per_second")) is not None:
-        facts.append(Fact("Completions / s", format_value(float(rate))))
-    for label, metric, percent, unit in (
-        ("Copies of the draft", "igrpo/copy_rate", True, ""),
-        ("Groups that teach", "igrpo/nonzero_advantage_groups", True, ""),
-        ("Entropy", "entropy/exact", False, " nats"),
-    ):
-        if (value := run.tail(metric)) is not None:
-            facts.append(Fact(label, format_value(value, percent) + unit, "mean of the last tenth"))
-    if memory := run.train.get("perf/peak_memory_gb"):
-        facts.append(Fact("Peak memory", f"{format_value(max(memory.values))} GB"))
-    return facts
+    seconds, rate = run.summary.get("seconds"), run.summary.get("completions_per_second")
+    sampled = rollout_totals(run)["completions sampled"]
+    entropy, memory = run.tail("entropy/exact"), run.train.get("perf/peak_memory_gb")
+    last = "mean of the last tenth"
+    return [
+        Fact("Held-out accuracy", accuracy, change),
+        Fact("Training steps", str(run.summary.get("steps", run.steps))),
+        Fact("Wall clock", "" if seconds is None else clock(float(seconds))),
+        Fact("Completions", "" if sampled is None else f"{sampled:,}"),
+        Fact("Completions / s", "" if rate is None else format_value(float(rate))),
+        *(Fact(label, _percent(run.tail(metric)), last) for label, metric in SHARES),
+        Fact("Entropy", "" if entropy is None else f"{format_value(entropy)} nats", last),
+        Fact("Peak memory", f"{format_value(max(memory.values))} GB" if memory else ""),
+    ]
 
 
 def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Header and one row a run: where it started, where it ended, what it cost."""
-    header = [
-        "run", "steps", "start", "end", "change", "entropy, end", "copies, end",
-        "groups that teach, end", "completions", "wall clock",
-    ]  # fmt: skip
-    rows = []
-    for run in runs:
-        start, end = run.accuracy("start"), run.accuracy("end")
-        seconds, total = run.summary.get("seconds"), rollout_totals(run)["completions sampled"]
-        entropy = run.tail("entropy/exact")
-        rows.append(
-            [
-                run.name,
-                str(run.summary.get("steps", run.steps)),
-                _percent(start),
-                _percent(end),
-                "–" if start is None or end is None else f"{100 * (end - start):+.1f}",
-                "–" if entropy is None else format_value(entropy),
-                _percent(run.tail("igrpo/copy_rate")),
-                _percent(run.tail("igrpo/nonzero_advantage_groups")),
-                "–" if total is None else f"{total:,}",
-                "–" if seconds is None else duration(float(seconds)),
-            ]
-        )
-    return header, rows
+    """Header and one row a run: its headline facts, the shares over the last tenth of the steps."""
+    facts = [headline_facts(run) for run in runs]
+    header = ["run", *(fact.label for fact in facts[0])]
+    return header, [
+        [run.name, *(fact.value or "–" for fact in own)]
+        for run, own in zip(runs, facts, strict=True)
+    ]
 
 
 def budget_rows(run: Run) -> list[tuple[str, str, str]]:
@@ -159,16 +150,6 @@ def _sample(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     return {**sample, "run": run.name, "step": int(row.get("step") or 0), "draft_shown": shown}
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: `48 s`, `4 min 10 s`, `3 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def shorten(text: str, limit: int = TEXT_LIMIT) -> str:
     """At most `limit` characters of a text: its tail, with a line that says what was left out."""
     if len(text) <= limit:
@@ -177,4 +158,4 @@ def shorten(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "" if value is None else f"{100 * value:.1f} %"

@@ -207,12 +207,12 @@ def test_markdown_tables_are_whole(grpo, igrpo):
 def test_pass_at_k_curves_reach_256(tmp_path):
     folder = write_evaluation(tmp_path / "a", {"aime24": draw(RATES[:5], 256, 1)})
     figure = pass_figure(compared(load_systems([folder])))
-    (panel,) = figure.panels
-    chart = json.loads(re.search(r'data-chart="([^"]*)"', panel.svg)[1].replace("&#34;", '"'))
+    ((_, svg),) = figure.panels
+    chart = json.loads(re.search(r'data-chart="([^"]*)"', svg)[1].replace("&#34;", '"'))
     assert chart["log"] is True and chart["x"] == [1, 256]
     assert chart["lines"][0]["x"] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
     assert chart["lines"][0]["y"] == sorted(chart["lines"][0]["y"])
-    ticks = re.findall(r'class="tick mid" x="([\d.]+)" y="[\d.]+">([\d.k]+)<', panel.svg)
+    ticks = re.findall(r'class="tick mid" x="([\d.]+)" y="[\d.]+">([\d.k]+)<', svg)
     assert [label for _, label in ticks] == [str(2**i) for i in range(9)]
     gaps = np.diff([float(x) for x, _ in ticks])
     assert gaps == pytest.approx(gaps[0], abs=0.2)

@@ -16,27 +16,28 @@ from arms import arm_results, findings, mean_interval, paired_difference, result
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.report import build_report
 from igrpo_nemo.report.charts import (
+    BOTTOM,
+    LEFT,
     MAX_POINTS,
-    PLOT_BOX,
+    RIGHT,
+    TOP,
     Axis,
-    Layer,
     Line,
     format_value,
     line_chart,
     running_mean,
-    stacked_chart,
     thin_out,
 )
 from igrpo_nemo.report.figures import FIGURES, draw_figures, mean_curve
 from igrpo_nemo.report.runs import Curve, load_run, load_runs
-from igrpo_nemo.report.shares import time_figure
-from igrpo_nemo.report.tables import budget_rows, duration, rollout_totals, shorten
+from igrpo_nemo.report.tables import budget_rows, rollout_totals, shorten
 
 CONFIG = """\
 igrpo: {feedback: best_draft, num_drafts: 4, num_refinements: 4, budget: 8}
 grpo: {num_prompts_per_step: 32, num_generations_per_prompt: 4}
 """
 
+ANY_REASON = "reward/reason/*"
 REFINE = ("refinement", "refine", "lift", "copy", "overlap", "selected", "clipped")
 
 
@@ -45,7 +46,9 @@ def write_run(folder, *, steps=50, seed=0, feedback="best_draft", gain=0.4, samp
     folder.mkdir(parents=True)
     rng = random.Random(seed)
     rows = []
-    names = {trace.metric for spec in FIGURES if spec.kind == "train" for trace in spec.traces}
+    names = {t.metric for spec in FIGURES if spec.kind == "train" for t in spec.traces} - {
+        ANY_REASON
+    }
     for step in range(steps + 1):
         done = 1 - math.exp(-3 * step / steps)
         if step % 10 == 0:
@@ -229,10 +232,9 @@ def test_line_geometry():
     )
     path = re.search(r'class="line"[^>]* d="([^"]+)"', svg).group(1)
     xs, ys = zip(*([float(v) for v in p.split()] for p in path[1:].split("L")), strict=True)
-    left, right, top, bottom = PLOT_BOX
-    assert xs == pytest.approx((left, (left + right) / 2, right))
+    assert xs == pytest.approx((LEFT, (LEFT + RIGHT) / 2, RIGHT))
     # 0 % at the bottom, 100 % at the top, and a quarter of the height for a quarter.
-    assert ys == pytest.approx((bottom, bottom - (bottom - top) / 4, top))
+    assert ys == pytest.approx((BOTTOM, BOTTOM - (BOTTOM - TOP) / 4, TOP))
     assert "100 %" in svg
 
 
@@ -244,28 +246,13 @@ def test_charts_survive_constant_single_and_tiny_data():
             assert "nan" not in svg and "inf" not in svg
     with pytest.raises(ValueError, match="nothing to draw"):
         line_chart([Line("a", "g0", (), ())], Axis("a"), title="t")
-    assert stacked_chart([Layer("a", "g0", (0.0, 0.0))], Axis("s"), edges=(0, 1, 2), title="t")
 
 
-def test_stacked_layers_add_up():
-    layers = [Layer("a", "g0", (1.0, 2.0)), Layer("b", "g1", (3.0, 2.0))]
-    svg = stacked_chart(layers, Axis("s"), edges=(0, 1, 2), title="t")
-    tops = [
-        [float(v) for v in re.findall(r"V([\d.]+)H", d)] for d in re.findall(r' d="(M[^"]+Z)"', svg)
-    ]
-    _, _, top, bottom = PLOT_BOX
-    # Of an axis that ends at 4, the sum of either bar: the second layer stands on the first.
-    assert tops[1] == pytest.approx([top, top])
-    assert tops[0] == pytest.approx([bottom - (bottom - top) * share for share in (0.25, 0.5)])
-
-
-def test_time_that_no_part_claims_is_shown(run_dir):
-    figure = time_figure(load_runs([run_dir]))
-    assert [label for label, _, _ in figure.legend] == [
-        "sample drafts",
-        "sample refinements",
-        "other",
-    ]
+def test_reasons_and_seconds_have_a_line_each(run_dir):
+    figures = {figure.key: figure for figure in draw_figures(load_runs([run_dir]))}
+    assert [label for label, *_ in figures["reasons"].legend] == ["match", "mismatch"]
+    shown = [label for label, *_ in figures["time"].legend]
+    assert {"whole step", "sample drafts", "sample refinements"} <= set(shown)
 
 
 def test_long_curves_keep_their_mean():
@@ -297,7 +284,6 @@ def test_texts_are_cut_at_their_beginning():
     assert shorten("abc", 3) == "abc"
     cut = shorten("x" * 5 + "answer", 6)
     assert cut.endswith("\nanswer") and "5 characters left out" in cut
-    assert [duration(s) for s in (48.2, 250, 11100)] == ["48 s", "4 min 10 s", "3 h 5 min"]
 
 
 def test_intervals_cover_as_often_as_they_say():
