@@ -16,7 +16,7 @@ from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.published import published_results
 from igrpo_nemo.preflight import Plan, preflight
-from igrpo_nemo.preflight.capacity import GIB
+from igrpo_nemo.preflight.memory import GIB
 
 BLOCK = re.compile(
     r"(?P<open><!-- (?P<kind>published|preflight): (?P<names>[^>]*?) -->\n)"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class Speed:
 class PromptGroup:
     """Completions of one prompt: its tokens, theirs, and the seconds of its prefill.
 
-    `after` are the completions of another prompt that must have ended: the drafts of a q'.
+    `then` are the completions of another prompt that follow when these have ended: a q' and its
+    drafts.
     """
 
     prompt: int
@@ -49,57 +50,37 @@ class PromptGroup:
     then: PromptGroup | None = None
 
 
-@dataclass(slots=True)
-class _Running:
-    """The engine's state between two events; time in decoding steps and in seconds."""
-
-    now: int = 0
-    seconds: float = 0.0
-    cached: float = 0.0
-    ends: list[tuple[int, int, int]] = field(default_factory=list)
-
-
 def decode_seconds(groups: Sequence[PromptGroup], speed: Speed) -> float:
     """Seconds until every completion of every group, and of what follows it, has ended."""
     waiting: deque[tuple[int, int]] = deque()
     prompts: list[PromptGroup] = []
-    left: list[int] = []
-    state = _Running()
+    left: list[int] = []  # completions of each group that have not ended
+    ends: list[tuple[int, int, int]] = []  # of what runs: the decoding step, group, length
+    now, seconds, cached = 0, 0.0, 0.0
 
-    def arrive(group: PromptGroup) -> None:
-        number = len(prompts)
+    def arrive(group: PromptGroup) -> float:
+        waiting.extend((len(prompts), length) for length in group.lengths)
         prompts.append(group)
         left.append(len(group.lengths))
-        state.seconds += group.prefill
-        waiting.extend((number, length) for length in group.lengths)
+        return group.prefill
 
     for group in groups:
-        arrive(group)
-    while waiting or state.ends:
-        while waiting and len(state.ends) < speed.places:
+        seconds += arrive(group)
+    while waiting or ends:
+        while waiting and len(ends) < speed.places:
             number, length = waiting.popleft()
-            heapq.heappush(state.ends, (state.now + length, number, length))
-            state.cached += prompts[number].prompt
-        _advance(state, speed)
-        for number in _ended(state, prompts):
+            heapq.heappush(ends, (now + length, number, length))
+            cached += prompts[number].prompt
+        # To the next end: every running sequence grows by a token a step.
+        steps, running = ends[0][0] - now, len(ends)
+        seconds += steps * speed.step(running, cached + running * steps / 2)
+        cached += running * steps
+        now += steps
+        while ends and ends[0][0] == now:
+            _, number, length = heapq.heappop(ends)
+            cached -= prompts[number].prompt + length
             left[number] -= 1
             following = prompts[number].then
             if left[number] == 0 and following is not None:
-                arrive(following)
-    return state.seconds
-
-
-def _advance(state: _Running, speed: Speed) -> None:
-    """To the next end: every running sequence grows by a token a step."""
-    steps, running = state.ends[0][0] - state.now, len(state.ends)
-    state.seconds += steps * speed.step(running, state.cached + running * steps / 2)
-    state.cached += running * steps
-    state.now += steps
-
-
-def _ended(state: _Running, prompts: Sequence[PromptGroup]) -> Iterator[int]:
-    """Takes the sequences that end now out of the batch; yields their groups."""
-    while state.ends and state.ends[0][0] == state.now:
-        _, number, length = heapq.heappop(state.ends)
-        state.cached -= prompts[number].prompt + length
-        yield number
+                seconds += arrive(following)
+    return seconds

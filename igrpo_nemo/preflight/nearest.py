@@ -17,28 +17,34 @@ from igrpo_nemo.config.compose import finished, with_value
 from igrpo_nemo.config.machines import parallel
 from igrpo_nemo.config.section import at, shown
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.preflight.plan import Kind
 
 Change = dict[str, Any]
 """Dotted keys and their new values: what a user would type."""
 
 VLLM = "policy.generation.vllm_cfg"
-PACKING = "policy.sequence_packing"
+PACKING, DYNAMIC = "policy.sequence_packing", "policy.dynamic_batching"
 OPTIMIZER = "policy.megatron_cfg.optimizer"
 CONTEXT = "policy.max_total_sequence_length"
 _MULTIPLE = 128
 
 
-def nearest(config: Config, kind: Kind, fits: Callable[[Config], bool]) -> Change | None:
+def nearest(config: Config, kind: str, fits: Callable[[Config], bool]) -> Change | None:
     """The mildest change of one or two keys for which `fits` holds; None where there is none."""
-    ladders = [ladder for ladder in map(list, _ladders(config, kind)) if ladder]
+
+    def holds(change: Change) -> bool:
+        try:
+            candidate = changed(config, change)
+        except UserError:
+            return False
+        return fits(candidate)
+
+    ladders = list(_ladders(config, kind))
     pairs = (
         {**a, **b}
         for first, second in itertools.combinations(ladders, 2)
         for a, b in itertools.product(first, second)
     )
-    changes = itertools.chain(itertools.chain.from_iterable(ladders), pairs)
-    return next((change for change in changes if _holds(config, change, fits)), None)
+    return next(filter(holds, itertools.chain(*ladders, pairs)), None)
 
 
 def changed(config: Config, change: Mapping[str, Any]) -> Config:
@@ -54,112 +60,70 @@ def words(change: Mapping[str, Any]) -> str:
     return "set " + " ".join(f"{key}={shown(value)}" for key, value in change.items())
 
 
-def _holds(config: Config, change: Change, fits: Callable[[Config], bool]) -> bool:
-    try:
-        candidate = changed(config, change)
-    except UserError:
-        return False
-    return fits(candidate)
-
-
-def _ladders(config: Config, kind: Kind) -> Iterator[Iterator[Change]]:
+def _ladders(config: Config, kind: str) -> Iterator[list[Change]]:
     """Families of changes, the mildest first; inside a family from the nearest value on."""
-    if kind == "training":
-        yield _recomputation(config)
-        yield _smaller_packs(config, PACKING)
-        yield _smaller_packs(config, "policy.dynamic_batching")
-        yield _chunks(config)
-        yield _sharded_optimizer(config)
-        yield _tensor(parallel(config).tensor_key, parallel(config).tensor, config)
-        yield _offload(config)
+    policy, spread = config.policy, parallel(config)
+    if kind == "vllm":
+        now = policy.generation.vllm.get("gpu_memory_utilization", 0.9)
+        # Five hundredths up and down: colocated engines may have too much.
+        near = [round(now + sign * step * 0.05, 2) for step in range(1, 19) for sign in (1, -1)]
+        yield _each(f"{VLLM}.gpu_memory_utilization", [n for n in near if 0.05 <= n <= 0.95])
+        now = policy.generation.vllm.get("tensor_parallel_size", 1)
+        yield _doubled(f"{VLLM}.tensor_parallel_size", now, config)
         yield _shorter(config)
-        yield _more_nodes(config)
-    else:
-        yield _utilization(config)
-        tensor = config.policy.generation.vllm.get("tensor_parallel_size", 1)
-        yield _tensor(f"{VLLM}.tensor_parallel_size", tensor, config)
-        yield _shorter(config)
-
-
-def _recomputation(config: Config) -> Iterator[Change]:
-    prefix = parallel(config).prefix
-    section = at(config.to_dict(), prefix, {})
+        return
+    megatron = spread.backend == "megatron"
+    section = policy.megatron if megatron else policy.dtensor
     if not section.get("activation_checkpointing"):
-        yield {f"{prefix}.activation_checkpointing": True}
+        yield [{f"{spread.prefix}.activation_checkpointing": True}]
     elif section.get("recompute_granularity", "full") != "full":
-        yield {f"{prefix}.recompute_granularity": "full"}
+        yield [{f"{spread.prefix}.recompute_granularity": "full"}]
+    for packs in (PACKING, DYNAMIC):
+        yield _each(f"{packs}.train_mb_tokens", _halves(config, packs))
+    if megatron:
+        if not policy.logprob_chunk_size:
+            defer = "policy.megatron_cfg.defer_fp32_logits"
+            yield [{"policy.logprob_chunk_size": 1024, defer: True}]
+        optimizer = policy.megatron.get("optimizer") or {}
+        shards = ("use_distributed_optimizer", "use_precision_aware_optimizer")
+        yield [{f"{OPTIMIZER}.{name}": True} for name in shards if not optimizer.get(name)]
+    yield _doubled(spread.tensor_key, spread.tensor, config)
+    offload: Change = {"policy.dtensor_cfg.cpu_offload": True}
+    if megatron:
+        offload = {f"{OPTIMIZER}.optimizer_cpu_offload": True}
+        offload[f"{OPTIMIZER}.optimizer_offload_fraction"] = 1.0
+    yield [offload]
+    yield _shorter(config)
+    nodes = (2, 3, 4, 5, 8, 9, 16, 17)
+    yield _each("cluster.num_nodes", [n for n in nodes if n > config.cluster.num_nodes])
 
 
-def _smaller_packs(config: Config, section: str) -> Iterator[Change]:
+def _each(key: str, values: list[Any]) -> list[Change]:
+    return [{key: value} for value in values]
+
+
+def _halves(config: Config, packs: str) -> list[int]:
     """Halves of the micro-batch's tokens, down to the longest row."""
-    values = at(config.to_dict(), section) or {}
-    tokens = values.get("train_mb_tokens")
-    if not values.get("enabled") or not tokens:
-        return
-    least = config.policy.max_total_sequence_length
-    while tokens > least:
+    values = at(config.to_dict(), packs) or {}
+    least, found = config.policy.max_total_sequence_length, []
+    tokens = values.get("train_mb_tokens") or 0
+    while values.get("enabled") and tokens > least:
         tokens = max(tokens // 2, least)
-        yield {f"{section}.train_mb_tokens": tokens}
+        found.append(tokens)
+    return found
 
 
-def _chunks(config: Config) -> Iterator[Change]:
-    if not config.policy.logprob_chunk_size and parallel(config).backend == "megatron":
-        yield {
-            "policy.logprob_chunk_size": 1024,
-            "policy.megatron_cfg.defer_fp32_logits": True,
-        }
+def _doubled(key: str, now: int, config: Config) -> list[Change]:
+    sizes = (now * 2**power for power in range(1, 8))
+    return _each(key, [size for size in sizes if size <= config.cluster.gpus_per_node])
 
 
-def _sharded_optimizer(config: Config) -> Iterator[Change]:
-    if parallel(config).backend != "megatron":
-        return
-    optimizer = config.policy.megatron.get("optimizer") or {}
-    for name in ("use_distributed_optimizer", "use_precision_aware_optimizer"):
-        if not optimizer.get(name):
-            yield {f"{OPTIMIZER}.{name}": True}
-
-
-def _tensor(key: str, now: int, config: Config) -> Iterator[Change]:
-    size = 2 * now
-    while size <= config.cluster.gpus_per_node:
-        yield {key: size}
-        size *= 2
-
-
-def _offload(config: Config) -> Iterator[Change]:
-    if parallel(config).backend == "dtensor":
-        yield {"policy.dtensor_cfg.cpu_offload": True}
-    else:
-        yield {
-            f"{OPTIMIZER}.optimizer_cpu_offload": True,
-            f"{OPTIMIZER}.optimizer_offload_fraction": 1.0,
-        }
-
-
-def _shorter(config: Config) -> Iterator[Change]:
+def _shorter(config: Config) -> list[Change]:
     """Contexts that still hold q, a draft token and a refinement, in steps of an eighth."""
     total = config.policy.max_total_sequence_length
     least = config.data.max_input_seq_length + config.policy.generation.max_new_tokens + 1
-    for eighths in range(7, 0, -1):
-        tokens = total * eighths // 8 // _MULTIPLE * _MULTIPLE
-        if tokens >= least:
-            yield {CONTEXT: tokens}
-
-
-def _more_nodes(config: Config) -> Iterator[Change]:
-    for nodes in (2, 3, 4, 5, 8, 9, 16, 17):
-        if nodes > config.cluster.num_nodes:
-            yield {"cluster.num_nodes": nodes}
-
-
-def _utilization(config: Config) -> Iterator[Change]:
-    """Five hundredths up and down: colocated engines may have too much."""
-    now = config.policy.generation.vllm.get("gpu_memory_utilization", 0.9)
-    for step in range(1, 19):
-        for sign in (1, -1):
-            value = round(now + sign * step * 0.05, 2)
-            if 0.05 <= value <= 0.95:
-                yield {f"{VLLM}.gpu_memory_utilization": value}
+    shorter = (total * eighths // 8 // _MULTIPLE * _MULTIPLE for eighths in range(7, 0, -1))
+    return _each(CONTEXT, [tokens for tokens in shorter if tokens >= least])
 
 
 def _follows(config: Config, change: Mapping[str, Any]) -> Change:
@@ -167,9 +131,8 @@ def _follows(config: Config, change: Mapping[str, Any]) -> Change:
     policy, values, follows = config.policy, config.to_dict(), {}
     if CONTEXT in change:
         # Packs and vLLM's context that are as long as the context.
-        sections = (PACKING, "policy.dynamic_batching")
-        keys = [f"{each}.{kind}_mb_tokens" for each in sections for kind in ("train", "logprob")]
-        for key in (*keys, f"{VLLM}.max_model_len"):
+        packs = [f"{a}.{b}_mb_tokens" for a in (PACKING, DYNAMIC) for b in ("train", "logprob")]
+        for key in (*packs, f"{VLLM}.max_model_len"):
             if at(values, key) == policy.max_total_sequence_length:
                 follows[key] = change[CONTEXT]
     spread = parallel(config)

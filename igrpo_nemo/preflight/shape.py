@@ -34,20 +34,18 @@ VOCAB_MULTIPLE = 128
 HEAD = {"megatron": "output_layer", "dtensor": "lm_head"}
 """The name of the layer behind the last one."""
 
-_SSD_CHUNK = 128
-"""Tokens of a chunk of Mamba-2's scan (`chunk_size` of Nemotron-H's config.json)."""
-
 
 @dataclass(frozen=True, slots=True)
 class MambaShape:
-    """A Mamba-2 layer (arXiv 2405.21060): `heads` of `head_dim` channels, `state` values each."""
+    """A Mamba-2 layer (arXiv 2405.21060): `heads` of `head_dim` channels, `state` values each;
+    `chunk` tokens of its scan are computed at a time."""
 
     heads: int
     head_dim: int
     groups: int
     state: int
     conv_kernel: int
-    chunk: int = _SSD_CHUNK
+    chunk: int
 
     @property
     def inner(self) -> int:
@@ -58,6 +56,11 @@ class MambaShape:
     def conv(self) -> int:
         """Channels of the causal convolution: x, B and C."""
         return self.inner + 2 * self.groups * self.state
+
+    @property
+    def in_proj(self) -> int:
+        """Channels behind the first matrix: gate, x B C, step."""
+        return self.inner + self.conv + self.heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +85,12 @@ class Shape:
     gated_mlp: bool
     vocab: int
     context: int
-    tied: bool = False
-    qkv_bias: bool = False
-    output_bias: bool = False
-    qk_norm: bool = False
-    mamba: MambaShape | None = None
-    source: str = ""
+    tied: bool
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    mamba: MambaShape | None
+    source: str
 
     @property
     def q_size(self) -> int:
@@ -98,6 +101,45 @@ class Shape:
     def kv_size(self) -> int:
         """Channels of the keys, and of the values."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def mlp_channels(self) -> int:
+        """Channels that a feed-forward layer keeps between its matrices: gate, up, their product;
+        as many rows of h does it have in its matrices."""
+        return (3 if self.gated_mlp else 2) * self.intermediate
+
+    @property
+    def matrices(self) -> int:
+        """Parameters in the layers' matrices and their biases, which tensor parallelism shards."""
+        h, mamba = self.hidden, self.mamba
+        qkv = self.q_size + 2 * self.kv_size  # h (H + 2K) D and H D h, and the biases of q, k, v
+        attention = h * (qkv + self.q_size) + (qkv if self.qkv_bias else 0)
+        count = attention * self.attention_layers + h * self.mlp_channels * self.mlp_layers
+        if mamba is not None:
+            each = h * mamba.in_proj + mamba.inner * h  # in_proj and out_proj
+            each += mamba.conv * (mamba.conv_kernel + 1)  # the convolution and its bias
+            each += 3 * mamba.heads + mamba.inner  # A, D, the step's bias; the gated norm
+            count += each * self.mamba_layers
+        return count
+
+    @property
+    def replicated(self) -> int:
+        """Parameters that tensor parallelism does not shard: a norm before each layer and one at
+        the end, norms of q and k, the output's bias."""
+        layers = self.attention_layers + self.mlp_layers + self.mamba_layers
+        each = 2 * self.head_dim if self.qk_norm else 0
+        each += self.hidden if self.output_bias else 0
+        return self.hidden * (layers + 1) + each * self.attention_layers
+
+    @property
+    def tables(self) -> int:
+        """Parameters of the embedding, and of the head where it is another table."""
+        return (1 if self.tied else 2) * self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Every parameter of the model, exactly."""
+        return self.matrices + self.replicated + self.tables
 
 
 def shape_of(config: Config, environ: Mapping[str, str] = os.environ) -> Shape | None:
@@ -117,9 +159,7 @@ def shape_of(config: Config, environ: Mapping[str, str] = os.environ) -> Shape |
         }
         return _from_fields(fields, "igrpo.model")
     folder = model_folder(config.policy.model_name, environ)
-    if folder is not None:
-        return _from_config_json(folder / "config.json")
-    return _described(config)
+    return _described(config) if folder is None else _from_config_json(folder / "config.json")
 
 
 def model_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -140,7 +180,7 @@ def model_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path | N
 
 def differs_from_folder(config: Config, shape: Shape) -> bool:
     """Whether `igrpo.architecture` describes another model than the folder's config.json."""
-    described = _described(config, shape.source)
+    described = _described(config)
     return described is not None and (described.hidden, described.depth, described.vocab) != (
         shape.hidden,
         shape.depth,
@@ -148,11 +188,11 @@ def differs_from_folder(config: Config, shape: Shape) -> bool:
     )
 
 
-def _described(config: Config, source: str = "igrpo.architecture") -> Shape | None:
+def _described(config: Config) -> Shape | None:
     architecture = config.igrpo.architecture
     if architecture is None:
         return None
-    return _from_fields(architecture.model_dump(exclude_none=True), source)
+    return _from_fields(architecture.model_dump(exclude_none=True), "igrpo.architecture")
 
 
 def _from_config_json(path: Path) -> Shape | None:
@@ -179,113 +219,43 @@ def _from_fields(fields: Mapping[str, Any], source: str) -> Shape:
             raise UserError(f"{source}: {name} is {value!r}: give the value of the model's config")
         return value
 
-    family = str(fields["model_type"])
-    hidden, heads = need("hidden_size"), need("num_attention_heads")
+    family, bias = str(fields["model_type"]), bool(fields.get("attention_bias"))
+    hidden, heads, depth = (
+        need(f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    counts, mamba = (depth, depth, 0), None
+    if hybrid := family == "nemotron_h":
+        pattern = fields.get("hybrid_override_pattern")
+        if not isinstance(pattern, str) or len(pattern) != depth:
+            raise UserError(
+                f"{source}: hybrid_override_pattern must have one letter a layer "
+                f"(num_hidden_layers={depth})"
+            )
+        if set(pattern) - set("M*-"):
+            raise UserError(f"{source}: hybrid_override_pattern has layers other than M, * and -")
+        counts = (pattern.count("*"), pattern.count("-"), pattern.count("M"))
+        names = ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel")
+        mamba = MambaShape(*map(need, names), chunk=int(fields.get("chunk_size") or 128))
     # Nemotron-H's own config.json says attention_head_dim, Transformers' says head_dim.
     head_dim = fields.get("head_dim") or fields.get("attention_head_dim") or hidden // heads
-    bias = bool(fields.get("attention_bias"))
-    shared: dict[str, Any] = {
-        "family": family,
-        "hidden": hidden,
-        "heads": heads,
-        "kv_heads": fields.get("num_key_value_heads") or heads,
-        "head_dim": int(head_dim),
-        "intermediate": need("intermediate_size"),
-        "vocab": need("vocab_size"),
-        "context": need("max_position_embeddings"),
-        "tied": bool(fields.get("tie_word_embeddings")),
-        "source": source,
-    }
-    if family == "nemotron_h":
-        return Shape(**shared, **_hybrid(fields, need, source))
-    layers = need("num_hidden_layers")
     return Shape(
-        **shared,
-        depth=layers,
-        attention_layers=layers,
-        mlp_layers=layers,
-        mamba_layers=0,
-        gated_mlp=True,
-        qkv_bias=family == "qwen2" or bias,
+        family,
+        hidden,
+        depth,
+        *counts,
+        heads=heads,
+        kv_heads=fields.get("num_key_value_heads") or heads,
+        head_dim=int(head_dim),
+        intermediate=need("intermediate_size"),
+        gated_mlp=not hybrid,
+        vocab=need("vocab_size"),
+        context=need("max_position_embeddings"),
+        tied=bool(fields.get("tie_word_embeddings")),
+        qkv_bias=not hybrid and (family == "qwen2" or bias),
         output_bias=family in ("llama", "qwen3") and bias,
         qk_norm=family == "qwen3",
-    )
-
-
-def _hybrid(fields: Mapping[str, Any], need: Any, source: str) -> dict[str, Any]:
-    """What Nemotron-H has beyond the others: a letter a layer, and Mamba-2's widths."""
-    pattern = fields.get("hybrid_override_pattern")
-    if not isinstance(pattern, str) or len(pattern) != need("num_hidden_layers"):
-        raise UserError(
-            f"{source}: hybrid_override_pattern must have one letter a layer "
-            f"(num_hidden_layers={fields.get('num_hidden_layers')})"
-        )
-    if set(pattern) - set("M*-"):
-        raise UserError(f"{source}: hybrid_override_pattern has layers other than M, * and -")
-    mamba = MambaShape(
-        heads=need("mamba_num_heads"),
-        head_dim=need("mamba_head_dim"),
-        groups=need("n_groups"),
-        state=need("ssm_state_size"),
-        conv_kernel=need("conv_kernel"),
-        chunk=int(fields.get("chunk_size") or _SSD_CHUNK),
-    )
-    return {
-        "depth": len(pattern),
-        "attention_layers": pattern.count("*"),
-        "mlp_layers": pattern.count("-"),
-        "mamba_layers": pattern.count("M"),
-        "gated_mlp": False,
-        "mamba": mamba,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Parameters by where they are: matrices of the layers, everything that is not sharded by
-    tensor parallelism, the embedding, and the head (0 where it is the embedding)."""
-
-    attention: int
-    mlp: int
-    mamba: int
-    replicated: int
-    embedding: int
-    head: int
-
-    @property
-    def layers(self) -> int:
-        """Matrices of all layers."""
-        return self.attention + self.mlp + self.mamba
-
-    @property
-    def total(self) -> int:
-        return self.layers + self.replicated + self.embedding + self.head
-
-
-def counts(shape: Shape) -> Counts:
-    """Every parameter of the model, exactly."""
-    h, mamba = shape.hidden, shape.mamba
-    layers = shape.attention_layers + shape.mlp_layers + shape.mamba_layers
-    replicated = h * (layers + 1)  # one norm before each layer, one at the end
-    if shape.qk_norm:
-        replicated += 2 * shape.head_dim * shape.attention_layers
-    if shape.output_bias:
-        replicated += h * shape.attention_layers
-    qkv = shape.q_size + 2 * shape.kv_size  # h (H + 2K) D and H D h, and the biases of q, k, v
-    attention = h * (qkv + shape.q_size) + (qkv if shape.qkv_bias else 0)
-    per_mamba = 0
-    if mamba is not None:
-        per_mamba = h * (mamba.inner + mamba.conv + mamba.heads)  # in_proj: gate, x B C, step
-        per_mamba += mamba.conv * (mamba.conv_kernel + 1)  # the convolution and its bias
-        per_mamba += 3 * mamba.heads + mamba.inner  # A, D, the step's bias; the gated norm
-        per_mamba += mamba.inner * h  # out_proj
-    return Counts(
-        attention=attention * shape.attention_layers,
-        mlp=(3 if shape.gated_mlp else 2) * h * shape.intermediate * shape.mlp_layers,
-        mamba=per_mamba * shape.mamba_layers,
-        replicated=replicated,
-        embedding=shape.vocab * h,
-        head=0 if shape.tied else shape.vocab * h,
+        mamba=mamba,
+        source=source,
     )
 
 
@@ -297,10 +267,10 @@ def padded_vocab(shape: Shape, tensor: int) -> int:
 
 def rank_parameters(shape: Shape, tensor: int, pipeline: int) -> int:
     """Parameters on the fullest Megatron rank: the first or last pipeline stage."""
-    c = counts(shape)
     table = padded_vocab(shape, tensor) * shape.hidden
     tables = table if pipeline > 1 or shape.tied else 2 * table
-    return math.ceil(c.layers / (tensor * pipeline) + c.replicated / pipeline + tables / tensor)
+    layers = shape.matrices / (tensor * pipeline) + shape.replicated / pipeline
+    return math.ceil(layers + tables / tensor)
 
 
 def adapter_parameters(shape: Shape, adapters: LowRank, backend: str) -> int:
@@ -309,8 +279,8 @@ def adapter_parameters(shape: Shape, adapters: LowRank, backend: str) -> int:
     Megatron-Core holds q, k, v and gate, up as one layer each.
     """
     h, q, kv, inner = shape.hidden, shape.q_size, shape.kv_size, shape.intermediate
-    gate = shape.mlp_layers if shape.gated_mlp else 0
     mamba, attention, mlp = shape.mamba, shape.attention_layers, shape.mlp_layers
+    gate = mlp if shape.gated_mlp else 0
     if backend == "megatron":
         layers = {
             "linear_qkv": (h + q + 2 * kv, attention),
@@ -320,17 +290,14 @@ def adapter_parameters(shape: Shape, adapters: LowRank, backend: str) -> int:
         }
     else:
         layers = {
-            "q_proj": (h + q, attention),
-            "k_proj": (h + kv, attention),
-            "v_proj": (h + kv, attention),
-            "o_proj": (q + h, attention),
+            **{"q_proj": (h + q, attention), "o_proj": (q + h, attention)},
+            **dict.fromkeys(("k_proj", "v_proj"), (h + kv, attention)),
+            **dict.fromkeys(("up_proj", "down_proj"), (h + inner, mlp)),
             "gate_proj": (h + inner, gate),
-            "up_proj": (h + inner, mlp),
-            "down_proj": (inner + h, mlp),
         }
     layers[HEAD[backend]] = (h + shape.vocab, 1)
     if mamba is not None:
-        layers["in_proj"] = (h + mamba.inner + mamba.conv + mamba.heads, shape.mamba_layers)
+        layers["in_proj"] = (h + mamba.in_proj, shape.mamba_layers)
         layers["out_proj"] = (mamba.inner + h, shape.mamba_layers)
     widths = (width * count for name, (width, count) in layers.items() if adapters.adapts(name))
     return adapters.dim * sum(widths)
@@ -354,20 +321,14 @@ def state_bytes_per_sequence(shape: Shape, tensor: int = 1, ssm_bytes: int = FP3
 
 def matrix_flops_per_token(shape: Shape) -> int:
     """Of a forward pass: two per parameter of a matrix; the embedding is a lookup."""
-    c = counts(shape)
     scan = 0
     if shape.mamba is not None:
         # State update and readout of every channel, in the chunked form about three times.
         scan = 6 * shape.mamba.inner * shape.mamba.state * shape.mamba_layers
-    return 2 * (c.layers + shape.vocab * shape.hidden) + scan
+    return 2 * (shape.matrices + shape.vocab * shape.hidden) + scan
 
 
-def attention_flops_per_token(shape: Shape, context: float) -> float:
-    """Of a forward pass at a token that sees `context` others: q k^T and p v in every layer."""
-    return 4 * shape.attention_layers * shape.q_size * context
-
-
-def forward_flops(shape: Shape, tokens: float, start: float = 0.0) -> float:
-    """Of `tokens` consecutive tokens whose first sees `start` others, under a causal mask."""
-    mean_context = start + tokens / 2
-    return tokens * (matrix_flops_per_token(shape) + attention_flops_per_token(shape, mean_context))
+def forward_flops(shape: Shape, tokens: float) -> float:
+    """Of a row: each token sees those before it (q k^T and p v in every attention layer)."""
+    attention = 4 * shape.attention_layers * shape.q_size * tokens / 2
+    return tokens * (matrix_flops_per_token(shape) + attention)

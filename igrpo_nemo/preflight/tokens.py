@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import yaml
 
@@ -85,16 +86,17 @@ def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questi
     Raises `UserError` for a file that cannot be read.
     """
     train = config.data.train
+    source = find_source(train.dataset_name)
+    name = source.name if source else train.dataset_name
     if train.dataset_name == "arithmetic":
-        found = _arithmetic(train)
+        # `7+5*3...=`: two characters an operation and two more, a token each.
+        lengths = [2 * operations + 2 for operations in train.lengths or [6]]
+        found = replace(_counted(lengths, "generated"), longest=(max(lengths),))
+    elif name in KNOWN and not train.data_path and train.split in (None, "train"):
+        found = KNOWN[name]
     else:
-        source = find_source(train.dataset_name)
-        name = source.name if source else train.dataset_name
-        if name in KNOWN and not train.data_path and train.split in (None, "train"):
-            found = KNOWN[name]
-        else:
-            found = _from_file(config, environ)
-    if train.num_problems is not None and train.dataset_name != "arithmetic":
+        found = _from_file(config, environ)
+    if train.num_problems is not None or train.dataset_name == "arithmetic":
         found = replace(found, count=train.num_problems)
     if found.count is not None and config.data.validation is None and train.split_validation_size:
         held_out = max(1, round(train.split_validation_size * found.count))
@@ -102,30 +104,12 @@ def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questi
     return found
 
 
-def template_tokens(config: Config) -> int:
-    """Tokens of system prompt and chat template around a question."""
-    return CHAT_TEMPLATE_TOKENS + round(
-        len(config.igrpo.prompt.system) / PROMPT_CHARACTERS_PER_TOKEN
-    )
-
-
-def _arithmetic(train: Dataset) -> Questions:
-    """`7+5*3...=`: two characters an operation and two more, a token each."""
-    lengths = sorted(2 * operations + 2 for operations in train.lengths or [6])
-    tokens = {q: _at(lengths, q) for q in QUANTILES}
-    mean = sum(lengths) / len(lengths)
-    return Questions(train.num_problems, tokens, mean, "generated", (lengths[-1],))
-
-
 def _from_file(config: Config, environ: Mapping[str, str]) -> Questions:
-    train = config.data.train
-    path = _local_file(train)
-    if path is None:
-        return replace(KNOWN["math"], count=None, source=_STAND_IN)
-    rows = read_file(path)
-    texts = list(_questions(rows, train))
-    if not texts:
-        return replace(KNOWN["math"], count=len(rows), source=_STAND_IN)
+    path = _local_file(config.data.train)
+    rows = [] if path is None else read_file(path)
+    texts = list(_questions(rows, config.data.train))
+    if path is None or not texts:
+        return replace(KNOWN["math"], count=len(rows) if path else None, source=_STAND_IN)
     tokenizer = model_folder(config.policy.tokenizer.name, environ)
     file = tokenizer / "tokenizer.json" if tokenizer else None
     if file is not None and file.is_file():
@@ -133,14 +117,14 @@ def _from_file(config: Config, environ: Mapping[str, str]) -> Questions:
     else:
         lengths = [round(len(text) / CHARACTERS_PER_TOKEN) for text in texts]
         how = f"counted in {path.name}, {CHARACTERS_PER_TOKEN:g} characters a token"
-    ordered = sorted(lengths)
-    return Questions(
-        len(texts),
-        {q: _at(ordered, q) for q in QUANTILES},
-        sum(lengths) / len(lengths),
-        how,
-        tuple(reversed(ordered[-16:])),
-    )
+    return replace(_counted(lengths, how), count=len(texts))
+
+
+def _counted(lengths: Sequence[int], source: str) -> Questions:
+    ordered, last = sorted(lengths), len(lengths) - 1
+    tokens = {quantile: ordered[round(quantile * last)] for quantile in QUANTILES}
+    mean, longest = sum(lengths) / len(lengths), tuple(reversed(ordered[-16:]))
+    return Questions(None, tokens, mean, source, longest)
 
 
 def _local_file(train: Dataset) -> Path | None:
@@ -173,10 +157,6 @@ def _token_lengths(texts: Sequence[str], tokenizer: Path) -> list[int]:
     return [len(each.ids) for each in encoded]
 
 
-def _at(ordered: Sequence[int], quantile: float) -> int:
-    return ordered[round(quantile * (len(ordered) - 1))]
-
-
 @dataclass(frozen=True, slots=True)
 class Responses:
     """Log-normal lengths, cut at `limit`; with `mu` the mean after the cut is `mean`."""
@@ -203,25 +183,19 @@ def responses(config: Config) -> Responses:
     mean, sigma = assumed.response_share * limit, assumed.response_sigma
     if sigma == 0 or assumed.response_share == 1:
         return Responses(mean, limit, math.log(mean), 0.0)
+    normal = NormalDist()
+
+    def mean_when_cut(mu: float) -> float:
+        """E[min(X, limit)] of a log-normal X."""
+        z = (math.log(limit) - mu) / sigma
+        below = math.exp(mu + sigma**2 / 2) * normal.cdf(z - sigma)
+        return below + limit * (1 - normal.cdf(z))
+
     low, high = math.log(mean) - sigma**2, math.log(limit) + 8 * sigma
     for _ in range(60):
         middle = (low + high) / 2
-        if _mean_when_cut(middle, sigma, limit) < mean:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if mean_when_cut(middle) < mean else (low, middle)
     return Responses(mean, limit, low, sigma)
-
-
-def _mean_when_cut(mu: float, sigma: float, limit: int) -> float:
-    """E[min(X, limit)] of a log-normal X."""
-    z = (math.log(limit) - mu) / sigma
-    below = math.exp(mu + sigma**2 / 2) * _normal_cdf(z - sigma)
-    return below + limit * (1 - _normal_cdf(z))
-
-
-def _normal_cdf(z: float) -> float:
-    return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +206,11 @@ class Context:
     total: int
     new_tokens: int
     template: int
-    question_limit: int
     question: Mapping[float, int]
     mean_question: float
     draft_room: Mapping[float, int]
     clipped: float
     mean_draft: float
-    longest_prompt: int
 
     @property
     def mean_refinement_prompt(self) -> float:
@@ -249,21 +221,18 @@ class Context:
 def context(config: Config, asked: Questions) -> Context:
     """The token budget of q and q'."""
     total, new = config.policy.max_total_sequence_length, config.policy.generation.max_new_tokens
-    limit, template = config.data.max_input_seq_length, template_tokens(config)
-    lengths = responses(config)
+    limit, lengths = config.data.max_input_seq_length, responses(config)
+    system = len(config.igrpo.prompt.system) / PROMPT_CHARACTERS_PER_TOKEN
+    template = CHAT_TEMPLATE_TOKENS + round(system)
     question = {q: min(tokens + template, limit) for q, tokens in asked.tokens.items()}
     room = {q: max(0, total - new - n - DRAFT_FRAME_TOKENS) for q, n in question.items()}
-    two_stages = config.feedback.two_stage
-    longest = total - new if two_stages else question[1.0]
     return Context(
         total=total,
         new_tokens=new,
         template=template,
-        question_limit=limit,
         question=question,
         mean_question=min(asked.mean + template, limit),
         draft_room=room,
         clipped=0.0 if room[0.5] >= new else lengths.above(room[0.5]),
         mean_draft=min(lengths.mean, room[0.5]),
-        longest_prompt=min(longest, question[1.0] + new + DRAFT_FRAME_TOKENS),
     )

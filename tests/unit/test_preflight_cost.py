@@ -12,20 +12,19 @@ from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.cost import Cost, other_method
 from igrpo_nemo.preflight.decoding import PromptGroup, Speed, decode_seconds
 from igrpo_nemo.preflight.shape import forward_flops
-from igrpo_nemo.preflight.tokens import KNOWN, Responses, context, questions, responses
+from igrpo_nemo.preflight.tokens import KNOWN, context, questions, responses
 
 B7 = ["model=deepseek_r1_distill_qwen_7b", "data=math", "engine=nemo_rl", "cluster=a100_2x8"]
-# A step costs one second, and one more for each running sequence; caches are free.
-PLAIN = Speed(
-    weights=1.0,
-    per_token=0.0,
-    per_sequence=1.0,
-    bandwidth=1.0,
-    flops=0.0,
-    flops_per_s=1.0,
-    overhead=0.0,
-    places=100,
-)
+
+
+def speed(**values: float) -> Speed:
+    """A step costs one second, and one more for each running sequence; caches are free."""
+    plain = {"weights": 1, "per_token": 0, "per_sequence": 1, "bandwidth": 1, "flops": 0}
+    plain |= {"flops_per_s": 1, "overhead": 0, "places": 100}
+    return Speed(**plain | values)  # type: ignore[arg-type]
+
+
+PLAIN = speed()
 
 
 def test_a_batch_shrinks_as_sequences_end():
@@ -43,18 +42,17 @@ def test_refinements_wait_for_their_own_drafts_alone():
 
 
 def test_a_full_engine_makes_others_wait():
-    one = Speed(1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=1)
-    assert decode_seconds([PromptGroup(0, (3, 4), 0.0)], one) == 7
-    two = Speed(1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=2)
-    assert decode_seconds([PromptGroup(0, (3, 4), 0.0)], two) == 4
+    for places, seconds in ((1, 7), (2, 4)):
+        full = speed(per_sequence=0, places=places)
+        assert decode_seconds([PromptGroup(0, (3, 4), 0.0)], full) == seconds
 
 
 def test_caches_prefill_overhead_and_arithmetic_cost_time():
-    cache = Speed(0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, places=9)
+    cache = speed(weights=0, per_token=1, per_sequence=0)
     # Tokens read: the prompt in each of 4 steps, and half of the own ones (in continuous time).
     assert decode_seconds([PromptGroup(10, (4,), 0.0)], cache) == 4 * (10 + 4 / 2)
     assert decode_seconds([PromptGroup(0, (4,), prefill=2.5)], PLAIN) == 2.5 + 8
-    busy = Speed(1.0, 0.0, 0.0, 1.0, flops=6.0, flops_per_s=2.0, overhead=0.5, places=9)
+    busy = speed(per_sequence=0, flops=6, flops_per_s=2, overhead=0.5)
     assert decode_seconds([PromptGroup(0, (4, 4), 0.0)], busy) == 4 * (0.5 + 6)
 
 
@@ -67,11 +65,8 @@ def test_assumed_lengths_have_the_assumed_mean():
     cut = sum(length == 4096 for length in drawn) / len(drawn)
     assert cut == pytest.approx(lengths.above(4096), abs=0.005)
 
-
-def test_a_constant_length_needs_no_spread():
-    lengths = responses(config_of(*B7, "igrpo.preflight.response_sigma=0"))
-    assert lengths.draw(random.Random(0)) == round(0.4 * 4096)
-    assert isinstance(lengths, Responses) and lengths.above(100) == 1.0
+    constant = responses(config_of(*B7, "igrpo.preflight.response_sigma=0"))
+    assert constant.draw(rng) == round(0.4 * 4096) and constant.above(100) == 1.0
 
 
 def test_the_draft_gets_what_q_and_the_refinement_leave():
@@ -183,27 +178,13 @@ def test_asynchronous_training_hides_the_shorter_part():
     assert cost.step == cost.refit + max(cost.generation, cost.logprobs + cost.training)
 
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-}
-QWEN3_32B = {
-    "model_type": "qwen3",
-    "hidden_size": 5120,
-    "num_hidden_layers": 64,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 25600,
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
-}
+FIELDS = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "intermediate_size", "vocab_size"),
+    "max_position_embeddings",
+)
+LLAMA_8B = ("llama", 4096, 32, 32, 8, 128, 14336, 128256, 131072)
+QWEN3_32B = ("qwen3", 5120, 64, 64, 8, 128, 25600, 151936, 40960)
 PUBLISHED = [
     # model, nodes, asynchronous, mean tokens of a completion and of a prompt, seconds of a step
     (LLAMA_8B, 2, False, 1019, 128, 92.8),
@@ -219,7 +200,7 @@ of 32 completions; the prompt's tokens follow from the page's tokens a second.""
 def test_published_step_times(tmp_path, model, nodes, asynchronous, mean, prompt, seconds):
     """The recipes of `examples/configs/recipes/llm/performance`: a KL term, so two log-prob passes;
     TP 1 and PP 2 (1 asynchronous) with recomputation for 8B, TP 4 and PP 4 without for 32B."""
-    (tmp_path / "config.json").write_text(json.dumps(model))
+    (tmp_path / "config.json").write_text(json.dumps(dict(zip(FIELDS, model, strict=True))))
     problems = tmp_path / "problems.jsonl"
     row = {"problem": "x" * round(2.8 * (prompt - 13)), "answer": "1"}
     problems.write_text(64 * f"{json.dumps(row)}\n")

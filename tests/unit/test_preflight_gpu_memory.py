@@ -6,15 +6,17 @@ import pytest
 from composed import config_of
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.preflight.capacity import GIB, GPUS
-from igrpo_nemo.preflight.shape import Shape, counts, shape_of
-from igrpo_nemo.preflight.training_memory import (
+from igrpo_nemo.preflight.memory import (
     CHUNK_BYTES,
+    GIB,
+    GPUS,
     TrainingMemory,
+    VllmMemory,
     micro_batch_tokens,
     training_memory,
+    vllm_memory,
 )
-from igrpo_nemo.preflight.vllm_memory import VllmMemory, vllm_memory
+from igrpo_nemo.preflight.shape import Shape, shape_of
 
 B7 = ["model=deepseek_r1_distill_qwen_7b", "data=math", "engine=nemo_rl", "cluster=a100_2x8"]
 MEGATRON = "policy.megatron_cfg"
@@ -39,7 +41,7 @@ def vllm(*overrides: str) -> VllmMemory:
 
 def test_megatrons_static_memory_by_hand():
     """TP 2, DP 4: bf16 weights and gradients, 10 bytes of Adam a parameter over 4 shards."""
-    memory, half = training(), counts(loaded()[1]).total / 2
+    memory, half = training(), loaded()[1].parameters / 2
     assert memory.weights == pytest.approx(2 * half, rel=0.001)
     assert memory.gradients == memory.weights
     assert memory.optimizer == pytest.approx(10 * half / 4, rel=0.001)
@@ -79,7 +81,7 @@ def test_recomputation_and_chunks_save_memory():
 
 def test_fsdp_shards_sixteen_bytes_over_all_gpus():
     config, shape = loaded("model=deepseek_r1_distill_qwen_7b_dtensor")
-    memory, total = training_memory(config, shape), counts(shape).total
+    memory, total = training_memory(config, shape), shape.parameters
     assert memory.gradients + memory.optimizer == pytest.approx(12 * total / 8, rel=0.001)
     assert memory.weights > 4 * total / 8
 

@@ -11,7 +11,6 @@ from composed import config_of
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.preflight.shape import (
     Shape,
-    counts,
     forward_flops,
     kv_bytes_per_token,
     matrix_flops_per_token,
@@ -56,7 +55,7 @@ def test_counts_equal_the_architecture_on_the_meta_device(name):
     assert architecture is not None
     fields = architecture.model_dump(exclude_none=True)
     fields.pop("rope_theta", None)  # changes no parameter, and its place differs by version
-    assert counts(of_model(name)).total == built(fields)
+    assert of_model(name).parameters == built(fields)
 
 
 SMALL = {
@@ -77,7 +76,7 @@ def test_a_folders_config_json_is_counted_exactly(tmp_path, family, tied):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     shape = shape_of(config_of(f"policy.model_name={tmp_path}"), {})
     assert shape is not None and shape.source.endswith("config.json")
-    assert counts(shape).total == built(fields)
+    assert shape.parameters == built(fields)
 
 
 def test_a_folder_wins_over_the_architecture_of_the_group(tmp_path):
@@ -135,7 +134,7 @@ def test_bytes_and_operations_of_the_7b_model():
     assert kv_bytes_per_token(shape, tensor=8) == kv_bytes_per_token(shape, tensor=4)
     table = 152_064 * 3584
     replicated = 57 * 3584
-    assert matrix_flops_per_token(shape) == 2 * (counts(shape).total - table - replicated)
+    assert matrix_flops_per_token(shape) == 2 * (shape.parameters - table - replicated)
     # Causal attention: token t sees t others, on average half of them.
     short, long = forward_flops(shape, 1000), forward_flops(shape, 2000)
     assert long - 2 * short == pytest.approx(4 * 28 * 3584 * 1000 * 1000)
@@ -151,6 +150,6 @@ def test_recurrent_state_of_nemotron_h():
 
 def test_the_fullest_rank_holds_its_share():
     shape = of_model("openmath_nemotron_14b")
-    total = counts(shape).total
+    total = shape.parameters
     assert rank_parameters(shape, 4, 1) == pytest.approx(total / 4, rel=0.001)
     assert rank_parameters(shape, 4, 2) > total / 8

@@ -1,44 +1,16 @@
-"""What the machines hold: memory, bandwidth and arithmetic of a GPU, and the disk for what a run
-writes: checkpoints, and NeMo-RL's dumps of trained rows."""
+"""The disk for what a run writes: checkpoints, and NeMo-RL's dumps of trained rows."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import parallel
-
-GIB = 2**30
-GB = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class GPU:
-    """One GPU: bytes, bytes a second, bf16 operations a second; `gpus.yaml` has the figures."""
-
-    name: str
-    memory: int
-    bandwidth: float
-    bf16_flops: float
-    scheduled: Sequence[int]
-
-
-GPUS: dict[str, GPU] = {
-    kind: GPU(**{**facts, "memory": round(facts["memory"] * GIB)})
-    for kind, facts in yaml.safe_load(Path(__file__).with_name("gpus.yaml").read_text()).items()
-}
-"""By the values of `igrpo.site.gpu`."""
-
-CUDA_CONTEXT = round(0.6 * GIB)
-"""Driver context, kernels and cuBLAS workspaces of a process. An allowance, not a measurement."""
-NCCL_BUFFERS = round(1.4 * GIB)
-"""Channels of the process groups of one rank: data, tensor, refit. An allowance likewise."""
+from igrpo_nemo.preflight.memory import GIB
 
 CHECKPOINT_BYTES = {"megatron": (2, 12), "dtensor": (4, 8), "local": (4, 8)}
 """A parameter in a checkpoint: its weight, and the optimizer's. Megatron-Core saves bf16 weights,
@@ -72,21 +44,16 @@ class CheckpointSpace:
 
 def checkpoint_space(config: Config, parameters: int, steps: int | None) -> CheckpointSpace | None:
     """The `keep_top_k` best, the newest, and the one that is being written; None where none is.
-    `parameters` are those that are trained: of adapters nothing else is saved.
-
-    NeMo-RL and the embedded engine remove what is left over once a checkpoint is whole.
-    """
+    `parameters` are those that are trained: of adapters nothing else is saved."""
     saving = config.checkpointing
-    if not saving.enabled:
-        return None
     cluster = config.igrpo.engine == "nemo_rl"
     weight, optimizer = CHECKPOINT_BYTES[parallel(config).backend if cluster else "local"]
     without = cluster and saving.save_optimizer is False
-    each = (weight if without else weight + optimizer) * parameters
     counts = [] if saving.keep_top_k is None else [saving.keep_top_k + 2]
     counts += [] if steps is None else [-(-steps // saving.save_period)]
-    if not counts:
+    if not saving.enabled or not counts:
         return None
+    each = (weight if without else weight + optimizer) * parameters
     return CheckpointSpace(Path(saving.checkpoint_dir), each, min(counts))
 
 
@@ -105,37 +72,32 @@ def disk_shortages(
 ) -> Iterator[tuple[str, bool]]:
     """What the disks lack on this host, each in a line that ends with what to set, and whether the
     run cannot go on: it is here already, and the newest checkpoint does not fit beside the one that
-    is being written.
-    """
+    is being written."""
     run_folder = Path(config.logger.log_dir)
-    taken = 0
+    beside, missing = "", 0
     if space is not None:
-        where = _existing(space.folder)
-        room = free(where)
-        usable = room + _held(space.folder)
-        if usable < space.total:
+        where, held = _existing(space.folder), _held(space.folder)
+        missing = space.total - held
+        if free(where) < missing:
+            usable = free(where) + held
             keep = usable // space.each - 2
             remedy = f"keep_top_k={keep}" if keep >= 1 else "checkpoint_dir to a larger disk"
-            line = (
-                f"checkpoints take {_gib(space.total)} ({space.count} of {_gib(space.each)}), and "
-                f"{where} has {_gib(room)} free: set checkpointing.{remedy}"
-            )
             # The root stands for a disk that is not mounted on this host.
             here = space.folder.is_dir() or (run_folder.is_dir() and where.parent != where)
-            yield line, here and usable < min(space.count, 2) * space.each
+            yield (
+                f"checkpoints take {_gib(space.total)} ({space.count} of {_gib(space.each)}), and "
+                f"{where} has {_gib(free(where))} free: set checkpointing.{remedy}",
+                here and usable < min(space.count, 2) * space.each,
+            )
             return
-        same = where.stat().st_dev == _existing(run_folder).stat().st_dev
-        taken = space.total - _held(space.folder) if same else 0
+        if where.stat().st_dev != _existing(run_folder).stat().st_dev:
+            missing = 0
+        beside = f" beside {_gib(missing)} of checkpoints" if missing else ""
     where = _existing(run_folder)
-    if dumps and (room := free(where)) < taken + dumps:
-        beside = f" beside {_gib(taken)} of checkpoints" if taken else ""
-        yield (
-            (
-                f"dumps of trained rows take about {_gib(dumps)}{beside}, and {where} has "
-                f"{_gib(room)} free: set igrpo.row_dump_period=0, or a longer period"
-            ),
-            False,
-        )
+    if dumps and free(where) < missing + dumps:
+        line = f"dumps of trained rows take about {_gib(dumps)}{beside}, and {where} has "
+        line += f"{_gib(free(where))} free: set igrpo.row_dump_period=0, or a longer period"
+        yield line, False
 
 
 def _existing(folder: Path) -> Path:
