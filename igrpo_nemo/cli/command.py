@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand: its flags and what it does.
+    """A subcommand: its flags, each with argparse's options, and what it does.
 
     `run(flags, words)` returns the exit code. `words` are what stands on the command line beside
-    the flags, in any order with them: Hydra overrides, files, folders. Unknown flags are an error
-    unless `passes_flags(flags)` says that they are another program's; then they are words too.
+    the flags, in any order with them: Hydra overrides, files, folders; the attribute `words` shows
+    them in the usage. Unknown flags are an error unless `passes_flags(flags)` says that they are
+    another program's; then they are words too.
     """
 
     name: str
     help: str
-    usage: str
-    add_flags: Callable[[argparse.ArgumentParser], None]
+    words: str
     run: Callable[[argparse.Namespace, Sequence[str]], int]
+    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     examples: str = ""
     passes_flags: Callable[[argparse.Namespace], bool] = lambda flags: False
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        for name, options in self.flags.items():
+            parser.add_argument(name, **options)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -35,3 +42,17 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def switch(meaning: str) -> dict[str, Any]:
+    """A flag without a value."""
+    return {"action": "store_true", "help": meaning}
+
+
+CONFIG_DIR = {
+    "--config-dir": {
+        "type": Path,
+        "metavar": "DIR",
+        "help": "a folder with more config groups, such as DIR/experiment/mine.yaml",
+    }
+}

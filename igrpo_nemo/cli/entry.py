@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from igrpo_nemo import __version__
 from igrpo_nemo.cli import data, evaluate, keys, launch, preflight, report, score, status, train
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import Command, switch
 from igrpo_nemo.errors import UserError
 
 COMMANDS: tuple[Command, ...] = (
@@ -104,35 +104,24 @@ def _parser() -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND ...", parser_class=_Parser, prog="igrpo"
     )
     for command in COMMANDS:
-        subparser = _subparser(subparsers, command)
+        subparser = subparsers.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help,
+            usage=f"igrpo {command.name} [flags] {command.words}",
+            epilog=f"examples:\n{command.examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        subparser.add_argument("--traceback", **switch("show the traceback of an error"))
+        command.add_flags(subparser)
         subparser.set_defaults(command=command.name)
     return parser
 
 
-def _subparser(
-    subparsers: argparse._SubParsersAction[_Parser], command: Command
-) -> argparse.ArgumentParser:
-    subparser = subparsers.add_parser(
-        command.name,
-        help=command.help,
-        description=command.help,
-        usage=f"igrpo {command.name} {command.usage}",
-        epilog=f"examples:\n{command.examples}" if command.examples else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    subparser.add_argument(
-        "--traceback", action="store_true", help="show the traceback of an error"
-    )
-    command.add_flags(subparser)
-    return subparser
-
-
 def _unknown_flag(command: Command, word: str) -> str:
     flag = word.partition("=")[0]
-    parser = argparse.ArgumentParser(add_help=False)
-    command.add_flags(parser)
-    known = [*parser._option_string_actions, "--help", "--traceback"]
+    known = [*command.flags, "--help", "--traceback"]
     near = difflib.get_close_matches(flag, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"`igrpo {command.name} --help` lists the flags"
     return f"unknown flag {flag}: {hint}"

@@ -19,43 +19,33 @@ EXAMPLES = """\
 """
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="PATH", help="model folder or checkpoint")
-    add("--data", metavar="NAME_OR_FILE", help="problems (default: the config's data.validation)")
-    add("--samples", type=at_least(1), default=1, metavar="K", help="samples a problem (1)")
-    add("--temperature", type=float, default=0.6, help="sampling temperature; 0 is greedy (0.6)")
-    add("--top-p", type=float, default=0.95, help="share of the probability mass (0.95)")
-    add("--max-tokens", type=at_least(1), help="tokens of an answer at most (default: as trained)")
-    add("--limit", type=at_least(1), metavar="N", help="the first N problems alone")
-    add("--seed", type=int, default=0, help="seed of the samples (0)")
-    add("--out", type=Path, metavar="DIR", help="where samples and metrics.json are written")
+FLAGS = {
+    "--model": {"type": Path, "required": True, "metavar": "PATH", "help": "folder or checkpoint"},
+    "--data": {"metavar": "NAME_OR_FILE", "help": "problems (default: the config's validation)"},
+    "--samples": {"type": at_least(1), "default": 1, "metavar": "K", "help": "a problem (1)"},
+    "--temperature": {"type": float, "default": 0.6, "help": "of sampling; 0 is greedy (0.6)"},
+    "--top-p": {"type": float, "default": 0.95, "help": "share of the probability mass (0.95)"},
+    "--max-tokens": {"type": at_least(1), "help": "of an answer, at most (default: as trained)"},
+    "--limit": {"type": at_least(1), "metavar": "N", "help": "the first N problems alone"},
+    "--seed": {"type": int, "default": 0, "help": "seed of the samples (0)"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "where samples and metrics.json go"},
+}
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     from igrpo_nemo.api import evaluate
 
-    evaluation = evaluate(
-        flags.model,
-        overrides,
-        samples=flags.samples,
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        max_tokens=flags.max_tokens,
-        data=flags.data,
-        out=flags.out,
-        limit=flags.limit,
-        seed=flags.seed,
-    )
-    print(evaluation)
+    names = [name[2:].replace("-", "_") for name in FLAGS]
+    settings = {name: getattr(flags, name) for name in names}
+    print(evaluate(settings.pop("model"), overrides, **settings))
     return 0
 
 
 COMMAND = Command(
     name="evaluate",
     help="sample answers of a model and measure their accuracy",
-    usage="--model PATH [flags] [key=value ...]",
-    examples=EXAMPLES,
-    add_flags=add_flags,
+    words="[key=value ...]",
     run=run,
+    flags=FLAGS,
+    examples=EXAMPLES,
 )

@@ -27,10 +27,6 @@ SHOWN_CHARACTERS = 60
 """A longer default is a prompt or a table: --dry-run has it."""
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """No flags of its own."""
-
-
 def run(flags: argparse.Namespace, prefixes: Sequence[str]) -> int:
     from igrpo_nemo.config.schema import all_keys, nearest_key
 
@@ -83,8 +79,7 @@ def _below(path: str, prefix: str) -> bool:
 COMMAND = Command(
     name="keys",
     help="list config keys with meaning, allowed words and default",
-    usage="[PREFIX ...]",
-    examples=EXAMPLES,
-    add_flags=add_flags,
+    words="[PREFIX ...]",
     run=run,
+    examples=EXAMPLES,
 )

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import Command, switch
 from igrpo_nemo.errors import UserError
 
 EXIT_REFUSED = 1
@@ -29,31 +29,6 @@ Plain sbatch does not read cluster.local.yaml: give it the profile as variables.
 Account, partition, container and paths come from the group `cluster`, from cluster.local.yaml and
 from the environment; `igrpo keys igrpo.site` lists them. Paths are relative to the checkout.
 """
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--script", metavar="FILE", help="the script to submit (default: slurm/train.sh)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the checks, the sbatch command and the script, and submit nothing",
-    )
-    parser.add_argument(
-        "--chain",
-        type=_chain_length,
-        metavar="K",
-        help="submit K jobs, each behind the one before, for sites that do not requeue",
-    )
-    parser.add_argument(
-        "--env", metavar="PROFILE", help="print a cluster profile as exports for plain sbatch"
-    )
-    parser.add_argument(
-        "--job-settings",
-        action="store_true",
-        help="print what the job script reads: NAME='value' lines",
-    )
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -123,12 +98,6 @@ def _launch(flags: argparse.Namespace, words: Sequence[str], start: Path, checko
     return 0
 
 
-def _is_evaluation(flags: argparse.Namespace) -> bool:
-    from igrpo_nemo.cluster.launch import is_evaluation
-
-    return is_evaluation(flags.script)
-
-
 def _chain_length(text: str) -> int:
     number = int(text)
     if not 1 <= number <= CHAIN_MAX:
@@ -139,12 +108,22 @@ def _chain_length(text: str) -> int:
 COMMAND = Command(
     name="launch",
     help="check a run and submit it to Slurm",
-    usage="[--script FILE] [--dry-run] [--chain K] [--traceback] key=value ...\n"
+    words="key=value ...\n"
     "       igrpo launch --script slurm/evaluate.sh WORD ...\n"
     "       igrpo launch --env PROFILE [igrpo.site.key=value ...]\n"
     "       igrpo launch [--script FILE] --job-settings WORD ...",
-    examples=EXAMPLES,
-    add_flags=add_flags,
     run=run,
-    passes_flags=_is_evaluation,
+    flags={
+        "--script": {"metavar": "FILE", "help": "the script to submit (default: slurm/train.sh)"},
+        "--dry-run": switch("print the checks, the sbatch command and the script; submit nothing"),
+        "--chain": {
+            "type": _chain_length,
+            "metavar": "K",
+            "help": "submit K jobs, each behind the one before, for sites that do not requeue",
+        },
+        "--env": {"metavar": "PROFILE", "help": "print a profile as exports for plain sbatch"},
+        "--job-settings": switch("print what the job script reads: NAME='value' lines"),
+    },
+    examples=EXAMPLES,
+    passes_flags=lambda flags: Path(flags.script or "").name == "evaluate.sh",
 )

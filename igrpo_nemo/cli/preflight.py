@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import CONFIG_DIR, Command, switch
 
 EXAMPLES = """\
   igrpo preflight experiment=table1_openmath_nemotron_14b_igrpo
@@ -20,16 +20,6 @@ its judge cannot be used.
 """
 
 EXIT_REFUSED = 1
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--config-dir",
-        type=Path,
-        metavar="DIR",
-        help="a folder with more config groups, such as DIR/experiment/mine.yaml",
-    )
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -53,8 +43,8 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 COMMAND = Command(
     name="preflight",
     help="does a run fit its machines, and what does it cost",
-    usage="[--json] [--config-dir DIR] [--traceback] [key=value ...]",
-    examples=EXAMPLES,
-    add_flags=add_flags,
+    words="[key=value ...]",
     run=run,
+    flags={"--json": switch("print one JSON object"), **CONFIG_DIR},
+    examples=EXAMPLES,
 )

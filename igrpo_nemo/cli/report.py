@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import Command, switch
 from igrpo_nemo.errors import UserError
 
 EXAMPLES = """\
@@ -14,15 +14,6 @@ EXAMPLES = """\
   igrpo report runs/demo runs/demo_grpo --out comparison.html
   igrpo report runs/demo_grpo/evaluation/step_00000100 runs/demo/evaluation/step_00000100
 """
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page to write (default: in the run folder)"
-    )
-    parser.add_argument(
-        "--anyway", action="store_true", help="compare evaluations of different settings too"
-    )
 
 
 def run(flags: argparse.Namespace, run_dirs: Sequence[str]) -> int:
@@ -37,8 +28,11 @@ def run(flags: argparse.Namespace, run_dirs: Sequence[str]) -> int:
 COMMAND = Command(
     name="report",
     help="write one HTML page about runs and evaluations",
-    usage="[--out FILE] [--anyway] [--traceback] FOLDER [FOLDER ...]",
-    examples=EXAMPLES,
-    add_flags=add_flags,
+    words="FOLDER [FOLDER ...]",
     run=run,
+    flags={
+        "--out": {"type": Path, "metavar": "FILE", "help": "the page (default: in the run folder)"},
+        "--anyway": switch("compare evaluations of different settings too"),
+    },
+    examples=EXAMPLES,
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.api import LONGEST_ITEM_S, Scores, score, texts_of_row
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import Command, at_least, switch
 from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import check_folder, write_or_refuse
@@ -29,17 +29,9 @@ EXAMPLES = """\
 """
 
 
-def score_file(
-    path: Path,
-    *,
-    answer_key: str,
-    completion_key: str,
-    answer_format: AnswerFormat = AnswerFormat.ANY,
-    workers: int | None = None,
-    item_timeout_s: float = 5.0,
-    thinking_open: bool = False,
-) -> Scores:
-    """Scores every completion of a file (JSONL, JSON, Parquet or CSV) as `igrpo_nemo.score` does.
+def score_file(path: Path, *, answer_key: str, completion_key: str, **settings: Any) -> Scores:
+    """Scores every completion of a file (JSONL, JSON, Parquet or CSV) as `igrpo_nemo.score` does
+    with these `settings`.
 
     `completion_key` may hold a text or a list of texts. Raises UserError for a missing column or a
     completion that is not text, naming file and row.
@@ -50,26 +42,14 @@ def score_file(
         where = f"{path}, row {number}"
         references.append(_field(row, answer_key, where))
         completions.append(texts_of_row(_field(row, completion_key, where), where))
-    return score(
-        references,
-        completions,
-        answer_format=answer_format,
-        workers=workers,
-        item_timeout_s=item_timeout_s,
-        thinking_open=thinking_open,
-    )
+    return score(references, completions, **settings)
 
 
 def lines(scores: Scores) -> Iterator[str]:
     """The file of verdicts."""
     for (row, sample), verdict in zip(scores.places, scores.verdicts, strict=True):
-        line = {
-            "row": row,
-            "sample": sample,
-            "correct": verdict.correct,
-            "reason": str(verdict.reason),
-        }
-        yield json.dumps(line) + "\n"
+        told = {"correct": verdict.correct, "reason": str(verdict.reason)}
+        yield json.dumps({"row": row, "sample": sample, **told}) + "\n"
 
 
 def _field(row: Row, key: str, where: str) -> Any:
@@ -78,46 +58,22 @@ def _field(row: Row, key: str, where: str) -> Any:
     return row[key]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `igrpo score`."""
-    parser.add_argument("--answer-key", required=True, help="column of the reference answer")
-    parser.add_argument(
-        "--completion-key", required=True, help="column of the completion, or of a list of them"
-    )
-    parser.add_argument(
-        "--answer-format",
-        choices=[str(kind) for kind in AnswerFormat],
-        default=str(AnswerFormat.ANY),
-        help="where the answer stands: <answer> tags, \\boxed{}, or either (default)",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="verdicts (default: FILE without .jsonl, plus .verdicts.jsonl)"
-    )
-    parser.add_argument("--workers", type=int, help="processes (default: cores, at most 8)")
-    parser.add_argument(
-        "--item-timeout", type=_seconds, default=5.0, metavar="S", help="seconds per answer"
-    )
-    parser.add_argument(
-        "--thinking-open",
-        action="store_true",
-        help="the prompt ended with <think>: text before </think> is thinking",
-    )
-
-
 def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
     """`igrpo score FILE`: writes the verdicts, prints the summary as the last line, returns 0."""
     if len(words) != 1:
         raise UserError("igrpo score FILE: give one file of completions")
     path = Path(words[0])
-    if flags.workers is not None and flags.workers < 1:
-        raise UserError(f"--workers {flags.workers}: give at least 1")
-    out = flags.out or default_output(path)
-    _check_output(out, path)
+    out = flags.out or path.with_name(f"{path.name.removesuffix('.jsonl')}.verdicts.jsonl")
+    if out.is_dir():
+        raise UserError(f"cannot write {out}: it is a folder; give a file with --out")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise UserError(f"--out {out} is the file of completions: give another file")
+    check_folder(out.parent, "give another file with --out")
     scores = score_file(
         path,
         answer_key=flags.answer_key,
         completion_key=flags.completion_key,
-        answer_format=AnswerFormat(flags.answer_format),
+        answer_format=flags.answer_format,
         workers=flags.workers,
         item_timeout_s=flags.item_timeout,
         thinking_open=flags.thinking_open,
@@ -128,15 +84,6 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
-def _check_output(out: Path, source: Path) -> None:
-    """Before the work: the verdicts can be written, and not over the completions."""
-    if out.is_dir():
-        raise UserError(f"cannot write {out}: it is a folder; give a file with --out")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f"--out {out} is the file of completions: give another file")
-    check_folder(out.parent, "give another file with --out")
-
-
 def _seconds(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and 0 < value <= LONGEST_ITEM_S):
@@ -144,17 +91,23 @@ def _seconds(text: str) -> float:
     return value
 
 
-def default_output(path: Path) -> Path:
-    """`FILE.jsonl` -> `FILE.verdicts.jsonl`."""
-    stem = path.name.removesuffix(".jsonl")
-    return path.with_name(f"{stem}.verdicts.jsonl")
-
-
 COMMAND = Command(
     name="score",
     help="score a file of completions against reference answers",
-    usage="FILE --answer-key KEY --completion-key KEY [--answer-format FORMAT] [--out FILE]",
-    examples=EXAMPLES,
-    add_flags=add_flags,
+    words="FILE",
     run=run,
+    flags={
+        "--answer-key": {"required": True, "help": "column of the reference answer"},
+        "--completion-key": {"required": True, "help": "column of a completion, or of a list"},
+        "--answer-format": {
+            "choices": [str(kind) for kind in AnswerFormat],
+            "default": str(AnswerFormat.ANY),
+            "help": "where the answer stands: <answer> tags, \\boxed{}, or either (default)",
+        },
+        "--out": {"type": Path, "help": "default: FILE without .jsonl, plus .verdicts.jsonl"},
+        "--workers": {"type": at_least(1), "help": "processes (default: cores, at most 8)"},
+        "--item-timeout": {"type": _seconds, "default": 5.0, "metavar": "S", "help": "an answer"},
+        "--thinking-open": switch("the prompt ended with <think>: before </think> is thinking"),
+    },
+    examples=EXAMPLES,
 )

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_nemo.cli.command import Command, at_least
+from igrpo_nemo.cli.command import Command, at_least, switch
 from igrpo_nemo.errors import UserError
 
 if TYPE_CHECKING:
     from igrpo_nemo.cluster.client import Job
-    from igrpo_nemo.cluster.status import RunStatus
 
 RUNS = Path("runs")
 
@@ -25,48 +24,25 @@ EXAMPLES = """\
 """
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--lines",
-        type=at_least(0),
-        default=15,
-        metavar="N",
-        help="lines of the log to show (default: %(default)s)",
-    )
-
-
 def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    from igrpo_nemo.cluster.status import run_status, table
+    from igrpo_nemo.cluster.status import block, log_tail, run_status, table
 
     folders = [_run_folder(word) for word in words] if words else _all_runs()
     jobs = _jobs()
-    statuses = [run_status(folder, jobs) for folder in folders]
+    found = [(run_status(folder, jobs), log_tail(folder, flags.lines)) for folder in folders]
     if flags.json:
-        values = [_as_json(status, flags.lines) for status in statuses]
+        values = [
+            {**status, "log": {**log._asdict(), "path": str(log.path)} if log else None}
+            for status, log in found
+        ]
         print(json.dumps(values[0] if len(words) == 1 else values, indent=2))
     elif words:
-        print("\n\n".join(_block(status, flags.lines) for status in statuses))
-    elif statuses:
-        print(table(statuses, RUNS))
+        print("\n\n".join(block(status, log) for status, log in found))
+    elif found:
+        print(table([status for status, _ in found], RUNS))
     else:
         print(f"there are no runs under {RUNS}/: give a run folder")
     return 0
-
-
-def _block(status: RunStatus, lines: int) -> str:
-    from igrpo_nemo.cluster.status import block
-    from igrpo_nemo.cluster.tails import log_tail
-
-    return block(status, log_tail(status.folder, lines))
-
-
-def _as_json(status: RunStatus, lines: int) -> dict:
-    from igrpo_nemo.cluster.tails import log_tail
-
-    log = log_tail(status.folder, lines)
-    told = {"path": str(log.path), "lines": log.lines, "launcher": log.launcher} if log else None
-    return {**status.to_dict(), "log": told}
 
 
 def _jobs() -> list[Job]:
@@ -104,8 +80,16 @@ def _all_runs() -> list[Path]:
 COMMAND = Command(
     name="status",
     help="say where a run stands, and show the end of its log",
-    usage="[--json] [--lines N] [--traceback] [RUN ...]",
+    words="[RUN ...]",
     examples=EXAMPLES,
-    add_flags=add_flags,
+    flags={
+        "--json": switch("print JSON"),
+        "--lines": {
+            "type": at_least(0),
+            "default": 15,
+            "metavar": "N",
+            "help": "lines of the log to show (15)",
+        },
+    },
     run=run,
 )

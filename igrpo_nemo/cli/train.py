@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_nemo.cli.command import Command
+from igrpo_nemo.cli.command import CONFIG_DIR, Command, switch
 
 if TYPE_CHECKING:
     from igrpo_nemo.config import Config
@@ -20,20 +20,6 @@ EXAMPLES = """\
 
 A run that was stopped goes on where it was when the same command is given again.
 """
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the resolved config, the files that it is made of, and the budget; then stop",
-    )
-    parser.add_argument(
-        "--config-dir",
-        type=Path,
-        metavar="DIR",
-        help="a folder with more config groups, such as DIR/experiment/mine.yaml",
-    )
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -72,8 +58,13 @@ def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | No
 COMMAND = Command(
     name="train",
     help="train a model with iGRPO, or GRPO",
-    usage="[--dry-run] [--config-dir DIR] [--traceback] [key=value ...]",
-    examples=EXAMPLES,
-    add_flags=add_flags,
+    words="[key=value ...]",
     run=run,
+    flags={
+        "--dry-run": switch(
+            "print the resolved config, the files that it is made of, and the budget; then stop"
+        ),
+        **CONFIG_DIR,
+    },
+    examples=EXAMPLES,
 )

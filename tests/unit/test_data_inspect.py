@@ -21,7 +21,7 @@ def path(tmp_path, monkeypatch):
 
 def _run(capsys, *words):
     parser = argparse.ArgumentParser()
-    inspect.add_flags(parser)
+    inspect.COMMAND.add_flags(parser)
     flags, rest = parser.parse_known_args(words)
     assert inspect.run(flags, rest) == 0
     return capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_lengths_are_in_tokens_where_a_tokenizer_is_given(path, capsys, tmp_path
 
 def test_what_is_missing_is_told(path):
     parser = argparse.ArgumentParser()
-    inspect.add_flags(parser)
+    inspect.COMMAND.add_flags(parser)
     for words in ([], ["inspect"], [path], ["inspect", path, path]):
         with pytest.raises(UserError, match="igrpo data inspect NAME"):
             inspect.run(parser.parse_args([]), words)

@@ -14,7 +14,7 @@ from igrpo_nemo.rewards import AnswerFormat
 
 def _run(capsys, *words: str) -> dict:
     parser = argparse.ArgumentParser()
-    score.add_flags(parser)
+    score.COMMAND.add_flags(parser)
     flags, rest = parser.parse_known_args(words)
     assert score.run(flags, rest) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -111,7 +111,7 @@ def test_the_output_is_looked_at_before_the_work(completions, monkeypatch, out, 
     (folder / "folder").mkdir()
     monkeypatch.setattr(score, "score_file", None)
     parser = argparse.ArgumentParser()
-    score.add_flags(parser)
+    score.COMMAND.add_flags(parser)
     words = ["--answer-key", "a", "--completion-key", "c", "--out", str(folder / out)]
     with pytest.raises(UserError, match=message):
         score.run(parser.parse_args(words), [str(completions)])

@@ -12,8 +12,7 @@ from fake_slurm import squeue_line
 
 from igrpo_nemo.cli import main
 from igrpo_nemo.cluster.job import job_name
-from igrpo_nemo.cluster.status import run_status
-from igrpo_nemo.cluster.tails import log_tail, read_metrics_tail
+from igrpo_nemo.cluster.status import log_tail, run_status
 from igrpo_nemo.files.scrub import scrub_text
 from igrpo_nemo.run.folder import RunFolder
 
@@ -224,22 +223,21 @@ def test_ordinary_lines_stay(text):
 # The metrics
 
 
-def test_records_are_read_from_the_end(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics_tail(path).step == 0
-    make_run(tmp_path / "run", steps=4000)
-    whole = tmp_path / "run" / "metrics.jsonl"
-    assert whole.stat().st_size > 2 * (1 << 18)
-    path.write_bytes(whole.read_bytes() + b'\n[1]\n{"kind": "train"}\nnoise\n{"kind": "tra')
-    tail = read_metrics_tail(path)
-    assert (tail.step, tail.accuracy_step, tail.accuracy_start) == (4000, 4000, 0.25)
-    assert tail.seconds_per_step == pytest.approx(2.0 * (4000 - 4.5))
+def test_records_are_read_from_the_end(tmp_path, monkeypatch):
+    assert run_status(tmp_path)["step"] == 0
+    monkeypatch.setattr("igrpo_nemo.cluster.status._METRICS_BYTES", 1 << 14)
+    path = make_run(tmp_path / "run", steps=400) / "metrics.jsonl"
+    assert path.stat().st_size > 2 * (1 << 14)
+    path.write_bytes(path.read_bytes() + b'\n[1]\n{"kind": "train"}\nnoise\n{"kind": "tra')
+    found = run_status(tmp_path / "run")
+    assert (found["step"], found["accuracy_step"], found["accuracy_start"]) == (400, 400, 0.25)
+    assert found["seconds_per_step"] == pytest.approx(2.0 * (400 - 4.5))
 
 
 def test_plain_grpo_has_one_reward(tmp_path, capsys, no_slurm):
     with RunFolder(tmp_path / "run") as folder:
         folder.append_metrics("train", 1, time.time(), {"igrpo/draft_reward": 0.5})
-    assert run_status(tmp_path / "run").tail.reward == {"draft": 0.5}
+    assert run_status(tmp_path / "run")["reward"] == {"draft": 0.5}
     assert "  reward       0.50\n" in status(capsys, "run")
 
 
@@ -248,7 +246,7 @@ def test_checkpoints_elsewhere_are_found(tmp_path):
     with RunFolder(run) as folder:
         folder.write_config({"checkpointing": {"checkpoint_dir": str(other)}})
     (other / "step_5").mkdir(parents=True)
-    assert run_status(run).checkpoint[0] == 5
+    assert run_status(run)["checkpoint_step"] == 5
 
 
 def test_a_checkpoint_that_is_removed_while_it_is_looked_at_does_not_count(tmp_path):
@@ -256,4 +254,4 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_at_does_not_count(tmp_p
     (checkpoints / "step_1").mkdir(parents=True)
     # Listed, and not there: as where it is removed after the listing.
     (checkpoints / "step_2").symlink_to("gone")
-    assert run_status(tmp_path / "run").checkpoint[0] == 1
+    assert run_status(tmp_path / "run")["checkpoint_step"] == 1
