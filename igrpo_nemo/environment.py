@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from igrpo_nemo.feedback import Feedback, NextPrompt
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.rewards import Scorer, ScoreRequest
-from igrpo_nemo.rewards.format import target_score
+from igrpo_nemo.rewards.extract import target_score
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Selection, Stage, Target
 
 

@@ -1,8 +1,7 @@
 """Rewards: verifiable accuracy, format, an optional judge, and their weighted sum."""
 
 from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason, Verdict
-from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer
-from igrpo_nemo.rewards.format import format_reward
+from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer, format_reward
 from igrpo_nemo.rewards.weighted import (
     DEFAULT_WEIGHTS,
     Scorer,

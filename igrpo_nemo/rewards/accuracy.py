@@ -17,11 +17,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from igrpo_nemo.rewards.brackets import balanced
-from igrpo_nemo.rewards.canonical import canonical, plain
 from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer
 from igrpo_nemo.rewards.literal import Literal, read_literal, same_number
-from igrpo_nemo.rewards.reference import is_missing_reference
+from igrpo_nemo.rewards.spelling import balanced, canonical, plain
+from igrpo_nemo.rewards.units import WORDS
 
 
 class Reason(StrEnum):
@@ -140,6 +139,33 @@ def _verbatim(gold: str, answer: str, settings: AccuracySettings) -> bool:
         numeric_precision=settings.numeric_precision,
         timeout_seconds=None,
     )
+
+
+_NO_REFERENCE = frozenset(WORDS["no_reference"])
+# As programs write them; in other spellings (`none`, `\text{None}`) they are answers.
+_NULLS = frozenset(("None", "NONE", "null", "NULL", "Null"))
+_POINTER = re.compile(
+    r"\W*(?:please\s+)?(?:see|refer\s+to|cf\.?|as\s+(?:shown|described|explained)|shown|given)\b.*"
+    r"\b(?:figure|fig|above|below|diagram|graph|image|picture|attached|attachment|table|solution|"
+    r"explanation|proof|text|appendix|plot|sketch|answer|work|page|book)s?\b.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_WRAPPING = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
+
+
+@lru_cache(maxsize=16_384)
+def is_missing_reference(text: str) -> bool:
+    """Whether a reference says that there is none: empty, NaN, None, N/A, `see figure above`.
+
+    Nothing is ever equal to such a reference: rows with one are dropped and counted.
+    """
+    bare = text.strip().strip("$").strip()
+    if not bare or bare in _NULLS:
+        return True
+    if len(bare) > 200:
+        return False
+    bare = _WRAPPING.sub(r"\1", bare).strip(" .\"'`*")
+    return not bare or bare.casefold() in _NO_REFERENCE or _POINTER.fullmatch(bare) is not None
 
 
 def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:

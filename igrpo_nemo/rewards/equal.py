@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 from sympy import Rational
 
-from igrpo_nemo.rewards.exact import number_at, proportional, same_formula
+from igrpo_nemo.rewards.formula import number_at, proportional, same_formula
 from igrpo_nemo.rewards.relations import as_equation, as_set, same_names
 from igrpo_nemo.rewards.units import scales
 from igrpo_nemo.rewards.values import (

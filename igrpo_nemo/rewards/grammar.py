@@ -14,7 +14,6 @@ from typing import Any
 import sympy
 from sympy import E, I, Integer, Rational, Symbol, pi
 
-from igrpo_nemo.rewards.exact import binomial, factorial, power
 from igrpo_nemo.rewards.spelling import FUNCTIONS, is_word
 
 _TOKEN = re.compile(
@@ -22,6 +21,8 @@ _TOKEN = re.compile(
 )
 _LETTER_GROUP = re.compile(r"[A-Z](?:_\{?\d\}?|')*(?:\s*[A-Z](?:_\{?\d\}?|')*)+")
 _MAX_TOKENS = 1_500
+# Results with more bits stay powers, so that nothing written in a line fills the memory.
+_MAX_BITS = 1 << 21
 
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
@@ -417,3 +418,28 @@ def _letters(token: str) -> list[str]:
     if len(token) > 2 and is_word(token) and token.lower() == token:
         raise Unreadable(token)
     return list(token)
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """`base ** exponent`, left as it stands where the result would be huge."""
+    if base.is_Rational and exponent.is_Rational:
+        bits = max(abs(base.p), base.q).bit_length() * abs(exponent.p)
+        if bits > _MAX_BITS:
+            if abs(base) in (0, 1) and exponent.is_Integer:
+                return base**exponent
+            return sympy.Pow(base, exponent, evaluate=False)
+    elif base.is_number and exponent.is_Integer and abs(exponent) > 100_000:
+        return sympy.Pow(base, exponent, evaluate=False)
+    return base**exponent
+
+
+def factorial(value: Any) -> Any:
+    if value.is_Integer and value > 20_000:
+        return sympy.factorial(value, evaluate=False)
+    return sympy.factorial(value)
+
+
+def binomial(n: Any, k: Any) -> Any:
+    if n.is_Integer and abs(n) > 100_000:
+        return sympy.binomial(n, k, evaluate=False)
+    return sympy.binomial(n, k)

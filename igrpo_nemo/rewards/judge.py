@@ -22,7 +22,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,11 @@ _PARAMETERS = {
 class JudgeStats:
     """Counts since the judge was made."""
 
-    judged: int = 0
-    """Completions that got the judge's score, cached ones included."""
-    cached: int = 0
-    """Completions whose score came from the cache (or from an equal one in the group)."""
-    requests: int = 0
-    """Requests sent, retries included."""
-    fallbacks: int = 0
-    """Completions that got the rule-based verdict instead."""
-    failures: Counter[str] = field(default_factory=Counter)
-    """Attempts that failed, by kind: timeout, connection, status_500, malformed, ..."""
+    judged: int = 0  # completions that got the judge's score, cached ones included
+    cached: int = 0  # of these, from the cache or from an equal one in the group
+    fallbacks: int = 0  # completions that got the rule-based verdict instead
+    requests: int = 0  # retries included
+    failures: Counter[str] = field(default_factory=Counter)  # timeout, connection, status_500, ...
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
@@ -104,7 +99,7 @@ class Judge:
         self._backoff_s = backoff_s
         self._answered = self._warned = False
         self._cache = _Cache(Path(keys.cache_path) if keys.cache_path else cache_path)
-        self._stats_lock = threading.Lock()
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Judge(model={self.keys.model!r}, base_url={self.keys.base_url!r})"
@@ -120,7 +115,7 @@ class Judge:
         fresh = {k: m for k, m in zip(keys, messages, strict=True) if k not in scores}
         known = len(keys) - len(fresh)
         if fresh:
-            scores.update(self._judge_in_thread(fresh, deadline))
+            scores |= self._judged(fresh, deadline)
         judged = sum(key in scores for key in keys)
         if fresh and not self._answered and not self._warned:
             self._warned = True
@@ -130,7 +125,7 @@ class Judge:
                 "rule-based verdict stands in, counted in reward/judge/fallbacks",
                 stacklevel=2,
             )
-        with self._stats_lock:
+        with self._lock:
             self.stats.judged += judged
             self.stats.cached += known
             self.stats.fallbacks += len(keys) - judged
@@ -147,28 +142,22 @@ class Judge:
         text = json.dumps([self.keys.model, self.keys.response_format, messages])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _judge_in_thread(
-        self, fresh: dict[str, list[dict[str, str]]], deadline: float
-    ) -> dict[str, float]:
-        """Run the requests on an event loop of their own: the caller may already be on one."""
-        done: Future[dict[str, float]] = Future()
+    def _judged(self, fresh: dict[str, list[dict[str, str]]], deadline: float) -> dict[str, float]:
+        """The scores that there are at the deadline, from an event loop of its own: the caller may
+        already be on one."""
         found: dict[str, float] = {}
-
-        def work() -> None:
-            try:
-                done.set_result(asyncio.run(self._judge_all(fresh, deadline, found)))
-            except BaseException as error:
-                done.set_exception(error)
-
-        threading.Thread(target=work, name="judge", daemon=True).start()
+        thread = ThreadPoolExecutor(1, "judge")
+        work = thread.submit(asyncio.run, self._judge_all(fresh, deadline, found))
+        thread.shutdown(wait=False)
         try:
-            return done.result(timeout=max(0.0, deadline - time.monotonic()) + 1.0)
+            work.result(max(0.0, deadline - time.monotonic()) + 1.0)
         except TimeoutError:
-            return dict(found)  # The loop is stuck in a call that does not yield: leave it.
+            pass  # The loop is stuck in a call that does not yield, such as a look-up of a name.
+        return dict(found)
 
     async def _judge_all(
         self, fresh: dict[str, list[dict[str, str]]], deadline: float, found: dict[str, float]
-    ) -> dict[str, float]:
+    ) -> None:
         slots = asyncio.Semaphore(self.keys.concurrency)
 
         async def one(client: Any, key: str, messages: list[dict[str, str]]) -> None:
@@ -180,18 +169,15 @@ class Judge:
 
         async with self._client() as client:
             tasks = [asyncio.ensure_future(one(client, k, m)) for k, m in fresh.items()]
+            left = max(0.0, deadline - time.monotonic())
             finished, late = await asyncio.wait(
-                tasks,
-                timeout=max(0.0, deadline - time.monotonic()),
-                return_when=asyncio.FIRST_EXCEPTION,
+                tasks, timeout=left, return_when=asyncio.FIRST_EXCEPTION
             )
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-            errors = [task.exception() for task in finished]
-        for error in filter(None, errors):
+        for error in filter(None, [task.exception() for task in finished]):
             raise error
-        return dict(found)
 
     def _client(self) -> Any:
         return self._openai.AsyncOpenAI(
@@ -207,12 +193,12 @@ class Judge:
         """The score, or None after the last attempt or at the item's deadline."""
         limit = min(deadline, time.monotonic() + self.keys.item_deadline_s)
         for attempt in range(self.keys.attempts):
-            left = limit - time.monotonic()
-            if left <= 0:
+            if (left := limit - time.monotonic()) <= 0:
                 break
-            timeout = min(left, self.keys.attempt_timeout_s)
             try:
-                return await asyncio.wait_for(self._ask(client, messages), timeout)
+                return await asyncio.wait_for(
+                    self._ask(client, messages), min(left, self.keys.attempt_timeout_s)
+                )
             except _Failed as failure:
                 self._count(str(failure))
             except TimeoutError:
@@ -224,13 +210,11 @@ class Judge:
     async def _ask(self, client: Any, messages: list[dict[str, str]]) -> float:
         """One request. Raises _Failed with the kind of failure."""
         openai = self._openai
-        with self._stats_lock:
+        with self._lock:
             self.stats.requests += 1
         try:
             reply = await client.chat.completions.create(
-                model=self.keys.model,
-                messages=messages,
-                **self._parameters(),
+                model=self.keys.model, messages=messages, **self._parameters()
             )
         except openai.APITimeoutError:
             raise _Failed("timeout") from None
@@ -257,7 +241,9 @@ class Judge:
         names = ("temperature", "max_tokens", "max_completion_tokens", "reasoning_effort")
         given = {name: getattr(self.keys, name) for name in names}
         sent = {name: value for name, value in given.items() if value is not None}
-        return sent | _response_format(self.keys.response_format)
+        kind = self.keys.response_format
+        form = {"type": kind} | ({"json_schema": RESPONSE_SCHEMA} if kind == "json_schema" else {})
+        return sent if kind == "none" else {**sent, "response_format": form}
 
     def _refuse(self, error: Any) -> None:
         """Stop on an answer that no retry mends, unless the judge has worked before.
@@ -308,22 +294,22 @@ class Judge:
         raise UserError(f"{self._name} {what}")
 
     def _count(self, kind: str) -> None:
-        with self._stats_lock:
+        with self._lock:
             self.stats.failures[kind] += 1
 
     def _count_tokens(self, usage: Any) -> None:
-        prompt = int(getattr(usage, "prompt_tokens", 0) or 0)
-        completion = int(getattr(usage, "completion_tokens", 0) or 0)
-        with self._stats_lock:
+        prompt, completion = (
+            int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")
+        )
+        with self._lock:
             self.stats.prompt_tokens += prompt
             self.stats.completion_tokens += completion
-            self.stats.cost += (
-                prompt * self.keys.prompt_price + completion * self.keys.completion_price
-            ) / 1e6
+            self.stats.cost += prompt * self.keys.prompt_price / 1e6
+            self.stats.cost += completion * self.keys.completion_price / 1e6
 
     def metrics(self) -> dict[str, float]:
         """The counts of `stats` by name, failed requests by kind, since the judge was made."""
-        with self._stats_lock:
+        with self._lock:
             counts = {each.name: getattr(self.stats, each.name) for each in fields(self.stats)}
             failures = dict(counts.pop("failures"))
         counts.update({f"failures/{kind}": number for kind, number in failures.items()})
@@ -339,10 +325,7 @@ def judge_problems(igrpo: Any) -> list[str]:
         return []
     try:
         judge = Judge(igrpo.judge.model_copy(update={"cache_path": None}))
-        try:
-            judge.check()
-        finally:
-            judge.close()
+        judge.check()
     except UserError as error:
         return [f"{error} (igrpo.judge.check=false leaves this check out)"]
     return []
@@ -350,14 +333,6 @@ def judge_problems(igrpo: Any) -> list[str]:
 
 class _Failed(Exception):
     """One attempt that gave no score; its text is the kind."""
-
-
-def _response_format(kind: str) -> dict[str, Any]:
-    if kind == "none":
-        return {}
-    if kind == "json_object":
-        return {"response_format": {"type": "json_object"}}
-    return {"response_format": {"type": "json_schema", "json_schema": RESPONSE_SCHEMA}}
 
 
 class _Cache:
@@ -378,13 +353,10 @@ class _Cache:
             raise UserError(f"the judge's cache {path} cannot be used: {error}") from None
 
     def read(self, keys: Sequence[str]) -> dict[str, float]:
-        found: dict[str, float] = {}
+        query, found = "SELECT score FROM scores WHERE key = ?", {}
         with self._lock:
-            for key in dict.fromkeys(keys):
-                row = self._database.execute(
-                    "SELECT score FROM scores WHERE key = ?", (key,)
-                ).fetchone()
-                if row is not None:
+            for key in keys:
+                if row := self._database.execute(query, (key,)).fetchone():
                     found[key] = row[0]
         return found
 

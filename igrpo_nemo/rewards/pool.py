@@ -1,27 +1,34 @@
 """A pool of verifier processes: an accuracy verdict for every completion, in time, in order.
 Functions of the user's own (`rewards.custom`) run in them too.
 
-    caller: extract, quick verdict (microseconds) --what is left, once each--> bounded queue
-    one thread per worker: answer --socket--> worker process --> reason, or SIGKILL at the limit
+    caller: extract, quick verdict (microseconds) --what is left, once each--> supervisor, workers
     caller: waits until all are back or the group's deadline, then fills in the fallback
+    listener (a thread): results from the supervisor; starts it again where it died
 
 The caller may be any thread, an event loop's (`asyncio.to_thread`) or a Ray actor: no signal
-handler is installed and no process is forked from it. See `rewards.nursery` for the processes.
+handler is installed and no process is forked from it. See `rewards.worker` for the processes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import queue
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
+
+import igrpo_nemo
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import (
     DEFAULT_SETTINGS,
@@ -32,10 +39,14 @@ from igrpo_nemo.rewards.accuracy import (
     quick_verdict,
 )
 from igrpo_nemo.rewards.custom import NO_REPLY, Outcome
-from igrpo_nemo.rewards.nursery import Nursery, Pair, Task, Worker
+from igrpo_nemo.rewards.worker import Options, Pair, Task
 from igrpo_nemo.types import ScoreRequest
 
 _CACHE_ENTRIES = 65_536
+_START_LIMIT_S = 120.0
+_STARTS = 3
+# What a verifier needs of the environment; keys and tokens stay behind.
+_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR")
 
 
 @dataclass(slots=True)
@@ -56,30 +67,147 @@ class PoolStats:
     """Seconds of the longest comparison, the killing of its worker included."""
 
 
-class _Batch:
-    """What one call waits for: tasks still out, and the results that came back."""
+class _Call:
+    """What one call waits for, and what came back."""
 
     def __init__(self, tasks: int) -> None:
         self.results: dict[Task, Any] = {}
-        self.error: Exception | None = None
-        self.abandoned = False
-        self._left = tasks
-        self._lock = threading.Lock()
+        self.error = ""
+        self.left = tasks
         self.done = threading.Event()
 
-    def put(self, task: Task, result: Reason | Outcome) -> None:
-        with self._lock:
-            self.results[task] = result
-            self._left -= 1
-            if self._left == 0:
-                self.done.set()
 
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self.done.set()
+class _Processes:
+    """The supervisor, what it was asked, and the thread that listens to it. Knows no pool."""
+
+    def __init__(self, options: Options) -> None:
+        self.stats = PoolStats()
+        self.ready = threading.Event()
+        self._options = options
+        self._environment = _worker_environment(sys.path if options.functions else [])
+        self._owner = os.getpid()
+        self._closed = False
+        self._numbers = itertools.count()
+        self._asked: dict[int, tuple[_Call, Task]] = {}
+        self._state = threading.Lock()
+        self._sending = threading.Lock()  # Not the same: the listener must go on while one sends.
+        self._start()
+        self._listener = threading.Thread(target=self._listen, name="verifier", daemon=True)
+        self._listener.start()
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                self._options.arguments(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=self._environment,
+            )
+
+    def results(self, tasks: Sequence[Task], deadline: float) -> dict[Task, Any]:
+        """What came back until the deadline, by task. Raises RuntimeError where nothing can."""
+        call = _Call(len(tasks))
+        with self._state:
+            if self._closed:
+                raise RuntimeError("the verifier pool is closed")
+            numbered = dict(zip(self._numbers, tasks, strict=False))
+            self._asked.update({number: (call, task) for number, task in numbered.items()})
+        self._send(numbered.items())
+        call.done.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+        with self._state:
+            late = [number for number in numbered if self._asked.pop(number, None)]
+            self.stats.missed_deadline += len(late)
+        if call.error:
+            raise RuntimeError(call.error)
+        if late:
+            self._send([(late,)])
+        return call.results
+
+    def _send(self, messages: Iterable[Sequence[Any]]) -> None:
+        text = "".join(json.dumps(message) + "\n" for message in messages)
+        try:
+            with self._sending:
+                self._socket.sendall(text.encode())
+        except OSError:
+            pass  # The supervisor has died: the listener asks its successor.
+
+    def _listen(self) -> None:
+        silent = 0
+        while True:
+            silent += 1
+            try:
+                for line in self._socket.makefile("rb"):
+                    silent = 0
+                    self._hear(*json.loads(line))
+            except OSError:
+                pass  # As at the end of the stream: it has died.
+            with self._sending, self._state:
+                self._socket.close()
+                if self._closed:
+                    return
+                self.process.wait()
+                if silent == _STARTS:
+                    break
+                self._start()
+                asked = {number: task for number, (_, task) in self._asked.items()}
+            self._send(asked.items())
+        self._fail("the verifier processes do not start: igrpo_nemo.rewards.worker ends at once")
+
+    def _hear(self, number: int | None, result: Any = None, seconds: float = 0, crashes: int = 0):
+        if number is None:
+            return self.ready.set()
+        with self._state:
+            stats = self.stats
+            stats.slowest_s = max(stats.slowest_s, seconds)
+            stats.crashes += crashes
+            stats.compared += result is not None
+            stats.timeouts += result is None and crashes < 2
+            call, task = self._asked.pop(number, (None, None))
+            if call is None or task is None:
+                return  # Its call has given up.
+            if isinstance(result, list):
+                call.results[task] = Outcome(*result)
+            else:
+                call.results[task] = Reason.TIMEOUT if result is None else Reason(result)
+            call.left -= 1
+            if not call.left:
+                call.done.set()
+
+    def _fail(self, why: str) -> None:
+        with self._state:
+            self._closed = True
+            for call, _ in self._asked.values():
+                call.error = why
+                call.done.set()
+
+    def close(self) -> None:
+        """Ends the processes and the thread; waits for them. Safe to call twice."""
+        if os.getpid() != self._owner:
+            return  # In a fork of the process that made the pool: nothing here is this one's.
+        self._fail("the verifier pool was closed")
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # It has closed by itself.
+        try:
+            self.process.wait(timeout=10.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._listener.join(timeout=5.0)
 
 
-_Job = tuple[_Batch, Task]
+def _worker_environment(more_paths: Sequence[str]) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT_VARIABLES or name.startswith("PYTHON")
+    }
+    source = str(Path(igrpo_nemo.__file__).resolve().parents[1])
+    paths = [source, kept.get("PYTHONPATH", ""), *more_paths]
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
 
 
 class VerifierPool:
@@ -101,50 +229,36 @@ class VerifierPool:
         item_timeout_s: float = 5.0,
         group_deadline_s: float = 60.0,
         memory_limit_mb: int = 1_024,
-        queue_size: int = 4_096,
         settings: AccuracySettings = DEFAULT_SETTINGS,
         functions: Sequence[str] = (),
     ) -> None:
-        for name, value in (
-            ("num_workers", workers),
-            ("item_timeout_s", item_timeout_s),
-            ("group_deadline_s", group_deadline_s),
+        for name, value, least in (
+            ("num_workers", workers, 1),
+            ("item_timeout_s", item_timeout_s, 1e-3),
+            ("group_deadline_s", group_deadline_s, 1e-3),
+            ("memory_limit_mb", memory_limit_mb, 512),
         ):
-            if value <= 0:
-                raise UserError(f"env.math.{name} is {value}: it must be greater than 0")
-        if memory_limit_mb < 512:
-            raise UserError(
-                f"env.math.memory_limit_mb is {memory_limit_mb}: a verifier needs at least 512"
-            )
+            if value < least:
+                raise UserError(f"env.math.{name} is {value}: it must be at least {least}")
         self.settings = settings
-        self.stats = PoolStats()
-        self._stats_lock = threading.Lock()
-        self._item_timeout_s = item_timeout_s
         self._group_deadline_s = group_deadline_s
-        self._cache: OrderedDict[Pair, Reason] = OrderedDict()
-        self._cache_lock = threading.Lock()
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
-        self._nursery = Nursery(settings, memory_limit_mb, functions)
-        self._closed = False
-        self._threads = [
-            threading.Thread(
-                target=_work,
-                args=(self._jobs, self._nursery, item_timeout_s, self.stats, self._stats_lock),
-                name=f"verifier-{index}",
-                daemon=True,
-            )
-            for index in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._cache: dict[Pair, Reason] = {}
+        self._lock = threading.Lock()
+        self._processes = _Processes(
+            Options(settings, workers, item_timeout_s, memory_limit_mb, functions)
+        )
         # Also runs when the pool is forgotten, and at the interpreter's end.
-        self._finalizer = weakref.finalize(self, _shut_down, self._jobs, self._nursery, workers)
+        self._finalizer = weakref.finalize(self, self._processes.close)
 
     def __enter__(self) -> VerifierPool:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def stats(self) -> PoolStats:
+        return self._processes.stats
 
     def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
         """The verdicts of one group of completions, in order, within the group's deadline."""
@@ -162,17 +276,15 @@ class VerifierPool:
         reasons: dict[Pair, Reason] = {}
         slow: list[Pair] = []
         for request, answer in zip(requests, found, strict=True):
-            if isinstance(answer, Verdict):
+            if isinstance(answer, Verdict) or (request.problem.answer, answer) in reasons:
                 continue
-            gold = request.problem.answer
-            if (gold, answer) not in reasons:
-                reason = quick_verdict(gold, answer, self.settings) or self._cached((gold, answer))
-                # The fallback, until a worker says better.
-                reasons[gold, answer] = reason or Reason.TIMEOUT
-                if reason is None:
-                    slow.append((gold, answer))
+            pair = request.problem.answer, answer
+            reason = quick_verdict(*pair, self.settings) or self._cache.get(pair)
+            reasons[pair] = reason or Reason.TIMEOUT  # The fallback, until a worker says better.
+            if reason is None:
+                slow.append(pair)
         reasons.update(self._compare(slow, deadline))
-        with self._stats_lock:
+        with self._lock:
             self.stats.quick += len(requests) - len(slow)
         return [
             answer
@@ -191,134 +303,36 @@ class VerifierPool:
 
     def check_golds(self, golds: Sequence[str]) -> list[Reason]:
         """`accuracy.gold_verdict` for each, in order, with the item limit and no group deadline."""
+        self.warm_up()
         reasons = self._compare([(gold, None) for gold in dict.fromkeys(golds)], math.inf)
         return [reasons[gold, None] for gold in golds]
 
     def warm_up(self) -> None:
         """Wait until the processes are up: otherwise the first group waits for them."""
-        batch = _Batch(len(self._threads))
-        for index in range(len(self._threads)):
-            self._jobs.put((batch, ("\\sqrt{2}", f"{index} + \\sqrt{{2}}")))
-        batch.done.wait()
-        if batch.error is not None:
-            raise batch.error
+        if not self._processes.ready.wait(_START_LIMIT_S):
+            raise RuntimeError("the verifier processes do not start: no sign of life")
 
     def process_ids(self) -> tuple[int, ...]:
-        """The nursery's and its workers' process ids, for measurements and tests."""
-        return self._nursery.process_ids()
+        """The supervisor's and its workers' process ids, for measurements and tests."""
+        supervisor = psutil.Process(self._processes.process.pid)
+        return (supervisor.pid, *(each.pid for each in supervisor.children()))
 
     def _compare(self, pairs: list[Pair], deadline: float) -> dict[Pair, Reason]:
-        reasons: dict[Pair, Reason] = self._results(pairs, deadline)
-        with self._cache_lock:
-            self._cache.update(reasons)
-            while len(self._cache) > _CACHE_ENTRIES:
-                self._cache.popitem(last=False)
+        reasons: dict[Any, Reason] = self._results(pairs, deadline)
+        if len(self._cache) > _CACHE_ENTRIES:
+            self._cache.clear()
+        self._cache.update(reasons)
         return reasons
 
     def _results(self, tasks: Sequence[Task], deadline: float) -> dict[Any, Any]:
-        """What came back until the deadline, by task."""
-        if self._closed:
-            raise RuntimeError("the verifier pool is closed")
-        if not tasks:
+        if not tasks and self._finalizer.alive:
             return {}
-        batch = _Batch(len(tasks))
-        for task in tasks:
-            try:
-                self._jobs.put((batch, task), timeout=_seconds_to(deadline))
-            except queue.Full:
-                break
-        batch.done.wait(_seconds_to(deadline))
-        batch.abandoned = True
-        if batch.error is not None:
-            raise batch.error
-        results = dict(batch.results)
-        with self._stats_lock:
-            self.stats.missed_deadline += len(tasks) - len(results)
-        return results
-
-    def _cached(self, pair: Pair) -> Reason | None:
-        with self._cache_lock:
-            return self._cache.get(pair)
+        return self._processes.results(tasks, deadline)
 
     def metrics(self) -> dict[str, float]:
         """The counts of `stats` by name."""
-        with self._stats_lock:
-            return {name: float(value) for name, value in asdict(self.stats).items()}
+        return {name: float(value) for name, value in asdict(self.stats).items()}
 
     def close(self) -> None:
-        """End the threads and processes; waits for them. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
+        """End the thread and the processes; waits for them. Safe to call twice."""
         self._finalizer()
-        for thread in self._threads:
-            thread.join(timeout=self._item_timeout_s + 5.0)
-
-
-def _seconds_to(deadline: float) -> float | None:
-    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-
-
-def _shut_down(jobs: queue.Queue[_Job | None], nursery: Nursery, threads: int) -> None:
-    """Drop what is queued, end the processes, and tell the threads to end."""
-    if not nursery.ours:
-        return  # In a fork of the process that made the pool: nothing here is this one's.
-    while True:
-        try:
-            job = jobs.get_nowait()
-        except queue.Empty:
-            break
-        if job is not None:
-            job[0].fail(RuntimeError("the verifier pool was closed"))
-    nursery.close()
-    for _ in range(threads):
-        jobs.put(None)
-
-
-def _work(
-    jobs: queue.Queue[_Job | None],
-    nursery: Nursery,
-    item_timeout_s: float,
-    stats: PoolStats,
-    stats_lock: threading.Lock,
-) -> None:
-    """A worker's thread: one task at a time, until None. Does not hold on to the pool."""
-    worker: Worker | None = None
-
-    def result_of(task: Task) -> Reason | Outcome:
-        """The task's result; a worker that died under it gives it one more try."""
-        nonlocal worker
-        for _ in range(2):
-            if worker is not None and worker.worn:
-                worker.end()
-                worker = None
-            worker = worker or Worker(nursery, item_timeout_s)
-            start = time.monotonic()
-            result = late = None
-            try:
-                result = worker.result_of(task)
-            except OSError as error:
-                late = isinstance(error, TimeoutError)
-                worker.end()
-                worker = None
-            with stats_lock:
-                stats.slowest_s = max(stats.slowest_s, time.monotonic() - start)
-                stats.compared += result is not None
-                stats.timeouts += late is True
-                stats.crashes += late is False
-            if result is not None:
-                return result
-            if late:
-                break
-        return Reason.TIMEOUT
-
-    while (job := jobs.get()) is not None:
-        batch, task = job
-        if batch.abandoned:
-            continue
-        try:
-            batch.put(task, result_of(task))
-        except RuntimeError as error:
-            batch.fail(error)
-    if worker is not None:
-        worker.end()

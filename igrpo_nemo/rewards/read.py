@@ -15,10 +15,9 @@ from functools import lru_cache
 import sympy
 
 from igrpo_nemo.rewards import relations
-from igrpo_nemo.rewards.brackets import split_top
-from igrpo_nemo.rewards.canonical import canonical, plain, unwrapped
 from igrpo_nemo.rewards.formula import parse_formula
 from igrpo_nemo.rewards.grammar import Unreadable
+from igrpo_nemo.rewards.spelling import canonical, plain, split_top, unwrapped
 from igrpo_nemo.rewards.statement import parted, said_once, stated
 from igrpo_nemo.rewards.units import read_unit
 from igrpo_nemo.rewards.values import (

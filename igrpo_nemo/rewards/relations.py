@@ -12,10 +12,9 @@ from typing import Any
 
 import sympy
 
-from igrpo_nemo.rewards.brackets import split_top
-from igrpo_nemo.rewards.exact import same_formula
-from igrpo_nemo.rewards.formula import parse_formula
+from igrpo_nemo.rewards.formula import parse_formula, same_formula
 from igrpo_nemo.rewards.grammar import Unreadable
+from igrpo_nemo.rewards.spelling import split_top
 from igrpo_nemo.rewards.values import Named, Number, Region, Relation, Several, Span, Value
 
 _ORDERS = {r"\le": "<=", r"\ge": ">=", "<": "<", ">": ">", r"\ne": "!="}

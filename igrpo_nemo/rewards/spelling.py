@@ -1,6 +1,7 @@
 r"""One spelling for every way to write an answer: Unicode, Markdown, fonts and spaces of LaTeX.
 
     "**２√2 cm²**" --spelled--> "2\sqrt{2}\text{cm^2}"
+    "$\\boxed{\\text{Yes}.}$" --canonical--> "\\text{Yes}" --plain--> "yes"
 
 Afterwards a text holds formulas and `\text{...}` alone: every word stands in a `\text{}`, letters
 outside of one are variables. Nothing here knows what an answer means. All of it is linear.
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
 
-from igrpo_nemo.rewards.brackets import brace_end
 from igrpo_nemo.rewards.units import counted
 
 _WORDS = yaml.safe_load((Path(__file__).parent / "spelling.yaml").read_text(encoding="utf-8"))
@@ -78,6 +79,85 @@ _OPTION = re.compile(
 )
 _TIME = re.compile(r"\d{1,2}:\d{2} ?[apAP]\.?[mM]\.?")
 _VOWELS = frozenset("aeiouAEIOU")
+
+_ENVIRONMENT = re.compile(
+    r"\\begin\{(aligned|align|align\*|equation|equation\*|gather|gathered|gather\*|split|displaymath|math|"
+    r"cases|rcases|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}"
+)
+_SAID = re.compile(
+    r"^(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:final |correct )?"
+    r"(?:answer|result)(?: is)?:? "
+)
+_SYNONYMS = {
+    "dne": "does not exist",
+    "t": "true",
+    "none of the above": "none of these",
+    "infinitely many solutions": "infinitely many",
+    "infinite": "infinitely many",
+}
+
+
+@lru_cache(maxsize=32_768)
+def canonical(text: str) -> str:
+    """The text in one spelling, unwrapped."""
+    return unwrapped(spelled(_dollars(text)))
+
+
+@lru_cache(maxsize=32_768)
+def plain(text: str) -> str:
+    """A spelled text as it is compared: no case in words, no white space in formulas."""
+    words = re.findall(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", text)
+    if words and not re.sub(r"\\text\{(?:[^{}]|\{[^{}]*\})*\}", "", text).strip(" .,"):
+        bare = re.sub(r"\b([ap])\.?\s?m\b\.?", r"\1m", " ".join(words), flags=re.IGNORECASE)
+        bare = " ".join(bare.split()).strip(" .,;:!\"'").casefold()
+        bare = _SAID.sub("", bare) or bare
+        return _SYNONYMS.get(bare, bare)
+    text = re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", lambda m: f'"{m[1].casefold()}"', text)
+    return re.sub(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])", "", text).strip(".,;")
+
+
+def _dollars(text: str) -> str:
+    r"""Dollar signs as a currency where they are one; as the bounds of formulas they go."""
+    text = text.replace("$$", "$")
+    text = re.sub(r"(?:\bUSD?\s*|\b[AC]\s*)?\\\$(?=\s*[\d.])", r"\\text{usd} ", text)
+    text = re.sub(r"\bUS\s*\$(?=\d)", r"\\text{usd} ", text).replace(r"\$", r"\text{usd}")
+    if text.count("$") % 2:
+        text = re.sub(r"\$(?=\s*[\d.])", r"\\text{usd} ", text)
+    text = re.sub(r"\$(?=\s*[.,]?\s*$)", "", text) if text.count("$") % 2 else text
+    # Formulas side by side are several, never a product.
+    parts = text.split("$")
+    for index in range(2, len(parts) - 1, 2):
+        parts[index] = r" \gap " if not parts[index].strip() else f" {parts[index]} "
+    text = " ".join(parts)
+    return re.sub(r"\\\)\s*\\\(|\\\]\s*\\\[", r" \\gap ", text)
+
+
+def unwrapped(text: str) -> str:
+    """Without quotes, stops, and environments that stand around all of it."""
+    before = None
+    while before != text:
+        before = text
+        text = re.sub(r"\\[()\[\]]", " ", text).strip()
+        text = text.strip('"`').strip()
+        while text.endswith((".", ",", ";", ":")) and not text.endswith(r"\,"):
+            text = text[:-1].rstrip()
+        if text.startswith("'") and text.endswith("'") and len(text) > 2:
+            text = text[1:-1]
+        if text.startswith("{") and brace_end(text, 0) == len(text) and r"\over" not in text:
+            text = text[1:-1]
+        environment = _ENVIRONMENT.fullmatch(text)
+        if environment is not None and environment[1] != "array":
+            text = _rows(environment[1], environment[2])
+    return " ".join(text.split())
+
+
+def _rows(name: str, body: str) -> str:
+    rows = [row.strip().strip(",") for row in body.split(r"\cr") if row.strip()]
+    if "cases" in name and "&" in body:
+        return " ; ".join(rows) + r" \piecewise"
+    rows = [row.replace("&", "") for row in rows]
+    chain = all(row.lstrip().startswith(("=", r"\approx", r"\le", "<")) for row in rows[1:])
+    return (" " if chain else ", ").join(rows)
 
 
 def spelled(text: str) -> str:
@@ -244,3 +324,59 @@ def is_word(run: str, *, alone: bool = False) -> bool:
     if len(set(run)) < len(run) and alone:
         return True
     return any(char in _VOWELS for char in run[1:] if len(run) > 3 or alone) or len(run) > 4
+
+
+def brace_end(text: str, start: int) -> int:
+    """Where the group that opens at `start` ends (behind its brace); the text's end without one."""
+    depth = 0
+    index = start
+    while index < len(text):
+        if text[index] == "\\":
+            index += 2
+            continue
+        depth += (text[index] == "{") - (text[index] == "}")
+        index += 1
+        if depth == 0:
+            return index
+    return len(text) + 1
+
+
+def split_top(text: str, separators: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The parts between separators that stand in no bracket, and those separators."""
+    parts: list[str] = []
+    found: list[str] = []
+    depth = start = index = 0
+    while index < len(text):
+        char = text[index]
+        hit = (
+            next((s for s in separators if text.startswith(s, index)), None) if depth == 0 else None
+        )
+        if hit is not None and not (
+            hit[0] == "\\" and text[index + len(hit) : index + len(hit) + 1].isalpha()
+        ):
+            parts.append(text[start:index].strip())
+            found.append(hit)
+            index += len(hit)
+            start = index
+            continue
+        if char == "\\" and index + 1 < len(text):
+            escaped = text[index + 1]
+            depth += (escaped == "{") - (escaped == "}")
+            for name, change in (
+                (r"\langle", 1),
+                (r"\rangle", -1),
+                (r"\lfloor", 1),
+                (r"\rfloor", -1),
+            ):
+                depth += change if text.startswith(name, index) else 0
+            index += 2
+            continue
+        depth += (char in "([{") - (char in ")]}")
+        depth = max(depth, 0)
+        index += 1
+    return [*parts, text[start:].strip()], found
+
+
+def balanced(text: str) -> bool:
+    """Whether every brace is closed; escaped ones are not counted."""
+    return brace_end(f"{{{text}}}", 0) == len(text) + 2

@@ -19,7 +19,7 @@ from igrpo_nemo.rewards.accuracy import (
     verify_completion,
 )
 from igrpo_nemo.rewards.custom import Caller, CustomReward, Outcome, component_name, outcome
-from igrpo_nemo.rewards.format import format_reward
+from igrpo_nemo.rewards.extract import format_reward
 from igrpo_nemo.types import Score, ScoreRequest
 
 DEFAULT_WEIGHTS: Mapping[str, float] = {"accuracy": 1.0, "format": 1.0}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from igrpo_nemo.rewards.format import format_reward, target_score
+from igrpo_nemo.rewards.extract import format_reward, target_score
 from igrpo_nemo.types import Target
 
 WHOLE = "<think>a</think><answer>5</answer>"

@@ -2,8 +2,12 @@
 
 import pytest
 
-from igrpo_nemo.rewards.accuracy import Reason, gold_verdict, verify_completion
-from igrpo_nemo.rewards.reference import is_missing_reference
+from igrpo_nemo.rewards.accuracy import (
+    Reason,
+    gold_verdict,
+    is_missing_reference,
+    verify_completion,
+)
 
 MISSING = [
     *("", " ", "nan", "NaN", "None", "null", "N/A", "n/a", "$\\text{N/A}$", "<NA>", "-", "?"),
