@@ -6,10 +6,9 @@ knows it by name. One that stands elsewhere is named by its path, `module:Class`
 
 from igrpo_nemo.by_path import imported
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback.baselines import Exemplar, NoFeedback
 from igrpo_nemo.feedback.best_draft import BestDraft
 from igrpo_nemo.feedback.critique import Critique
-from igrpo_nemo.feedback.exemplar import Exemplar
-from igrpo_nemo.feedback.none import NoFeedback
 from igrpo_nemo.feedback.protocol import Feedback, NextPrompt
 from igrpo_nemo.feedback.self_verification import SelfVerification
 

@@ -10,92 +10,62 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from igrpo_nemo.feedback.protocol import (
-    NextPrompt,
-    Options,
-    group_name,
-    read_options,
-    rows_of_group,
-    too_small,
-)
+from igrpo_nemo.feedback.protocol import Feedback, NextPrompt, too_small
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, TrainingRow
 
 
-@dataclass(frozen=True, slots=True)
-class BestDraft:
+@dataclass(frozen=True)
+class BestDraft(Feedback):
     """Best-draft feedback (paper section 3.2.2); the defaults are the paper's.
 
-    `draft_choice`: `best` is Eq. 2; `random`, `worst` and `none` are controls.
-    `tie_break`: equal drafts, the first one or one drawn with the seed.
-    `on_all_zero`: no draft earned anything: `condition` on the tie-break's winner all the same
-    (the literal arg max), `skip` the problem's Stage 2, or refine with `no_draft`.
-    `rank_truncated_last`: at equal reward a finished draft beats a truncated one.
-    `draft_dropout`: the share of Stage 2 prompts that show no draft.
-    `train_stages`: `refine` alone is the paper; with `draft` the drafts are trained too, under q
-    and in their own group.
+    The fields are `igrpo.*` keys (config/igrpo_keys.py). `draft_choice`: `best` is Eq. 2, the
+    others are controls. `on_all_zero`: no draft earned anything: `condition` on the tie-break's
+    winner all the same (the literal arg max), `skip` the problem's Stage 2, or refine with
+    `no_draft`. `train_stages` with `draft`: the drafts are trained too, under q, as a group.
     """
 
-    num_drafts: int
-    num_refinements: int
-    seed: int = 0
     draft_choice: Literal["best", "random", "worst", "none"] = "best"
     tie_break: Literal["first", "random"] = "first"
     on_all_zero: Literal["condition", "skip", "no_draft"] = "condition"
     rank_truncated_last: bool = True
     draft_dropout: float = 0.0
-    train_stages: tuple[Stage, ...] = (Stage.REFINE,)
-
-    two_stage = True
-    num_prompts = 1
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
-        read_options(Options, igrpo)
-        return cls(
-            num_drafts=igrpo.num_drafts,
-            num_refinements=igrpo.num_refinements,
-            seed=seed,
+        return replace(
+            super().of(igrpo, seed),
             draft_choice=igrpo.draft_choice,
             tie_break=igrpo.tie_break,
             on_all_zero=igrpo.on_all_zero,
             rank_truncated_last=igrpo.rank_truncated_last,
             draft_dropout=igrpo.draft_dropout,
-            train_stages=tuple(Stage(stage) for stage in igrpo.train_stages),
         )
 
     @property
-    def trains_drafts(self) -> bool:
-        return Stage.DRAFT in self.train_stages
+    def trained(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.train_stages or (Stage.REFINE,)
 
     @property
-    def repeats_question(self) -> bool:
+    def repeats_question(self) -> bool:  # type: ignore[override]
         bare = self.draft_choice == "none" or self.on_all_zero == "no_draft"
         return bare or self.draft_dropout > 0
 
-    @property
-    def num_trained(self) -> int:
-        drafts = self.num_drafts if self.trains_drafts else 0
-        return drafts + (self.num_refinements if Stage.REFINE in self.train_stages else 0)
-
     def problems(self) -> Iterator[str]:
-        stages = ", ".join(self.train_stages)
-        if Stage.REFINE not in self.train_stages:
+        stages = ", ".join(self.trained)
+        if Stage.REFINE not in self.trained:
             yield (
                 f"igrpo.train_stages=[{stages}] leaves out refine, which igrpo.feedback=best_draft "
                 "is for: use [refine], [draft, refine], or feedback=none"
             )
-        if len(set(self.train_stages)) < len(self.train_stages):
+        if len(set(self.trained)) < len(self.trained):
             yield f"igrpo.train_stages=[{stages}] names a stage twice"
         yield from too_small("igrpo.num_refinements", self.num_refinements)
-        if self.trains_drafts and self.num_drafts < 2:
-            yield (
-                f"igrpo.num_drafts={self.num_drafts} with trained drafts: a group needs at least "
-                "2 rows: with one its advantage is always 0"
-            )
+        if self.trains_drafts:
+            yield from too_small("igrpo.num_drafts", self.num_drafts)
 
     def select(self, drafts: Group, step: int) -> Selection:
         rng = random.Random(f"{self.seed}/{step}/{drafts.problem.id}/select")
@@ -107,15 +77,15 @@ class BestDraft:
             return Selection(index=None, rule=self.on_all_zero, skipped=skipped)
         if self.draft_choice == "random":
             return Selection(index=rng.randrange(len(drafts.scores)), rule="random")
-        ranks = [self._rank(drafts, i) for i in range(len(drafts.scores))]
+        # At equal reward a finished draft beats a truncated one.
+        ranks = [
+            (score.reward, not (self.rank_truncated_last and completion.truncated))
+            for score, completion in zip(drafts.scores, drafts.completions, strict=True)
+        ]
         wanted = max(ranks) if self.draft_choice == "best" else min(ranks)
         tied = [i for i, rank in enumerate(ranks) if rank == wanted]
         index = tied[0] if self.tie_break == "first" else rng.choice(tied)
         return Selection(index=index, rule=self.draft_choice)
-
-    def _rank(self, drafts: Group, index: int) -> tuple[float, bool]:
-        finished = not (self.rank_truncated_last and drafts.completions[index].truncated)
-        return drafts.scores[index].reward, finished
 
     def next_prompts(
         self, drafts: Group, selection: Selection | None, prompts: PromptBuilder
@@ -129,12 +99,6 @@ class BestDraft:
         return (NextPrompt(prompt, self.num_refinements),)
 
     def training_rows(self, rollout: Rollout) -> list[TrainingRow]:
-        rows: list[TrainingRow] = []
         if rollout.selection is not None and rollout.selection.skipped:
-            return rows
-        if self.trains_drafts:
-            rows += rows_of_group(rollout.drafts, group_name(rollout.problem.id, Stage.DRAFT))
-        if Stage.REFINE in self.train_stages:
-            for i, group in enumerate(rollout.refinements):
-                rows += rows_of_group(group, group_name(rollout.problem.id, Stage.REFINE, i))
-        return rows
+            return []
+        return super().training_rows(rollout)

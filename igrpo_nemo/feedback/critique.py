@@ -18,13 +18,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from igrpo_nemo.feedback.protocol import (
+    Feedback,
     NextPrompt,
     Options,
     group_name,
-    other_stages,
-    read_options,
     rows_of_group,
-    too_small,
 )
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, TrainingRow
@@ -51,36 +49,25 @@ class CritiqueOptions(Options):
     """What is asked then."""
 
 
-@dataclass(frozen=True, slots=True)
-class Critique:
+@dataclass(frozen=True)
+class Critique(Feedback):
     """n = `num_drafts` answers, as many refinements, `options.keep` of them trained.
 
     `shapes`: `igrpo.shaping_gamma` is set; without it refinements have the ratio of Eq. 5, as if
     the policy had sampled them under q.
     """
 
-    num_drafts: int
-    num_refinements: int
     shapes: bool = True
-    train_stages: tuple[str, ...] = (Stage.DRAFT, Stage.REFINE)
-    options: CritiqueOptions = CritiqueOptions()
 
-    two_stage = True
-    trains_drafts = True
-    repeats_question = False
+    Options = CritiqueOptions
+    trained = (Stage.DRAFT, Stage.REFINE)
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
-        return cls(
-            igrpo.num_drafts,
-            igrpo.num_refinements,
-            igrpo.shaping_gamma is not None,
-            tuple(igrpo.train_stages),
-            read_options(CritiqueOptions, igrpo),
-        )
+        return replace(super().of(igrpo, seed), shapes=igrpo.shaping_gamma is not None)
 
     @property
-    def num_prompts(self) -> int:
+    def num_prompts(self) -> int:  # type: ignore[override]
         return self.num_drafts
 
     @property
@@ -88,8 +75,7 @@ class Critique:
         return self.num_drafts + self.options.keep
 
     def problems(self) -> Iterator[str]:
-        yield from other_stages("critique", self.train_stages, *Stage)
-        yield from too_small("igrpo.num_drafts", self.num_drafts)
+        yield from super().problems()
         if self.num_refinements != self.num_drafts:
             yield (
                 f"igrpo.num_refinements={self.num_refinements}, but feedback critique refines each "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,53 +33,78 @@ class NextPrompt:
     target: Target | None = None
 
 
-class Feedback(Protocol):
+class Options(BaseModel):
+    """Options of a feedback: the fields of a subclass are the keys of `igrpo.feedback_options`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass(frozen=True)
+class Feedback:
     """The decisions between the stages; pure functions of their arguments, and of a `memory`
-    where a feedback has an attribute of that name (`memory_of`)."""
+    where a feedback has an attribute of that name (`memory_of`).
+
+    One of the user's own need not inherit from it, only have what is here. Two methods have no
+    default: `select` and `next_prompts`.
+    """
+
+    num_drafts: int
+    """Completions of the bare prompt q per problem (N; the whole budget for `none`)."""
+    num_refinements: int
+    """Completions of all Stage 2 prompts per problem, at most (G; 0 for `none`)."""
+    seed: int = 0
+    train_stages: tuple[str, ...] | None = None
+    """`igrpo.train_stages`; None is what the feedback trains."""
+    options: Any = None
+    """Of the class that `Options` names."""
+
+    Options: ClassVar[type[Options]] = Options
+    trained: ClassVar[tuple[Stage, ...]] = (Stage.REFINE,)
+    """The stages whose rows it trains."""
+    two_stage: ClassVar[bool] = True
+    """Whether there is a Stage 2 at all."""
+    num_prompts = 1
+    """Stage 2 prompts per problem, at most (0 for `none`)."""
+    repeats_question = False
+    """Whether a Stage 2 prompt may be q itself."""
+
+    def __post_init__(self) -> None:
+        if self.train_stages is None:
+            object.__setattr__(self, "train_stages", self.trained)
+        if self.options is None:
+            object.__setattr__(self, "options", self.Options())
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
         """The feedback that the config section `igrpo` describes, with the run's seed."""
-        ...
-
-    @property
-    def two_stage(self) -> bool:
-        """Whether there is a Stage 2 at all."""
-        ...
-
-    @property
-    def num_drafts(self) -> int:
-        """Completions of the bare prompt q per problem (N; the whole budget for `none`)."""
-        ...
-
-    @property
-    def num_refinements(self) -> int:
-        """Completions of all Stage 2 prompts per problem, at most (G; 0 for `none`)."""
-        ...
-
-    @property
-    def num_prompts(self) -> int:
-        """Stage 2 prompts per problem, at most (0 for `none`)."""
-        ...
+        options = read_options(cls.Options, igrpo)
+        stages = tuple(igrpo.train_stages)
+        return cls(igrpo.num_drafts, igrpo.num_refinements, seed, stages, options)
 
     @property
     def trains_drafts(self) -> bool:
         """Whether the completions of q are among the trained rows."""
-        ...
-
-    @property
-    def repeats_question(self) -> bool:
-        """Whether a Stage 2 prompt may be q itself."""
-        ...
+        return Stage.DRAFT in self.trained
 
     @property
     def num_trained(self) -> int:
         """Trained rows per problem, at most: `grpo.num_generations_per_prompt`."""
-        ...
+        drafts = self.num_drafts if self.trains_drafts else 0
+        return drafts + (self.num_refinements if Stage.REFINE in self.trained else 0)
 
     def problems(self) -> Iterator[str]:
         """One line for each contradiction in its keys, which says what to change."""
-        ...
+        stages = self.train_stages or ()
+        if sorted(stages) != sorted(self.trained):
+            wanted = ", ".join(self.trained)
+            yield (
+                f"igrpo.train_stages=[{', '.join(stages)}], but this feedback trains [{wanted}]: "
+                f"set igrpo.train_stages=[{wanted}]"
+            )
+        if self.trains_drafts:
+            yield from too_small("igrpo.num_drafts", self.num_drafts)
+        if Stage.REFINE in self.trained:
+            yield from too_small("igrpo.num_refinements", self.num_refinements)
 
     def select(self, drafts: Group, step: int) -> Selection | None:
         """Chooses among the scored drafts (Eq. 2); None where the feedback has no second stage.
@@ -87,7 +112,7 @@ class Feedback(Protocol):
         `step` numbers the training step, so that seeded choices differ between steps and are
         the same after a resume.
         """
-        ...
+        raise NotImplementedError
 
     def next_prompts(
         self, drafts: Group, selection: Selection | None, prompts: PromptBuilder
@@ -96,11 +121,17 @@ class Feedback(Protocol):
 
         Those that show a draft stand in the order of `selection.shown`.
         """
-        ...
+        raise NotImplementedError
 
     def training_rows(self, rollout: Rollout) -> list[TrainingRow]:
         """The rows that the objective sees, grouped by the context they share."""
-        ...
+        rows: list[TrainingRow] = []
+        if self.trains_drafts:
+            rows += rows_of_group(rollout.drafts, group_name(rollout.problem.id, Stage.DRAFT))
+        if Stage.REFINE in self.trained:
+            for i, group in enumerate(rollout.refinements):
+                rows += rows_of_group(group, group_name(rollout.problem.id, Stage.REFINE, i))
+        return rows
 
 
 class Memory(Protocol):
@@ -128,14 +159,9 @@ def memory_of(feedback: Feedback) -> Memory | None:
 
 def rows_of_group(group: Group, name: str) -> list[TrainingRow]:
     """All completions of one scored group as training rows under the group's own prompt."""
+    context = group.prompt.token_ids
     return [
-        TrainingRow(
-            group=name,
-            stage=group.stage,
-            context_ids=group.prompt.token_ids,
-            completion=completion,
-            reward=score.reward,
-        )
+        TrainingRow(name, group.stage, context, completion, score.reward)
         for completion, score in zip(group.completions, group.scores, strict=True)
     ]
 
@@ -151,16 +177,7 @@ def group_name(problem_id: str, stage: Stage, index: int = 0) -> str:
     return f"{problem_id}/{stage}/{index}"
 
 
-class Options(BaseModel):
-    """Options of a feedback: the fields of a subclass are the keys of `igrpo.feedback_options`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-def read_options(kind: type[OptionsT], igrpo: Any) -> OptionsT:
+def read_options(kind: type[Options], igrpo: Any) -> Options:
     """`igrpo.feedback_options` as `kind`; `UserError` for an unknown key or a wrong value."""
     try:
         return kind.model_validate(igrpo.feedback_options)
@@ -172,13 +189,3 @@ def read_options(kind: type[OptionsT], igrpo: Any) -> OptionsT:
         raise UserError(f"unknown key {key}: feedback {igrpo.feedback} has {known}")
     message = wrong["msg"].removeprefix("Value error, ").removeprefix("Input ")
     raise UserError(f"{key}={wrong['input']!r} {message}")
-
-
-def other_stages(name: str, stages: tuple[str, ...], *trained: Stage) -> Iterator[str]:
-    """Says where feedback `name`, which trains the stages `trained`, was told to train others."""
-    if sorted(stages) != sorted(trained):
-        wanted = ", ".join(trained)
-        yield (
-            f"igrpo.train_stages=[{', '.join(stages)}], but feedback {name} trains [{wanted}]: "
-            f"set igrpo.train_stages=[{wanted}]"
-        )

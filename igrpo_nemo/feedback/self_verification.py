@@ -11,24 +11,15 @@ the publication, a verdict may be about any solution of earlier steps, of whatev
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from igrpo_nemo.feedback.protocol import (
-    NextPrompt,
-    Options,
-    group_name,
-    other_stages,
-    read_options,
-    rows_of_group,
-    too_small,
-)
-from igrpo_nemo.feedback.solution_buffer import Solution, SolutionBuffer
+from igrpo_nemo.feedback.protocol import Feedback, NextPrompt, Options
 from igrpo_nemo.prompts import PromptBuilder
-from igrpo_nemo.types import Group, Rollout, Selection, Stage, Target, TrainingRow
+from igrpo_nemo.types import Group, Problem, Rollout, Selection, Stage, Target
 
 VERDICTS = ("yes", "no")
 
@@ -50,37 +41,60 @@ class VerificationOptions(Options):
 
 
 @dataclass(frozen=True, slots=True)
-class SelfVerification:
+class Solution:
+    """A solution as its step left it; `share` of its group was right."""
+
+    step: int
+    problem: Problem
+    text: str
+    right: bool
+    share: float
+
+
+class SolutionBuffer:
+    """A `Memory`: the solutions of step s are there in the steps s + 1 to s + `age`, the newest
+    `size` of them."""
+
+    off = "igrpo.feedback_options.buffer_age=0"
+
+    def __init__(self, age: int, size: int) -> None:
+        self.age, self.size = age, size
+        self.solutions: list[Solution] = []
+
+    def add(self, rollouts: Sequence[Rollout], step: int) -> None:
+        kept = [solution for solution in self.solutions if solution.step > step - self.age]
+        for drafts in (rollout.drafts for rollout in rollouts):
+            kept += [
+                Solution(step, drafts.problem, completion.text, score.correct, drafts.share_right)
+                for completion, score in zip(drafts.completions, drafts.scores, strict=True)
+            ]
+        self.solutions = kept[-self.size :]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"solutions": [asdict(solution) for solution in self.solutions]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.solutions = [
+            Solution(**{**each, "problem": Problem(**each["problem"])})
+            for each in state["solutions"]
+        ]
+
+
+@dataclass(frozen=True)
+class SelfVerification(Feedback):
     """m = `num_drafts` solutions of q, G = `num_refinements` verdicts on one of them, or on one
     that `memory` holds."""
 
-    num_drafts: int
-    num_refinements: int
-    seed: int = 0
-    train_stages: tuple[str, ...] = (Stage.DRAFT, Stage.REFINE)
-    options: VerificationOptions = VerificationOptions()
     memory: SolutionBuffer | None = None
 
-    two_stage = True
-    num_prompts = 1
-    trains_drafts = True
-    repeats_question = False
+    Options = VerificationOptions
+    trained = (Stage.DRAFT, Stage.REFINE)
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
-        options = read_options(VerificationOptions, igrpo)
-        stages, age = tuple(igrpo.train_stages), options.buffer_age
-        memory = SolutionBuffer(age, options.buffer_size) if age else None
-        return cls(igrpo.num_drafts, igrpo.num_refinements, seed, stages, options, memory)
-
-    @property
-    def num_trained(self) -> int:
-        return self.num_drafts + self.num_refinements
-
-    def problems(self) -> Iterator[str]:
-        yield from other_stages("self_verification", self.train_stages, *Stage)
-        yield from too_small("igrpo.num_drafts", self.num_drafts)
-        yield from too_small("igrpo.num_refinements", self.num_refinements)
+        plain = super().of(igrpo, seed)
+        age, size = plain.options.buffer_age, plain.options.buffer_size
+        return replace(plain, memory=SolutionBuffer(age, size) if age else None)
 
     def select(self, drafts: Group, step: int) -> Selection:
         """A right or a wrong solution, as a coin of (seed, step, problem) says, where there are
@@ -121,9 +135,3 @@ class SelfVerification:
         else:
             target = Target("no", VERDICTS, 2 * shown.share)
         return (NextPrompt(prompt, self.num_refinements, target),)
-
-    def training_rows(self, rollout: Rollout) -> list[TrainingRow]:
-        rows = rows_of_group(rollout.drafts, group_name(rollout.problem.id, Stage.DRAFT))
-        for group in rollout.refinements:
-            rows += rows_of_group(group, group_name(rollout.problem.id, Stage.REFINE))
-        return rows

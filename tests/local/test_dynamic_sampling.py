@@ -6,7 +6,7 @@ import tiny_runs
 from igrpo_nemo.config import load_config
 from igrpo_nemo.data.order import Position
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.feedback.none import NoFeedback
+from igrpo_nemo.feedback import NoFeedback
 from igrpo_nemo.local.batch import Draw, collect_batch
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage, StopReason
 

@@ -15,8 +15,8 @@ from igrpo_nemo.feedback import (
     SelfVerification,
     feedback_class,
 )
+from igrpo_nemo.feedback.baselines import ExemplarOptions
 from igrpo_nemo.feedback.critique import CritiqueOptions
-from igrpo_nemo.feedback.exemplar import ExemplarOptions
 from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.types import Rollout, Stage, Target
