@@ -68,7 +68,7 @@ class TwoStageEnvironment:
 
         `step` numbers the training step (see `Feedback.select`). The order of `attempts` is kept.
         """
-        groups = self._score(Stage(stage or Stage.DRAFT), attempts)
+        groups = scored(self.scorer, Stage(stage or Stage.DRAFT), attempts)
         if stage != Stage.DRAFT:
             return [StepReturn(group, None, (), True) for group in groups]
         return [self.after_drafts(group, step) for group in groups]
@@ -79,35 +79,34 @@ class TwoStageEnvironment:
         observations = self.feedback.next_prompts(drafts, selection, self.prompts)
         return StepReturn(drafts, selection, observations, not observations)
 
-    def _score(self, stage: Stage, attempts: Sequence[Attempt]) -> list[Group]:
-        scores = iter(
-            self.scorer(
-                [
-                    ScoreRequest(a.problem, c.text, a.prompt.thinking_open, c.truncated)
-                    for a in attempts
-                    if a.target is None
-                    for c in a.completions
-                ]
-            )
+
+def scored(scorer: Scorer, stage: Stage, attempts: Sequence[Attempt]) -> list[Group]:
+    """The group of each attempt, all scored in one batch."""
+    asked = [
+        ScoreRequest(a.problem, c.text, a.prompt.thinking_open, c.truncated)
+        for a in attempts
+        if a.target is None
+        for c in a.completions
+    ]
+    scores = iter(scorer(asked))
+    return [
+        Group(
+            a.problem,
+            stage,
+            a.prompt,
+            a.completions,
+            tuple(_target_score(a, c) if a.target else next(scores) for c in a.completions),
+            a.target,
         )
-        return [
-            Group(
-                a.problem,
-                stage,
-                a.prompt,
-                a.completions,
-                tuple(next(scores) for _ in a.completions)
-                if a.target is None
-                else _target_scores(a, a.target),
-                a.target,
-            )
-            for a in attempts
-        ]
+        for a in attempts
+    ]
 
 
-def _target_scores(attempt: Attempt, target: Target) -> tuple[Score, ...]:
-    opened = attempt.prompt.thinking_open
-    return tuple(
-        target_score(target, c.text, thinking_open=opened, truncated=c.truncated)
-        for c in attempt.completions
+def _target_score(attempt: Attempt, completion: Completion) -> Score:
+    assert attempt.target is not None
+    return target_score(
+        attempt.target,
+        completion.text,
+        thinking_open=attempt.prompt.thinking_open,
+        truncated=completion.truncated,
     )

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
+from igrpo_nemo.environment import Attempt, scored
 from igrpo_nemo.local.parts import RunParts
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
 from igrpo_nemo.metrics import mean_and_stderr
 from igrpo_nemo.prompts import PromptBuilder
-from igrpo_nemo.rewards import Scorer, ScoreRequest
+from igrpo_nemo.rewards import Scorer
 from igrpo_nemo.types import Group, Problem, Stage
 
 Progress = Callable[[int, int], None]
@@ -50,16 +50,11 @@ class Answerer:
             for prompt, (_, key) in zip(prompts, keyed, strict=True)
         ]
         completions = self.sampler.sample(requests, self.params, on_progress=on_progress)
-        asked = [
-            ScoreRequest(problem, row.text, prompt.thinking_open, row.truncated)
-            for (problem, _), prompt, rows in zip(keyed, prompts, completions, strict=True)
-            for row in rows
-        ]
-        scores = iter(self.scorer(asked))
-        return [
-            Group(problem, Stage.DRAFT, prompt, tuple(rows), tuple(islice(scores, len(rows))))
+        attempts = [
+            Attempt(problem, prompt, tuple(rows))
             for (problem, _), prompt, rows in zip(keyed, prompts, completions, strict=True)
         ]
+        return scored(self.scorer, Stage.DRAFT, attempts)
 
 
 def validate(
@@ -70,11 +65,10 @@ def validate(
     The draws depend on the seed and the problem but not on the step, so that two validations
     differ by the policy alone. `between_batches` is called before every batch and may raise.
     """
-    config, problems = parts.config, parts.validation
+    config, problems, environment = parts.config, parts.validation, parts.environment
     params = replace(
         rollout.params, temperature=config.igrpo.val_temperature, top_p=config.igrpo.val_top_p
     )
-    environment = parts.environment
     answerer = Answerer(parts.sampler, environment.prompts, environment.scorer, params)
     size = config.grpo.val_batch_size or len(problems)
     groups: list[Group] = []
@@ -86,11 +80,10 @@ def validate(
     if config.igrpo.val_draft_conditioned:
         between_batches()
         refined = [group for each in rollout(problems, step=0) for group in each.refinements]
-        scores = [score for group in refined for score in group.scores]
-        if scores:  # none where the feedback has no Stage 2
-            conditioned = sum(score.correct for score in scores) / len(scores)
-            metrics["val/draft_conditioned_accuracy"] = conditioned
-            metrics["val/transfer_gap"] = conditioned - metrics["val/accuracy"]
+        correct = [score.correct for group in refined for score in group.scores]
+        if correct:  # none where the feedback has no Stage 2
+            metrics["val/draft_conditioned_accuracy"] = sum(correct) / len(correct)
+            metrics["val/transfer_gap"] = sum(correct) / len(correct) - metrics["val/accuracy"]
     return metrics, groups
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
@@ -22,19 +23,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from igrpo_nemo.config.nemo_keys import Checkpointing
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.files.atomic import fsync_folder, is_disk_full
-from igrpo_nemo.local.checkpoint_manifest import find_damage, seal
+from igrpo_nemo.files.atomic import fsync_file, fsync_folder, is_disk_full
 
 MODEL = "model"
 TENSORS = "optimizer.pt"
 STATE = "state.json"
 METRICS = "metrics.json"
+MANIFEST = "manifest.json"
 
 _FORMAT = 1
 _STEP = re.compile(r"step_(\d+)")
@@ -67,7 +70,7 @@ class LoadedCheckpoint:
 
     path: Path
     state: TrainerState
-    tensors: dict[str, object]
+    tensors: dict[str, Any]
     metrics: dict[str, float]
 
     @property
@@ -114,14 +117,17 @@ class CheckpointStore:
             self._clean_leftovers()
             (temporary / MODEL).mkdir(parents=True)
             write_model(temporary / MODEL)
-            _write_tensors(temporary / TENSORS, tensors)
+            # Through a Python file object: torch's own file writer loses the errno of a full disk.
+            with open(temporary / TENSORS, "wb") as file:
+                torch.save(dict(tensors), file)
+            torch.load(temporary / TENSORS, map_location="cpu", weights_only=True, mmap=True)
             _write_json(temporary / STATE, {"format": _FORMAT, **dataclasses.asdict(state)})
             finite = {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
             _write_json(temporary / METRICS, finite)
             seal(temporary)
             final = self._publish(temporary, name)
         except BaseException as error:
-            reason = self._save_failure(error, temporary, tensors)
+            reason = self._save_failure(error, temporary, tensors, state.step)
             shutil.rmtree(temporary, ignore_errors=True)
             if reason is not None:
                 raise UserError(reason) from error
@@ -166,7 +172,7 @@ class CheckpointStore:
         """
         for path in self._candidates():
             if _step_of(path) > step:
-                self._remove(path)
+                _remove(path)
 
     def _prune(self, newest: Path) -> None:
         """Remove all but the newest and the `keep_top_k` best, the newer of equals."""
@@ -182,7 +188,7 @@ class CheckpointStore:
         kept = {newest, *sorted(whole, key=rank, reverse=True)[: self._keys.keep_top_k]}
         for path in self._candidates():
             if path not in kept:
-                self._remove(path)
+                _remove(path)
 
     def _candidates(self) -> list[Path]:
         """All published checkpoints, newest first.
@@ -193,13 +199,10 @@ class CheckpointStore:
         if not self.checkpoint_dir.is_dir():
             return []
         found = [path for path in self.checkpoint_dir.iterdir() if _step_of(path) >= 0]
-        names = {path.name for path in found}
-        published = [
-            path
-            for path in found
-            if not path.name.startswith(_REPLACED) or path.name.removeprefix(_REPLACED) not in names
+        current = [
+            path for path in found if path == _original(path) or not _original(path).exists()
         ]
-        return sorted(published, key=_step_of, reverse=True)
+        return sorted(current, key=_step_of, reverse=True)
 
     def _metric(self, path: Path) -> float | None:
         name = self._keys.metric_name
@@ -222,37 +225,28 @@ class CheckpointStore:
         os.rename(temporary, final)
         fsync_folder(self.checkpoint_dir)
         if replaced.exists():
-            self._remove(replaced)
+            _remove(replaced)
         return final
 
     def _clean_leftovers(self) -> None:
         """Remove what a killed save or removal left behind; bring back an orphaned `replaced`."""
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         for entry in list(self.checkpoint_dir.iterdir()):
-            original = self.checkpoint_dir / entry.name.removeprefix(_REPLACED)
             if entry.name.startswith((_SAVING, _REMOVING)):
                 shutil.rmtree(entry)
-            elif entry != original and original.exists():
-                self._remove(entry)
-            elif entry != original:
-                os.rename(entry, original)
-
-    def _remove(self, path: Path) -> None:
-        """Remove a checkpoint so that a crash half-way never leaves a torn one under its name."""
-        doomed = path.with_name(f"{_REMOVING}{path.name.lstrip('.')}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+            elif entry != _original(entry) and _original(entry).exists():
+                _remove(entry)
+            elif entry != _original(entry):
+                os.rename(entry, _original(entry))
 
     def _save_failure(
-        self, error: BaseException, temporary: Path, tensors: Mapping[str, object]
+        self, error: BaseException, temporary: Path, tensors: Mapping[str, object], step: int
     ) -> str | None:
         """The line for the user, or None if the failure is not the disk's.
 
         Called while the partial folder still exists: a native writer may lose the errno, and then
         only the full disk itself tells.
         """
-        step = int(temporary.name.rpartition("_")[2])
         where = f"the checkpoint of step {step} in {self.checkpoint_dir}"
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             return f"cannot write {where}: {error.strerror}; set checkpointing.checkpoint_dir"
@@ -262,12 +256,10 @@ class CheckpointStore:
         native_writer = isinstance(error, (OSError, RuntimeError)) and free < 64 * 1024
         if not is_disk_full(error) and not native_writer:
             return None
-        optimizer = temporary / TENSORS
-        written = optimizer.stat().st_size if optimizer.exists() else 0
-        unwritten = max(0, _tensor_bytes(tensors) - written)
-        partial = _folder_bytes(temporary)
+        held = sum(each.nbytes for each in tree_leaves(tensors) if isinstance(each, torch.Tensor))
         previous = max((_folder_bytes(path) for path in self._candidates()[:1]), default=0)
-        needed, room = max(previous, partial + unwritten) / 1e6, (free + partial) / 1e6
+        needed = max(previous, _folder_bytes(temporary / MODEL) + held) / 1e6
+        room = (free + _folder_bytes(temporary)) / 1e6
         return (
             f"no space left for {where}: it needs at least {needed:,.1f} MB, {room:,.1f} MB are "
             "free; earlier checkpoints are untouched. Free some space, lower "
@@ -275,13 +267,67 @@ class CheckpointStore:
         )
 
 
-def capture_rng() -> dict[str, object]:
+def seal(folder: Path) -> None:
+    """Sync all files and folders; last, the manifest over them (sizes and SHA-256) likewise."""
+    files: dict[str, dict] = {}
+    folders = [folder]
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            folders.append(path)
+            continue
+        fsync_file(path)
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    (folder / MANIFEST).write_bytes(_render_manifest(files))
+    fsync_file(folder / MANIFEST)
+    for path in folders:
+        fsync_folder(path)
+
+
+def find_damage(path: Path, *, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint folder, naming the file, or None if it is intact.
+
+    With `contents` every file is read once and its SHA-256 compared with the manifest; without,
+    the manifest, which covers itself, and the names and sizes in it are looked at.
+    """
+    name = MANIFEST
+    try:
+        data = (path / MANIFEST).read_bytes()
+        files = json.loads(data)["files"]
+        if _render_manifest(files) != data:
+            return f"{MANIFEST} does not match its checksum"
+        for name, entry in files.items():
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes instead of {entry['bytes']}"
+            if contents and _sha256(path / name) != entry["sha256"]:
+                return f"{name} does not match its checksum"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    except (ValueError, TypeError, KeyError):
+        return f"{name} does not match its checksum"
+    return None
+
+
+def _render_manifest(files: dict[str, dict]) -> bytes:
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": digest}, sort_keys=True, indent=1).encode()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def capture_rng() -> dict[str, Any]:
     """States of the global generators (Python, numpy, torch, every CUDA device).
 
     Plain numbers and tensors only, so that they load with `weights_only=True`.
     """
     name, words, *rest = np.random.get_state()
-    states: dict[str, object] = {
+    states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (name, np.asarray(words).tolist(), *rest),
         "torch": torch.get_rng_state(),
@@ -291,28 +337,33 @@ def capture_rng() -> dict[str, object]:
     return states
 
 
-def restore_rng(states: Mapping[str, object]) -> None:
+def restore_rng(states: Mapping[str, Any]) -> None:
     """Undo `capture_rng`. CUDA states are restored only where as many devices are present."""
-    version, words, gauss = states["python"]  # type: ignore[misc]
+    version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
-    np.random.set_state(states["numpy"])  # type: ignore[arg-type]
-    torch.set_rng_state(states["torch"])  # type: ignore[arg-type]
-    cuda = states.get("cuda")
-    if isinstance(cuda, list) and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if len(states.get("cuda", ())) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def _step_of(path: Path) -> int:
     """The step of a published or replaced checkpoint, -1 for anything else."""
-    match = _STEP.fullmatch(path.name.removeprefix(_REPLACED))
+    match = _STEP.fullmatch(_original(path).name)
     return int(match[1]) if match else -1
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, object]) -> None:
-    # Through a Python file object: torch's own file writer loses the errno of a full disk.
-    with open(path, "wb") as file:
-        torch.save(dict(tensors), file)
-    torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+def _original(path: Path) -> Path:
+    """The name that a replaced checkpoint had."""
+    return path.with_name(path.name.removeprefix(_REPLACED))
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that a crash half-way never leaves a torn one under its name."""
+    doomed = path.with_name(f"{_REMOVING}{path.name.lstrip('.')}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -321,13 +372,3 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _tensor_bytes(content: object) -> int:
-    if isinstance(content, torch.Tensor):
-        return content.nbytes
-    if isinstance(content, Mapping):
-        return sum(_tensor_bytes(value) for value in content.values())
-    if isinstance(content, (list, tuple)):
-        return sum(_tensor_bytes(value) for value in content)
-    return 0

@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from igrpo_nemo.local.checkpoint import TrainerState
-from igrpo_nemo.types import Completion, Rollout
+from igrpo_nemo.types import Rollout
 
 
 class Stopwatch:
@@ -54,47 +55,45 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # macOS counts in bytes
 
 
-def counted(state: TrainerState, sampled: Sequence[Rollout], seconds: float) -> dict:
-    """`state.extra` with a step's seconds and completions added to those of the run."""
-    extra = state.extra
-    return {
-        **extra,
-        "seconds": extra.get("seconds", 0.0) + seconds,
-        "completions": extra.get("completions", 0) + sum(1 for _ in _completions(sampled)),
-    }
-
-
 def performance(
-    sampled: Sequence[Rollout], seconds: Mapping[str, float], device: torch.device
-) -> dict[str, float]:
-    """`timing/*` and `perf/*` of a step. Rates count everything sampled, kept or not;
-    `perf/samples_per_s` counts problems, as the paper's appendix D.1 does."""
-    lengths = [len(completion.token_ids) for completion in _completions(sampled)]
-    return {
+    sampled: Sequence[Rollout], seconds: Mapping[str, float], before: Mapping, device: torch.device
+) -> tuple[dict[str, float], dict]:
+    """`timing/*` and `perf/*` of a step; and the seconds and completions of the run, which `before`
+    has without this step's.
+
+    Rates count everything sampled, kept or not; `perf/samples_per_s` counts problems, as the
+    paper's appendix D.1 does.
+    """
+    lengths = [
+        len(completion.token_ids)
+        for rollout in sampled
+        for group in (rollout.drafts, *rollout.refinements)
+        for completion in group.completions
+    ]
+    total = {
+        "seconds": before.get("seconds", 0.0) + seconds["step"],
+        "completions": before.get("completions", 0) + len(lengths),
+    }
+    metrics = {
         **{f"timing/{name}": value for name, value in seconds.items()},
         "perf/samples_per_s": len(sampled) / seconds["step"],
         "perf/completions_per_s": len(lengths) / seconds["step"],
         "perf/tokens_per_s": sum(lengths) / seconds["step"],
         "perf/peak_memory_gb": peak_memory_gb(device),
+        "perf/gpu_hours": total["seconds"] / 3600,
     }
+    return metrics, total
 
 
-def _completions(rollouts: Sequence[Rollout]) -> Iterator[Completion]:
-    for rollout in rollouts:
-        for group in (rollout.drafts, *rollout.refinements):
-            yield from group.completions
-
-
-def summarize(state: TrainerState, seconds: float) -> dict[str, object]:
+def summarize(state: TrainerState, seconds: float) -> dict[str, Any]:
     """What a run came to: the content of `summary.json`.
 
     `seconds` is the wall clock of the run, from its call on and with those it resumed; in the
     summary with what the warm-up took when it was made, if it came from the cache.
-    Accuracies are fractions, on held-out problems, single shot on the bare prompt.
+    Accuracies are fractions, on held-out problems, on the bare prompt.
     """
     extra = state.extra
-    training = extra.get("seconds", 0.0)
-    completions = extra.get("completions", 0)
+    training, completions = extra.get("seconds", 0.0), extra.get("completions", 0)
     return {
         "val_accuracy_start": extra.get("val_accuracy_start"),
         "val_accuracy_end": extra.get("val_accuracy_end"),

@@ -68,14 +68,10 @@ class Learner:
         self.surrogate = surrogate_config(config)
         if self.surrogate.reference_policy_kl_penalty and reference is None:
             raise ValueError("a KL penalty needs the reference policy")
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.config = config
+        self.model, self.reference, self.config = model, reference, config
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.updates = config.igrpo.updates_per_rollout
-        self.reference = reference
-        self.autocast = autocast
-        self.between_micro_batches = between_micro_batches
+        self.autocast, self.between_micro_batches = autocast, between_micro_batches
 
     def update(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """One rollout's worth of optimizer steps; returns the step's metrics.
@@ -89,37 +85,35 @@ class Learner:
         Raises `NonFiniteError` where a log-prob, the loss or the gradient is not finite, before
         the optimizer step that it would shape.
         """
-        advantages = self._advantages(rows) if rows else []
-        if self.config.grpo.overlong_filtering:
+        grpo = self.config.grpo
+        advantages = torch.zeros(0)
+        if rows:
+            advantages = group_advantages(
+                torch.tensor([row.reward for row in rows], dtype=torch.float32),
+                [row.group for row in rows],
+                normalize_rewards=grpo.normalize_rewards,
+                use_leave_one_out_baseline=grpo.use_leave_one_out_baseline,
+                delta=self.config.igrpo.advantage_delta,
+            )
+        if grpo.overlong_filtering:
             keep = [i for i, row in enumerate(rows) if not row.completion.truncated]
-            rows, advantages = [rows[i] for i in keep], [advantages[i] for i in keep]
-        if not rows:
-            lr = float(self.scheduler.get_last_lr()[0])
-            self._advance_schedule(self.updates)
-            return {"lr": lr, "loss": 0.0, "grad_norm": 0.0}
-        advantages_R = torch.tensor(advantages, device=self.model.device)
-        old = self._logprobs(self.model, rows) if self.updates > 1 else None
-        reference = self._logprobs(self.reference, rows) if self.reference is not None else None
+            rows, advantages = [rows[i] for i in keep], advantages[keep]
         per_update: list[dict[str, float]] = []
-        for indices in self._minibatches(len(rows)):
-            # Once an optimizer step is taken, the rollout's updates are finished.
-            may_stop = not per_update
-            per_update.append(self._step(rows, indices, advantages_R, old, reference, may_stop))
-        self._advance_schedule(self.updates - len(per_update))
-        return {name: sum(m[name] for m in per_update) / len(per_update) for name in per_update[0]}
-
-    def _advance_schedule(self, updates: int) -> None:
-        for _ in range(updates):
+        if rows:
+            advantages_R = advantages.to(self.model.device)
+            old = self._logprobs(self.model, rows) if self.updates > 1 else None
+            reference = self._logprobs(self.reference, rows) if self.reference is not None else None
+            for indices in self._minibatches(len(rows)):
+                # Once an optimizer step is taken, the rollout's updates are finished.
+                may_stop = not per_update
+                per_update.append(self._step(rows, indices, advantages_R, old, reference, may_stop))
+        else:
+            lr = float(self.scheduler.get_last_lr()[0])
+        for _ in range(self.updates - len(per_update)):
             self.scheduler.step()
-
-    def _advantages(self, rows: Sequence[TrainingRow]) -> list[float]:
-        return group_advantages(
-            torch.tensor([row.reward for row in rows], dtype=torch.float32),
-            [row.group for row in rows],
-            normalize_rewards=self.config.grpo.normalize_rewards,
-            use_leave_one_out_baseline=self.config.grpo.use_leave_one_out_baseline,
-            delta=self.config.igrpo.advantage_delta,
-        ).tolist()
+        if not per_update:
+            return {"lr": lr, "loss": 0.0, "grad_norm": 0.0}
+        return {name: sum(m[name] for m in per_update) / len(per_update) for name in per_update[0]}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -149,12 +143,13 @@ class Learner:
     def _forward(
         self, model: PreTrainedModel, rows: Sequence[TrainingRow], *, with_entropy: bool = False
     ) -> LogprobBatch:
+        policy = self.config.policy
         with self.autocast():
             return completion_logprobs(
                 model,
                 rows,
-                temperature=self.config.policy.generation.temperature,
-                packed=self.config.policy.sequence_packing.enabled,
+                temperature=policy.generation.temperature,
+                packed=policy.sequence_packing.enabled,
                 with_entropy=with_entropy,
             )
 
@@ -171,6 +166,7 @@ class Learner:
         minibatch = [rows[i] for i in indices]
         lengths = [len(row.completion.token_ids) for row in minibatch]
         normalizer = Normalizer.from_lengths(lengths, _weights(minibatch))
+        with_entropy = self.config.igrpo.entropy.exact
         self.optimizer.zero_grad(set_to_none=True)
         parts, sampled, exact = [], 0.0, 0.0
         for local in self._micro_batches(minibatch):
@@ -178,14 +174,15 @@ class Learner:
                 self.between_micro_batches()
             picked = [indices[i] for i in local]
             chosen = [rows[i] for i in picked]
-            batch = self._forward(self.model, chosen, with_entropy=self.config.igrpo.entropy.exact)
+            batch = self._forward(self.model, chosen, with_entropy=with_entropy)
             weights, shaped = _weights(chosen), [row.shaped for row in chosen]
             weights_R = None if weights is None else batch.logprobs_RT.new_tensor(weights)
+            frozen_RT = batch.logprobs_RT.detach()
             inputs = SurrogateInputs(
                 logprobs_RT=batch.logprobs_RT,
-                old_logprobs_RT=_padded(old, picked, batch.logprobs_RT),
+                old_logprobs_RT=frozen_RT if old is None else _padded(old, picked, frozen_RT),
                 reference_logprobs_RT=(
-                    None if reference is None else _padded(reference, picked, batch.logprobs_RT)
+                    None if reference is None else _padded(reference, picked, frozen_RT)
                 ),
                 advantages_R=advantages_R[picked],
                 lengths_R=batch.lengths_R,
@@ -195,7 +192,7 @@ class Learner:
             loss, metrics = clipped_surrogate(inputs, self.surrogate, normalizer)
             loss.backward()
             parts.append(metrics)
-            sampled -= _weighted_sum(batch.logprobs_RT.detach(), weights_R)
+            sampled -= _weighted_sum(frozen_RT, weights_R)
             if batch.entropy_RT is not None:
                 exact += _weighted_sum(batch.entropy_RT, weights_R)
         grad_norm = torch.nn.utils.clip_grad_norm_(
@@ -207,12 +204,11 @@ class Learner:
             "entropy/sampled": sampled / normalizer.num_tokens,
         }
         _check_finite(result)
-        lr = float(self.scheduler.get_last_lr()[0])
+        result["lr"] = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        result["lr"] = lr
-        if self.config.igrpo.entropy.exact:
+        if with_entropy:
             result["entropy/exact"] = exact / normalizer.num_tokens
         return result
 
@@ -222,10 +218,8 @@ class Learner:
         result: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         for indices in self._micro_batches(rows):
             batch = self._forward(model, [rows[i] for i in indices])
-            for i, logprobs_T, length in zip(
-                indices, batch.logprobs_RT, batch.lengths_R.tolist(), strict=True
-            ):
-                result[i] = logprobs_T[:length].clone()
+            for i, logprobs_T in zip(indices, batch.each_row(), strict=True):
+                result[i] = logprobs_T.clone()
         return result
 
 
@@ -249,12 +243,8 @@ def _weighted_sum(values_RT: torch.Tensor, weights_R: torch.Tensor | None) -> fl
     return float(values_RT.sum())
 
 
-def _padded(
-    logprobs: list[torch.Tensor] | None, picked: list[int], like_RT: torch.Tensor
-) -> torch.Tensor:
+def _padded(logprobs: list[torch.Tensor], picked: list[int], like_RT: torch.Tensor) -> torch.Tensor:
     """The frozen log-probs of the picked rows in the shape of `like_RT`, zeros behind."""
-    if logprobs is None:
-        return like_RT.detach()
     padded_RT = torch.zeros_like(like_RT)
     for row, i in enumerate(picked):
         padded_RT[row, : len(logprobs[i])] = logprobs[i]

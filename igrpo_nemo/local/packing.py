@@ -59,6 +59,11 @@ class LogprobBatch:
     lengths_R: Tensor
     entropy_RT: Tensor | None
 
+    def each_row(self) -> list[Tensor]:
+        """The log-probs of each row, without what stands behind them: [T]."""
+        of_rows = zip(self.logprobs_RT, self.lengths_R.tolist(), strict=True)
+        return [logprobs_T[:length] for logprobs_T, length in of_rows]
+
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
@@ -185,46 +190,42 @@ def completion_logprobs(
     """
     if not rows:
         raise UserError("there are no rows to compute log-probs of")
-    hidden_AI = None
     if packed and can_pack(model):
         batch = pack_rows(rows, model.device)
         predictions = batch.predictions
         if _fuses(model):
-            logits_AV = _fused_logits(model, batch)
+            head, hidden_AI = None, _fused_logits(model, batch)
         else:
-            hidden_AI = _packed_hidden(model, batch)
+            head, hidden_AI = head_of(model), _packed_hidden(model, batch)
     else:
-        logits_AV, predictions = _padded_logits(model, rows)
-    if hidden_AI is None:
-        logprobs_A, entropy_A = _of_logits(
-            logits_AV, predictions.target_A, temperature, with_entropy
-        )
-    else:
-        logprobs_A, entropy_A = _of_hidden(
-            head_of(model), hidden_AI, predictions.target_A, temperature, with_entropy
-        )
+        head = None
+        hidden_AI, predictions = _padded_logits(model, rows)
+    logprobs_A, entropy_A = _through_head(
+        head, hidden_AI, predictions.target_A, temperature, with_entropy
+    )
     entropy_RT = predictions.to_rows(entropy_A) if entropy_A is not None else None
     return LogprobBatch(predictions.to_rows(logprobs_A), predictions.lengths_R, entropy_RT)
 
 
-def _of_logits(
-    logits_AV: Tensor, target_A: Tensor, temperature: float, with_entropy: bool
+def _through_head(
+    head: nn.Module | None,
+    hidden_AI: Tensor,
+    target_A: Tensor,
+    temperature: float,
+    with_entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of the targets, and the entropies where they are asked for: [A] each."""
-    logprobs_A = token_logprobs(logits_AV, target_A, temperature=temperature)
-    if not with_entropy:
-        return logprobs_A, None
-    return logprobs_A, token_entropy(logits_AV.detach(), temperature=temperature)
+    """Log-probs of the targets, and the entropies where they are asked for: [A] each.
 
-
-def _of_hidden(
-    head: nn.Module, hidden_AI: Tensor, target_A: Tensor, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The same through the head, chunk by chunk where all logits at once would be many: they are
-    then made anew in the backward pass."""
+    Where all logits at once would be many they are made chunk by chunk, and made anew in the
+    backward pass. Without a head `hidden_AI` are logits.
+    """
 
     def of_chunk(hidden_CI: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _of_logits(head(hidden_CI), target_C, temperature, with_entropy)
+        logits_CV = hidden_CI if head is None else head(hidden_CI)
+        logprobs_C = token_logprobs(logits_CV, target_C, temperature=temperature)
+        if not with_entropy:
+            return logprobs_C, None
+        return logprobs_C, token_entropy(logits_CV.detach(), temperature=temperature)
 
     vocabulary = getattr(head, "out_features", 1)
     if len(target_A) * vocabulary <= _MOST_LOGITS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 
@@ -220,15 +219,15 @@ def _restore(parts: RunParts, checkpoint: LoadedCheckpoint) -> None:
     would be by now; an unchanged one continues from its saved state to the last bit.
     """
     stages = parts.config.policy.scheduler
+    state, tensors = checkpoint.state, checkpoint.tensors
     load_weights(parts.policy.model, checkpoint.model_path)
-    restore_rng(cast(dict[str, object], checkpoint.tensors["rng"]))
-    same_schedule = checkpoint.state.extra.get("scheduler") == stages
-    parts.learner.load_state_dict(checkpoint.tensors, with_schedule=same_schedule)
+    restore_rng(tensors["rng"])
+    same_schedule = state.extra.get("scheduler") == stages
+    parts.learner.load_state_dict(tensors, with_schedule=same_schedule)
     if memory := memory_of(parts.environment.feedback):
-        memory.load_state_dict(cast(dict[str, object], checkpoint.tensors["feedback"]))
-    extra = {**checkpoint.state.extra, "scheduler": stages}
-    parts.state, parts.resumed = replace(checkpoint.state, extra=extra), True
-    parts.metrics = checkpoint.metrics
+        memory.load_state_dict(tensors["feedback"])
+    parts.state = replace(state, extra={**state.extra, "scheduler": stages})
+    parts.resumed, parts.metrics = True, checkpoint.metrics
     assert parts.store is not None
-    parts.store.discard_after(checkpoint.state.step)
-    parts.console.note(f"resuming after step {checkpoint.state.step} from {checkpoint.path}")
+    parts.store.discard_after(state.step)
+    parts.console.note(f"resuming after step {state.step} from {checkpoint.path}")

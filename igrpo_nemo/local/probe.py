@@ -23,7 +23,6 @@ TOLERANCE = 1e-4
 """Largest difference in nats that rounding explains in float32."""
 MEAN_TOLERANCE = 0.05
 """Mean difference in nats that it explains where a sampler has a lower precision."""
-_TOKENS = 16
 
 
 class PolicyProbe:
@@ -35,15 +34,13 @@ class PolicyProbe:
     def __init__(
         self, sampler: Sampler, prompt_ids: tuple[int, ...], *, temperature: float, packed: bool
     ) -> None:
-        self._sampler = sampler
-        self._prompt_ids = prompt_ids
-        self._temperature = temperature
-        self._packed = packed
+        self._sampler, self._prompt_ids = sampler, prompt_ids
+        self._temperature, self._packed = temperature, packed
 
     @cached_property
     def _rows(self) -> list[TrainingRow]:
         request = SampleRequest(self._prompt_ids, 2, "probe")
-        params = SamplingParams(_TOKENS, temperature=self._temperature)
+        params = SamplingParams(16, temperature=self._temperature)
         [completions] = self._sampler.sample([request], params)
         return [TrainingRow("probe", Stage.DRAFT, self._prompt_ids, c, 0.0) for c in completions]
 
@@ -51,9 +48,10 @@ class PolicyProbe:
         """Raises `UserError` where a token's log-prob is not the same sampled and learned."""
         sampled = [p for row in self._rows for p in row.completion.logprobs]
         differences = (torch.tensor(sampled) - self._learned()).abs()
-        exact = self._sampler.in_float32
-        difference = (differences.max() if exact else differences.mean()).item()
-        tolerance = TOLERANCE if exact else MEAN_TOLERANCE
+        if self._sampler.in_float32:
+            difference, tolerance = differences.max().item(), TOLERANCE
+        else:
+            difference, tolerance = differences.mean().item(), MEAN_TOLERANCE
         if difference > tolerance:
             family = self._sampler.model.config.model_type
             raise UserError(
@@ -74,11 +72,7 @@ class PolicyProbe:
     @torch.no_grad()
     def _learned(self) -> torch.Tensor:
         """The log-probs of all rows' tokens, one after the other, on the CPU."""
-        rows = self._rows
+        rows, model = self._rows, self._sampler.model
         self._sampler.sleep()
-        batch = completion_logprobs(
-            self._sampler.model, rows, temperature=self._temperature, packed=self._packed
-        )
-        lengths = batch.lengths_R.tolist()
-        of_rows = zip(batch.logprobs_RT, lengths, strict=True)
-        return torch.cat([logprobs_T[:length] for logprobs_T, length in of_rows]).cpu()
+        batch = completion_logprobs(model, rows, temperature=self._temperature, packed=self._packed)
+        return torch.cat([logprobs_T.cpu() for logprobs_T in batch.each_row()])

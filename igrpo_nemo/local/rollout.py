@@ -1,6 +1,7 @@
-"""The two-stage rollout on the embedded engine: lines 4-14 of Algorithm 1.
+"""The two-stage rollout on the embedded engine: lines 4-14 of Algorithm 1, and what is trained.
 
     problems -> q -> N drafts -> environment "draft" -> q' -> G refinements -> environment "refine"
+    rollouts -> collect_batch -> training rows -> shape_rows: NeMo-RL's scaling and penalties
 
 Every draw is named by (seed, step, stage, problem), so a rollout depends neither on the batch it
 was made in nor on what was sampled before it.
@@ -8,46 +9,41 @@ was made in nor on what was sampled before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from itertools import islice
 
+from igrpo_nemo.config.nemo_keys import GRPO
+from igrpo_nemo.data.order import Position
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import NextPrompt
 from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams
-from igrpo_nemo.types import Problem, Rollout, Stage
-
-
-class Timer(Protocol):
-    """Times a named part of a step: `with timer("draft"): ...`."""
-
-    def __call__(self, name: str) -> AbstractContextManager[object]: ...
+from igrpo_nemo.objectives.reward_shaping import nonzero_groups, overlong_penalties, scale_rewards
+from igrpo_nemo.types import Problem, Rollout, Stage, TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
 class TwoStageRollout:
     """Rolls problems out under the sampler's current policy.
 
-    `on_stage(stage, rows_done, rows_total)` reports progress; it may raise to abandon the rollout.
+    `timer(name)` times a part of it. `on_stage(stage, rows_done, rows_total)` reports progress; it
+    may raise to abandon the rollout.
     """
 
     environment: TwoStageEnvironment
     sampler: Sampler
     params: SamplingParams
     seed: int
-    timer: Timer = lambda name: nullcontext()
+    timer: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()
     on_stage: Callable[[Stage, int, int], None] = lambda stage, done, total: None
 
     def __call__(self, problems: Sequence[Problem], *, step: int, draw: int = 0) -> list[Rollout]:
         """One rollout per problem, in order. `draw` counts repeated draws within a step."""
         first = [(problem, self.environment.reset(problem)) for problem in problems]
         drafted = self._stage(Stage.DRAFT, first, step, draw)
-        second = [
-            (result.group.problem, following)
-            for result in drafted
-            for following in result.observations
-        ]
+        second = [(each.group.problem, prompt) for each in drafted for prompt in each.observations]
         refined = iter(self._stage(Stage.REFINE, second, step, draw))
         return [
             Rollout(
@@ -84,3 +80,91 @@ class TwoStageRollout:
         ]
         with self.timer("reward"):
             return self.environment.step(stage, attempts, step=step)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step is trained on, everything that was rolled out for it, and the position in the
+    data behind it."""
+
+    rollouts: list[Rollout]
+    rows: list[TrainingRow]
+    sampled: list[Rollout]
+    behind: Position
+    draws: int = 1
+
+
+def collect_batch(
+    draws: Iterator[tuple[list[Rollout], Position]],
+    grpo: GRPO,
+    training_rows: Callable[[Rollout], list[TrainingRow]],
+) -> Batch | None:
+    """The batch of one step: all of one draw or, with dynamic sampling, the first
+    `grpo.num_prompts_per_step` problems that have an advantage, of as many draws as it takes.
+
+    Groups whose rewards are all equal have zero advantage and teach nothing (DAPO, arXiv
+    2503.14476, section 3.2). The filter looks at the groups that are trained and, like NeMo-RL's,
+    at the task's rewards and not at length penalties; a redraw takes new problems through both
+    stages. None where the draws end before the batch is complete: all epochs are over. Raises
+    `UserError` after `grpo.dynamic_sampling_max_gen_batches` draws.
+    """
+    dynamic, wanted = grpo.use_dynamic_sampling, grpo.num_prompts_per_step
+    limit = grpo.dynamic_sampling_max_gen_batches if dynamic else 1
+    kept: list[Rollout] = []
+    rows: list[TrainingRow] = []
+    sampled: list[Rollout] = []
+    count = 0
+    for count, (rollouts, behind) in enumerate(islice(draws, limit), start=1):
+        sampled += rollouts
+        for rollout in rollouts:
+            candidate = training_rows(rollout)
+            if not dynamic or (len(kept) < wanted and _has_advantage(candidate)):
+                kept.append(rollout)
+                rows += candidate
+        if not dynamic or len(kept) == wanted:
+            return Batch(kept, rows, sampled, behind, count)
+    if count < limit:
+        return None
+    raise UserError(
+        f"dynamic sampling found {len(kept)} of {wanted} groups with an advantage in {limit} "
+        "batches: raise grpo.dynamic_sampling_max_gen_batches, or choose problems that the policy "
+        "sometimes solves and sometimes fails"
+    )
+
+
+def _has_advantage(rows: Sequence[TrainingRow]) -> bool:
+    """Whether any group among the rows has rewards that differ."""
+    return any(nonzero_groups([r.reward for r in rows], [r.group for r in rows]).values())
+
+
+def shape_rows(rows: Sequence[TrainingRow], grpo: GRPO) -> list[TrainingRow]:
+    """Rows with the rewards that the objective sees: scaled (`grpo.reward_scaling`), then shaped
+    (`grpo.reward_shaping`); unchanged where both are off.
+
+    `stop_properly_penalty_coef` multiplies the reward of truncated completions and replaces the
+    overlong penalty, as in NeMo-RL (nemo_rl/algorithms/reward_functions.py).
+    """
+    scaling, shaping = grpo.reward_scaling, grpo.reward_shaping
+    rewards = [row.reward for row in rows]
+    if scaling.enabled:
+        rewards = scale_rewards(
+            rewards,
+            source_min=scaling.source_min,
+            source_max=scaling.source_max,
+            target_min=scaling.target_min,
+            target_max=scaling.target_max,
+        )
+    if shaping.enabled and (coef := shaping.stop_properly_penalty_coef) is not None:
+        rewards = [
+            reward * coef if row.completion.truncated else reward
+            for row, reward in zip(rows, rewards, strict=True)
+        ]
+    elif shaping.enabled and shaping.max_response_length is not None:
+        penalties = overlong_penalties(
+            [len(row.completion.token_ids) for row in rows],
+            max_response_length=shaping.max_response_length,
+            overlong_buffer_length=shaping.overlong_buffer_length,
+            overlong_buffer_penalty=shaping.overlong_buffer_penalty,
+        )
+        rewards = [r + p for r, p in zip(rewards, penalties, strict=True)]
+    return [replace(row, reward=reward) for row, reward in zip(rows, rewards, strict=True)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 from igrpo_nemo.config import Config
@@ -20,24 +21,17 @@ from igrpo_nemo.data.order import Position
 from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.local.answers import validate
-from igrpo_nemo.local.batch import Batch, Draw, collect_batch, shape_rows
 from igrpo_nemo.local.checkpoint import capture_rng
-from igrpo_nemo.local.costs import (
-    Stopwatch,
-    cached_warmup,
-    counted,
-    performance,
-    summarize,
-)
+from igrpo_nemo.local.costs import Stopwatch, cached_warmup, performance, summarize
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.parts import RunParts, open_parts
 from igrpo_nemo.local.probe import PolicyProbe
-from igrpo_nemo.local.rollout import TwoStageRollout
+from igrpo_nemo.local.rollout import Batch, TwoStageRollout, collect_batch, shape_rows
 from igrpo_nemo.local.sampling import sampling_params
 from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.run.stop import EXIT_INTERRUPTED, InterruptFlag, StopFile, TimeLimit
 from igrpo_nemo.tracking.tracker import response_rows, sample_rows
-from igrpo_nemo.types import Stage
+from igrpo_nemo.types import Rollout, Stage
 
 
 class StopRequested(Exception):
@@ -67,14 +61,11 @@ class Trainer:
     """
 
     def __init__(self, parts: RunParts, interrupt: InterruptFlag, began: float) -> None:
-        self.config = parts.config
-        self.parts = parts
-        self.interrupt = interrupt
-        self.state = parts.state
+        self.config, self.parts, self.interrupt = parts.config, parts, interrupt
+        self.state, self.metrics = parts.state, parts.metrics
         self.began = began - self.state.extra.get("earlier_seconds", 0.0)
         self.watch = Stopwatch()
         self.limit = TimeLimit(self.config.checkpointing.checkpoint_must_save_by)
-        self.metrics = parts.metrics
         self.saved_step = parts.state.step if parts.resumed else -1
         self.rollout = TwoStageRollout(
             parts.environment,
@@ -117,7 +108,9 @@ class Trainer:
         while self.state.step < parts.total_steps:
             self._stop_if_asked()
             self.at_step = self.state.step + 1
-            batch = self._roll_out()
+            with parts.policy.autocast():
+                training_rows = parts.environment.feedback.training_rows
+                batch = collect_batch(self._draws(), grpo, training_rows)
             if batch is None:
                 self._end_with_data()
                 return
@@ -137,22 +130,15 @@ class Trainer:
             if self.limit.reached() and self.state.step < parts.total_steps:
                 raise StopRequested
 
-    def _roll_out(self) -> Batch | None:
-        """Both stages of the next step's problems; None where the epochs end before it is full."""
-        with self.parts.policy.autocast():
-            return collect_batch(
-                self._draws(), self.config.grpo, self.parts.environment.feedback.training_rows
-            )
-
-    def _draws(self) -> Iterator[Draw]:
-        """Batch after batch of the data, rolled out for the next step."""
+    def _draws(self) -> Iterator[tuple[list[Rollout], Position]]:
+        """Batch after batch of the data, rolled out for the next step, until the epochs end."""
         step, behind = self.state.step + 1, Position(self.state.epoch, self.state.index)
         for draw in count():
             numbers, behind = self.parts.order.take(behind)
             if behind.epoch >= self.config.grpo.max_num_epochs:
                 return
             problems = [self.parts.problems[number] for number in numbers]
-            yield Draw(self.rollout(problems, step=step, draw=draw), behind)
+            yield self.rollout(problems, step=step, draw=draw), behind
 
     def _end_with_data(self) -> None:
         """The last step is done, though nobody knew it then: validates and saves as after one.
@@ -176,15 +162,15 @@ class Trainer:
         parts, step, grpo = self.parts, self.state.step, self.config.grpo
         if self.saved_step == step - 1:
             self.metrics = {}  # not sooner: a step may be saved twice
-        seconds = self.watch.lap()
-        extra = counted(self.state, batch.sampled, seconds["step"])
-        self.state = replace(self.state, extra=extra)
+        costs, so_far = performance(
+            batch.sampled, self.watch.lap(), self.state.extra, parts.policy.model.device
+        )
+        self._remember(**so_far)
         metrics = {
             **learned,
             **rollout_metrics(batch.rollouts, batch.rows),
             **parts.environment.scorer.metrics(),
-            **performance(batch.sampled, seconds, parts.policy.model.device),
-            "perf/gpu_hours": extra["seconds"] / 3600,
+            **costs,
         }
         if grpo.use_dynamic_sampling:
             metrics["igrpo/dynamic_sampling_draws"] = float(batch.draws)
@@ -205,22 +191,20 @@ class Trainer:
     def _validate(self) -> None:
         with self.watch("val"), self.parts.policy.autocast():
             metrics, answers = validate(self.parts, self.rollout, self._stop_if_asked)
-        step = self.state.step
+        step, accuracy = self.state.step, metrics["val/accuracy"]
         self.parts.tracker.log("val", step, metrics)
         self.parts.console.note(
-            f"step {step}: held-out accuracy {100 * metrics['val/accuracy']:.1f} % "
+            f"step {step}: held-out accuracy {100 * accuracy:.1f} % "
             f"± {100 * metrics['val/accuracy_stderr']:.1f} (bare prompt, single shot)"
         )
         if limit := self.config.logger.num_val_samples_to_print:
             self.parts.console.samples(step, response_rows(answers, limit), limit)
         self.metrics = {**self.metrics, **metrics}
-        extra = {
-            **self.state.extra,
-            "val_accuracy_end": metrics["val/accuracy"],
-            "val_step": step,
-        }
-        extra.setdefault("val_accuracy_start", metrics["val/accuracy"])
-        self.state = replace(self.state, extra=extra)
+        start = self.state.extra.get("val_accuracy_start", accuracy)
+        self._remember(val_accuracy_end=accuracy, val_step=step, val_accuracy_start=start)
+
+    def _remember(self, **extra: object) -> None:
+        self.state = replace(self.state, extra={**self.state.extra, **extra})
 
     def save(self) -> None:
         """Saves the state between two steps, unless this very state is on disk already.
@@ -232,17 +216,16 @@ class Trainer:
         if parts.store is None or step == self.saved_step:
             return
         self.probe.check_finite()
-        seconds = time.monotonic() - self.began
+        self._remember(earlier_seconds=time.monotonic() - self.began)
         tensors = {**parts.learner.state_dict(), "rng": capture_rng()}
         if self.memory is not None:
             tensors["feedback"] = self.memory.state_dict()
+        policy = parts.policy
         with self.watch("checkpoint"):
             parts.store.save(
-                write_model=lambda folder: save_pretrained_folder(
-                    parts.policy.model, parts.policy.tokenizer, folder
-                ),
+                write_model=partial(save_pretrained_folder, policy.model, policy.tokenizer),
                 tensors=tensors,
-                state=replace(self.state, extra={**self.state.extra, "earlier_seconds": seconds}),
+                state=self.state,
                 metrics=self.metrics,
             )
         self.saved_step = step
@@ -251,11 +234,11 @@ class Trainer:
         """The run's result: `summary.json`, the finished state on disk, and the marker."""
         self.save()
         seconds, cached = time.monotonic() - self.began, cached_warmup(self.state)
-        self.parts.folder.write_summary(summarize(self.state, seconds))
+        summary = summarize(self.state, seconds)
+        self.parts.folder.write_summary(summary)
         self.parts.folder.mark_finished(self.state.step)
-        start, end = (
-            _percent(self.state.extra.get(f"val_accuracy_{moment}")) for moment in ("start", "end")
-        )
+        shares = (summary["val_accuracy_start"], summary["val_accuracy_end"])
+        start, end = ("not measured" if s is None else f"{100 * s:.1f} %" for s in shares)
         aside = f" (and {cached:.0f} s of warm-up, cached)" if cached else ""
         self.parts.console.note(
             f"done: {self.state.step} steps, {seconds:.0f} s{aside}, held-out accuracy "
@@ -264,8 +247,7 @@ class Trainer:
 
     def where_it_diverged(self, error: NonFiniteError) -> str:
         """The line for the user: the step, and what to begin anew from."""
-        store = self.parts.store
-        newest = None if store is None else store.latest()
+        newest = self.parts.store and self.parts.store.latest()
         if newest is None:
             return f"step {self.at_step}: {error}; no checkpoint was saved before it"
         if self.at_step == self.saved_step:
@@ -283,7 +265,3 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if self.interrupt.requested:
             raise StopRequested
-
-
-def _percent(share: float | None) -> str:
-    return "not measured" if share is None else f"{100 * share:.1f} %"

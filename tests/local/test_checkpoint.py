@@ -20,15 +20,15 @@ import torch
 
 from igrpo_nemo.config.nemo_keys import Checkpointing
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local import checkpoint_manifest
+from igrpo_nemo.local import checkpoint
 from igrpo_nemo.local.checkpoint import (
     CheckpointStore,
     CheckpointWarning,
     TrainerState,
     capture_rng,
+    find_damage,
     restore_rng,
 )
-from igrpo_nemo.local.checkpoint_manifest import find_damage
 
 
 def write_model(folder: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_checkpoint_holding_code_is_never_executed(tmp_path):
 
     torch.save({"bomb": Bomb()}, path / "optimizer.pt")
     (path / "manifest.json").unlink()
-    checkpoint_manifest.seal(path)  # an attacker can compute checksums too
+    checkpoint.seal(path)  # an attacker can compute checksums too
     with pytest.raises(Exception, match="[Ww]eights.only"):
         store_in(tmp_path).load(path)
     assert not (tmp_path / "executed").exists()
@@ -290,9 +290,7 @@ def test_a_full_disk_without_root(tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(
-        checkpoint_manifest, "fsync_file", full
-    )  # where delayed allocation reports it
+    monkeypatch.setattr(checkpoint, "fsync_file", full)  # where delayed allocation reports it
     with pytest.raises(UserError, match="no space left for the checkpoint of step 2"):
         save(store, 2)
     monkeypatch.undo()

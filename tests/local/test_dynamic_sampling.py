@@ -7,7 +7,7 @@ from igrpo_nemo.config import load_config
 from igrpo_nemo.data.order import Position
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import NoFeedback
-from igrpo_nemo.local.batch import Draw, collect_batch
+from igrpo_nemo.local.rollout import collect_batch
 from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage, StopReason
 
 COMPLETION = Completion("x", (1,), (-1.0,), StopReason.EOS)
@@ -29,7 +29,7 @@ def collect(batches, wanted, max_draws=10):
             "dynamic_sampling_max_gen_batches": max_draws,
         }
     )
-    draws = (Draw(batch, Position(0, n)) for n, batch in enumerate(batches, start=1))
+    draws = ((batch, Position(0, n)) for n, batch in enumerate(batches, start=1))
     return collect_batch(draws, grpo, NoFeedback(2).training_rows)
 
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.checkpoint_manifest import seal
+from igrpo_nemo.local.checkpoint import seal
 from igrpo_nemo.run.stop import VARIABLE, InterruptFlag, StopFile, TimeLimit
 
 

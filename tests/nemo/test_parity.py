@@ -12,10 +12,10 @@ import nemo_runs
 import pytest
 import torch
 
-from igrpo_nemo.local.batch import shape_rows
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.local.rollout import shape_rows
 from igrpo_nemo.objectives.advantage import group_advantages
 
 BOTH = "igrpo.train_stages=[draft,refine]"
