@@ -19,6 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.local.sampling import SamplingParams, StepwiseBatch
+
+_TOLERANCE = 0.05
+"""Nats that lower precision and other kernels may explain; a wrong state is further off."""
 
 
 @torch.no_grad()
@@ -28,10 +32,10 @@ def check_cache(model: PreTrainedModel) -> None:
     was_training = model.training
     model.eval()
     try:  # boundary: other people's models
-        batch = CachedBatch(model, [(0, 1, 2)], [3])
-        batch.step(torch.tensor([1, 2, 0], device=model.device))
-        batch.keep([1, 2])
-        logits_V = batch.step(torch.tensor([1, 0], device=model.device))[0]
+        batch = CachedBatch(model, [(0, 1, 2)], [3], [], SamplingParams(1, temperature=0))
+        batch._next(torch.tensor([1, 2, 0], device=model.device))
+        batch._keep([1, 2])
+        logits_V = batch._next(torch.tensor([1, 0], device=model.device))[0]
         whole = torch.tensor([[0, 1, 2, 2, 1]], device=model.device)
         expected_V = model(input_ids=whole, use_cache=False).logits[0, -1].float()
     except Exception as error:
@@ -53,12 +57,8 @@ def _refusal(model: PreTrainedModel, reason: str) -> str:
     )
 
 
-_TOLERANCE = 0.05
-"""Nats that lower precision and other kernels may explain; a wrong state is further off."""
-
-
-class CachedBatch:
-    """One batch of rows being decoded. Rows are numbered in order, prompt by prompt."""
+class CachedBatch(StepwiseBatch):
+    """One batch of rows being decoded through the model's own cache."""
 
     @torch.no_grad()
     def __init__(
@@ -66,20 +66,21 @@ class CachedBatch:
         model: PreTrainedModel,
         prompts: Sequence[tuple[int, ...]],
         rows_per_prompt: Sequence[int],
+        names: Sequence[tuple[str, int]],
+        params: SamplingParams,
     ) -> None:
-        self._model = model
+        super().__init__(names, params, model.device)
+        self._model, device = model, model.device
         lengths_P = torch.tensor([len(prompt) for prompt in prompts])
         width = int(lengths_P.max())
         input_PT = torch.zeros(len(prompts), width, dtype=torch.long)
         for row_T, prompt in zip(input_PT, prompts, strict=True):
             row_T[width - len(prompt) :] = torch.tensor(prompt)
         mask_PT = (torch.arange(width) >= width - lengths_P[:, None]).long()
-        positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
-        device = model.device
         output = model(
             input_ids=input_PT.to(device),
             attention_mask=mask_PT.to(device),
-            position_ids=positions_PT.to(device),
+            position_ids=(mask_PT.cumsum(1) - 1).clamp(min=0).to(device),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -87,28 +88,24 @@ class CachedBatch:
         self._cache = output.past_key_values
         self._cache.reorder_cache(rows)
         self._mask_RT = mask_PT.to(device)[rows]
-        self._lengths_R = lengths_P.to(device)[rows]
-        self._step = 0
-        self.first_logits = output.logits[:, -1].float()[rows]
+        self._positions_R1 = lengths_P.to(device)[rows, None]
+        self._logits_RV = output.logits[:, -1].float()[rows]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with these of the live rows, renumbered in this order."""
-        index = torch.tensor(rows, device=self._mask_RT.device)
+    def _keep(self, rows: Sequence[int]) -> None:
+        index = torch.tensor(rows, device=self._device)
         self._cache.reorder_cache(index)
-        self._mask_RT, self._lengths_R = self._mask_RT[index], self._lengths_R[index]
+        self._mask_RT, self._positions_R1 = self._mask_RT[index], self._positions_R1[index]
 
     @torch.no_grad()
-    def step(self, tokens_R: Tensor) -> Tensor:
-        """Appends a token to every live row; the logits of the next one: [R, V]."""
+    def _next(self, tokens_R: Tensor) -> Tensor:
         self._mask_RT = torch.cat([self._mask_RT, self._mask_RT.new_ones(len(tokens_R), 1)], 1)
         output = self._model(
             input_ids=tokens_R[:, None],
             attention_mask=self._mask_RT,
-            position_ids=(self._lengths_R + self._step)[:, None],
+            position_ids=self._positions_R1,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        self._cache = output.past_key_values
-        self._step += 1
+        self._cache, self._positions_R1 = output.past_key_values, self._positions_R1 + 1
         return output.logits[:, -1].float()

@@ -16,28 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.errors import NonFiniteError, UserError
 from igrpo_nemo.local.cached_decoder import CachedBatch, check_cache
 from igrpo_nemo.local.fused.decoder import can_fuse
-from igrpo_nemo.local.fused.decoding import FusedDecoder
+from igrpo_nemo.local.fused.decoding import FusedBatch
 from igrpo_nemo.local.model import context_of
 from igrpo_nemo.local.packing import can_pack
-from igrpo_nemo.local.sampling import (
-    CompletionText,
-    SamplingParams,
-    StopStrings,
-    UniformTable,
-    draw,
-)
+from igrpo_nemo.local.sampling import CompletionText, SamplingParams, StopStrings
 from igrpo_nemo.local.static_decoder import StaticDecoder
 from igrpo_nemo.run.tokenizer import token_id
 from igrpo_nemo.types import Completion, StopReason
@@ -55,61 +47,7 @@ class SampleRequest:
 
 
 Decoder = Literal["fused", "static", "cached"]
-
-
-class DecodingBatch(Protocol):
-    """Rows being decoded, numbered prompt by prompt."""
-
-    def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next tokens of the live rows and their log-probs, 1 to `most` of each: [R, N]."""
-        ...
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with these of the live rows, renumbered in this order."""
-        ...
-
-
-class _Logits(Protocol):
-    """A decoder that gives logits: [R, V]."""
-
-    first_logits: Tensor
-
-    def step(self, tokens_R: Tensor) -> Tensor: ...
-    def keep(self, rows: Sequence[int]) -> None: ...
-
-
-Start = Callable[
-    [Sequence[tuple[int, ...]], Sequence[int], list[tuple[str, int]], SamplingParams], DecodingBatch
-]
-"""Prefills prompts, given how many rows each is to have and the names of the rows' draws."""
-
-
-class _StepByStep:
-    """Draws from a decoder's logits, one token of every row at a time."""
-
-    def __init__(
-        self, batch: _Logits, names: list[tuple[str, int]], params: SamplingParams
-    ) -> None:
-        self._batch, self._params = batch, params
-        self._logits_RV, self._tokens_R = batch.first_logits, None
-        device = self._logits_RV.device
-        self._uniforms = UniformTable(names, device) if params.temperature > 0 else None
-        self._step = 0
-
-    def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._tokens_R is not None:
-            self._logits_RV = self._batch.step(self._tokens_R)
-        draws_R = None if self._uniforms is None else self._uniforms.at(self._step)
-        self._tokens_R, logprobs_R = draw(self._logits_RV, draws_R, self._params)
-        self._step += 1
-        return self._tokens_R[:, None].cpu().numpy(), logprobs_R[:, None].cpu().numpy()
-
-    def keep(self, rows: Sequence[int]) -> None:
-        assert self._tokens_R is not None
-        self._tokens_R = self._tokens_R[list(rows)]
-        self._batch.keep(rows)
-        if self._uniforms is not None:
-            self._uniforms.keep(list(rows))
+NOT_FINITE = "the model's logits are not finite: its weights are damaged, or have diverged"
 
 
 @dataclass(slots=True)
@@ -122,16 +60,6 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     completion: Completion | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What one call of the sampler draws from, and what ends a completion."""
-
-    start: Start
-    params: SamplingParams
-    end_ids: frozenset[int]
-    stops: StopStrings
 
 
 class Sampler:
@@ -203,27 +131,14 @@ class Sampler:
         results = [self._rows(request, params) for request in requests]
         longest = max((row.max_tokens for rows in results for row in rows), default=1)
         params = replace(params, max_new_tokens=longest)
-        stops = StopStrings(params.stop_strings, self._text_of)
-        call = _Call(self._start(), params, self._end_ids(params), stops)
         try:
             for together in self._batches(results, params):
-                for ended in self._run(together, call):
+                for ended in self._run(together, params):
                     done += ended
                     on_progress(done, total)
         finally:
             self.model.train(was_training)
         return [[row.completion for row in rows if row.completion] for rows in results]
-
-    def _start(self) -> Start:
-        """Of the decoder, with the weights as they are now."""
-        if self._static is not None:
-            return self._static.start
-        # Made anew for each call: the memory of its weights is needed elsewhere.
-        fused = FusedDecoder(self.model).start if self.decoder == "fused" else None
-        logits_of = fused or partial(CachedBatch, self.model)
-        return lambda prompts, counts, names, params: _StepByStep(
-            logits_of(prompts, counts), names, params
-        )
 
     def _rows(self, request: SampleRequest, params: SamplingParams) -> list[_Row]:
         limit = params.max_new_tokens
@@ -269,45 +184,40 @@ class Sampler:
                 limit = self._static.rows_that_fit(longest, params)
             yield from _cut(together, limit)
 
-    def _run(self, groups: Sequence[list[_Row]], call: _Call) -> Iterator[int]:
+    def _run(self, groups: Sequence[list[_Row]], params: SamplingParams) -> Iterator[int]:
         """Decodes all rows to their ends; yields how many ended, whenever some did."""
         live = [row for rows in groups for row in rows]
-        prompts = [rows[0].request.prompt_ids for rows in groups]
+        prompts, counts = [rows[0].request.prompt_ids for rows in groups], list(map(len, groups))
         names = [(row.request.seed_key, row.number) for row in live]
-        batch = call.start(prompts, [len(rows) for rows in groups], names, call.params)
-        while True:
+        if self._static is not None:
+            batch = self._static.start(prompts, counts, names, params)
+        else:
+            kind = FusedBatch if self.decoder == "fused" else CachedBatch
+            batch = kind(self.model, prompts, counts, names, params)
+        end_ids, stops = self._end_ids(params), StopStrings(params.stop_strings, self._text_of)
+        while live:
             most = max(row.max_tokens - len(row.token_ids) for row in live)
             tokens_RN, logprobs_RN = batch.advance(most)
-            kept = self._extend(live, tokens_RN, logprobs_RN, call)
+            if not np.isfinite(logprobs_RN).all():
+                raise NonFiniteError(NOT_FINITE)
+            ends_RN = np.isin(tokens_RN, list(end_ids))
+            # Tokens of each row up to one that ends it; more than there are where none does.
+            to_end_R = np.where(ends_RN.any(1), ends_RN.argmax(1) + 1, ends_RN.shape[1] + 1)
+            kept = []
+            for i, (row, to_end) in enumerate(zip(live, to_end_R.tolist(), strict=True)):
+                tokens = tokens_RN[i].tolist()
+                count, reason = _taken(row, tokens, to_end, stops)
+                row.token_ids += tokens[:count]
+                row.logprobs += logprobs_RN[i, :count].tolist()
+                if reason is None:
+                    kept.append(i)
+                else:
+                    row.completion = self._completion(row, reason)
             if len(kept) < len(live):
                 yield len(live) - len(kept)
-                if not kept:
-                    return
                 live = [live[i] for i in kept]
-                batch.keep(kept)
-
-    def _extend(
-        self, live: Sequence[_Row], tokens_RN: np.ndarray, logprobs_RN: np.ndarray, call: _Call
-    ) -> list[int]:
-        """Appends new tokens to every row, up to its end; the places of those that go on."""
-        if not np.isfinite(logprobs_RN).all():
-            raise NonFiniteError(
-                "the model's logits are not finite: its weights are damaged, or have diverged"
-            )
-        ends_RN = np.isin(tokens_RN, list(call.end_ids))
-        # Tokens of each row up to one that ends it; more than there are where none does.
-        to_end_R = np.where(ends_RN.any(1), ends_RN.argmax(1) + 1, ends_RN.shape[1] + 1)
-        kept = []
-        for i, (row, to_end) in enumerate(zip(live, to_end_R.tolist(), strict=True)):
-            tokens = tokens_RN[i].tolist()
-            count, reason = _taken(row, tokens, to_end, call.stops)
-            row.token_ids += tokens[:count]
-            row.logprobs += logprobs_RN[i, :count].tolist()
-            if reason is None:
-                kept.append(i)
-            else:
-                row.completion = self._completion(row, reason)
-        return kept
+                if live:
+                    batch.keep(kept)
 
     def _completion(self, row: _Row, reason: StopReason) -> Completion:
         ids = row.token_ids[:-1] if reason is StopReason.EOS else row.token_ids

@@ -80,25 +80,60 @@ class UniformTable:
 
     BLOCK = 256
 
-    def __init__(self, names: list[tuple[str, int]], device: torch.device) -> None:
+    def __init__(self, names: Sequence[tuple[str, int]]) -> None:
         self._generators = [_generator(f"{key}\0{row}") for key, row in names]
-        self._device = device
-        self._table_RS = torch.empty(len(names), 0)
 
-    def keep(self, rows: list[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         self._generators = [self._generators[i] for i in rows]
-        self._table_RS = self._table_RS[rows]
-
-    def at(self, step: int) -> Tensor:
-        """The uniforms of all rows at a step, to be asked for in order: float64 [R]."""
-        column = step % self.BLOCK
-        if column == 0:
-            self._table_RS = self.next_block().to(self._device)
-        return self._table_RS[:, column]
 
     def next_block(self) -> Tensor:
         """The next uniforms of all rows, on the CPU: float64 [R, BLOCK]."""
         return torch.from_numpy(np.stack([each.random(self.BLOCK) for each in self._generators]))
+
+
+class StepwiseBatch:
+    """Rows being decoded one token at a time, numbered prompt by prompt.
+
+    A decoder sets `_logits_RV`, those of the first token, and has `_next` and `_keep`.
+    """
+
+    _logits_RV: Tensor
+
+    def __init__(
+        self, names: Sequence[tuple[str, int]], params: SamplingParams, device: torch.device
+    ) -> None:
+        self._params, self._device = params, device
+        self._uniforms = UniformTable(names) if params.temperature > 0 else None
+        self._table_RB = torch.empty(len(names), 0)
+        self._drawn, self._tokens_R = 0, torch.empty(0)
+
+    def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The next tokens of the live rows and their log-probs, here one of each: [R, 1]."""
+        if self._drawn:
+            self._logits_RV = self._next(self._tokens_R)
+        column, uniforms_R = self._drawn % UniformTable.BLOCK, None
+        if self._uniforms is not None:
+            if column == 0:
+                self._table_RB = self._uniforms.next_block().to(self._device)
+            uniforms_R = self._table_RB[:, column]
+        self._tokens_R, logprobs_R = draw(self._logits_RV, uniforms_R, self._params)
+        self._drawn += 1
+        return self._tokens_R[:, None].cpu().numpy(), logprobs_R[:, None].cpu().numpy()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with these of the live rows, renumbered in this order (which is ascending)."""
+        self._tokens_R = self._tokens_R[list(rows)]
+        if self._uniforms is not None:
+            self._uniforms.keep(rows)
+            self._table_RB = self._table_RB[list(rows)]
+        self._keep(rows)
+
+    def _next(self, tokens_R: Tensor) -> Tensor:
+        """Appends a token to every live row; the logits of the next one: [R, V]."""
+        raise NotImplementedError
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        raise NotImplementedError
 
 
 def _generator(name: str) -> np.random.Generator:

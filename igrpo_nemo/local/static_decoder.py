@@ -142,7 +142,7 @@ class StaticBatch:
         rows = [p for p, count in enumerate(rows_per_prompt) for _ in range(count)]
         self._slots = list(range(len(rows)))
         self._num_slots = _rounded_rows(len(rows))
-        self._uniforms = UniformTable(names, torch.device("cpu")) if params.temperature else None
+        self._uniforms = UniformTable(names) if params.temperature else None
         self._column, self._steps, self._ahead = UniformTable.BLOCK, 0, 0
         self._longest = max(len(prompt) for prompt in prompts)
         padded = rows + [rows[-1]] * (self._num_slots - len(rows))

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from igrpo_nemo.errors import NonFiniteError, UserError
-from igrpo_nemo.local.sampler import Sampler, SampleRequest, SamplingParams, _Row
+from igrpo_nemo.local.sampler import NOT_FINITE, Sampler, SampleRequest, SamplingParams, _Row
 from igrpo_nemo.run.tokenizer import special_tags
 from igrpo_nemo.types import Completion, StopReason
 
@@ -191,9 +191,7 @@ class VllmSampler(Sampler):
     def _complete(self, row: _Row, output: Any, end_ids: frozenset[int], truncated: bool) -> None:
         row.token_ids, row.logprobs = list(output.token_ids), list(output.logprobs.logprobs)
         if not all(map(math.isfinite, row.logprobs)):
-            raise NonFiniteError(
-                "the model's logits are not finite: its weights are damaged, or have diverged"
-            )
+            raise NonFiniteError(NOT_FINITE)
         if truncated:
             row.logprobs = [math.nan] * len(row.token_ids)
         at_end = row.token_ids[-1] in end_ids

@@ -7,6 +7,7 @@ Shapes: R rows (trained completions), G rows of one group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from igrpo_nemo.objectives.reward_shaping import rewards_differ
 
 def group_advantages(
     rewards_R: Tensor,
-    groups_R: Sequence[str] | Tensor,
+    groups_R: Sequence[str],
     *,
     normalize_rewards: bool = True,
     use_leave_one_out_baseline: bool = False,
@@ -33,26 +34,24 @@ def group_advantages(
     `use_leave_one_out_baseline=True` takes mean and std over the *other* rows of the group (RLOO,
     arXiv 2402.14740). Where those do not vary, the difference stays undivided, as in NeMo-RL.
 
-    Args:
-        rewards_R: any dtype and device; the arithmetic is in float64 on the host.
-        groups_R: a label per row; rows of a group need not be neighbours.
-
-    Returns: advantages_R, without gradient, in the dtype of the rewards (default float dtype for
-        integer rewards), on their device.
-
-    Raises ValueError for a group of one row, a reward that is not finite, a negative delta, or
-        shapes that do not agree.
+    `rewards_R` is of any float dtype and device; the arithmetic is in float64 on the host. Rows of
+    a group need not be neighbours. Returns advantages_R, without gradient, like the rewards.
+    Raises ValueError for a group of one row and a reward that is not finite.
     """
-    if delta < 0:
-        raise ValueError(f"delta={delta} must not be negative")
-    rows_of_group = _rows_of_groups(rewards_R, groups_R)
-    exact_R = rewards_R.detach().to(device="cpu", dtype=torch.float64)
-    finite_R = torch.isfinite(exact_R)
-    if not bool(finite_R.all()):
-        row = int((~finite_R).nonzero()[0])
-        raise ValueError(f"the reward of row {row} is {float(exact_R[row])}: it must be finite")
+    rewards_R = rewards_R.detach()
+    exact_R = rewards_R.to(device="cpu", dtype=torch.float64)
     advantages_R = torch.zeros_like(exact_R)
-    for rows in rows_of_group:
+    rows_of: dict[str, list[int]] = {}
+    for row, (label, reward) in enumerate(zip(groups_R, exact_R.tolist(), strict=True)):
+        rows_of.setdefault(label, []).append(row)
+        if not math.isfinite(reward):
+            raise ValueError(f"the reward of row {row} is {reward}: it must be finite")
+    for label, rows in rows_of.items():
+        if len(rows) < 2:
+            raise ValueError(
+                f"group {label!r} has a single row: advantages are relative to the group, "
+                "so every group needs at least 2 completions"
+            )
         rewards_G = exact_R[rows]
         if not rewards_differ(rewards_G.tolist()):
             continue
@@ -65,27 +64,7 @@ def group_advantages(
         if normalize_rewards:
             difference_G = torch.where(std_G > 0, difference_G / (std_G + delta), difference_G)
         advantages_R[rows] = difference_G
-    dtype = rewards_R.dtype if rewards_R.is_floating_point() else torch.get_default_dtype()
-    return advantages_R.to(device=rewards_R.device, dtype=dtype)
-
-
-def _rows_of_groups(rewards_R: Tensor, groups_R: Sequence[str] | Tensor) -> list[list[int]]:
-    """The row numbers of each group, after the checks that need only the labels."""
-    labels = groups_R.tolist() if isinstance(groups_R, Tensor) else list(groups_R)
-    if rewards_R.ndim != 1 or len(labels) != rewards_R.shape[0]:
-        raise ValueError(
-            f"rewards of shape {tuple(rewards_R.shape)} do not fit {len(labels)} group labels"
-        )
-    rows_of: dict[object, list[int]] = {}
-    for row, label in enumerate(labels):
-        rows_of.setdefault(label, []).append(row)
-    for label, rows in rows_of.items():
-        if len(rows) < 2:
-            raise ValueError(
-                f"group {label!r} has a single row: advantages are relative to the group, "
-                "so every group needs at least 2 completions"
-            )
-    return list(rows_of.values())
+    return advantages_R.to(rewards_R)
 
 
 def _leave_one_out_mean_std(rewards_G: Tensor) -> tuple[Tensor, Tensor]:

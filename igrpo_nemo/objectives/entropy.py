@@ -10,7 +10,6 @@ Shapes: T tokens, B tokens of a block, V vocabulary, C vocabulary entries of a c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,15 +33,9 @@ def token_entropy(
     With d = z / temperature - max: H = log sum e^d - (sum d e^d) / (sum e^d), which keeps its
     precision for large logits, as every d is at most 0. A logit of -inf contributes 0.
 
-    Args:
-        logits_TV: any float dtype; not modified.
-        temperature: of the softmax; dividing here saves the caller a copy of the logits.
-
-    Returns: entropy_T in fp32 (fp64 for fp64 logits), without gradient.
-
-    Raises ValueError for a wrong shape, chunk size or temperature.
+    Logits of any float dtype are not modified. Returns entropy_T in fp32 (fp64 for fp64 logits),
+    without gradient.
     """
-    _check(logits_TV, chunk_size, temperature)
     max_T, sum_T = _max_and_zeros(logits_TV)
     weighted_T = torch.zeros_like(sum_T)
     lowest = torch.finfo(sum_T.dtype).min
@@ -65,19 +58,9 @@ def token_logprobs(
     Equals `log_softmax(...).gather(...)`, which holds two logits-sized tensors in fp32 for the
     backward pass; this one holds none.
 
-    Args:
-        logits_TV: any float dtype; not modified, and kept alive until the backward pass.
-        ids_T: int64 token ids.
-
-    Returns: logprobs_T in fp32 (fp64 for fp64 logits). The gradient has the logits' dtype.
-
-    Raises ValueError for a wrong shape, chunk size or temperature.
+    Logits of any float dtype are not modified, and kept alive until the backward pass. Returns
+    logprobs_T in fp32 (fp64 for fp64 logits). The gradient has the logits' dtype.
     """
-    _check(logits_TV, chunk_size, temperature)
-    if ids_T.shape != logits_TV.shape[:1]:
-        raise ValueError(
-            f"ids of shape {tuple(ids_T.shape)} do not fit logits of shape {tuple(logits_TV.shape)}"
-        )
     logprobs_T = _TokenLogprobs.apply(logits_TV, ids_T, temperature, chunk_size)
     assert isinstance(logprobs_T, Tensor)
     return logprobs_T
@@ -148,23 +131,8 @@ def _shifted_chunks(
             yield rows, columns, shifted_BC
 
 
-def _sum_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _max_and_zeros(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
     """The row maximum, exact in any dtype, and a zero accumulator beside it."""
-    max_T = logits_TV.amax(dim=1).to(_sum_dtype(logits_TV))
+    sums = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
+    max_T = logits_TV.amax(dim=1).to(sums)
     return max_T, torch.zeros_like(max_T)
-
-
-def _check(logits_TV: Tensor, chunk_size: int, temperature: float) -> None:
-    if logits_TV.ndim != 2 or logits_TV.shape[1] == 0 or not logits_TV.is_floating_point():
-        raise ValueError(
-            "logits must be floats of shape (tokens, vocabulary), "
-            f"got {logits_TV.dtype} of shape {tuple(logits_TV.shape)}"
-        )
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature={temperature} must be positive")

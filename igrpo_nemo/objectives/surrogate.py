@@ -11,7 +11,7 @@ Shapes: R rows (completions), T tokens, completions start at column 0 and are pa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,10 +86,6 @@ class Normalizer:
     num_tokens: float
     """Both weighted: a row of weight w counts w times."""
 
-    def __post_init__(self) -> None:
-        if self.num_sequences <= 0 or self.num_tokens <= 0:
-            raise ValueError(f"an optimizer step needs rows with tokens, got {self}")
-
     @classmethod
     def from_lengths(
         cls, lengths: Sequence[int], weights: Sequence[float] | None = None
@@ -121,15 +117,13 @@ def clipped_surrogate(
     Agrees with NeMo-RL v0.7.0's ClippedPGLossFn in value; its gradient of the KL carries a
     score-function term that Eqs. 25-26 lack, so with beta > 0 the gradients differ by that term.
 
-    Returns: the loss, a scalar with gradient; and detached scalars, where `tokens`,
-        `clipped_tokens`, `ratio_sum`, `kl_sum` and `loss` add up over micro-batches and
-        `ratio_max` is their maximum. `finish_metrics` turns them into metrics:
-        tokens: of the micro-batch. clipped_tokens: those whose gradient the clip removes, the
-        complement of Eq. 22. ratio_sum: of r. kl_sum: of the estimate of the KL to the reference;
-        without one, of r - 1 - log r, the KL between the sampling snapshot and the policy.
+    Returns the loss, a scalar with gradient, and detached scalars for `finish_metrics`:
+    `clipped_tokens` are those whose gradient the clip removes, the complement of Eq. 22; `kl_sum`
+    is of the estimate of the KL to the reference, without one of r - 1 - log r, the KL between the
+    sampling snapshot and the policy.
 
-    Raises ValueError for shapes that do not agree, beta > 0 without reference log-probs, or shaped
-        rows without `shaping_gamma`.
+    Raises ValueError for beta > 0 without reference log-probs, and for shaped rows without
+    `shaping_gamma`.
     """
     mask_RT = _mask(inputs)
     logprobs_RT = _clean(inputs.logprobs_RT, mask_RT)
@@ -176,52 +170,27 @@ def _token_sums(
     }
 
 
-def finish_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The metrics of an optimizer step from those of all its micro-batches.
+def finish_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The metrics of an optimizer step from those of all its micro-batches, one at least.
 
-    Returns: `loss`, and means over tokens `policy/clip_fraction`, `policy/ratio_mean`,
-        `policy/kl` (nats), and `policy/ratio_max`. Parts of several steps give token-weighted
-        means over all of them, and the sum of the losses.
-
-    Raises ValueError without any part or token.
+    `loss`, the means over tokens `policy/clip_fraction`, `policy/ratio_mean` and `policy/kl`
+    (nats), and `policy/ratio_max`.
     """
-    listed = list(parts)
-    sums = {name: float(sum(part[name] for part in listed)) for name in listed[0]} if listed else {}
-    tokens = sums.get("tokens", 0.0)
-    if tokens == 0:
-        raise ValueError("the micro-batches hold no tokens")
+    sums = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
     return {
         "loss": sums["loss"],
-        "policy/clip_fraction": sums["clipped_tokens"] / tokens,
-        "policy/ratio_mean": sums["ratio_sum"] / tokens,
-        "policy/ratio_max": float(max(part["ratio_max"] for part in listed)),
-        "policy/kl": sums["kl_sum"] / tokens,
+        "policy/clip_fraction": sums["clipped_tokens"] / sums["tokens"],
+        "policy/ratio_mean": sums["ratio_sum"] / sums["tokens"],
+        "policy/ratio_max": float(max(part["ratio_max"] for part in parts)),
+        "policy/kl": sums["kl_sum"] / sums["tokens"],
     }
 
 
 def _mask(inputs: SurrogateInputs) -> Tensor:
-    """mask_RT, true on the tokens of each completion; checks the shapes on the way."""
-    shape = inputs.logprobs_RT.shape
-    if len(shape) != 2 or shape.numel() == 0:
-        raise ValueError(f"logprobs_RT must be rows x tokens, got shape {tuple(shape)}")
-    for name, expected in (
-        ("old_logprobs_RT", shape),
-        ("reference_logprobs_RT", shape),
-        ("advantages_R", shape[:1]),
-        ("lengths_R", shape[:1]),
-        ("weights_R", shape[:1]),
-        ("shaped_R", shape[:1]),
-    ):
-        tensor = getattr(inputs, name)
-        if tensor is not None and tensor.shape != expected:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, logprobs_RT has {tuple(shape)}"
-            )
-    # On a device this comparison would wait for all queued work.
-    if inputs.lengths_R.device.type == "cpu" and bool((inputs.lengths_R > shape[1]).any()):
-        raise ValueError(f"a length is above the {shape[1]} columns of logprobs_RT")
-    positions_T = torch.arange(shape[1], device=inputs.logprobs_RT.device)
-    return positions_T < inputs.lengths_R.to(inputs.logprobs_RT.device)[:, None]
+    """mask_RT, true on the tokens of each completion."""
+    device = inputs.logprobs_RT.device
+    positions_T = torch.arange(inputs.logprobs_RT.shape[1], device=device)
+    return positions_T < inputs.lengths_R.to(device)[:, None]
 
 
 def _clean(logprobs_RT: Tensor, mask_RT: Tensor) -> Tensor:

@@ -29,35 +29,16 @@ from igrpo_nemo.local.fused.decoder import (
 )
 from igrpo_nemo.local.fused.group_layout import group_layout
 from igrpo_nemo.local.fused.kernels import matmul_nt, rotate_, split_heads, unit_rms
+from igrpo_nemo.local.sampling import SamplingParams, StepwiseBatch
 
 # Row counts are rounded up to a multiple of this: few shapes, which matrix libraries cache.
 _ROW_MULTIPLE = 8
 _FIRST_CAPACITY = 64
 
 
-class FusedDecoder:
-    """A model's weights, as they are now, in the form that decoding wants.
-
-    Norms are folded into the matrices behind them, and the attention scale into the queries.
-    Under autocast the matrices are held in its precision; the residual stream stays in float32.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        device = model.device.type
-        dtype = model.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            self._weights = _folded(decoder_weights(model), dtype)
-
-    def start(
-        self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]
-    ) -> FusedBatch:
-        return FusedBatch(self._model, self._weights, prompts, rows_per_prompt)
-
-
-def _folded(weights: DecoderWeights, dtype: torch.dtype) -> DecoderWeights:
+@torch.no_grad()
+def _folded(weights: DecoderWeights) -> DecoderWeights:
+    """Norms folded into the matrices behind them, the attention scale into the queries."""
     q_size = weights.heads[0] * weights.head_size
 
     def fold(layer: LayerWeights) -> LayerWeights:
@@ -66,23 +47,21 @@ def _folded(weights: DecoderWeights, dtype: torch.dtype) -> DecoderWeights:
         if bias is not None:
             bias = bias.clone()
             bias[:q_size] *= weights.scale
-            bias = bias.to(dtype)
         return LayerWeights(
-            attention_norm=torch.ones_like(layer.attention_norm, dtype=dtype),
-            qkv=qkv.to(dtype),
+            attention_norm=torch.ones_like(layer.attention_norm),
+            qkv=qkv,
             qkv_bias=bias,
-            output=layer.output.to(dtype),
-            mlp_norm=torch.ones_like(layer.mlp_norm, dtype=dtype),
-            gate_up=(layer.gate_up * layer.mlp_norm).to(dtype),
-            down=layer.down.to(dtype),
+            output=layer.output,
+            mlp_norm=torch.ones_like(layer.mlp_norm),
+            gate_up=layer.gate_up * layer.mlp_norm,
+            down=layer.down,
         )
 
     return replace(
         weights,
-        embedding=weights.embedding.detach(),
         layers=tuple(fold(layer) for layer in weights.layers),
-        norm=torch.ones_like(weights.norm, dtype=dtype),
-        head=(weights.head * weights.norm).to(dtype),
+        norm=torch.ones_like(weights.norm),
+        head=weights.head * weights.norm,
         scale=1.0,
     )
 
@@ -99,78 +78,69 @@ class _LayerCache:
     """[2, P * W * K, capacity, D]: keys, values."""
 
 
-class FusedBatch:
-    """One batch of rows being decoded. Rows are numbered in order, prompt by prompt."""
+class FusedBatch(StepwiseBatch):
+    """One batch of rows being decoded, with the model's weights as they are now, on the CPU."""
 
+    @torch.no_grad()
     def __init__(
         self,
         model: PreTrainedModel,
-        weights: DecoderWeights,
         prompts: Sequence[tuple[int, ...]],
         rows_per_prompt: Sequence[int],
+        names: Sequence[tuple[str, int]],
+        params: SamplingParams,
     ) -> None:
-        self._model, self._weights, self._device = model, weights, model.device
+        super().__init__(names, params, model.device)
+        self._model, self._weights = model, _folded(decoder_weights(model))
         self._prompts, self._width = len(prompts), max(rows_per_prompt)
         self._slots = [
             p * self._width + w for p, count in enumerate(rows_per_prompt) for w in range(count)
         ]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self._prompt_lengths = lengths
+        self._starts = torch.tensor([len(prompt) - 1 for prompt in prompts])
         self._step = 0
         self._layers: list[_LayerCache] = []
         self._mask: Tensor | None = None
         self._prefill(prompts)
+        self._index_rows()
+        last_tokens = [prompts[slot // self._width][-1] for slot in self._slots]
+        self._logits_RV = self._next(torch.tensor(last_tokens))
 
-    @torch.no_grad()
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Caches each prompt's keys and values but for its last token, which is stepped."""
-        weights, device = self._weights, self._device
-        starts = self._prompt_lengths - 1
+        weights, starts = self._weights, self._starts
         P, T, K = len(prompts), int(starts.max()), weights.heads[1]
         inside_PT = torch.arange(T) < starts[:, None]
-        places = inside_PT.flatten().nonzero().squeeze(1).to(device)
-        input_L = torch.tensor([t for prompt in prompts for t in prompt[:-1]], device=device)
-        positions_L = torch.arange(T).expand(P, T)[inside_PT].to(device)
-        rotary = rotary_tables(self._model, positions_L, weights.norm)
-        layout = group_layout(starts.tolist(), [[]] * P, device)
-        for keys_values in keys_and_values(weights, input_L.long(), rotary, layout):
+        places = inside_PT.flatten().nonzero().squeeze(1)
+        input_L = torch.tensor([t for prompt in prompts for t in prompt[:-1]], dtype=torch.long)
+        rotary = rotary_tables(self._model, torch.arange(T).expand(P, T)[inside_PT], weights.norm)
+        layout = group_layout(starts.tolist(), [[]] * P, self._device)
+        for keys_values in keys_and_values(weights, input_L, rotary, layout):
             keys, values = (
                 x.new_zeros(P * T, *x.shape[1:]).index_copy_(0, places, x).view(P, T, *x.shape[1:])
                 for x in keys_values
             )
-            own = keys.new_empty(2, P * self._width * K, _FIRST_CAPACITY, keys.shape[-1])
             self._layers.append(
                 _LayerCache(
                     keys.permute(0, 2, 3, 1).flatten(0, 1).contiguous(),
                     values.transpose(1, 2).flatten(0, 1).contiguous(),
-                    own,
+                    keys.new_empty(2, P * self._width * K, _FIRST_CAPACITY, keys.shape[-1]),
                 )
             )
         if int(starts.min()) < T:
-            mask_PT = torch.zeros(P, T, dtype=weights.norm.dtype).masked_fill(
-                ~inside_PT, -torch.inf
-            )
-            self._mask = mask_PT.to(device).repeat_interleave(K, dim=0)[:, None, :]
-        self._index_rows()
-        last_tokens = [prompts[slot // self._width][-1] for slot in self._slots]
-        self.first_logits = self.step(torch.tensor(last_tokens, device=device))
+            mask_PT = torch.zeros(P, T).masked_fill(~inside_PT, -torch.inf)
+            self._mask = mask_PT.repeat_interleave(K, dim=0)[:, None, :]
 
     def _index_rows(self) -> None:
         """Maps between live rows (padded to a round number) and slots."""
         rows, num_slots = self._slots, self._prompts * self._width
         padded = min(-(-len(rows) // _ROW_MULTIPLE) * _ROW_MULTIPLE, num_slots)
         self._dense = rows == list(range(num_slots))
-        filled = rows + [rows[-1]] * (padded - len(rows))
-        row_of_slot = [0] * num_slots
-        for row, slot in enumerate(rows):
-            row_of_slot[slot] = row
-        self._slot_of_row = torch.tensor(filled, device=self._device)
-        self._row_of_slot = torch.tensor(row_of_slot, device=self._device)
-        starts = (self._prompt_lengths - 1).to(self._device)
-        self._first_position = starts[self._slot_of_row // self._width]
+        self._slot_of_row = torch.tensor(rows + [rows[-1]] * (padded - len(rows)))
+        self._row_of_slot = torch.zeros(num_slots, dtype=torch.long)
+        self._row_of_slot[rows] = torch.arange(len(rows))
+        self._first_position = self._starts[self._slot_of_row // self._width]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with these of the live rows, renumbered in this order (which is ascending)."""
+    def _keep(self, rows: Sequence[int]) -> None:
         self._slots = [self._slots[row] for row in rows]
         self._compact()
         self._index_rows()
@@ -183,34 +153,29 @@ class FusedBatch:
         width = max(len(slots) for slots in by_prompt.values())
         if len(by_prompt) * width > 0.75 * self._prompts * self._width:
             return
-        K, device = self._weights.heads[1], self._device
-        heads = torch.arange(K, device=device)
-        prompts = torch.tensor(list(by_prompt), device=device)
+        K = self._weights.heads[1]
         padded = [(slots + [slots[-1]] * width)[:width] for slots in by_prompt.values()]
-        prompt_heads = (prompts[:, None] * K + heads).flatten()
-        slots = torch.tensor(padded, device=device).flatten()
-        slot_heads = (slots[:, None] * K + heads).flatten()
+        prompt_heads, slot_heads = (
+            (torch.tensor(numbers).reshape(-1, 1) * K + torch.arange(K)).flatten()
+            for numbers in (list(by_prompt), padded)
+        )
         for layer in self._layers:
             layer.prompt_keys = layer.prompt_keys[prompt_heads]
             layer.prompt_values = layer.prompt_values[prompt_heads]
             layer.own = layer.own[:, slot_heads]
         if self._mask is not None:
             self._mask = self._mask[prompt_heads]
-        self._prompt_lengths = self._prompt_lengths[list(by_prompt)]
+        self._starts = self._starts[list(by_prompt)]
         self._slots = [
             p * width + w for p, kept in enumerate(by_prompt.values()) for w in range(len(kept))
         ]
         self._prompts, self._width = len(by_prompt), width
 
-    def _grow(self) -> None:
-        for layer in self._layers:
-            layer.own = F.pad(layer.own, (0, 0, 0, layer.own.shape[2]))
-
     @torch.no_grad()
-    def step(self, tokens_R: Tensor) -> Tensor:
-        """Appends a token to every live row; the logits of the next one: [R, V]."""
+    def _next(self, tokens_R: Tensor) -> Tensor:
         if self._step >= self._layers[0].own.shape[2]:
-            self._grow()
+            for layer in self._layers:
+                layer.own = F.pad(layer.own, (0, 0, 0, layer.own.shape[2]))
         weights, num_rows = self._weights, len(self._slots)
         padding = len(self._slot_of_row) - num_rows
         if padding:
