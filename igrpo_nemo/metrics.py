@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from igrpo_nemo.objectives.reward_shaping import nonzero_groups
 from igrpo_nemo.types import Completion, Group, Rollout, Score, StopReason, TrainingRow
@@ -20,17 +20,17 @@ from igrpo_nemo.types import Completion, Group, Rollout, Score, StopReason, Trai
 def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) -> dict[str, float]:
     """All `igrpo/*` and `reward/*` metrics of one step.
 
-    Rates are fractions in [0, 1]; token counts are means. `reward/reason/<reason>` are fractions
-    of all completions, of both stages.
+    Rates are fractions in [0, 1]; token counts are means. `nonzero_advantage_groups`: the fraction
+    of trained groups whose rewards differ; the others have a zero gradient.
     """
+    differs = nonzero_groups([row.reward for row in rows], [row.group for row in rows])
     metrics = {
         **_draft_metrics(rollouts),
         **_refinement_metrics(rollouts),
-        **_target_metrics(rollouts),
         **_comparison_metrics(rollouts),
-        **_training_metrics(rows),
-        **_reason_metrics(rollouts),
-        **_custom_metrics(rollouts),
+        "igrpo/nonzero_advantage_groups": _mean(differs.values()),
+        "igrpo/trained_reward": _mean(row.reward for row in rows),
+        **_score_metrics(rollouts),
     }
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -98,13 +98,15 @@ def _draft_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
 
 def _refinement_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     """Stage 2. `draft_clipped_rate`: over Stage 2 prompts that show a draft, the fraction in which
-    the draft was shortened to fit."""
-    groups = [
-        group
-        for rollout in rollouts
-        for group in rollout.refinements
-        if group.scores and group.target is None
-    ]
+    the draft was shortened to fit.
+
+    Completions that answer with a word of their own are counted apart. `verdict_accuracy`: the
+    right word. `verdict_yes`: the word yes, right or not; beside it `verdict_yes_expected`, the
+    share of the prompts' completions for which that was right.
+    """
+    groups = [group for rollout in rollouts for group in rollout.refinements]
+    answers = [group for group in groups if group.scores and group.target is None]
+    verdicts = [(g.target, score) for g in groups if g.target is not None for score in g.scores]
     showing = [
         group.prompt
         for rollout in rollouts
@@ -112,30 +114,13 @@ def _refinement_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
         for group in rollout.refinements
     ]
     return {
-        **_stage_metrics("refinement", groups),
-        "igrpo/refine_prompt_tokens": _mean(len(group.prompt.token_ids) for group in groups),
+        **_stage_metrics("refinement", answers),
+        "igrpo/refine_prompt_tokens": _mean(len(group.prompt.token_ids) for group in answers),
         "igrpo/draft_clipped_rate": _mean(prompt.draft_tokens_dropped > 0 for prompt in showing),
-    }
-
-
-def _target_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """Stage 2 completions that answer with a word of their own, such as verdicts.
-
-    `verdict_accuracy`: the right word. `verdict_yes`: the word yes, right or not; beside it
-    `verdict_yes_expected`, the share of prompts' completions for which that was right.
-    """
-    answers = [
-        (group.target, score)
-        for rollout in rollouts
-        for group in rollout.refinements
-        if group.target is not None
-        for score in group.scores
-    ]
-    return {
-        "igrpo/verdict_reward": _mean(score.reward for _, score in answers),
-        "igrpo/verdict_accuracy": _mean(score.correct for _, score in answers),
-        "igrpo/verdict_yes": _mean(score.reason == "said_yes" for _, score in answers),
-        "igrpo/verdict_yes_expected": _mean(target.word == "yes" for target, _ in answers),
+        "igrpo/verdict_reward": _mean(score.reward for _, score in verdicts),
+        "igrpo/verdict_accuracy": _mean(score.correct for _, score in verdicts),
+        "igrpo/verdict_yes": _mean(score.reason == "said_yes" for _, score in verdicts),
+        "igrpo/verdict_yes_expected": _mean(target.word == "yes" for target, _ in verdicts),
     }
 
 
@@ -164,66 +149,44 @@ def _comparison_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     """
     lifts: list[float] = []
     pairs: list[tuple[Score, Score]] = []
-    copies: list[bool] = []
-    overlaps: list[float] = []
-    for rollout in rollouts:
-        compared = list(_with_their_drafts(rollout))
-        if not compared:
-            continue
-        scores = [(shown, score) for _, shown, _, score in compared]
-        lifts.append(_accuracy([s for _, s in scores]) - _accuracy([shown for shown, _ in scores]))
-        pairs += scores
-        for draft, _, completion, _ in compared:
-            copies.append(completion.text.strip() == draft.text.strip())
-            overlaps.append(_dice(_bag(draft), _bag(completion)))
+    texts: list[tuple[Completion, Completion]] = []
+    for compared in map(_with_their_drafts, rollouts):
+        if compared:
+            scores = [(shown, score) for _, shown, _, score in compared]
+            before, after = zip(*scores, strict=True)
+            lifts.append(_accuracy(after) - _accuracy(before))
+            pairs += scores
+            texts += [(draft, completion) for draft, _, completion, _ in compared]
     return {
         "igrpo/lift": _mean(lifts),
         "igrpo/refinement_better": _mean(score.reward > shown.reward for shown, score in pairs),
         "igrpo/refinement_worse": _mean(score.reward < shown.reward for shown, score in pairs),
         "igrpo/mended": _mean(score.correct for shown, score in pairs if not shown.correct),
         "igrpo/kept_right": _mean(score.correct for shown, score in pairs if shown.correct),
-        "igrpo/copy_rate": _mean(copies),
-        "igrpo/overlap": _mean(overlaps),
+        "igrpo/copy_rate": _mean(a.text.strip() == b.text.strip() for a, b in texts),
+        "igrpo/overlap": _mean(_dice(_bag(a), _bag(b)) for a, b in texts),
     }
 
 
-def _training_metrics(rows: Sequence[TrainingRow]) -> dict[str, float | None]:
-    """`nonzero_advantage_groups`: the fraction of trained groups whose rewards differ; the others
-    have a zero gradient."""
-    differs = nonzero_groups([row.reward for row in rows], [row.group for row in rows])
-    return {
-        "igrpo/nonzero_advantage_groups": _mean(differs.values()),
-        "igrpo/trained_reward": _mean(row.reward for row in rows),
-    }
-
-
-def _reason_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    reasons = [
-        score.reason
+def _score_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """`reward/reason/<reason>`, fractions of all completions, of both stages; `reward/<component>`
+    of functions of the user's own, their parts and their failures: the mean over those that have
+    it."""
+    scores = [
+        score
         for rollout in rollouts
         for group in (rollout.drafts, *rollout.refinements)
         for score in group.scores
     ]
+    reasons = Counter(score.reason for score in scores)
+    parts = [score.components for score in scores]
+    names = {name for each in parts for name in each} - {"accuracy", "format", "judge"}
     return {
-        f"reward/reason/{reason}": count / len(reasons)
-        for reason, count in sorted(Counter(reasons).items())
-        if reason
-    }
-
-
-def _custom_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """`reward/<component>` of functions of the user's own, their parts and their failures: the
-    mean over the completions of both stages that have it."""
-    found = [
-        score.components
-        for rollout in rollouts
-        for group in (rollout.drafts, *rollout.refinements)
-        for score in group.scores
-    ]
-    names = {name for each in found for name in each} - {"accuracy", "format", "judge"}
-    return {
-        f"reward/{name}": _mean(each[name] for each in found if name in each)
-        for name in sorted(names)
+        **{f"reward/reason/{r}": reasons[r] / len(scores) for r in sorted(reasons) if r},
+        **{
+            f"reward/{name}": _mean(each[name] for each in parts if name in each)
+            for name in sorted(names)
+        },
     }
 
 
@@ -252,11 +215,7 @@ def best_draft_prediction(p: float, n: int) -> float:
     The function is concave in p, so that on average over problems the measured success lies above
     the mean of the predictions from each problem's own estimate of p (made from the same n
     drafts), and below the prediction from the pooled p.
-
-    Raises ValueError for p outside [0, 1] or n < 1.
     """
-    if not 0 <= p <= 1 or n < 1:
-        raise ValueError(f"best_draft_prediction needs 0 <= p <= 1 and n >= 1, got p={p}, n={n}")
     return 1.0 if p == 1 else -math.expm1(n * math.log1p(-p))
 
 
@@ -280,11 +239,7 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
 
     For accuracies, the values are per-problem means: samples of one problem are not independent.
     One value has no spread to measure: its standard error is given as 0.
-
-    Raises ValueError without values.
     """
-    if not values:
-        raise ValueError("mean_and_stderr needs at least one value")
     size = len(values)
     mean = math.fsum(values) / size
     if size == 1:
@@ -310,17 +265,14 @@ def _selected_score(rollout: Rollout) -> Score | None:
     return rollout.drafts.scores[selection.index]
 
 
-def _with_their_drafts(
-    rollout: Rollout,
-) -> Iterator[tuple[Completion, Score, Completion, Score]]:
+def _with_their_drafts(rollout: Rollout) -> list[tuple[Completion, Score, Completion, Score]]:
     """Each refinement behind the draft that its prompt showed; one draft may serve all prompts."""
-    selection, drafts = rollout.selection, rollout.drafts
-    if selection is None or not selection.shown:
-        return
-    shown = selection.shown
+    shown, drafts = rollout.selection.shown if rollout.selection else (), rollout.drafts
     if len(shown) == 1:
         shown *= len(rollout.refinements)
-    for index, group in zip(shown, rollout.refinements, strict=False):
-        if group.target is None:
-            for completion, score in zip(group.completions, group.scores, strict=True):
-                yield drafts.completions[index], drafts.scores[index], completion, score
+    return [
+        (drafts.completions[index], drafts.scores[index], completion, score)
+        for index, group in zip(shown, rollout.refinements, strict=False)
+        if group.target is None
+        for completion, score in zip(group.completions, group.scores, strict=True)
+    ]

@@ -24,14 +24,12 @@ class Stage(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why the engine stopped a completion."""
+    """Why the engine stopped a completion: at an end-of-sequence token, which is its last token, a
+    configured stop string, which is part of it, or the token limit."""
 
     EOS = "eos"
-    """An end-of-sequence token, which is the completion's last token."""
     STOP_STRING = "stop_string"
-    """A configured stop string appeared; it is part of the completion."""
     LENGTH = "length"
-    """The token limit: the completion is truncated."""
 
 
 @dataclass(frozen=True, slots=True)

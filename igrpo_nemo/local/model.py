@@ -21,19 +21,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.packing import can_pack
+from igrpo_nemo.local.fused.decoder import can_pack
 from igrpo_nemo.run.chat_template import chat_template_text
 from igrpo_nemo.run.tokenizer import load_tokenizer
 
 # The console shows what is going on; bars of single files would tear its lines.
 hf_logging.disable_progress_bar()
 
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Beside each may stand its index, where it is cut into shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +65,9 @@ def open_policy(
     tokenizer = load_tokenizer(tokenizer_name or folder)
     if template := chat_template_text(chat_template):
         tokenizer.chat_template = template
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    if device.type == "cpu":
-        precision = "float32"
-    if precision == "bfloat16":
-
-        def autocast() -> AbstractContextManager[Any]:
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-
+    if device.type == "cpu" or precision != "bfloat16":
+        return LoadedPolicy(model, tokenizer, nullcontext, "float32")
+    autocast = partial(torch.autocast, "cuda", dtype=torch.bfloat16)
     return LoadedPolicy(model, tokenizer, autocast, precision)
 
 
@@ -109,11 +100,8 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device) -> PreTr
     """A causal language model with float32 master weights, which autocast runs in less.
 
     It comes back in evaluation mode: a policy is never sampled or trained with dropout, or its
-    log-probs would not be those it was sampled with.
-
-    Raises:
-        UserError: no such folder or model, a folder without config, weights or tokenizer, or files
-            that cannot be read.
+    log-probs would not be those it was sampled with. Raises `UserError` where there is no such
+    folder or model, or it lacks something, or cannot be read.
     """
     _check_folder(name_or_path)
     try:  # boundary: files written by others, perhaps a download
@@ -154,7 +142,8 @@ def _check_folder(name_or_path: str | Path) -> None:
         raise UserError(f"{folder} is a file: name the model's folder")
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {folder} has no config.json: it is no Hugging Face model")
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+    names = [name + end for name in _WEIGHT_FILES for end in ("", ".index.json")]
+    if not any((folder / name).is_file() for name in names):
         raise UserError(
             f"model folder {folder} has no weights: expected model.safetensors "
             "(or its index.json beside the shards)"
@@ -167,8 +156,7 @@ def save_pretrained_folder(
 ) -> None:
     """Write config, weights (safetensors), generation config and tokenizer to `path`.
 
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
+    Raises `UserError` where the disk is full or the folder cannot be written.
     """
     folder = Path(path)
     try:  # boundary: the file system

@@ -38,14 +38,9 @@ def build_scheduler(
     of milestones is not one less than the number of stages.
     """
     milestones = [m for stage in stages for m in stage.get("milestones") or ()]
+    key, package = "policy.scheduler", "torch.optim.lr_scheduler"
     parts = [
-        _construct(
-            "policy.scheduler",
-            "torch.optim.lr_scheduler",
-            stage["name"],
-            optimizer,
-            stage.get("kwargs") or {},
-        )
+        _construct(key, package, stage["name"], optimizer, stage.get("kwargs") or {})
         for stage in stages
         if stage.get("name")
     ]

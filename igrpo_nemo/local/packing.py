@@ -12,8 +12,9 @@ I hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -24,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.fused.decoder import (
     can_fuse,
+    can_pack,
     decode,
     decoder_logits,
     decoder_weights,
@@ -42,9 +43,6 @@ AttentionInterface.register(_GROUP_ATTENTION, group_attention_forward)
 
 # Logits that are held at once; half a GB in bfloat16.
 _MOST_LOGITS = 1 << 28
-
-# Families whose tokens meet in full attention alone, through the attention interface.
-_PACKABLE_FAMILIES = frozenset({"qwen2", "qwen3", "llama", "mistral"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,41 +99,33 @@ class PackedRows:
 
 
 def pack_rows(rows: Sequence[TrainingRow], device: torch.device | str = "cpu") -> PackedRows:
-    """Lay rows out so that each distinct context stands once.
-
-    Raises:
-        UserError: a row without context (nothing would predict its first token).
-    """
+    """Lay rows out so that each distinct context stands once."""
     device = torch.device(device)
     # Contexts with several completions first: the layout keeps the others in its tail.
     groups = sorted(_groups(rows).items(), key=lambda group: len(group[1]) == 1)
-    trunks, branches, firsts = [], [], []
+    trunks, branches = [], []
     for context, indices in groups:
         inputs = [rows[i].completion.token_ids[:-1] for i in indices]
         alone = len(indices) == 1
         trunks.append(context + inputs[0] if alone else context[:-1])
         branches.append([] if alone else [context[-1:] + ids for ids in inputs])
-        firsts.append(len(context) - 1)
-    trunk_starts = [0, *accumulate(len(trunk) for trunk in trunks)]
     positions = [range(len(trunk)) for trunk in trunks]
     predicting: list[range] = [range(0)] * len(rows)
-    start = trunk_starts[-1]
-    for group, (_, indices) in enumerate(groups):
-        if not branches[group]:
-            last = trunk_starts[group + 1]
-            predicting[indices[0]] = range(trunk_starts[group] + firsts[group], last)
-        for i, branch in zip(indices, branches[group], strict=False):
+    ends = list(accumulate(map(len, trunks)))
+    start = ends[-1]
+    for (context, indices), trunk, end, group in zip(groups, trunks, ends, branches, strict=True):
+        first = len(context) - 1
+        if not group:
+            predicting[indices[0]] = range(end - len(trunk) + first, end)
+        for i, branch in zip(indices, group, strict=False):
             predicting[i] = range(start, start + len(branch))
-            positions.append(range(firsts[group], firsts[group] + len(branch)))
+            positions.append(range(first, first + len(branch)))
             start += len(branch)
+    lengths = [[len(branch) for branch in group] for group in branches]
     return PackedRows(
         input_L=_integers(chain(*trunks, *chain(*branches)), device),
         positions_L=_integers(chain(*positions), device),
-        layout=group_layout(
-            [len(trunk) for trunk in trunks],
-            [[len(branch) for branch in group] for group in branches],
-            device,
-        ),
+        layout=group_layout([len(trunk) for trunk in trunks], lengths, device),
         predictions=_predictions(rows, predicting, device),
     )
 
@@ -144,10 +134,6 @@ def _groups(rows: Sequence[TrainingRow]) -> dict[tuple[int, ...], list[int]]:
     """Indices of the rows by context, in order of first appearance."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
-        if not row.context_ids:
-            raise UserError(f"row {i} has an empty context: a prompt needs at least one token")
-        if not row.completion.token_ids:
-            raise UserError(f"row {i} has an empty completion: there is nothing to train on")
         groups.setdefault(row.context_ids, []).append(i)
     return groups
 
@@ -156,19 +142,17 @@ def _predictions(
     rows: Sequence[TrainingRow], predicting: Sequence[Sequence[int]], device: torch.device
 ) -> Predictions:
     completions = [row.completion.token_ids for row in rows]
-    width = max(len(completion) for completion in completions)
+    width = max(map(len, completions))
+    slots = (range(i * width, i * width + len(ids)) for i, ids in enumerate(completions))
     return Predictions(
         _integers(chain(*predicting), device),
         _integers(chain(*completions), device),
-        _integers(
-            chain(*(range(i * width, i * width + len(c)) for i, c in enumerate(completions))),
-            device,
-        ),
-        _integers((len(completion) for completion in completions), device),
+        _integers(chain(*slots), device),
+        _integers(map(len, completions), device),
     )
 
 
-def _integers(values: Iterator[int] | Sequence[int], device: torch.device) -> Tensor:
+def _integers(values: Iterable[int], device: torch.device) -> Tensor:
     return torch.tensor(list(values), dtype=torch.long, device=device)
 
 
@@ -184,12 +168,8 @@ def completion_logprobs(
 
     `packed` computes each context once where the model family allows it (`can_pack`); the result
     is the same but for rounding. The head is applied only where a completion token is predicted.
-
-    Raises:
-        UserError: no rows, or a row without context or completion.
+    There is at least one row; contexts and completions have a token or more.
     """
-    if not rows:
-        raise UserError("there are no rows to compute log-probs of")
     if packed and can_pack(model):
         batch = pack_rows(rows, model.device)
         predictions = batch.predictions
@@ -235,21 +215,6 @@ def _through_head(
     parts = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
     logprobs_A = torch.cat([logprobs for logprobs, _ in parts])
     return logprobs_A, torch.cat([e for _, e in parts]) if with_entropy else None
-
-
-def can_pack(model: PreTrainedModel) -> bool:
-    """Whether the model's tokens meet only in full attention that we may replace."""
-    config = model.config
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) and getattr(
-        config, "use_sliding_window", True
-    )
-    return (
-        config.model_type in _PACKABLE_FAMILIES
-        and bool(model._supports_attention_backend)
-        and layer_types == {"full_attention"}
-        and not windowed
-    )
 
 
 def _fuses(model: PreTrainedModel) -> bool:
@@ -334,7 +299,6 @@ def _padded_logits(
     model: PreTrainedModel, rows: Sequence[TrainingRow]
 ) -> tuple[Tensor, Predictions]:
     """Right-padded rows through the model as it is; the mask comes from lengths alone."""
-    _groups(rows)  # the same checks as for packed rows
     sequences = [row.context_ids + row.completion.token_ids[:-1] for row in rows]
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     width = int(lengths.max())
@@ -373,32 +337,21 @@ def split_micro_batches(
     `max_tokens` and `max_rows`; a group that does not fit is split, which repeats its context.
     A single row above `max_tokens` is a micro-batch of its own. None means no limit.
     """
-    batches: list[list[int]] = []
-    current: list[int] = []
+    most_tokens, most_rows = max_tokens or math.inf, max_rows or math.inf
+    batches: list[list[int]] = [[]]
     tokens = 0
-
-    def close() -> None:
-        nonlocal current, tokens
-        if current:
-            batches.append(current)
-        current, tokens = [], 0
-
-    def fits(more_tokens: int, more_rows: int) -> bool:
-        return (max_tokens is None or tokens + more_tokens <= max_tokens) and (
-            max_rows is None or len(current) + more_rows <= max_rows
-        )
-
     for context, indices in _groups(rows).items():
         lengths = [len(rows[i].completion.token_ids) for i in indices]
-        if not fits(len(context) + sum(lengths), len(indices)):
-            close()
-        opened = False
+        fits = tokens + len(context) + sum(lengths) <= most_tokens
+        here = fits and len(batches[-1]) + len(indices) <= most_rows
+        begun = False
         for i, length in zip(indices, lengths, strict=True):
-            if current and not fits(length if opened else len(context) + length, 1):
-                close()
-                opened = False
-            tokens += length if opened else len(context) + length
-            current.append(i)
-            opened = True
-    close()
+            more = length if begun else len(context) + length
+            full = tokens + more > most_tokens or len(batches[-1]) >= most_rows
+            if batches[-1] and (full or not here and not begun):
+                batches.append([])
+                tokens, more = 0, len(context) + length
+            batches[-1].append(i)
+            tokens += more
+            begun = True
     return batches

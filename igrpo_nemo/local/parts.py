@@ -23,10 +23,11 @@ from igrpo_nemo.local.checkpoint import (
     TrainerState,
     restore_rng,
 )
+from igrpo_nemo.local.fused.decoder import can_pack
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import LoadedPolicy, context_of, load_weights, open_policy, reference_of
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
-from igrpo_nemo.local.packing import can_pack, enable_checkpointing
+from igrpo_nemo.local.packing import enable_checkpointing
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.vllm_sampler import VllmSampler, why_not_vllm
 from igrpo_nemo.local.warmup import small_policy

@@ -25,10 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.errors import NonFiniteError, UserError
 from igrpo_nemo.local.cached_decoder import CachedBatch, check_cache
-from igrpo_nemo.local.fused.decoder import can_fuse
+from igrpo_nemo.local.fused.decoder import can_fuse, can_pack
 from igrpo_nemo.local.fused.decoding import FusedBatch
 from igrpo_nemo.local.model import context_of
-from igrpo_nemo.local.packing import can_pack
 from igrpo_nemo.local.sampling import CompletionText, SamplingParams, StopStrings
 from igrpo_nemo.local.static_decoder import StaticDecoder
 from igrpo_nemo.run.tokenizer import token_id
@@ -118,11 +117,9 @@ class Sampler:
         """The completions of each request, in order.
 
         `on_progress(rows_done, rows_total)` is called whenever rows have finished; it may raise to
-        abandon the call. Completions that reach the context's end count as truncated.
-
-        Raises:
-            UserError: a prompt that is empty, or that leaves no room for a token in the context;
-                logits that are not finite.
+        abandon the call. Completions that reach the context's end count as truncated. Raises
+        `UserError` for a prompt that is empty or leaves no room for a token in the context, and
+        `NonFiniteError` for logits that are not finite.
         """
         self._check(requests)
         total, done = sum(request.num_samples for request in requests), 0
@@ -162,10 +159,9 @@ class Sampler:
         """The tokens that end a completion: the model's, the tokenizer's and the caller's."""
         generation_config = getattr(self.model, "generation_config", None)
         of_model = getattr(generation_config, "eos_token_id", None)
-        of_model = [of_model] if isinstance(of_model, int) else list(of_model or ())
-        of_tokenizer = token_id(self.tokenizer, "eos")
-        ids = {*of_model, *params.stop_token_ids}
-        return frozenset(ids if of_tokenizer is None else ids | {of_tokenizer})
+        of_model = of_model if isinstance(of_model, list) else [of_model]
+        ids = {*of_model, *params.stop_token_ids, token_id(self.tokenizer, "eos")}
+        return frozenset(ids - {None})
 
     def _batches(
         self, groups: Sequence[list[_Row]], params: SamplingParams
@@ -177,12 +173,11 @@ class Sampler:
             return len(rows[0].request.prompt_ids) if self._one_length else 0
 
         for _, same in groupby(sorted(filter(None, groups), key=length_of), key=length_of):
-            together = list(same)
-            limit = None
+            together, limit = list(same), None
             if self._static is not None:
                 longest = max(len(rows[0].request.prompt_ids) for rows in together)
                 limit = self._static.rows_that_fit(longest, params)
-            yield from _cut(together, limit)
+            yield from _cut(together, limit) if limit else [together]
 
     def _run(self, groups: Sequence[list[_Row]], params: SamplingParams) -> Iterator[int]:
         """Decodes all rows to their ends; yields how many ended, whenever some did."""
@@ -230,11 +225,8 @@ def _fastest(model: PreTrainedModel) -> Decoder:
     return "fused" if can_fuse(model) else "cached"
 
 
-def _cut(groups: Sequence[list[_Row]], limit: int | None) -> Iterator[list[list[_Row]]]:
+def _cut(groups: Sequence[list[_Row]], limit: int) -> Iterator[list[list[_Row]]]:
     """The groups in parts of at most `limit` rows; a group may be divided."""
-    if limit is None:
-        yield list(groups)
-        return
     part: list[list[_Row]] = []
     room = limit
     for rows in groups:

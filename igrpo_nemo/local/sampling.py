@@ -29,9 +29,9 @@ from igrpo_nemo.run.tokenizer import special_tags
 class SamplingParams:
     """How completions are drawn.
 
-    `temperature` 0 is greedy decoding. `top_k` None (or a value not below the vocabulary's size)
-    and `top_p` 1 leave the softmax as it is. Sampling stops at an end-of-sequence token, at one of
-    `stop_token_ids`, or when one of `stop_strings` appears in the completion's text.
+    `temperature` 0 is greedy decoding. `top_k` None and `top_p` 1 leave the softmax as it is.
+    Sampling stops at an end-of-sequence token, at one of `stop_token_ids`, or when one of
+    `stop_strings` appears in the completion's text.
     """
 
     max_new_tokens: int
@@ -52,11 +52,6 @@ class SamplingParams:
             raise UserError(f"top_k is {self.top_k}: use 1 or more, or null for no limit")
         if "" in self.stop_strings:
             raise UserError("an empty stop string would stop every completion: remove it")
-
-    @property
-    def logprob_temperature(self) -> float:
-        """The temperature that log-probs are reported at; greedy decoding reports them at 1."""
-        return self.temperature or 1.0
 
 
 def sampling_params(config: Config) -> SamplingParams:
@@ -132,8 +127,7 @@ class StepwiseBatch:
         """Appends a token to every live row; the logits of the next one: [R, V]."""
         raise NotImplementedError
 
-    def _keep(self, rows: Sequence[int]) -> None:
-        raise NotImplementedError
+    def _keep(self, rows: Sequence[int]) -> None: ...
 
 
 def _generator(name: str) -> np.random.Generator:
@@ -146,17 +140,16 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Tokens [R] and their log-probs [R] in nats under the untruncated softmax(logits / T).
 
-    `uniforms_R` may be None for greedy decoding. Among equal logits the lowest id comes first, in
-    top-k and top-p as in greedy decoding.
+    Without `uniforms_R` decoding is greedy, with log-probs at temperature 1. Among equal logits the
+    lowest id comes first, in top-k and top-p as in greedy decoding.
     """
     scaled_RV = logits_RV.float()
-    if params.logprob_temperature != 1.0:
-        scaled_RV = scaled_RV / params.logprob_temperature
+    if params.temperature not in (0.0, 1.0):
+        scaled_RV = scaled_RV / params.temperature
     logprobs_RV = torch.log_softmax(scaled_RV, dim=-1)
-    if params.temperature == 0:
+    if uniforms_R is None:
         tokens_R = logprobs_RV.argmax(dim=-1)
     else:
-        assert uniforms_R is not None
         tokens_R = _inverse_cdf(logprobs_RV, uniforms_R, params)
     return tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
 
@@ -194,21 +187,15 @@ class CompletionText:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._decode, tags = tokenizer.decode, special_tags(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        tags = special_tags(tokenizer)
         special = {number for number, token in added.items() if token.special}
         self._left_out = special - tags.keys() if tags else frozenset()
-        self._skip = not tags
+        self._options = {"skip_special_tokens": not tags, "clean_up_tokenization_spaces": False}
 
     def __call__(self, token_ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(
-            [token for token in token_ids if token not in self._left_out],
-            skip_special_tokens=self._skip,
-            clean_up_tokenization_spaces=False,
-        )
-        assert isinstance(text, str)
-        return text
+        shown = [token for token in token_ids if token not in self._left_out]
+        return str(self._decode(shown, **self._options))
 
 
 class StopStrings:
@@ -222,8 +209,7 @@ class StopStrings:
     """
 
     def __init__(self, strings: Sequence[str], text_of: CompletionText) -> None:
-        self._strings = tuple(strings)
-        self._text_of = text_of
+        self._strings, self._text_of = tuple(strings), text_of
         self._window = max((len(string.encode()) for string in strings), default=0) + 1
         self._last = {string[-1] for string in strings}
         self._selective = all(c.isascii() and c.isprintable() and c != " " for c in self._last)

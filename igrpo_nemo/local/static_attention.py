@@ -34,14 +34,6 @@ def heads_of(model: PreTrainedModel) -> tuple[int, int]:
 
 
 @dataclass(slots=True)
-class PrefillState:
-    """The flat stream of the prompts, and where its tokens go: `source_RT` indexes into it."""
-
-    layout: GroupLayout
-    source_RT: Tensor
-
-
-@dataclass(slots=True)
 class RowBuffers:
     """Keys and values of every row, and what a step reads and writes; the graphs that do it."""
 
@@ -62,27 +54,23 @@ class RowBuffers:
 
     @classmethod
     def of(cls, model: PreTrainedModel, rows: int, width: int) -> RowBuffers:
-        device = model.device
-        shape = (rows, width, *heads_of(model))
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=model.device)
+
         # Zeros: a slot's end is masked, and what is masked must be a number.
-        keys, values = (
-            [
-                torch.zeros(shape, dtype=model.dtype, device=device)
-                for _ in range(model.config.num_hidden_layers)
-            ]
-            for _ in range(2)
-        )
+        slots, layers = (rows, width, *heads_of(model)), range(model.config.num_hidden_layers)
+        keys, values = ([zeros(*slots, dtype=model.dtype) for _ in layers] for _ in range(2))
         block = (rows, UniformTable.BLOCK)
         return cls(
             model,
             keys,
             values,
-            torch.zeros(rows, dtype=torch.long, device=device),
-            torch.zeros(rows, dtype=torch.long, device=device),
-            torch.zeros(1, dtype=torch.long, device=device),
-            torch.zeros(block, dtype=torch.float64, device=device),
-            torch.zeros(block, dtype=torch.long, device=device),
-            torch.zeros(block, dtype=torch.float32, device=device),
+            tokens_R=zeros(rows),
+            positions_R=zeros(rows),
+            column=zeros(1),
+            uniforms_RB=zeros(*block, dtype=torch.float64),
+            drawn_RB=zeros(*block),
+            logprobs_RB=zeros(*block, dtype=torch.float32),
         )
 
     @property
@@ -99,6 +87,15 @@ class RowBuffers:
     @property
     def num_bytes(self) -> int:
         return 2 * len(self.keys) * self.keys[0].nbytes
+
+
+@dataclass(slots=True)
+class PrefillState:
+    """The flat stream of the prompts, and where its tokens go: `source_RT` indexes into it."""
+
+    buffers: RowBuffers
+    layout: GroupLayout
+    source_RT: Tensor
 
 
 @dataclass(slots=True)
@@ -123,19 +120,18 @@ def _attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    static: StepState | tuple[RowBuffers, PrefillState],
+    static: StepState | PrefillState,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that a Hugging Face model calls: [B, H, T, D] -> [B, T, H, D]."""
     layer: Any = module.layer_idx
-    if isinstance(static, tuple):
-        buffers, prefill = static
-        q_LHD, k_LKD, v_LKD = (x[0].transpose(0, 1) for x in (query, key, value))
-        R, T = prefill.source_RT.shape
-        buffers.keys[layer][:R, :T] = k_LKD[prefill.source_RT]
-        buffers.values[layer][:R, :T] = v_LKD[prefill.source_RT]
-        return group_attention(q_LHD, k_LKD, v_LKD, prefill.layout, scaling)[None], None
     keys, values = static.buffers.keys[layer], static.buffers.values[layer]
+    if isinstance(static, PrefillState):
+        q_LHD, k_LKD, v_LKD = (x[0].transpose(0, 1) for x in (query, key, value))
+        R, T = static.source_RT.shape
+        keys[:R, :T] = k_LKD[static.source_RT]
+        values[:R, :T] = v_LKD[static.source_RT]
+        return group_attention(q_LHD, k_LKD, v_LKD, static.layout, scaling)[None], None
     R, H = query.shape[:2]
     positions_R = static.buffers.positions_R[:R]
     keys[static.rows_R, positions_R] = key[:, :, 0]

@@ -197,15 +197,9 @@ class StaticBatch:
             self._uniforms.keep(self._slots)
         padded = self._slots + [self._slots[-1]] * (num_slots - len(rows))
         index = torch.tensor(padded, device=self._model.device)
-        buffers = self._buffers
-        blocks = (buffers.uniforms_RB, buffers.drawn_RB, buffers.logprobs_RB)
-        for tensor in (
-            *buffers.keys,
-            *buffers.values,
-            *blocks,
-            buffers.tokens_R,
-            buffers.positions_R,
-        ):
+        held = self._buffers
+        blocks = (held.uniforms_RB, held.drawn_RB, held.logprobs_RB)
+        for tensor in (*held.keys, *held.values, *blocks, held.tokens_R, held.positions_R):
             tensor[:num_slots] = tensor[index]
         self._slots, self._num_slots = list(range(len(rows))), num_slots
 
@@ -222,13 +216,13 @@ class StaticBatch:
         source_PT = starts_P[:, None] + torch.arange(max(lengths))
         source_RT = source_PT.clamp(max=len(flat) - 1)[list(rows)].to(device)
         positions_L = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        prefill = PrefillState(group_layout(lengths, [[]] * len(prompts), device), source_RT)
+        layout = group_layout(lengths, [[]] * len(prompts), device)
         with _no_autocast(device), attention_of(self._model, IMPLEMENTATION):
             self._model.base_model(
                 input_ids=torch.tensor([flat], device=device),
                 position_ids=positions_L[None],
                 use_cache=False,
-                static=(self._buffers, prefill),
+                static=PrefillState(self._buffers, layout, source_RT),
             )
 
     def _step(self, width: int) -> Callable[[], None]:

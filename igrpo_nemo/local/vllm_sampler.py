@@ -114,11 +114,10 @@ class VllmSampler(Sampler):
         """As `Sampler.sample`; afterwards vLLM is awake."""
         self._check(requests)
         results = [self._rows(request, params) for request in requests]
-        rows = [row for rows in results for row in rows]
+        rows, done = [row for rows in results for row in rows], 0
         # The engine's precision is its own: autocast would lower what it keeps in float32.
         with torch.autocast(self.model.device.type, enabled=False):
             self._wake_up()
-            done = 0
             for ended in self._generate(rows, params):
                 done += ended
                 on_progress(done, len(rows))

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, 
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.igrpo_keys import SmallModel
-from igrpo_nemo.data.arithmetic import Chain, answer_of, is_validation, sample_chain
+from igrpo_nemo.data.arithmetic import answer_of, is_validation, sample_chain
 from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import Feedback, NextPrompt
@@ -77,18 +77,19 @@ def small_policy(
             f"the built-in model knows arithmetic alone, not {config.data.train.dataset_name}: "
             "choose model=hf policy.model_name=FOLDER, or data=arithmetic"
         )
+    warmup, profile = config.igrpo.warmup, prompt_profile(config)
     settings = {
         "model": shape.model_dump(),
         "warmup": {
-            **config.igrpo.warmup.model_dump(exclude={"shows"}),
+            **warmup.model_dump(exclude={"shows"}),
             **asdict(_demonstrator(config)),
             "draft_share": DRAFT_SHARE,
         },
-        "prompt": asdict(prompt_profile(config)),
+        "prompt": asdict(profile),
         "lengths": list(_lengths(config)),
         "context": config.policy.max_total_sequence_length,
     }
-    if config.igrpo.warmup.shows == "feedback":
+    if warmup.shows == "feedback":
         settings["feedback"] = [config.igrpo.feedback, config.igrpo.feedback_options]
     if torch.cuda.is_available():
         settings["device"] = "cuda"
@@ -98,32 +99,24 @@ def small_policy(
     cached = (folder / "complete").exists()
     if not cached:
         check_folder(folder.parent, "IGRPO_CACHE_DIR names another folder for the warmed-up model")
-        _make(folder, config, shape, settings, on_step)
+        started = time.perf_counter()
+        tokenizer = build_small_tokenizer(_tokenizer_texts(profile), shape.vocab_size)
+        context = config.policy.max_total_sequence_length
+        model = build_small_model(shape, tokenizer, context=context, seed=warmup.seed)
+        if torch.cuda.is_available():
+            torch.nn.Module.to(model, torch.device("cuda"))
+            fuse_norms(model)
+        _train(model, tokenizer, config, on_step)
+        scratch = Path(tempfile.mkdtemp(prefix=".warmup-", dir=folder.parent))
+        save_pretrained_folder(model, tokenizer, scratch)
+        (scratch / "warmup.json").write_text(json.dumps(settings, indent=2))
+        (scratch / "complete").write_text(f"{time.perf_counter() - started:.1f}\n")
+        try:
+            os.rename(scratch, folder)
+        except OSError:
+            # Another process finished first: equal settings give an equal model.
+            shutil.rmtree(scratch)
     return SmallPolicy(folder, float((folder / "complete").read_text()), cached)
-
-
-def _make(folder: Path, config: Config, shape: SmallModel, settings: dict, on_step: OnStep) -> None:
-    started = time.perf_counter()
-    tokenizer = build_small_tokenizer(_tokenizer_texts(prompt_profile(config)), shape.vocab_size)
-    model = build_small_model(
-        shape,
-        tokenizer,
-        context=config.policy.max_total_sequence_length,
-        seed=config.igrpo.warmup.seed,
-    )
-    if torch.cuda.is_available():
-        torch.nn.Module.to(model, torch.device("cuda"))
-        fuse_norms(model)
-    _train(model, tokenizer, config, on_step)
-    scratch = Path(tempfile.mkdtemp(prefix=".warmup-", dir=folder.parent))
-    save_pretrained_folder(model, tokenizer, scratch)
-    (scratch / "warmup.json").write_text(json.dumps(settings, indent=2))
-    (scratch / "complete").write_text(f"{time.perf_counter() - started:.1f}\n")
-    try:
-        os.rename(scratch, folder)
-    except OSError:
-        # Another process finished first: equal settings give an equal model.
-        shutil.rmtree(scratch)
 
 
 def build_small_model(
@@ -163,14 +156,8 @@ def _lengths(config: Config) -> Sequence[int]:
 def _tokenizer_texts(profile: PromptProfile) -> list[str]:
     """What the tokenizer learns its merges from: the prompts and the format, not the digits."""
     shown = profile.draft_open + solution_text((1, 2, 3)) + profile.draft_close
-    return [
-        profile.system,
-        shown,
-        solution_text((4, 5, 6)),
-        "system\n",
-        "user\n",
-        "assistant\n",
-    ] * 8
+    roles = ["system\n", "user\n", "assistant\n"]
+    return [profile.system, shown, solution_text((4, 5, 6)), *roles] * 8
 
 
 def _train(
@@ -183,9 +170,8 @@ def _train(
     arithmetic. Between a short ramp and a decay the learning rate is `igrpo.warmup.lr`."""
     warmup = config.igrpo.warmup
     steps = warmup.steps if warmup.enabled else 0
-    budget = TokenBudget(
-        config.policy.max_total_sequence_length, max_new_tokens=4 * max(_lengths(config))
-    )
+    longest = 4 * max(_lengths(config))
+    budget = TokenBudget(config.policy.max_total_sequence_length, max_new_tokens=longest)
     prompts = PromptBuilder(tokenizer, prompt_profile(config), budget)
     rng = random.Random(f"{warmup.seed}/warmup")
     optimizer = torch.optim.AdamW(
@@ -228,11 +214,13 @@ def _demonstrations(
     """One batch of demonstrations, about `draft_share` of them under a draft."""
     warmup = config.igrpo.warmup
     demonstrator = _demonstrator(config)
-    end = token_id(tokenizer, "eos")
+    end, lengths = token_id(tokenizer, "eos"), list(_lengths(config))
     assert end is not None
     rows = []
     for index in range(warmup.batch_size):
-        chain = _training_chain(_lengths(config), rng)
+        chain = sample_chain(rng, rng.choice(lengths))
+        while is_validation(chain.question):  # the warm-up must not have seen that split
+            chain = sample_chain(rng, rng.choice(lengths))
         problem = Problem(str(index), chain.question, chain.answer)
         if rng.random() < draft_share:
             draft, stated = demonstrator.draft(chain, rng)
@@ -263,11 +251,3 @@ def _followed(
     group = Group(problem, Stage.DRAFT, prompts.question(problem), shown, (score,))
     following = feedback.next_prompts(group, feedback.select(group, 0), prompts)
     return following[0] if following else None
-
-
-def _training_chain(lengths: Sequence[int], rng: random.Random) -> Chain:
-    """A chain outside the validation split, which the warm-up must not have seen."""
-    while True:
-        chain = sample_chain(rng, rng.choice(list(lengths)))
-        if not is_validation(chain.question):
-            return chain

@@ -263,7 +263,7 @@ def test_sampling_follows_training_and_leaves_no_trace(decoder, make_model, toke
     assert _ids(after) == _ids(Sampler(model, tokenizer, decoder=decoder).sample(requests, params))
 
 
-@pytest.mark.parametrize("decoder", ["fused", "static", "cached"])
+@pytest.mark.parametrize("decoder", ["static", "cached"])
 def test_autocast_samples_in_lower_precision(decoder, make_model, tokenizer):
     model = make_model("qwen2")
     request = SampleRequest((6, 5, 4, 3), 6, "autocast")

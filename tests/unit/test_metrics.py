@@ -341,9 +341,6 @@ def test_best_draft_prediction_at_its_ends() -> None:
     assert best_draft_prediction(1.0, 4) == 1.0
     assert best_draft_prediction(1e-18, 4) == pytest.approx(4e-18, rel=1e-12)
     assert best_draft_prediction(0.37, 1) == pytest.approx(0.37)
-    for p, n in [(-0.1, 4), (1.1, 4), (0.5, 0)]:
-        with pytest.raises(ValueError, match="best_draft_prediction"):
-            best_draft_prediction(p, n)
 
 
 def test_mean_and_standard_error() -> None:
@@ -351,8 +348,6 @@ def test_mean_and_standard_error() -> None:
     assert mean == 0.625
     assert stderr == pytest.approx(statistics.stdev([0, 1, 1, 0.5]) / 2)
     assert mean_and_stderr([0.3]) == (0.3, 0.0)
-    with pytest.raises(ValueError, match="at least one value"):
-        mean_and_stderr([])
 
 
 def drafted(*scores: Score) -> Rollout:

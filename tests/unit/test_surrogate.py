@@ -430,22 +430,9 @@ def test_metrics_are_token_means_and_count_the_clipped_tokens() -> None:
     dual = replace(GRPO, ratio_clip_c=1.4)
     parts = [clipped_surrogate(inputs, dual, Normalizer(2, 5))[1]]
     assert finish_metrics(parts)["policy/clip_fraction"] == pytest.approx(3 / 5)
-    with pytest.raises(ValueError, match="hold no tokens"):
-        finish_metrics([])
 
 
-def test_shapes_that_do_not_agree_are_named() -> None:
-    good = make_batch().inputs()
-    normalizer = Normalizer.from_lengths(LENGTHS)
-    for bad, message in [
-        (replace(good, old_logprobs_RT=good.old_logprobs_RT[:, :-1]), "old_logprobs_RT"),
-        (replace(good, advantages_R=good.advantages_R[:-1]), "advantages_R"),
-        (replace(good, lengths_R=good.lengths_R + 1), "a length is above the 6 columns"),
-        (replace(good, logprobs_RT=good.logprobs_RT[0]), "rows x tokens"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            clipped_surrogate(bad, GRPO, normalizer)
+def test_a_kl_without_reference_is_named() -> None:
+    inputs = replace(make_batch().inputs(), reference_logprobs_RT=None)
     with pytest.raises(ValueError, match="needs reference_logprobs_RT"):
-        clipped_surrogate(replace(good, reference_logprobs_RT=None), GRPO_KL, normalizer)
-    with pytest.raises(ValueError, match="rows with tokens"):
-        Normalizer.from_lengths([])
+        clipped_surrogate(inputs, GRPO_KL, Normalizer.from_lengths(LENGTHS))

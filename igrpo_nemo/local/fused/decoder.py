@@ -32,6 +32,9 @@ from igrpo_nemo.local.fused.kernels import (
     split_heads,
 )
 
+# Families whose tokens meet in full attention alone, through the attention interface; those of
+# them whose layers are the ones below.
+_PACKABLE_FAMILIES = frozenset({"qwen2", "qwen3", "llama", "mistral"})
 _FAMILIES = frozenset({"llama", "mistral", "qwen2"})
 # Rotary scalings whose frequencies do not depend on the length of the sequence at hand.
 _STATIC_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
@@ -68,21 +71,33 @@ class DecoderWeights:
     scale: float
 
 
-def can_fuse(model: PreTrainedModel) -> bool:
-    """Whether the model is a plain Llama-like decoder, so that `decode` computes what it does."""
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the model's tokens meet only in full attention that we may replace."""
     config = model.config
-    if config.model_type not in _FAMILIES or getattr(config, "mlp_bias", False):
-        return False
-    rope = getattr(config, "rope_parameters", None) or {}
-    plain = all(type(m) is nn.Linear for m in model.modules() if isinstance(m, nn.Linear))
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(
         config, "use_sliding_window", True
     )
     return (
+        config.model_type in _PACKABLE_FAMILIES
+        and bool(model._supports_attention_backend)
+        and layer_types == {"full_attention"}
+        and not windowed
+    )
+
+
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether the model is a plain Llama-like decoder, so that `decode` computes what it does."""
+    config = model.config
+    if config.model_type not in _FAMILIES or not can_pack(model):
+        return False
+    rope = getattr(config, "rope_parameters", None) or {}
+    plain = all(type(m) is nn.Linear for m in model.modules() if isinstance(m, nn.Linear))
+    return (
         plain
+        and not getattr(config, "mlp_bias", False)
         and config.hidden_act == "silu"
         and rope.get("rope_type", "default") in _STATIC_ROPES
-        and not windowed
         and _part(model.get_output_embeddings()).bias is None
         and all(layer.self_attn.o_proj.bias is None for layer in _part(model.base_model).layers)
     )

@@ -15,6 +15,7 @@ key-value heads, g = H / K, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -128,12 +129,10 @@ class _RingAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_LHD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q_LHD, k_LKD, v_LKD, out_LHD, lse_LH = ctx.saved_tensors
-        grads = tuple(x.new_zeros(x.shape) for x in (q_LHD, k_LKD, v_LKD))
-        ring_backward(
-            grad_LHD, q_LHD, k_LKD, v_LKD, out_LHD, lse_LH, ctx.layout, ctx.scale, into=grads
-        )
-        return *grads, None, None
+        q, k, v, out, lse = ctx.saved_tensors
+        dq_LHD, dk_LKD, dv_LKD = grads = [torch.zeros_like(x) for x in (q, k, v)]
+        ring_backward(grad_LHD, q, k, v, out, lse, ctx.layout, ctx.scale, into=grads)
+        return dq_LHD, dk_LKD, dv_LKD, None, None
 
 
 def ring_forward(
@@ -176,7 +175,7 @@ def ring_backward(
     layout: GroupLayout,
     scale: float,
     *,
-    into: tuple[Tensor, Tensor, Tensor],
+    into: Sequence[Tensor],
 ) -> None:
     """Writes the gradients by q, k and v to `into` (zeros of their shapes, perhaps views).
 
@@ -225,8 +224,5 @@ def _tokens(x_KgAD: Tensor) -> Tensor:
 
 def _trunk(k_TKD: Tensor, v_TKD: Tensor, g: int) -> tuple[Tensor, Tensor]:
     """[T, K, D] -> [K, g, T, D] without a copy, for keys and values."""
-    k_KTD, v_KTD = k_TKD.transpose(0, 1), v_TKD.transpose(0, 1)
-    return (
-        k_KTD[:, None].expand(-1, g, -1, -1),
-        v_KTD[:, None].expand(-1, g, -1, -1),
-    )
+    k, v = (x_TKD.transpose(0, 1)[:, None].expand(-1, g, -1, -1) for x_TKD in (k_TKD, v_TKD))
+    return k, v

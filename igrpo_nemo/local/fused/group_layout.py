@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -53,12 +53,16 @@ class Sequences:
 
     @classmethod
     def of(cls, queries: list[int], keys: list[int], device: torch.device) -> Sequences:
-        return cls(
-            torch.tensor(queries, dtype=torch.int32, device=device),
-            torch.tensor(keys, dtype=torch.int32, device=device),
-            max(b - a for a, b in pairwise(queries)),
-            max(b - a for a, b in pairwise(keys)),
+        of_queries, of_keys = (
+            torch.tensor(ends, dtype=torch.int32, device=device) for ends in (queries, keys)
         )
+        longest, longest_key = (max(b - a for a, b in pairwise(x)) for x in (queries, keys))
+        return cls(of_queries, of_keys, longest, longest_key)
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, int, int]:
+        """In the order of PyTorch's kernels."""
+        return self.queries, self.keys, self.longest_query, self.longest_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +120,8 @@ def group_layout(
 
     `branch_lengths[i]` are those of trunk i; trunks without branches come last.
     """
-    trunks, start = [], 0
-    for length in trunk_lengths:
-        trunks.append((start, start + length))
-        start += length
+    ends = [0, *accumulate(trunk_lengths)]
+    trunks, start = list(pairwise(ends)), ends[-1]
     num_branched = sum(1 for lengths in branch_lengths if lengths)
     if any(branch_lengths[num_branched:]):
         raise ValueError("trunks without branches must come last")
@@ -127,12 +129,11 @@ def group_layout(
     tail = branched[-1][1] if branched else 0
     branches, branchings = [], []
     for trunk, lengths in zip(branched, branch_lengths, strict=False):
-        first = start
-        for length in lengths:
-            branches.append((start, start + length))
-            start += length
+        ends = list(accumulate(lengths, initial=start))
+        branches += pairwise(ends)
         if trunk[1] > trunk[0]:
-            branchings.append(Branching(trunk, (first, start), tuple(lengths)))
+            branchings.append(Branching(trunk, (start, ends[-1]), tuple(lengths)))
+        start = ends[-1]
     return GroupLayout(
         tuple(branched), tuple(alone), tuple(branches), tuple(branchings), tail, device
     )

@@ -226,20 +226,10 @@ class _RotaryAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_LX: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         qkv_LX, cos_L1, sin_L1, out_LHD, lse_LH = ctx.saved_tensors
-        q_LHD, k_LKD, v_LKD, _ = split_heads(qkv_LX, ctx.heads)
         grads_LX = torch.zeros_like(qkv_LX)
-        dq_LHD, dk_LKD, dv_LKD, rotated = split_heads(grads_LX, ctx.heads)
-        ring_backward(
-            grad_LX.view_as(out_LHD),
-            q_LHD,
-            k_LKD,
-            v_LKD,
-            out_LHD,
-            lse_LH,
-            ctx.layout,
-            ctx.scale,
-            into=(dq_LHD, dk_LKD, dv_LKD),
-        )
+        *of_qkv, rotated = split_heads(grads_LX, ctx.heads)
+        saved = (*split_heads(qkv_LX, ctx.heads)[:3], out_LHD, lse_LH)
+        ring_backward(grad_LX.view_as(out_LHD), *saved, ctx.layout, ctx.scale, into=of_qkv)
         rotate_(rotated, cos_L1, -sin_L1)
         return grads_LX, None, None, None, None, None
 

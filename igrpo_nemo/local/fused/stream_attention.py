@@ -58,22 +58,14 @@ class StreamAttention(torch.autograd.Function):
         q_LHD, k_LKD, v_LKD, out_LHD, lse_HL = ctx.saved_tensors
         layout, scale, states = ctx.layout, ctx.scale, ctx.states
         grad_LHD = grad_LHD.contiguous()
-        dq_LHD, dk_LKD, dv_LKD = stream_backward(
-            grad_LHD, q_LHD, k_LKD, v_LKD, out_LHD, lse_HL, layout.own, True, states[0], scale
-        )
+        whole = (grad_LHD, q_LHD, k_LKD, v_LKD, out_LHD, lse_HL)
+        dq_LHD, dk_LKD, dv_LKD = stream_backward(*whole, layout.own, True, states[0], scale)
         if layout.branchings:
             first, tail = layout.branches[0][0], layout.tail
+            part = (grad_LHD[first:], q_LHD[first:], k_LKD[:tail], v_LKD[:tail], out_LHD[first:])
+            lse_HA = lse_HL[:, first:].contiguous()
             dq_AHD, dk_TKD, dv_TKD = stream_backward(
-                grad_LHD[first:],
-                q_LHD[first:],
-                k_LKD[:tail],
-                v_LKD[:tail],
-                out_LHD[first:],
-                lse_HL[:, first:].contiguous(),
-                layout.shared,
-                False,
-                states[1],
-                scale,
+                *part, lse_HA, layout.shared, False, states[1], scale
             )
             dq_LHD[first:] += dq_AHD
             dk_LKD[:tail] += dk_TKD
@@ -94,20 +86,9 @@ def stream(
 
     `key_lengths`, int32, are how many keys of each sequence count; by default all.
     """
-    s = sequences
+    ends, dropout, debug = sequences.arguments, 0.0, False
     out, lse, *state, _ = torch.ops.aten._flash_attention_forward(
-        q,
-        k,
-        v,
-        s.queries,
-        s.keys,
-        s.longest_query,
-        s.longest_key,
-        0.0,
-        causal,
-        False,
-        scale=scale,
-        seqused_k=key_lengths,
+        q, k, v, *ends, dropout, causal, debug, scale=scale, seqused_k=key_lengths
     )
     return out, lse, (state[0], state[1])
 
@@ -125,20 +106,7 @@ def stream_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients by q, k and v, given the output and its log-sum-exp."""
-    s = sequences
+    ends, dropout = sequences.arguments, 0.0
     return torch.ops.aten._flash_attention_backward(
-        grad,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        s.queries,
-        s.keys,
-        s.longest_query,
-        s.longest_key,
-        0.0,
-        causal,
-        *state,
-        scale=scale,
+        grad, q, k, v, out, lse, *ends, dropout, causal, *state, scale=scale
     )
