@@ -21,14 +21,16 @@ def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) ->
     """All `igrpo/*` and `reward/*` metrics of one step.
 
     Rates are fractions in [0, 1]; token counts are means. `nonzero_advantage_groups`: the fraction
-    of trained groups whose rewards differ; the others have a zero gradient.
+    of trained groups whose rewards differ; the others, `zero_advantage_groups`, have a zero
+    gradient.
     """
-    differs = nonzero_groups([row.reward for row in rows], [row.group for row in rows])
+    differs = nonzero_groups([row.reward for row in rows], [row.group for row in rows]).values()
     metrics = {
         **_draft_metrics(rollouts),
         **_refinement_metrics(rollouts),
         **_comparison_metrics(rollouts),
-        "igrpo/nonzero_advantage_groups": _mean(differs.values()),
+        "igrpo/nonzero_advantage_groups": _mean(differs),
+        "igrpo/zero_advantage_groups": _mean(not each for each in differs),
         "igrpo/trained_reward": _mean(row.reward for row in rows),
         **_score_metrics(rollouts),
     }

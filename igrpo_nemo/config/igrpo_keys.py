@@ -126,6 +126,17 @@ class Schedule(Section):
     decay: Literal["cosine", "linear", "constant"] = key("How it falls.", "cosine")
 
 
+class Validation(Section):
+    """`igrpo.validation`: answers to the bare prompt, during training."""
+
+    samples: Annotated[Positive, LOCAL_ONLY] = 1
+    """Answers a problem (k); above 1 the logs also have `val/avg_at_k` and `val/pass_at_k`."""
+    temperature: Annotated[NonNegativeFloat, LOCAL_ONLY] = 0.6
+    """Temperature; 0 is greedy. NeMo-RL validates at the training temperature."""
+    top_p: Annotated[TopP, LOCAL_ONLY] = 0.95
+    """Top-p; NeMo-RL's is that of training."""
+
+
 class Entropy(Section):
     """`igrpo.entropy`."""
 
@@ -353,11 +364,11 @@ class IGRPO(Section):
     entropy: Entropy = key("Entropy logging.", Entropy())
     draft_prefetch: Literal["off", "fused"] = "off"
     """Samples the next step's drafts beside this step's refinements, one update behind."""
-    val_temperature: Annotated[NonNegativeFloat, LOCAL_ONLY] = 0.6
-    """Temperature in validation; 0 is greedy. NeMo-RL validates at the training temperature."""
-    val_top_p: Annotated[TopP, LOCAL_ONLY] = 0.95
-    """Top-p in validation; NeMo-RL's is that of training."""
+    validation: Validation = key("How answers are sampled in validation.", Validation())
     val_draft_conditioned: bool = key("Also validates on q' and logs the gap to q.", False)
+    stall_alarm_s: NonNegativeFloat = 600.0
+    """Seconds after which a warning names what a rollout waits for, and again after as many; 0 is
+    never."""
     sample_table_period: NonNegative = key("Steps between sample tables; 0 is never.", 10)
     row_dump_period: NonNegative = 0
     """Steps between NeMo-RL's dumps of all trained rows; 0 is never."""

@@ -26,6 +26,8 @@ GONE: dict[str, tuple[tuple[Any, ...], str]] = {
         ("off", False),  # YAML reads a bare `off` as false
         "it saved no time on either engine: leave it out, Stage 1 is sampled whole",
     ),
+    "igrpo.val_temperature": ((0.6,), "it is igrpo.validation.temperature"),
+    "igrpo.val_top_p": ((0.95,), "it is igrpo.validation.top_p"),
 } | {
     f"igrpo.warmup.{name}": ((value,), "it is the demonstrator's own: leave it out")
     for name, value in {

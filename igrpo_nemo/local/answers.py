@@ -60,22 +60,23 @@ class Answerer:
 def validate(
     parts: RunParts, rollout: TwoStageRollout, between_batches: Callable[[], None]
 ) -> tuple[dict[str, float], list[Group]]:
-    """`val/*` metrics of the current policy on the held-out problems, and its answers.
+    """`val/*` metrics of the current policy on the held-out problems, and its answers, of which
+    `igrpo.validation` says how many a problem are sampled, and how.
 
     The draws depend on the seed and the problem but not on the step, so that two validations
     differ by the policy alone. `between_batches` is called before every batch and may raise.
     """
     config, problems, environment = parts.config, parts.validation, parts.environment
-    params = replace(
-        rollout.params, temperature=config.igrpo.val_temperature, top_p=config.igrpo.val_top_p
-    )
+    keys = config.igrpo.validation
+    params = replace(rollout.params, temperature=keys.temperature, top_p=keys.top_p)
     answerer = Answerer(parts.sampler, environment.prompts, environment.scorer, params)
     size = config.grpo.val_batch_size or len(problems)
     groups: list[Group] = []
     for start in range(0, len(problems), size):
         between_batches()
         batch = problems[start : start + size]
-        groups += answerer([(p, f"{config.grpo.seed}/validation/{p.id}") for p in batch])
+        keyed = [(p, f"{config.grpo.seed}/validation/{p.id}") for p in batch]
+        groups += answerer(keyed, keys.samples)
     metrics = _bare_metrics(groups)
     if config.igrpo.val_draft_conditioned:
         between_batches()
@@ -88,9 +89,11 @@ def validate(
 
 
 def _bare_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over all answers; of k > 1 a problem also `pass_at_k`, unbiased by construction, and
+    `avg_at_k`, which is `val/accuracy` under the name that says k."""
     scores = [score for group in groups for score in group.scores]
     completions = [completion for group in groups for completion in group.completions]
-    accuracy, stderr = mean_and_stderr([float(score.correct) for score in scores])
+    accuracy, stderr = mean_and_stderr([group.share_right for group in groups])
     metrics = {
         "val/accuracy": accuracy,
         "val/accuracy_stderr": stderr,
@@ -98,6 +101,9 @@ def _bare_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "val/tokens": sum(len(c.token_ids) for c in completions) / len(completions),
         "val/truncated_rate": sum(c.truncated for c in completions) / len(completions),
     }
+    if (k := len(groups[0].scores)) > 1:
+        metrics[f"val/avg_at_{k}"] = accuracy
+        metrics[f"val/pass_at_{k}"] = sum(g.share_right > 0 for g in groups) / len(groups)
     if "format" in scores[0].components:
         metrics["val/format"] = sum(s.components["format"] for s in scores) / len(scores)
     return metrics

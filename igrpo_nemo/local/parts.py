@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from igrpo_nemo.alarms import StallAlarm
 from igrpo_nemo.config import Config, rollout_steps, with_problems
 from igrpo_nemo.data.order import EpochOrder
 from igrpo_nemo.environment import TwoStageEnvironment
@@ -55,6 +56,7 @@ class RunParts:
     sampler: Sampler
     learner: Learner
     store: CheckpointStore | None
+    alarm: StallAlarm
     total_steps: int
     state: TrainerState = field(default_factory=lambda: TrainerState(step=0))
     resumed: bool = False
@@ -117,6 +119,7 @@ def open_parts(config: Config) -> Iterator[RunParts]:
             sampler=sampler,
             learner=learner,
             store=store,
+            alarm=stack.enter_context(StallAlarm(config.igrpo.stall_alarm_s, console.note)),
             total_steps=total_steps,
             state=TrainerState(step=0, extra={**extra, "scheduler": config.policy.scheduler}),
         )

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from igrpo_nemo.alarms import StallAlarm
 from igrpo_nemo.config.nemo_keys import GRPO
 from igrpo_nemo.data.order import Position
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
@@ -29,7 +30,7 @@ class TwoStageRollout:
     """Rolls problems out under the sampler's current policy.
 
     `timer(name)` times a part of it. `on_stage(stage, rows_done, rows_total)` reports progress; it
-    may raise to abandon the rollout.
+    may raise to abandon the rollout. `alarm` knows what is waited for.
     """
 
     environment: TwoStageEnvironment
@@ -38,6 +39,7 @@ class TwoStageRollout:
     seed: int
     timer: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()
     on_stage: Callable[[Stage, int, int], None] = lambda stage, done, total: None
+    alarm: StallAlarm = StallAlarm(0, print)
 
     def __call__(self, problems: Sequence[Problem], *, step: int, draw: int = 0) -> list[Rollout]:
         """One rollout per problem, in order. `draw` counts repeated draws within a step."""
@@ -68,17 +70,19 @@ class TwoStageRollout:
             seen[problem.id] = position + 1
             key = f"{self.seed}/{step}/{draw}/{stage}/{problem.id}/{position}"
             requests.append(SampleRequest(following.prompt.token_ids, following.num_samples, key))
-        with self.timer(str(stage)):
-            completions = self.sampler.sample(
-                requests,
-                self.params,
-                on_progress=lambda done, total: self.on_stage(stage, done, total),
-            )
+        ids = list(seen)
+        with self.timer(str(stage)), self.alarm.waiting(f"{stage}, sampling", ids) as moved:
+
+            def on_progress(done: int, total: int) -> None:
+                moved()
+                self.on_stage(stage, done, total)
+
+            completions = self.sampler.sample(requests, self.params, on_progress=on_progress)
         attempts = [
             Attempt.at(problem, following, rows)
             for (problem, following), rows in zip(prompts, completions, strict=True)
         ]
-        with self.timer("reward"):
+        with self.timer("reward"), self.alarm.waiting(f"{stage}, rewards", ids):
             return self.environment.step(stage, attempts, step=step)
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 
+from igrpo_nemo.alarms import HeadlineWatch
 from igrpo_nemo.config import Config
 from igrpo_nemo.data.order import Position
 from igrpo_nemo.errors import NonFiniteError
@@ -74,7 +75,9 @@ class Trainer:
             self.config.grpo.seed,
             timer=self.watch,
             on_stage=self._on_stage,
+            alarm=parts.alarm,
         )
+        self.headlines = HeadlineWatch(parts.console.note)
         parts.learner.between_micro_batches = self._stop_if_asked
         self.probe = PolicyProbe(
             parts.sampler,
@@ -179,6 +182,7 @@ class Trainer:
             self._validate()
         parts.tracker.log("train", step, metrics)
         parts.console.step(step, metrics)
+        self.headlines.step(metrics)
         period = self.config.igrpo.sample_table_period
         if period and step % period == 0:
             samples = sample_rows(batch.rollouts)
@@ -193,9 +197,12 @@ class Trainer:
             metrics, answers = validate(self.parts, self.rollout, self._stop_if_asked)
         step, accuracy = self.state.step, metrics["val/accuracy"]
         self.parts.tracker.log("val", step, metrics)
+        k = self.config.igrpo.validation.samples
+        shot = "single shot" if k == 1 else f"mean of {k}"
+        more = "" if k == 1 else f", of {k} one right {100 * metrics[f'val/pass_at_{k}']:.1f} %"
         self.parts.console.note(
             f"step {step}: held-out accuracy {100 * accuracy:.1f} % "
-            f"± {100 * metrics['val/accuracy_stderr']:.1f} (bare prompt, single shot)"
+            f"± {100 * metrics['val/accuracy_stderr']:.1f} (bare prompt, {shot}{more})"
         )
         if limit := self.config.logger.num_val_samples_to_print:
             self.parts.console.samples(step, response_rows(answers, limit), limit)

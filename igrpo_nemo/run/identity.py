@@ -36,6 +36,8 @@ FREE_KEYS = (
     "grpo.val_",
     "grpo.max_val_samples",
     "igrpo.val_",
+    "igrpo.validation.",
+    "igrpo.stall_alarm_s",
     "igrpo.sample_table_period",
     "igrpo.threads",
     "env.math.num_workers",

@@ -280,8 +280,8 @@ def test_evaluate_uses_the_config_of_the_run(
     (tmp_path / "config.yaml").write_text(load_config(["experiment=demo", "grpo.seed=7"]).to_yaml())
     model = tmp_path / "checkpoints" / "step_10" / "model"
     model.mkdir(parents=True)
-    assert main(["evaluate", "--model", str(model), "igrpo.val_top_p=1.0"]) == 0
-    assert seen[0].grpo.seed == 7 and seen[0].igrpo.val_top_p == 1.0
+    assert main(["evaluate", "--model", str(model), "igrpo.validation.top_p=1.0"]) == 0
+    assert seen[0].grpo.seed == 7 and seen[0].igrpo.validation.top_p == 1.0
     assert seen[0].data.train.dataset_name == "arithmetic"
 
 

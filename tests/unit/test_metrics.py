@@ -136,6 +136,7 @@ def test_every_metric_of_a_two_stage_step() -> None:
             "igrpo/copy_rate": 2 / 4,
             "igrpo/overlap": (8 / 9 + 0 + 4 / 8 + 1) / 4,
             "igrpo/nonzero_advantage_groups": 1 / 2,
+            "igrpo/zero_advantage_groups": 1 / 2,
             "igrpo/trained_reward": 7 / 4,
             "reward/reason/match": 4 / 8,
             "reward/reason/mismatch": 2 / 8,
