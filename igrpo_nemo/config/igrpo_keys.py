@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from igrpo_nemo.by_path import imported
 from igrpo_nemo.config.section import (
     Derivable,
     NonNegative,
@@ -258,6 +259,15 @@ def _known_feedback(name: str) -> str:
     return name
 
 
+def _known_objective(path: str | None) -> str | None:
+    try:
+        if path and not callable(imported(path)):
+            raise UserError("is no function: see docs/method.md")
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return path
+
+
 SECRET_NAMES = re.compile(
     r"TOKEN(?!S|IZ)|SECRET|PASSWORD|CREDENTIAL|(^|_)KEY($|_)|API_?KEY", re.IGNORECASE
 )
@@ -351,6 +361,8 @@ class IGRPO(Section):
     advantage_delta: NonNegativeFloat = key("Added to the standard deviation in Eq. 4.")
     constant_length_divisor: Positive | None
     """Divides the summed token losses of a row instead of its length (Dr. GRPO)."""
+    objective: Annotated[str | None, AfterValidator(_known_objective), LOCAL_ONLY] = None
+    """An objective of your own, `module:function`, in the place of the clipped ratio."""
     shaping_gamma: PositiveFloat | None = None
     """gamma of p / (p + gamma), the objective of rows trained outside the context that they were
     sampled under (Critique-GRPO); null gives them the ratio of all others."""

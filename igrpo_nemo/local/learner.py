@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from igrpo_nemo.by_path import imported
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.local.optimizer import restore_training
@@ -27,6 +28,7 @@ from igrpo_nemo.local.packing import LogprobBatch, completion_logprobs, split_mi
 from igrpo_nemo.objectives.advantage import group_advantages
 from igrpo_nemo.objectives.surrogate import (
     Normalizer,
+    Objective,
     SurrogateConfig,
     SurrogateInputs,
     clipped_surrogate,
@@ -68,6 +70,8 @@ class Learner:
         self.surrogate = surrogate_config(config)
         if self.surrogate.reference_policy_kl_penalty and reference is None:
             raise ValueError("a KL penalty needs the reference policy")
+        path = config.igrpo.objective
+        self.objective: Objective | None = imported(path) if path else None
         self.model, self.reference, self.config = model, reference, config
         self.optimizer, self.scheduler = optimizer, scheduler
         self.updates = config.igrpo.updates_per_rollout
@@ -189,7 +193,7 @@ class Learner:
                 weights_R=weights_R,
                 shaped_R=torch.tensor(shaped) if any(shaped) else None,
             )
-            loss, metrics = clipped_surrogate(inputs, self.surrogate, normalizer)
+            loss, metrics = clipped_surrogate(inputs, self.surrogate, normalizer, self.objective)
             loss.backward()
             parts.append(metrics)
             sampled -= _weighted_sum(frozen_RT, weights_R)

@@ -11,12 +11,14 @@ Shapes: R rows (completions), T tokens, completions start at column 0 and are pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from igrpo_nemo.errors import UserError
 
 _MAX_LOG_RATIO = 80.0
 """e^80 is still finite in fp32. Beyond, the unselected branch of the clip would send 0 * inf = nan
@@ -97,8 +99,18 @@ class Normalizer:
         return cls(num_sequences=sum(weights), num_tokens=tokens)
 
 
+Objective = Callable[[SurrogateInputs, SurrogateConfig], Tensor]
+"""Of one's own (`igrpo.objective`): what each token is to maximise, [R, T], with gradient, in the
+place of min(r A, clip(r) A). The log-probs that it gets are 0 behind a row's end; what it returns
+there is left out. The KL to the reference, the weights of rows and the divisors stay the config's.
+"""
+
+
 def clipped_surrogate(
-    inputs: SurrogateInputs, config: SurrogateConfig, normalizer: Normalizer
+    inputs: SurrogateInputs,
+    config: SurrogateConfig,
+    normalizer: Normalizer,
+    own: Objective | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A micro-batch's share of the loss -J, and of the sums behind the policy/* metrics.
 
@@ -123,7 +135,7 @@ def clipped_surrogate(
     sampling snapshot and the policy.
 
     Raises ValueError for beta > 0 without reference log-probs, and for shaped rows without
-    `shaping_gamma`.
+    `shaping_gamma`; UserError where `own` returns another shape.
     """
     mask_RT = _mask(inputs)
     logprobs_RT = _clean(inputs.logprobs_RT, mask_RT)
@@ -135,7 +147,15 @@ def clipped_surrogate(
         old_logprobs_RT = torch.where(shaped_R1, logprobs_RT.detach(), old_logprobs_RT)
     token_log_ratio_RT = logprobs_RT - old_logprobs_RT
     ratio_RT = _log_ratio(token_log_ratio_RT, mask_RT, config).exp()
-    objective_RT = _clipped_objective(ratio_RT, advantages_R1, config)
+    if own is None:
+        objective_RT = _clipped_objective(ratio_RT, advantages_R1, config)
+    else:
+        clean = replace(inputs, logprobs_RT=logprobs_RT, old_logprobs_RT=old_logprobs_RT)
+        objective_RT = own(clean, config)
+        if objective_RT.shape != mask_RT.shape:
+            shapes = f"{tuple(objective_RT.shape)} for log-probs of shape {tuple(mask_RT.shape)}"
+            raise UserError(f"igrpo.objective returned a tensor of shape {shapes}: a value a token")
+        objective_RT = torch.where(mask_RT, objective_RT, 0.0)
     if shaped_R1 is not None:
         shaped_RT = shaped_probability(logprobs_RT, config.shaping_gamma) * advantages_R1
         objective_RT = torch.where(shaped_R1, shaped_RT, objective_RT)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import random
+import re
+import sys
 from functools import cache
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import pytest
 import tiny_runs
 import torch
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.errors import NonFiniteError
+from igrpo_nemo.config.launch_checks import check_launch
+from igrpo_nemo.errors import NonFiniteError, UserError
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.warmup import build_small_model
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
@@ -231,6 +237,32 @@ def test_a_restored_learner_goes_on_bit_for_bit(initial, rows):
     restored.load_state_dict(saved)
     restored.update(rows)
     assert torch.equal(weights(restored.model), weights(whole.model))
+
+
+def test_an_objective_of_ones_own_is_named_by_its_path(initial, rows):
+    """Without a clip, and with one update, the gradient is that of Eq. 5."""
+    here = Path(__file__).parents[2] / "docs" / "method.md"
+    [written] = re.findall(r"^```python\n(def reinforce.*?)^```", here.read_text(), re.M | re.S)
+    module = ModuleType("own_objective")
+    exec(written, vars(module))
+    module.narrow = lambda inputs, config: inputs.advantages_R
+    with mock.patch.dict(sys.modules, own_objective=module):
+        plain, own = (
+            learner_of(initial),
+            learner_of(initial, igrpo__objective="own_objective:reinforce"),
+        )
+        plain.update(rows)
+        own.update(rows)
+        moved = (weights(plain.model) - weights(initial)).norm()
+        assert (weights(own.model) - weights(plain.model)).norm() < 1e-5 * moved
+        with pytest.raises(UserError, match="igrpo.objective returned a tensor of shape"):
+            learner_of(initial, igrpo__objective="own_objective:narrow").update(rows)
+        path = "igrpo.objective=own_objective:"
+        with pytest.raises(UserError, match="igrpo.objective='own_objective:none' cannot be imp"):
+            load_config(["experiment=demo", f"{path}none"])
+        nemo = load_config(["experiment=demo", "engine=nemo_rl_local", f"{path}reinforce"])
+        with pytest.raises(UserError, match="igrpo.objective=.* set igrpo.objective=None"):
+            check_launch(nemo)
 
 
 def test_a_kl_penalty_needs_the_reference_policy(initial):
