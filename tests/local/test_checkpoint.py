@@ -48,10 +48,12 @@ def store_in(folder: Path, metric: str | None = None, **keys: object) -> Checkpo
     )
 
 
-def save(store: CheckpointStore, step: int, **metrics: float) -> Path:
+def save(store: CheckpointStore, step: int, *, tensors=None, write=write_model, **metrics) -> Path:
+    if tensors is None:
+        tensors = {"optimizer": {"state": {0: {"exp_avg": torch.full((4,), float(step))}}}}
     return store.save(
-        write_model=write_model,
-        tensors={"optimizer": {"state": {0: {"exp_avg": torch.full((4,), float(step))}}}},
+        write_model=write,
+        tensors=tensors,
         state=TrainerState(step=step, epoch=1, index=7, consumed_problems=8 * step),
         metrics=metrics,
     )
@@ -95,12 +97,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_generators_continue_where_they_were(tmp_path):
     store = store_in(tmp_path)
-    store.save(
-        write_model=write_model,
-        tensors={"rng": capture_rng()},
-        state=TrainerState(1),
-        metrics={},
-    )
+    save(store, 1, tensors={"rng": capture_rng()})
 
     def draw():
         return random.random(), torch.rand(3).tolist(), np.random.rand()
@@ -113,12 +110,7 @@ def test_generators_continue_where_they_were(tmp_path):
 def test_unsafe_tensors_are_refused_when_saving_and_leave_nothing(tmp_path):
     store = store_in(tmp_path)
     with pytest.raises(Exception, match="[Ww]eights.only"):
-        store.save(
-            write_model=write_model,
-            tensors={"object": TrainerState(1)},
-            state=TrainerState(1),
-            metrics={},
-        )
+        save(store, 1, tensors={"object": TrainerState(1)})
     assert names(store) == []
 
 
@@ -172,29 +164,31 @@ def test_a_missing_or_cut_file_is_named(tmp_path, name):
     assert find_damage(path) == f"{name} is missing"
 
 
-def test_top_k_by_metric_and_the_newest_are_kept(tmp_path):
-    store = store_in(tmp_path, "val:accuracy", keep_top_k=2)
-    for step, accuracy in enumerate([0.1, 0.9, 0.5, 0.9, 0.2], start=1):
-        save(store, step, **{"val/accuracy": accuracy})
-    save(store, 6)  # between two validations: no metric
-    assert names(store) == ["step_00000002", "step_00000004", "step_00000006"]
-    assert store.latest() == tmp_path / "step_00000006"
-    save(store, 7, **{"val/accuracy": math.nan})
-    assert names(store) == ["step_00000002", "step_00000004", "step_00000007"]
+ACCURACIES = [{"val/accuracy": value} for value in (0.1, 0.9, 0.5, 0.9, 0.2)]
+LIFTS = [{"igrpo/lift": value} for value in (0.3, -0.2, 0.1)]
 
 
-def test_lower_can_be_better_and_train_metrics_count(tmp_path):
-    store = store_in(tmp_path, "train:igrpo/lift", higher_is_better=False, keep_top_k=1)
-    for step, lift in enumerate([0.3, -0.2, 0.1], start=1):
-        save(store, step, **{"igrpo/lift": lift})
-    assert names(store) == ["step_00000002", "step_00000003"]
-
-
-def test_without_a_metric_the_newest_are_kept(tmp_path):
-    store = store_in(tmp_path, keep_top_k=2)
-    for step in (2, 4, 10):
-        save(store, step)
-    assert names(store) == ["step_00000004", "step_00000010"]
+@pytest.mark.parametrize(
+    ("metric", "keys", "saved", "kept"),
+    [
+        # The sixth between two validations: it has no metric.
+        ("val:accuracy", {"keep_top_k": 2}, [*ACCURACIES, {}], [2, 4, 6]),
+        (
+            "val:accuracy",
+            {"keep_top_k": 2},
+            [*ACCURACIES, {}, {"val/accuracy": math.nan}],
+            [2, 4, 7],
+        ),
+        ("train:igrpo/lift", {"keep_top_k": 1, "higher_is_better": False}, LIFTS, [2, 3]),
+        (None, {"keep_top_k": 2}, [{}, {}, {}], [2, 3]),
+    ],
+)
+def test_the_best_by_metric_and_the_newest_are_kept(tmp_path, metric, keys, saved, kept):
+    store = store_in(tmp_path, metric, **keys)
+    for step, metrics in enumerate(saved, start=1):
+        save(store, step, **metrics)
+    assert names(store) == [f"step_{step:08d}" for step in kept]
+    assert store.latest() == tmp_path / f"step_{kept[-1]:08d}"
 
 
 def test_a_step_can_be_saved_again_and_later_ones_discarded(tmp_path):
@@ -217,7 +211,7 @@ def test_a_failing_writer_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.save(write_model=interrupted, tensors={}, state=TrainerState(2), metrics={})
+        save(store, 2, write=interrupted, tensors={})
     assert names(store) == [first.name] and store.latest() == first
 
 
@@ -265,12 +259,8 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, large):
         store = store_in(disk)
         first = save(store, 1)
         with pytest.raises(UserError) as caught:
-            store.save(
-                write_model=write_large_model,
-                tensors=weights if large == "tensors" else {},
-                state=TrainerState(2),
-                metrics={},
-            )
+            tensors = weights if large == "tensors" else {}
+            save(store, 2, write=write_large_model, tensors=tensors)
         assert names(store) == [first.name]
         assert store.latest() == first and store.load(first).state.step == 1
         message = str(caught.value)

@@ -40,27 +40,21 @@ def rollout_of(feedback, drafts, prompts, make_group, step=1, rewards=(0,)):
 
 
 @pytest.mark.parametrize(
-    ("rewards", "truncated", "expected"),
+    ("rewards", "truncated", "options", "expected"),
     [
-        ([0, 2, 1, 2], (), 1),
-        ([0, 0, 0], (), 0),
-        ([1, 2, 2], (1,), 2),
-        ([2, 1, 1], (0,), 0),
-        ([0, 0], (0,), 1),
+        ([0, 2, 1, 2], (), {}, 1),
+        ([0, 0, 0], (), {}, 0),
+        ([1, 2, 2], (1,), {}, 2),
+        ([2, 1, 1], (0,), {}, 0),
+        ([0, 0], (0,), {}, 1),
+        ([1, 2, 2], (1,), {"rank_truncated_last": False}, 1),
+        ([1, 0, 2], (), {"draft_choice": "worst"}, 1),
     ],
 )
-def test_best_is_the_arg_max_first_index_truncated_last(make_group, rewards, truncated, expected):
+def test_which_draft_is_chosen(make_group, rewards, truncated, options, expected):
+    """The arg max, first index; truncated drafts last; the arg min."""
     drafts = make_group(rewards, truncated=truncated)
-    assert BestDraft(len(rewards), 2).select(drafts, 1).index == expected
-
-
-def test_truncated_drafts_rank_equally_when_told_so(make_group):
-    drafts = make_group([1, 2, 2], truncated=(1,))
-    assert BestDraft(3, 2, rank_truncated_last=False).select(drafts, 1).index == 1
-
-
-def test_worst_is_the_arg_min(make_group):
-    assert BestDraft(3, 2, draft_choice="worst").select(make_group([1, 0, 2]), 1).index == 1
+    assert BestDraft(len(rewards), 2, **options).select(drafts, 1).index == expected
 
 
 def test_random_choices_are_seeded_by_step_and_problem_and_cover_all(make_group):
@@ -108,31 +102,32 @@ def test_q_refined_shows_the_selected_draft(make_group, prompts):
     assert following.num_samples == 3
 
 
-def test_only_refinements_are_trained_under_q_refined(make_group, prompts):
-    feedback = BestDraft(4, 3)
+@pytest.mark.parametrize(
+    ("feedback", "contexts"),
+    [
+        (BestDraft(4, 3), {Stage.REFINE: 3}),
+        (
+            BestDraft(4, 3, train_stages=(Stage.DRAFT, Stage.REFINE)),
+            {Stage.DRAFT: 4, Stage.REFINE: 3},
+        ),
+        (SelfVerification(4, 4, seed=7), {Stage.DRAFT: 4, Stage.REFINE: 4}),
+        (NoFeedback(4), {Stage.DRAFT: 4}),
+    ],
+)
+def test_each_trained_stage_is_a_group_under_its_own_context(
+    make_group, prompts, feedback, contexts
+):
     rollout = rollout_of(feedback, make_group([0, 1, 2, 0]), prompts, make_group)
     rows = feedback.training_rows(rollout)
-    assert len(rows) == feedback.num_trained == 3
-    assert {row.context_ids for row in rows} == {rollout.refinements[0].prompt.token_ids}
-    assert {row.stage for row in rows} == {Stage.REFINE} and len({row.group for row in rows}) == 1
-
-
-def test_training_both_stages_keeps_two_groups_with_their_own_contexts(make_group, prompts):
-    feedback = BestDraft(4, 3, train_stages=(Stage.DRAFT, Stage.REFINE))
-    rollout = rollout_of(feedback, make_group([0, 1, 2, 0]), prompts, make_group)
-    rows = feedback.training_rows(rollout)
-    assert len(rows) == feedback.num_trained == 7
-    contexts = {row.group: row.context_ids for row in rows}
-    assert len(contexts) == 2
-    assert {row.context_ids for row in rows if row.stage is Stage.DRAFT} == {(1, 2)}
-
-
-def test_no_feedback_trains_the_whole_budget_under_q(make_group, prompts):
-    feedback = NoFeedback(8)
-    rollout = rollout_of(feedback, make_group([0, 1] * 4), prompts, make_group)
-    rows = feedback.training_rows(rollout)
-    assert not rollout.refinements and len(rows) == feedback.num_trained == feedback.num_drafts == 8
-    assert {row.context_ids for row in rows} == {(1, 2)}
+    assert len(rows) == feedback.num_trained and Counter(row.stage for row in rows) == contexts
+    shown = {group.prompt.token_ids for group in rollout.refinements}
+    assert len(shown) == feedback.two_stage
+    for stage in contexts:
+        own = [row for row in rows if row.stage is stage]
+        assert {row.context_ids for row in own} == ({(1, 2)} if stage is Stage.DRAFT else shown)
+        assert len({row.group for row in own}) == 1
+    assert len({row.group for row in rows}) == len(contexts)
+    assert all(row.weight == 1 and not row.shaped for row in rows)
 
 
 class TestSelfVerification:
@@ -170,15 +165,6 @@ class TestSelfVerification:
         assert following.target == Target(word, ("yes", "no"), reward)
         assert following.num_samples == 4
         assert f"text {wanted.index}" in following.prompt.text
-
-    def test_both_stages_are_trained_in_their_own_groups(self, make_group, prompts):
-        rollout = rollout_of(self.feedback, make_group([0, 2, 0, 2]), prompts, make_group)
-        rows = self.feedback.training_rows(rollout)
-        assert len(rows) == self.feedback.num_trained == 8
-        contexts = {row.group: row.context_ids for row in rows}
-        verification = rollout.refinements[0].prompt.token_ids
-        assert sorted(contexts.values()) == sorted([(1, 2), verification])
-        assert all(row.weight == 1 and not row.shaped for row in rows)
 
     def test_without_room_for_the_question_there_is_no_verdict(self, make_group, tokenizer):
         tight = PromptBuilder(tokenizer, PromptProfile("S", "\n", "draft"), TokenBudget(80, 40))
