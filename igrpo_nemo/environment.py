@@ -21,10 +21,8 @@ from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Selectio
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The completions that an engine sampled from one prompt of one problem.
-
-    They are scored against `target`; without one, against the problem's answer.
-    """
+    """The completions that an engine sampled from one prompt of one problem, to be scored against
+    `target` or, without one, the problem's answer."""
 
     problem: Problem
     prompt: Prompt

@@ -86,9 +86,9 @@ def _draft_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
             best_draft_prediction(accuracy, len(group.scores))
             for accuracy, group in zip(accuracy_P, groups, strict=True)
         ),
-        "igrpo/best_draft_predicted_pooled": None
-        if pooled is None
-        else _mean(best_draft_prediction(pooled, len(group.scores)) for group in groups),
+        "igrpo/best_draft_predicted_pooled": _mean(
+            best_draft_prediction(pooled or 0.0, len(group.scores)) for group in groups
+        ),
         "igrpo/selected_draft_reward": _mean(score.reward for score in selected),
         "igrpo/selected_draft_accuracy": _mean(score.correct for score in selected),
         "igrpo/prompt_tokens": _mean(len(group.prompt.token_ids) for group in groups),

@@ -15,12 +15,11 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Which half of an iGRPO step a completion belongs to (paper section 3.2.2)."""
+    """Which half of an iGRPO step a completion belongs to (paper section 3.2.2): sampled from the
+    bare prompt q, with feedback `none` the only stage, or from q' = Concat(q, feedback)."""
 
     DRAFT = "draft"
-    """Sampled from the bare prompt q. With feedback `none` this is the only stage."""
     REFINE = "refine"
-    """Sampled from q' = Concat(q, feedback)."""
 
 
 class StopReason(StrEnum):
@@ -34,10 +33,8 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its reference answer, as the data set has it (raw, untemplated).
-
-    `columns`: the row's other columns as JSON text, kept for `igrpo.reward.custom` alone.
-    """
+    """A question with its reference answer, as the data set has it (raw, untemplated); `columns`:
+    the row's others as JSON text, kept for `igrpo.reward.custom` alone."""
 
     id: str
     question: str
@@ -82,10 +79,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A completion to score.
-
-    `thinking_open`: the prompt ended inside a thinking part. `truncated`: it met the token limit.
-    """
+    """A completion to score. `thinking_open`: the prompt ended inside a thinking part. `truncated`:
+    it met the token limit."""
 
     problem: Problem
     text: str
@@ -194,10 +189,7 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What one problem produced in one step.
-
-    `refinements` holds one group per Stage 2 prompt (one for `best_draft`, none for `none`).
-    """
+    """What one problem produced in one step; `refinements` is one group per Stage 2 prompt."""
 
     problem: Problem
     drafts: Group

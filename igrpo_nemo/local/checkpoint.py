@@ -104,12 +104,10 @@ class CheckpointStore:
     ) -> Path:
         """Write the checkpoint of `state.step` and return its folder; then remove what is not kept.
 
-        `write_model` fills an existing empty folder in Hugging Face format. `tensors` (optimizer,
-        scheduler and generator states) must load with `weights_only=True`, which is checked here
-        rather than at the resume. Non-finite metrics are left out: they rank nothing.
-
-        Raises UserError if the disk is full or the folder cannot be written; earlier checkpoints
-        are then untouched and nothing partial remains. Whatever else `write_model` raises passes.
+        `write_model` fills an empty folder in Hugging Face format. `tensors` must load with
+        `weights_only=True`, which is checked here rather than at the resume. Non-finite metrics
+        are left out: they rank nothing. Raises UserError if the disk is full or the folder cannot
+        be written; earlier checkpoints are then untouched and nothing partial remains.
         """
         name = f"step_{state.step:08d}"
         temporary = self.checkpoint_dir / f"{_SAVING}{name}"
@@ -136,11 +134,8 @@ class CheckpointStore:
         return final
 
     def latest(self) -> Path | None:
-        """The newest intact checkpoint, or None.
-
-        Every file is checked against the manifest; a damaged checkpoint is named in a
-        CheckpointWarning with the file at fault, and the one before it is tried.
-        """
+        """The newest intact checkpoint, or None; a damaged one is named in a CheckpointWarning with
+        the file at fault, and the one before it is tried."""
         paths = self._candidates()
         for path, following in zip_longest(paths, paths[1:]):
             damage = find_damage(path)
@@ -165,11 +160,8 @@ class CheckpointStore:
         )
 
     def discard_after(self, step: int) -> None:
-        """Remove the checkpoints beyond `step`: a run that resumes from there will write its own.
-
-        Without it, a damaged or a deliberately passed-over later checkpoint would stay in line as
-        the newest of a history that no longer exists.
-        """
+        """Remove the checkpoints beyond `step`: a run that resumes from there writes its own, and
+        these are the newest of a history that no longer exists."""
         for path in self._candidates():
             if _step_of(path) > step:
                 _remove(path)

@@ -80,14 +80,11 @@ class Learner:
     def update(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """One rollout's worth of optimizer steps; returns the step's metrics.
 
-        With one update the old policy is the current one and its log-probs are the detached new
-        ones, which saves a forward pass. Overlong filtering takes truncated rows out of the loss
-        but not out of their group's baseline, as in NeMo-RL. Without rows (every problem skipped)
-        nothing is learned. The schedule advances by `updates`, which it was laid out for, however
-        many rows there were.
-
-        Raises `NonFiniteError` where a log-prob, the loss or the gradient is not finite, before
-        the optimizer step that it would shape.
+        With one update the old log-probs are the detached new ones, which saves a forward pass.
+        Overlong filtering takes truncated rows out of the loss but not out of their group's
+        baseline, as in NeMo-RL. Without rows nothing is learned; the schedule advances by `updates`
+        all the same. Raises `NonFiniteError` where a log-prob, the loss or the gradient is not
+        finite, before the optimizer step that it would shape.
         """
         grpo = self.config.grpo
         advantages = torch.zeros(0)

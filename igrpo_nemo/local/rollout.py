@@ -151,24 +151,15 @@ def shape_rows(rows: Sequence[TrainingRow], grpo: GRPO) -> list[TrainingRow]:
     scaling, shaping = grpo.reward_scaling, grpo.reward_shaping
     rewards = [row.reward for row in rows]
     if scaling.enabled:
-        rewards = scale_rewards(
-            rewards,
-            source_min=scaling.source_min,
-            source_max=scaling.source_max,
-            target_min=scaling.target_min,
-            target_max=scaling.target_max,
-        )
+        rewards = scale_rewards(rewards, **scaling.model_dump(exclude={"enabled"}))
     if shaping.enabled and (coef := shaping.stop_properly_penalty_coef) is not None:
         rewards = [
             reward * coef if row.completion.truncated else reward
             for row, reward in zip(rows, rewards, strict=True)
         ]
     elif shaping.enabled and shaping.max_response_length is not None:
-        penalties = overlong_penalties(
-            [len(row.completion.token_ids) for row in rows],
-            max_response_length=shaping.max_response_length,
-            overlong_buffer_length=shaping.overlong_buffer_length,
-            overlong_buffer_penalty=shaping.overlong_buffer_penalty,
-        )
+        lengths = [len(row.completion.token_ids) for row in rows]
+        other = {"enabled", "stop_properly_penalty_coef"}
+        penalties = overlong_penalties(lengths, **shaping.model_dump(exclude=other))
         rewards = [r + p for r, p in zip(rewards, penalties, strict=True)]
     return [replace(row, reward=reward) for row, reward in zip(rows, rewards, strict=True)]

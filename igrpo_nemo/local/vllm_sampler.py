@@ -46,16 +46,8 @@ def why_not_vllm() -> str | None:
 
 
 class VllmSampler(Sampler):
-    """The sampler with vLLM's forward pass, cache and draws, and everything else its own.
-
-    Stop reasons, token ids, texts and errors are those of `Sampler`. So are the log-probs, up to
-    vLLM's precision, where the softmax is not truncated; under top-p or top-k vLLM knows only those
-    of the truncated one, and they are NaN.
-
-    A row draws with a seed that follows from its `seed_key` and number. The same call gives the
-    same completions again, on the same GPU and with the same vLLM. They are not those of `Sampler`,
-    whose random numbers are others, and among other rows a row may differ, where kernels round
-    otherwise.
+    """The sampler with vLLM's forward pass, cache and draws, and everything else its own: the
+    table in docs/embedded_engine.md says what is the same.
 
     `vllm_cfg` and `vllm_kwargs` are NeMo-RL's `policy.generation.*`: of the first, this engine
     reads `gpu_memory_utilization`, `enforce_eager` and `max_model_len`; the second goes to vLLM as

@@ -11,7 +11,7 @@ Shapes: T tokens, B tokens of a block, V vocabulary, C vocabulary entries of a c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,9 +61,7 @@ def token_logprobs(
     Logits of any float dtype are not modified, and kept alive until the backward pass. Returns
     logprobs_T in fp32 (fp64 for fp64 logits). The gradient has the logits' dtype.
     """
-    logprobs_T = _TokenLogprobs.apply(logits_TV, ids_T, temperature, chunk_size)
-    assert isinstance(logprobs_T, Tensor)
-    return logprobs_T
+    return cast(Tensor, _TokenLogprobs.apply(logits_TV, ids_T, temperature, chunk_size))
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -39,21 +39,15 @@ UNFORMATTED = Score(1.0, {"accuracy": 1.0, "format": 0.0}, "match")
 WRONG = Score(1.0, {"accuracy": 0.0, "format": 1.0}, "mismatch")
 NOTHING = Score(0.0, {"accuracy": 0.0, "format": 0.0}, "no_answer")
 
-REFINEMENT_ONLY = {
-    "igrpo/refinement_reward",
-    "igrpo/refinement_accuracy",
-    "igrpo/refinement_format",
-    "igrpo/refinement_truncated_rate",
-    "igrpo/refinement_tokens",
-    "igrpo/refine_prompt_tokens",
-    "igrpo/refinement_better",
-    "igrpo/refinement_worse",
-    "igrpo/mended",
-    "igrpo/kept_right",
-    "igrpo/lift",
-    "igrpo/copy_rate",
-    "igrpo/overlap",
-    "igrpo/draft_clipped_rate",
+COMPARED = {
+    f"igrpo/{name}"
+    for name in ("lift", "refinement_better", "refinement_worse", "mended", "kept_right")
+    + ("copy_rate", "overlap", "draft_clipped_rate")
+}
+REFINEMENT_ONLY = COMPARED | {"igrpo/refine_prompt_tokens"}
+REFINEMENT_ONLY |= {
+    f"igrpo/refinement_{name}"
+    for name in ("reward", "accuracy", "format", "truncated_rate", "tokens")
 }
 SELECTED_ONLY = {"igrpo/selected_draft_reward", "igrpo/selected_draft_accuracy"}
 
@@ -178,17 +172,7 @@ def test_without_a_shown_draft_refinements_are_not_compared_with_one() -> None:
         for each in rollouts
     ]
     plain, got = rollout_metrics(rollouts, rows), rollout_metrics(hidden, rows)
-    compared = {
-        "igrpo/lift",
-        "igrpo/refinement_better",
-        "igrpo/refinement_worse",
-        "igrpo/mended",
-        "igrpo/kept_right",
-        "igrpo/copy_rate",
-        "igrpo/overlap",
-        "igrpo/draft_clipped_rate",
-    }
-    assert set(plain) - set(got) == compared | SELECTED_ONLY
+    assert set(plain) - set(got) == COMPARED | SELECTED_ONLY
     assert all(got[name] == plain[name] for name in got)
 
 

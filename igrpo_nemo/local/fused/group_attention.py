@@ -16,7 +16,7 @@ key-value heads, g = H / K, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,16 +58,12 @@ def group_attention(
     """softmax(scale * q k^T) v over the pairs of the layout: [L, H, D], differentiable once."""
     if q_LHD.device.type == "cpu":
         k_LKD, v_LKD = k_LKD.to(q_LHD.dtype), v_LKD.to(q_LHD.dtype)
-        out_LHD = _RingAttention.apply(q_LHD, k_LKD, v_LKD, layout, scale)
-        assert isinstance(out_LHD, Tensor)
-        return out_LHD
+        return cast(Tensor, _RingAttention.apply(q_LHD, k_LKD, v_LKD, layout, scale))
     if torch.is_autocast_enabled(q_LHD.device.type):
         dtype = torch.get_autocast_dtype(q_LHD.device.type)
         q_LHD, k_LKD, v_LKD = q_LHD.to(dtype), k_LKD.to(dtype), v_LKD.to(dtype)
     if q_LHD.dtype in (torch.bfloat16, torch.float16) and takes_stream(q_LHD, layout):
-        out_LHD = StreamAttention.apply(q_LHD, k_LKD, v_LKD, layout, scale)
-        assert isinstance(out_LHD, Tensor)
-        return out_LHD
+        return cast(Tensor, StreamAttention.apply(q_LHD, k_LKD, v_LKD, layout, scale))
     return expanded_attention(q_LHD, k_LKD, v_LKD, layout, scale)
 
 

@@ -24,11 +24,8 @@ _BUCKET_FILL = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Segments of similar length, padded for one call.
-
-    `padded_ST` holds flat positions; behind a segment's end its last position is repeated, so
-    that padding is a valid query. `inside_ST` says which slots are real.
-    """
+    """Segments of similar length, padded for one call: flat positions, behind a segment's end its
+    last one again, so that padding is a valid query; `inside_ST` says which are real."""
 
     padded_ST: Tensor
     inside_ST: Tensor

@@ -12,7 +12,7 @@ heads, D head size.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,9 +74,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(x_LI: Tensor, w_OI: Tensor) -> Tensor:
     """x @ w^T: [L, O]."""
-    out = _Linear.apply(x_LI, w_OI)
-    assert isinstance(out, Tensor)
-    return out
+    return cast(Tensor, _Linear.apply(x_LI, w_OI))
 
 
 def unit_rms(x_LI: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -123,9 +121,7 @@ def rms_norm_linear(
     x_LI: Tensor, norm_I: Tensor, w_OI: Tensor, bias_O: Tensor | None, eps: float
 ) -> Tensor:
     """RMSNorm with weight `norm_I`, then a linear layer: [L, O]."""
-    out = _RmsNormLinear.apply(x_LI, norm_I, w_OI, bias_O, eps)
-    assert isinstance(out, Tensor)
-    return out
+    return cast(Tensor, _RmsNormLinear.apply(x_LI, norm_I, w_OI, bias_O, eps))
 
 
 class _GatedMlp(torch.autograd.Function):
@@ -178,9 +174,7 @@ class _GatedMlp(torch.autograd.Function):
 
 def gated_mlp(x_LI: Tensor, norm_I: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
     """x plus the SwiGLU block of its RMSNorm; gate_up [2 O, I] stacks gate and up, down [I, O]."""
-    out = _GatedMlp.apply(x_LI, norm_I, gate_up, down, eps)
-    assert isinstance(out, Tensor)
-    return out
+    return cast(Tensor, _GatedMlp.apply(x_LI, norm_I, gate_up, down, eps))
 
 
 def rotate_(x_LHD: Tensor, cos_L1: Tensor, sin_L1: Tensor) -> None:
@@ -246,6 +240,4 @@ def rotary_attention(
 
     Overwrites `qkv_LX` with the rotated queries and keys. cos and sin: [L, 1, D / 2].
     """
-    out_LX = _RotaryAttention.apply(qkv_LX, cos_L1, sin_L1, layout, heads, scale)
-    assert isinstance(out_LX, Tensor)
-    return out_LX
+    return cast(Tensor, _RotaryAttention.apply(qkv_LX, cos_L1, sin_L1, layout, heads, scale))
