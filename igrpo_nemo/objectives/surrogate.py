@@ -27,34 +27,27 @@ into the gradient; no sampled token has a ratio anywhere near."""
 
 @dataclass(frozen=True, slots=True)
 class SurrogateConfig:
-    """NeMo-RL's `loss_fn` keys; the defaults are the paper's Eq. 5 with beta = 0.
+    """NeMo-RL's `loss_fn` keys and two of `igrpo`, which `config/` describes; the defaults
+    are the paper's Eq. 5 with beta = 0.
 
-    The config's checks say which values go together.
+    A larger `ratio_clip_max` than `ratio_clip_min` is DAPO's clip-higher, `token_level_loss` its
+    mean (arXiv 2503.14476), `ratio_clip_c` the dual clip (arXiv 1912.09729),
+    `sequence_level_importance_ratios` GSPO (arXiv 2507.18071), `constant_length_divisor` Dr. GRPO
+    (arXiv 2503.20783), `shaping_gamma` of p / (p + gamma) (arXiv 2506.03106). KL estimators:
+    joschu.net/blog/kl-approx.html; k3 is the paper's (Eq. 24), which has no clamps.
     """
 
     ratio_clip_min: float = 0.2
-    """epsilon below 1: the ratio is clipped at 1 - ratio_clip_min."""
     ratio_clip_max: float = 0.2
-    """epsilon above 1; larger than ratio_clip_min is DAPO's clip-higher (arXiv 2503.14476)."""
     ratio_clip_c: float | None = None
-    """Dual clip: for A < 0 the term is at least c * A (arXiv 1912.09729). Above 1, None for off."""
     token_level_loss: bool = False
-    """DAPO: the mean over all tokens of the step, in place of the mean over sequences of means."""
     sequence_level_importance_ratios: bool = False
-    """GSPO: one ratio per completion, exp(mean log ratio) (arXiv 2507.18071)."""
     reference_policy_kl_penalty: float = 0.0
-    """beta of Eq. 1; above 0 the reference log-probs are needed."""
     reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL (joschu.net/blog/kl-approx.html); k3 is the paper's (Eq. 24)."""
     kl_input_clamp_value: float | None = None
-    """Clamp of log(pi_ref / pi) to +- this value. NeMo-RL's default is 20, the paper has none."""
     kl_output_clamp_value: float | None = None
-    """Clamp of the per-token KL to +- this value. NeMo-RL's default is 10, the paper has none."""
     constant_length_divisor: int | None = None
-    """Dr. GRPO: divide a completion's sum by this constant, not by its own length
-    (arXiv 2503.20783)."""
     shaping_gamma: float | None = None
-    """gamma of the shaped term p / (p + gamma) (arXiv 2506.03106); needed where rows are shaped."""
 
 
 @dataclass(frozen=True, slots=True)
