@@ -129,10 +129,9 @@ class Sampler:
         longest = max((row.max_tokens for rows in results for row in rows), default=1)
         params = replace(params, max_new_tokens=longest)
         try:
-            for together in self._batches(results, params):
-                for ended in self._run(together, params):
-                    done += ended
-                    on_progress(done, total)
+            for ended in self._decode(results, params):
+                done += ended
+                on_progress(done, total)
         finally:
             self.model.train(was_training)
         return [[row.completion for row in rows if row.completion] for rows in results]
@@ -178,6 +177,11 @@ class Sampler:
                 longest = max(len(rows[0].request.prompt_ids) for rows in together)
                 limit = self._static.rows_that_fit(longest, params)
             yield from _cut(together, limit) if limit else [together]
+
+    def _decode(self, groups: Sequence[list[_Row]], params: SamplingParams) -> Iterator[int]:
+        """Completes all rows; yields how many ended, whenever some did."""
+        for together in self._batches(groups, params):
+            yield from self._run(together, params)
 
     def _run(self, groups: Sequence[list[_Row]], params: SamplingParams) -> Iterator[int]:
         """Decodes all rows to their ends; yields how many ended, whenever some did."""

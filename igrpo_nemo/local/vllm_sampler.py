@@ -17,7 +17,7 @@ import importlib.util
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from igrpo_nemo.errors import NonFiniteError, UserError
-from igrpo_nemo.local.sampler import NOT_FINITE, Sampler, SampleRequest, SamplingParams, _Row
+from igrpo_nemo.local.sampler import NOT_FINITE, Sampler, SamplingParams, _Row
 from igrpo_nemo.run.tokenizer import special_tags
-from igrpo_nemo.types import Completion, StopReason
+from igrpo_nemo.types import StopReason
 
 GPU_SHARE = 0.5
 """`vllm_cfg.gpu_memory_utilization` where nobody sets it: the policy in float32, its gradients and
@@ -95,25 +95,11 @@ class VllmSampler(Sampler):
             self._llm.sleep(level=2)
             self._awake = False
 
-    @torch.no_grad()
-    def sample(
-        self,
-        requests: Sequence[SampleRequest],
-        params: SamplingParams,
-        *,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[list[Completion]]:
-        """As `Sampler.sample`; afterwards vLLM is awake."""
-        self._check(requests)
-        results = [self._rows(request, params) for request in requests]
-        rows, done = [row for rows in results for row in rows], 0
+    def _decode(self, groups: Sequence[list[_Row]], params: SamplingParams) -> Iterator[int]:
         # The engine's precision is its own: autocast would lower what it keeps in float32.
         with torch.autocast(self.model.device.type, enabled=False):
             self._wake_up()
-            for ended in self._generate(rows, params):
-                done += ended
-                on_progress(done, len(rows))
-        return [[row.completion for row in rows if row.completion] for rows in results]
+            yield from self._generate([row for rows in groups for row in rows], params)
 
     def _wake_up(self) -> None:
         """Maps vLLM's memory again, and hands the policy's weights over."""
