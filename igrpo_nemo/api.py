@@ -87,19 +87,16 @@ def evaluate(
     """
     config = config_of_model(Path(model), overrides)
     set_threads(config.igrpo.threads)
-    from igrpo_nemo.evaluation.embedded import evaluate
+    from igrpo_nemo.evaluation.embedded import EvaluationSettings, evaluate
 
     return evaluate(
         config,
         model,
-        samples=samples,
-        temperature=temperature,
-        top_p=top_p,
+        EvaluationSettings(samples, temperature, top_p, seed),
         max_tokens=max_tokens,
         data=None if data is None else str(data),
         out=out,
         limit=limit,
-        seed=seed,
     )
 
 

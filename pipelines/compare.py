@@ -16,7 +16,6 @@ from pathlib import Path
 
 from igrpo_nemo.chain.comparison import compare
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code
-from igrpo_nemo.errors import UserError
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,13 +31,8 @@ def main(words: Sequence[str]) -> int:
         help="published figures to show, by default beside the last system",
     )
     add("--anyway", action="store_true", help="compare different settings too")
-    add("--confidence", type=float, default=0.95, help="of the intervals (0.95)")
-    add("--seed", type=int, default=0, help="of the bootstrap (0)")
     flags = parser.parse_args(list(words))
-    if not 0.5 <= flags.confidence < 1:
-        raise UserError(f"--confidence {flags.confidence} is not in [0.5, 1)")
-    options = {name: getattr(flags, name) for name in ("anyway", "confidence", "seed")}
-    print(compare(flags.systems, flags.out, experiments=flags.experiment, **options))
+    print(compare(flags.systems, flags.out, experiments=flags.experiment, anyway=flags.anyway))
     return DONE
 
 

@@ -109,10 +109,10 @@ def _on_cluster(
         profile.check_own()
     evaluation, place = placed(evaluation, profile, site, flags.jobs)
     sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run, again=flags.again)
-    if sent is None:
-        return DONE if report(evaluation.out, evaluation.names) else NO
     if flags.dry_run:
         return _print_commands(evaluation, place)
+    if not sent:
+        return DONE if report(evaluation.out, evaluation.names) else NO
     print(f"sent as {place.expname}; once the jobs have ended, the same command checks the results")
     print(f"of {evaluation.out} and sends what is missing")
     return DONE
@@ -121,7 +121,7 @@ def _on_cluster(
 def _print_commands(evaluation: SkillsEvaluation, place: Place) -> int:
     print(evaluation.setting.to_json(), end="")
     for arguments in eval_commands(evaluation.setting, evaluation.names, evaluation.server, place):
-        print(f"\n{shlex.join([str(evaluation.environment.ns), *arguments])}")
+        print(f"\n{shlex.join([evaluation.environment.ns, *arguments])}")
     return DONE
 
 

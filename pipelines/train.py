@@ -14,9 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_nemo.chain.experiment import is_trained
+from igrpo_nemo.chain.here import train_here
+from igrpo_nemo.chain.on_slurm import training_launch
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.chain.training import submit_training, train_here, training_plan
 from igrpo_nemo.cli import main as igrpo
+from igrpo_nemo.cluster.launch import plan_text, submit_launch
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -37,10 +40,15 @@ def main(words: Sequence[str]) -> int:
         return train_here(config, overrides)
     if flags.cluster is None:
         return igrpo(["train", "--dry-run", *overrides])
-    if flags.dry_run:
-        print(training_plan(overrides, flags.chain, CHECKOUT, os.environ), end="")
+    if not flags.dry_run and is_trained(config):
+        print(f"train: {config.logger.log_dir} is finished")
+        return DONE
+    dry_run = flags.dry_run
+    launch = training_launch(overrides, flags.chain, CHECKOUT, os.environ, dry_run=dry_run)
+    if dry_run:
+        print(plan_text(launch), end="")
     else:
-        submit_training(config, overrides, flags.chain, CHECKOUT, os.environ)
+        submit_launch(launch, os.environ)
     return DONE
 
 

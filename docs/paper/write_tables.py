@@ -14,7 +14,7 @@ from pathlib import Path
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.published import published_results
+from igrpo_nemo.evaluation.systems import published_results
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.preflight.memory import GIB
 

@@ -80,9 +80,7 @@ def _step_folders(run: Path, configured: str | None) -> dict[int, Path]:
     inside = run / "checkpoints"
     # A run folder that was moved keeps its checkpoints inside.
     folder = inside if inside.is_dir() or not configured else Path(configured)
-    if not folder.is_dir():
-        return {}
-    matches = ((_STEP.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
+    matches = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step_*/"))
     return {int(match[1]): path for match, path in matches if match}
 
 

@@ -7,8 +7,14 @@ from pathlib import Path
 
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.published import Published, is_published, published_results
-from igrpo_nemo.evaluation.systems import System, compared, load_systems
+from igrpo_nemo.evaluation.systems import (
+    Published,
+    System,
+    compared,
+    is_published,
+    load_systems,
+    published_results,
+)
 from igrpo_nemo.evaluation.tables import as_csv, as_markdown, summary
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.page import render, write_page
@@ -17,13 +23,7 @@ NAMES = ("comparison.md", "comparison.csv", "report.html")
 
 
 def compare(
-    names: Sequence[str],
-    out: Path,
-    *,
-    experiments: Sequence[str] = (),
-    anyway: bool = False,
-    confidence: float = 0.95,
-    seed: int = 0,
+    names: Sequence[str], out: Path, *, experiments: Sequence[str] = (), anyway: bool = False
 ) -> str:
     """Compares, writes `NAMES` into `out`, and returns what a terminal shows.
 
@@ -32,10 +32,7 @@ def compare(
     compared.
     """
     systems = load_systems(names)
-    published = _published(experiments, systems)
-    comparison = compared(
-        systems, anyway=anyway, published=published, confidence=confidence, seed=seed
-    )
+    comparison = compared(systems, anyway=anyway, published=_published(experiments, systems))
     title = "Evaluation of " + ", ".join(system.label for system in systems)
     write_or_refuse(out / NAMES[0], as_markdown(comparison, title))
     write_or_refuse(out / NAMES[1], as_csv(comparison))

@@ -15,8 +15,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,7 @@ IMAGE_ROOT = Path("/opt/nemo-rl")
 """Where NVIDIA's image has NeMo-RL's source."""
 WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
 """The environment with Megatron-Core that NeMo-RL makes for its workers, and its image carries."""
-
-
-@dataclass(frozen=True, slots=True)
-class Converter:
-    """How NeMo-RL's converters are run: `root` is its source tree; `python` the command of an
-    interpreter that has its packages, Megatron-Core's included where they are needed."""
-
-    root: Path
-    python: tuple[str, ...]
+CONVERTERS = Path("examples", "converters")
 
 
 def convert(
@@ -85,7 +76,7 @@ def convert(
         made = {"step": checkpoint.step, "form": checkpoint.form.value}
         stamp = {"stage": "convert", "inputs": wanted, "outputs": made}
         text = json.dumps(stamp, indent=1, sort_keys=True, default=str)
-        write_or_refuse(_stamp_path(run, which), text)
+        write_or_refuse(_stamp(run, which), text)
     return made
 
 
@@ -97,7 +88,7 @@ def is_converted(run: Path, which: str, inputs: Mapping[str, Any]) -> bool:
     return _made_before(run, which, {**inputs, "checkpoint": which}) is not None
 
 
-def _stamp_path(run: Path, which: str) -> Path:
+def _stamp(run: Path, which: str) -> Path:
     return run / "stages" / f"convert-{which}.json"
 
 
@@ -107,7 +98,7 @@ def _made_before(run: Path, which: str, inputs: Mapping[str, Any]) -> Mapping[st
     Raises `UserError` for a broken stamp, and naming the first input that is another one now;
     without a `checkpoint.step` any will do.
     """
-    path, result = _stamp_path(run, which), model_folder(run, which)
+    path, result = _stamp(run, which), model_folder(run, which)
     try:
         stamp = json.loads(path.read_text(encoding="utf-8"))
         before, made = stamp["inputs"], stamp["outputs"]
@@ -129,52 +120,54 @@ def _made_before(run: Path, which: str, inputs: Mapping[str, Any]) -> Mapping[st
     return made
 
 
-def find_converter(form: Form, python: str | None = None) -> Converter:
-    """NeMo-RL's source and an interpreter for it. Raises `UserError` saying what is missing."""
-    root = _nemo_rl_root()
-    if root is None:
+def find_converter(form: Form, python: str | None = None) -> tuple[Path, tuple[str, ...]]:
+    """NeMo-RL's source tree, and the command of an interpreter that has its packages, with
+    Megatron-Core's where they are needed. Raises `UserError` saying what is missing."""
+    installed = importlib.util.find_spec("nemo_rl")
+    named = [Path(os.environ["NEMO_RL_SRC"]).expanduser()] if os.environ.get("NEMO_RL_SRC") else []
+    named += [Path(installed.origin).parents[1]] if installed and installed.origin else []
+    roots = [each.resolve() for each in [*named, IMAGE_ROOT] if (each / CONVERTERS).is_dir()]
+    if not roots:
         raise UserError(
             "NeMo-RL's examples/converters are not found: run this where NeMo-RL is installed "
             "(its container), or set NEMO_RL_SRC to its source tree"
         )
+    root = roots[0]
     if python is not None:
-        return Converter(root, tuple(shlex.split(python)))
+        return root, tuple(shlex.split(python))
     needed = "megatron.bridge" if form is Form.MEGATRON else "nemo_rl"
     # Of a module inside a package, the package is asked for first: it would be imported.
     if all(importlib.util.find_spec(name) for name in (needed.partition(".")[0], needed)):
-        return Converter(root, (sys.executable,))
+        return root, (sys.executable,)
     worker = Path(os.environ.get("NEMO_RL_VENV_DIR", root / "venvs")) / WORKER / "bin" / "python"
     if worker.is_file():
-        return Converter(root, (str(worker),))
+        return root, (str(worker),)
     if shutil.which("uv"):
-        extra = ("--extra", "mcore") if form is Form.MEGATRON else ()
-        return Converter(root, ("uv", "run", *extra, "python"))
+        return root, ("uv", "run", *(["--extra", "mcore"] * (form is Form.MEGATRON)), "python")
     raise UserError(
         f"no Python with {needed} is found to convert with: give its command with --python"
     )
 
 
 def conversion_command(
-    checkpoint: Checkpoint, target: Path, converter: Converter, gpus: int | None = None
+    checkpoint: Checkpoint, target: Path, root: Path, gpus: int | None = None
 ) -> list[str]:
-    """The command line of NeMo-RL's converter (examples/converters, v0.7.0), run in its root."""
-    scripts = converter.root / "examples" / "converters"
-    common = ["--config", str(checkpoint.folder.resolve() / "config.yaml")]
+    """The words behind `python` that run NeMo-RL's converter (examples/converters, v0.7.0)."""
+    scripts = root / CONVERTERS
+    config = ["--config", str(checkpoint.folder.resolve() / "config.yaml")]
     weights, out = str(checkpoint.weights.resolve()), ["--hf-ckpt-path", str(target.absolute())]
     if checkpoint.form is Form.DCP:
-        script = [str(scripts / "convert_dcp_to_hf.py")]
-        return [*converter.python, *script, *common, "--dcp-ckpt-path", weights, *out]
+        return [str(scripts / "convert_dcp_to_hf.py"), *config, "--dcp-ckpt-path", weights, *out]
     policy = _policy(checkpoint)
     if at(policy, "megatron_cfg.peft.enabled"):
         model = ["--hf-model-name", policy["model_name"]]
         paths = ["--base-ckpt", _base_checkpoint(policy, gpus), "--adapter-ckpt", weights]
-        return [*converter.python, str(scripts / "convert_lora_to_hf.py"), *paths, *model, *out]
-    paths = [*common, "--megatron-ckpt-path", weights, *out]
+        return [str(scripts / "convert_lora_to_hf.py"), *paths, *model, *out]
+    paths = [*config, "--megatron-ckpt-path", weights, *out]
     if gpus is None:
-        return [*converter.python, str(scripts / "convert_megatron_to_hf.py"), *paths]
+        return [str(scripts / "convert_megatron_to_hf.py"), *paths]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
-    script = str(scripts / "convert_megatron_to_hf_gpu.py")
-    return [*converter.python, *torchrun, script, *paths, "--tp", str(gpus)]
+    return [*torchrun, str(scripts / "convert_megatron_to_hf_gpu.py"), *paths, "--tp", str(gpus)]
 
 
 def _base_checkpoint(policy: Mapping[str, Any], gpus: int | None) -> str:
@@ -212,33 +205,26 @@ def check_convertible(config: Any) -> None:
         )
 
 
-def _nemo_rl_root() -> Path | None:
-    named = os.environ.get("NEMO_RL_SRC")
-    found = importlib.util.find_spec("nemo_rl")
-    installed = Path(found.origin).parents[1] if found and found.origin else None
-    for root in (Path(named).expanduser() if named else None, installed, IMAGE_ROOT):
-        if root is not None and (root / "examples" / "converters").is_dir():
-            return root.resolve()
-    return None
-
-
 def _make(checkpoint: Checkpoint, target: Path, gpus: int | None, python: str | None) -> None:
     """The folder: a link to the weights, or made beside it and renamed once it is whole."""
-    partial = target.with_name(f".{target.name}.partial")
+    partial, weights = target.with_name(f".{target.name}.partial"), checkpoint.weights.resolve()
+    saved = checkpoint.folder / "policy" / "tokenizer"
     try:
-        if checkpoint.form is Form.HUGGING_FACE and _has_tokenizer(checkpoint):
-            target.symlink_to(
-                os.path.relpath(checkpoint.weights.resolve(), target.parent.resolve())
-            )
+        if checkpoint.form is Form.HUGGING_FACE and _has_tokenizer(weights, saved):
+            target.symlink_to(os.path.relpath(weights, target.parent.resolve()))
             return
         shutil.rmtree(partial, ignore_errors=True)
         if checkpoint.form is Form.HUGGING_FACE:
-            _link_files(checkpoint, partial)
+            # File by file: DTensor's consolidated folders have no tokenizer.
+            partial.mkdir()
+            for file in weights.iterdir():
+                if not (saved / file.name).exists():
+                    (partial / file.name).symlink_to(os.path.relpath(file, partial.resolve()))
         elif checkpoint.form is Form.ADAPTERS:
-            merge_adapters(checkpoint.weights, _policy(checkpoint)["model_name"], partial)
+            merge_adapters(weights, _policy(checkpoint)["model_name"], partial)
         else:
-            _run_converter(checkpoint, partial, find_converter(checkpoint.form, python), gpus)
-        _add_tokenizer(checkpoint, partial)
+            _run_converter(checkpoint, partial, gpus, python)
+        _add_tokenizer(checkpoint, saved, partial)
         if missing := missing_files(partial):
             raise UserError(f"the converter left {partial} without {', '.join(missing)}")
         partial.rename(target)
@@ -246,45 +232,32 @@ def _make(checkpoint: Checkpoint, target: Path, gpus: int | None, python: str | 
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+def _has_tokenizer(weights: Path, saved: Path) -> bool:
     """Whether the trained tokenizer lies with the weights."""
-    weights, saved = checkpoint.weights, _saved_tokenizer(checkpoint)
     return not saved.is_dir() or (
         (weights / "tokenizer_config.json").is_file()
         and stored_chat_template(weights) == stored_chat_template(saved)
     )
 
 
-def _link_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """File by file where the tokenizer lies elsewhere: DTensor's consolidated folders have none."""
-    folder.mkdir()
-    for file in checkpoint.weights.resolve().iterdir():
-        if not (_saved_tokenizer(checkpoint) / file.name).exists():
-            (folder / file.name).symlink_to(os.path.relpath(file, folder.resolve()))
-
-
 def _run_converter(
-    checkpoint: Checkpoint, folder: Path, converter: Converter, gpus: int | None
+    checkpoint: Checkpoint, folder: Path, gpus: int | None, python: str | None
 ) -> None:
-    command = conversion_command(checkpoint, folder, converter, gpus)
+    root, interpreter = find_converter(checkpoint.form, python)
+    command = [*interpreter, *conversion_command(checkpoint, folder, root, gpus)]
     print(f"convert: {shlex.join(command)}", flush=True)
-    paths = [str(converter.root), os.environ.get("PYTHONPATH")]
+    paths = [str(root), os.environ.get("PYTHONPATH")]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if code := run_to_its_end(command, cwd=converter.root, environ=environ):
+    if code := run_to_its_end(command, cwd=root, environ=environ):
         raise UserError(f"NeMo-RL's converter ended with exit code {code}: see its lines above")
 
 
-def _saved_tokenizer(checkpoint: Checkpoint) -> Path:
-    return checkpoint.folder / "policy" / "tokenizer"
-
-
-def _add_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+def _add_tokenizer(checkpoint: Checkpoint, saved: Path, folder: Path) -> None:
     """The tokenizer as it was trained with, over the base model's, and its chat template.
 
     A template that stands in the config alone is in no tokenizer that a converter writes: NeMo-RL's
     Megatron-Core worker saves none, and the converters take the base model's.
     """
-    saved = _saved_tokenizer(checkpoint)
     if saved.is_dir():
         shutil.copytree(saved, folder, dirs_exist_ok=True)
     configured = at(_policy(checkpoint), "tokenizer.chat_template")
@@ -298,7 +271,7 @@ def _policy(checkpoint: Checkpoint) -> dict[str, Any]:
     return (written_values(config) if config.is_file() else {}).get("policy") or {}
 
 
-def missing_files(folder: Path) -> Sequence[str]:
+def missing_files(folder: Path) -> list[str]:
     """What a Hugging Face folder lacks to be loaded: config, weights, or shards of its index."""
     if not is_hugging_face(folder):
         return ["config.json or weights"]

@@ -1,27 +1,20 @@
 """The evaluation stage of a chain: NeMo-Skills, or `igrpo evaluate` without it.
 
-    Experiment --chain_evaluation--> SkillsEvaluation --skills.evaluate.evaluate_here--> results
-               --evaluate_embedded--> results of the embedded engine's own evaluation
-
 Its folder is one of the weights and of the setting: nothing made from others is ever found in it.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from igrpo_nemo.chain.experiment import Experiment
-from igrpo_nemo.chain.script import DONE, run_to_its_end
-from igrpo_nemo.chain.training import IGRPO
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model, configured_context, opens_thinking, shape
-from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.data import (
-    benchmark_named,
+    Benchmark,
     checked_rows,
     default_data_folder,
     with_benchmarks,
@@ -54,13 +47,12 @@ def _on_own_problems(chain: Experiment) -> bool:
     return chain.benchmarks is None and chain.config.igrpo.model is not None
 
 
-def evaluated_config(chain: Experiment) -> Config:
+def evaluated(chain: Experiment) -> Config:
     """The config with the benchmarks that are evaluated: the run's own problems, or its keys'."""
-    config = chain.config
-    if not _on_own_problems(chain):
-        return with_benchmarks(config, chain.benchmarks)
-    keys = config.igrpo.evaluation.model_copy(update={"benchmarks": {BENCHMARK: chain.samples}})
-    return config.replaced("igrpo", evaluation=keys)
+    own = _on_own_problems(chain)
+    return with_benchmarks(
+        chain.config, f"{BENCHMARK}:{chain.samples}" if own else chain.benchmarks
+    )
 
 
 def chain_evaluation(
@@ -71,7 +63,7 @@ def chain_evaluation(
 
     Raises `UserError` for data that is not prepared.
     """
-    config = evaluated_config(chain)
+    config = evaluated(chain)
     data_dir = chain.data_dir or default_data_folder(os.environ)
     if chain.data_dir is None and _on_own_problems(chain):
         data_dir = chain.run / "evaluation" / "data"
@@ -94,27 +86,12 @@ def _write_own_problems(config: Config, folder: Path) -> None:
 
     problems = validation_problems(config.replaced("grpo", max_val_samples=_limit(config)))
     rows = [{"id": p.id, "problem": p.question, "expected_answer": p.answer} for p in problems]
-    rows = checked_rows(benchmark_named(BENCHMARK), rows, "data.validation")
+    rows = checked_rows(Benchmark(BENCHMARK), rows, "data.validation")
     write_benchmark(folder, BENCHMARK, rows)
 
 
-def evaluate_embedded(chain: Experiment) -> tuple[int, Path]:
-    """`igrpo evaluate` on the run's held-out problems; the exit code and the folder."""
-    command, out = embedded_command(chain)
-    try:
-        found = read_results(out).benchmarks.values()
-        complete = all(one.num_samples == chain.samples for one in found)
-    except UserError:
-        complete = False  # `igrpo evaluate` completes it, or says why it cannot
-    if complete:
-        print(f"evaluate: {out} is complete")
-        return DONE, out
-    print(f"evaluate: {shlex.join(command)}", flush=True)
-    return run_to_its_end([*IGRPO, *command[1:]]), out
-
-
 def embedded_command(chain: Experiment) -> tuple[list[str], Path]:
-    """The command of `evaluate_embedded` and where its results will be."""
+    """The command `igrpo evaluate` of a chain's model, and where its results will be."""
     keys, limit = chain.config.igrpo.evaluation, _limit(chain.config)
     setting = f"t{keys.temperature:g}-p{keys.top_p:g}-n{limit}"
     out = chain.evaluations / f"igrpo-{chain.weights()[-8:]}-{setting}"

@@ -16,9 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.cluster.launch import is_finished
 from igrpo_nemo.config import Config
+from igrpo_nemo.config.section import at
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import flat, scrub
-from igrpo_nemo.run.identity import FREE_KEYS
+from igrpo_nemo.run.folder import stored_config
+from igrpo_nemo.run.identity import FREE_KEYS, check_same_run
 
 LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
 """A run may be made longer; everything else that shapes it stays."""
@@ -28,39 +32,31 @@ SAMPLES = 4
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What the command line of a chain says. `words` are its overrides, `config` is what they
-    compose to, `run` the run's folder."""
+    """What the command line of a chain says; the fields are the flags of `train_and_evaluate.py`.
+
+    `words` are its overrides, `config` is what they compose to, `run` the run's folder.
+    """
 
     words: tuple[str, ...]
     config: Config
     run: Path
     which: str = "last"
     """The checkpoint that is evaluated: last, best, or the number of a step."""
-
     evaluator: str = "auto"
-    """nemo_skills, igrpo (`igrpo evaluate`), or auto: NeMo-Skills where it is found."""
     benchmarks: str | None = None
-    """NAME[:K],... in the place of those of the config."""
     data_dir: Path | None = None
     address: str | None = None
-    """An OpenAI-compatible server of the model; without one a small model is served here, a large
-    one by vLLM or by the jobs."""
     server_args: str = ""
     samples: int = SAMPLES
     """Samples a problem where the benchmark is the run's own held-out problems."""
-
     against: Sequence[str] = ()
-    """`[LABEL=]FOLDER` of the systems to compare with, the reference first."""
     anyway: bool = False
-    """Compares evaluations of other settings too."""
-
     checkout: Path = Path()
     continuations: int = 1
     """Jobs of the training on Slurm; a single one requeues itself."""
     skills_profile: str | None = None
     config_dir: Path | None = None
     jobs: int = 8
-    """Among how many jobs the samples of an evaluation are shared."""
 
     @property
     def name(self) -> str | None:
@@ -103,3 +99,23 @@ def training_inputs(config: Config) -> dict[str, Any]:
     """Dotted key -> value of everything in the config that shapes the trained weights."""
     values = flat(scrub(config.to_dict()))
     return {k: v for k, v in values if k in LENGTH or not k.startswith(FREE_KEYS)}
+
+
+def is_trained(config: Config) -> bool:
+    """Whether the run is finished with these settings.
+
+    Raises `UserError` naming the first setting that is another one than the run's: for a shorter
+    run too, whose weights this folder no longer has.
+    """
+    run, now = Path(config.logger.log_dir), config.to_dict()
+    if not (before := stored_config(run)):
+        return False
+    check_same_run(run, now)
+    for key in LENGTH:
+        old, new = at(before, key), at(now, key)
+        if isinstance(old, int) and isinstance(new, int) and new < old:
+            raise UserError(
+                f"{run} holds a run with {key}={old}, this one has {new}: choose another "
+                "logger.log_dir, or remove that folder"
+            )
+    return is_finished(run, config)

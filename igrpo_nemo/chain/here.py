@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from igrpo_nemo.chain.comparison import compare_chain
 from igrpo_nemo.chain.conversion import check_convertible, convert
-from igrpo_nemo.chain.evaluation import (
-    chain_evaluation,
-    embedded_command,
-    evaluate_embedded,
-    evaluated_config,
-    uses_skills,
-)
-from igrpo_nemo.chain.experiment import Experiment, training_inputs
-from igrpo_nemo.chain.script import DONE, NO
-from igrpo_nemo.chain.training import is_trained, train_here
+from igrpo_nemo.chain.evaluation import chain_evaluation, embedded_command, evaluated, uses_skills
+from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
+from igrpo_nemo.chain.script import DONE, NO, STOPPED, run_to_its_end
+from igrpo_nemo.config import Config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.evaluate import evaluate_here
 from igrpo_nemo.evaluation.skills.program import find_environment
+from igrpo_nemo.run.folder import FINISHED
+
+IGRPO = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())")
+"""The command `igrpo` of this interpreter, wherever it is installed."""
 
 
 def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
@@ -40,7 +41,7 @@ def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
         print(f"evaluate: NeMo-Skills {environment.version}, into {folder}", flush=True)
         code = DONE if evaluate_here(evaluation, environ, small=small) else NO
     else:
-        code, folder = evaluate_embedded(chain)
+        code, folder = _evaluate_embedded(chain)
     if code:
         return _stopped("evaluate", code)
     print(f"compare:\n{compare_chain(chain, folder)}")
@@ -50,7 +51,7 @@ def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
 def plan_here(chain: Experiment, environ: Mapping[str, str]) -> str:
     """What `run_here` would do, a line a stage."""
     done = " (finished already)" if is_trained(chain.config) else ""
-    keys = evaluated_config(chain).igrpo.evaluation
+    keys = evaluated(chain).igrpo.evaluation
     if uses_skills(chain, environ):
         names = " ".join(f"{name}:{samples}" for name, samples in keys.benchmarks.items())
         setting = f"temperature {keys.temperature:g}, top-p {keys.top_p:g}, {keys.profile}"
@@ -64,6 +65,38 @@ def plan_here(chain: Experiment, environ: Mapping[str, str]) -> str:
         f"evaluate: {evaluate}\n"
         f"compare: {systems} -> {chain.comparison}"
     )
+
+
+def train_here(config: Config, words: Sequence[str]) -> int:
+    """Trains as `igrpo train` does, unless that is done already. 75: stopped, to be resumed."""
+    run = Path(config.logger.log_dir)
+    if is_trained(config):
+        print(f"train: {run} is finished")
+        return DONE
+    code = _igrpo("train", ["igrpo", "train", *words])
+    if code == 0 and not (run / FINISHED).is_file():
+        code = STOPPED
+    if code == STOPPED:
+        print(f"train: {run} stopped with its state saved; the same command goes on")
+    return code
+
+
+def _evaluate_embedded(chain: Experiment) -> tuple[int, Path]:
+    """`igrpo evaluate` on the run's held-out problems; the exit code and the folder."""
+    command, out = embedded_command(chain)
+    try:
+        found = read_results(out).benchmarks.values()
+        complete = all(one.num_samples == chain.samples for one in found)
+    except UserError:
+        complete = False  # `igrpo evaluate` completes it, or says why it cannot
+    if complete:
+        print(f"evaluate: {out} is complete")
+    return DONE if complete else _igrpo("evaluate", command), out
+
+
+def _igrpo(stage: str, command: Sequence[str]) -> int:
+    print(f"{stage}: {shlex.join(command)}", flush=True)
+    return run_to_its_end([*IGRPO, *command[1:]])
 
 
 def _stopped(stage: str, code: int) -> int:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from igrpo_nemo.chain.comparison import compare_chain, compared_names
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
-from igrpo_nemo.chain.evaluation import chain_evaluation, evaluated_config
-from igrpo_nemo.chain.experiment import Experiment, training_inputs
-from igrpo_nemo.chain.training import is_trained, submit_training, training_plan
+from igrpo_nemo.chain.evaluation import chain_evaluation, evaluated
+from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
+from igrpo_nemo.cluster.launch import Launch, plan_text, prepare_launch, submit_launch
 from igrpo_nemo.cluster.settings import job_settings
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.cluster.stage import (
@@ -84,63 +84,48 @@ def _submit_stages(
     if is_trained(chain.config):
         print(f"train: {chain.run} is finished", flush=True)
     else:
-        jobs, checkout = chain.continuations, chain.checkout
-        sent += submit_training(chain.config, chain.words, jobs, checkout, environ)
+        launch = training_launch(chain.words, chain.continuations, chain.checkout, environ)
+        sent += submit_launch(launch, environ)
     if _is_converted(chain):
         print(f"convert: {chain.model} is there", flush=True)
     else:
         sent.append(submit_stage(convert_job(chain, sent[-1:]), where, environ))
         print(f"convert: job {sent[-1]}", flush=True)
-    evaluated = submit_evaluation(composed, sent[-1:], environ)
-    sent += evaluated
-    out = composed.evaluation.out
-    sent.append(submit_stage(compare_job(chain, out, evaluated or sent[-1:]), where, environ))
+    # None where mending the files made it complete.
+    place = replace(composed.place, after=tuple(sent[-1:]))
+    jobs, out = submit(composed.evaluation, place, environ), composed.evaluation.out
+    numbers = " ".join(map(str, jobs))
+    print(f"evaluate: jobs {numbers}, into {out}" if jobs else f"evaluate: {out} is complete")
+    sent += jobs
+    sent.append(submit_stage(compare_job(chain, out, jobs or sent[-1:]), where, environ))
     print(f"compare: job {sent[-1]}", flush=True)
-
-
-def submit_evaluation(composed: Composed, after: Jobs, environ: Mapping[str, str]) -> list[int]:
-    """The jobs of what is missing; none where mending the files made it complete."""
-    evaluation = composed.evaluation
-    jobs = submit(evaluation, replace(composed.place, after=tuple(after)), environ)
-    if jobs is None:
-        print(f"evaluate: {evaluation.out} is complete", flush=True)
-        return []
-    if not jobs:
-        raise UserError(
-            f"NeMo-Skills named no job that it submitted: see the newest log in {evaluation.out}"
-        )
-    print(f"evaluate: jobs {' '.join(map(str, jobs))}, into {evaluation.out}", flush=True)
-    return jobs
 
 
 def slurm_plan(chain: Experiment, environ: Mapping[str, str]) -> str:
     """Every job that `submit_all` would submit, with its batch file; TRAIN and the like stand for
     numbers that Slurm gives. Where NeMo-Skills or its data is missing, its part says so."""
     where = _surroundings(chain, environ)
-    parts: dict[str, str] = {}
-    after: Jobs = ()
-    if is_trained(chain.config):
-        parts["train"] = f"{chain.run} is finished"
-    else:
-        plan = training_plan(chain.words, chain.continuations, chain.checkout, environ)
-        parts["train"], after = f"TRAIN is the last of these jobs\n{plan}", ["TRAIN"]
-    if _is_converted(chain):
-        parts["convert"] = f"{chain.model} is there"
-    else:
+    parts, after = {"train": f"{chain.run} is finished"}, list[str]()
+    if not is_trained(chain.config):
+        words, checkout = chain.words, chain.checkout
+        launch = training_launch(words, chain.continuations, checkout, environ, dry_run=True)
+        parts["train"] = f"TRAIN is the last of these jobs\n{plan_text(launch)}"
+        after = ["TRAIN"]
+    parts["convert"] = f"{chain.model} is there"
+    if not _is_converted(chain):
         parts["convert"], after = _script_plan(convert_job(chain, after), where), ["CONVERT"]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             composed = _composed(chain, where, environ, Path(scratch))
         except UserError as error:
-            keys = evaluated_config(chain).igrpo.evaluation.model_dump()
+            keys = evaluated(chain).igrpo.evaluation.model_dump()
             setting = "\n".join(f"# {name}: {value}" for name, value in keys.items())
             out, parts["evaluate"] = chain.run, f"not composed: {error}\n{setting}"
             after = ["EVALUATE"]
         else:
             out = composed.evaluation.out
-            if _is_evaluated(chain, composed.evaluation):
-                parts["evaluate"] = f"{out} is complete"
-            else:
+            parts["evaluate"] = f"{out} is complete"
+            if not _is_evaluated(chain, composed.evaluation):
                 parts["evaluate"] = _evaluation_plan(chain, composed, after, environ)
                 after = ["EVALUATE"]
     parts["compare"] = _script_plan(compare_job(chain, out, after), where)
@@ -164,6 +149,20 @@ def _evaluation_plan(
     place = replace(composed.place, after=tuple(after), config_dir=chain.run / "stages")
     profile = composed.profile.config_dir
     return f"{title}\n{evaluation_text(composed.evaluation, place, environ, profile)}"
+
+
+def training_launch(
+    words: Sequence[str],
+    jobs: int,
+    checkout: Path,
+    environ: Mapping[str, str],
+    *,
+    dry_run: bool = False,
+) -> Launch:
+    """What `igrpo launch` would submit, with `jobs` continuation jobs; a single one continues
+    itself. Raises `UserError` where the launch is refused."""
+    chain = jobs if jobs > 1 else None
+    return prepare_launch(words, checkout, environ, chain=chain, dry_run=dry_run)
 
 
 def convert_job(chain: Experiment, after: Jobs) -> StageJob:

@@ -42,27 +42,20 @@ from igrpo_nemo.types import Group, Problem
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """What to evaluate, and how.
+    """How to sample: `num_samples` is k; temperature 0.6 and top-p 0.95 are the paper's (4.1).
 
-    `num_samples` is k. `batch_size` completions are sampled together; it changes nothing but speed
-    and memory. Temperature 0.6 and top-p 0.95 are the paper's (section 4.1).
+    `batch_size` completions are sampled together; it changes nothing but speed and memory.
     """
 
-    benchmark: str
-    num_samples: int = 8
+    num_samples: int = 1
     temperature: float = 0.6
     top_p: float = 0.95
     seed: int = 0
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: use 1 or more")
-        if not self.benchmark or "/" in self.benchmark or self.benchmark.startswith("."):
-            raise UserError(
-                f"benchmark name {self.benchmark!r} is no folder name: use one such as aime24"
-            )
+        if self.num_samples < 1:
+            raise UserError(f"num_samples is {self.num_samples}: use 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +79,16 @@ class EvaluationResult:
 def evaluate(
     config: Config,
     model: Path | str,
+    settings: EvaluationSettings,
     *,
-    samples: int = 1,
-    temperature: float = 0.6,
-    top_p: float = 0.95,
     max_tokens: int | None = None,
     data: str | None = None,
     out: Path | str | None = None,
     limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
 ) -> EvaluationResult:
-    """Evaluates a model folder, or the model of a checkpoint.
+    """Evaluates a model folder, or the model of a checkpoint; see `igrpo_nemo.evaluate`.
 
-    `config` gives the prompt texts, the token limits, stop strings and the reward. `data` is a file
-    of problems or the name of a data set, by default the config's validation problems. `out` is by
-    default `evaluation/` in the run folder of a checkpoint, else in the working directory. Raises
+    `config` gives the prompt texts, the token limits, stop strings and the reward. Raises
     `UserError` for a model, problem or output folder that cannot be used.
     """
     from igrpo_nemo.local.model import open_policy
@@ -111,7 +98,6 @@ def evaluate(
 
     folder = model_folder(Path(model))
     benchmark, problems = _problems(config, data, limit)
-    settings = EvaluationSettings(benchmark, samples, temperature, top_p, seed, batch_size)
     if max_tokens is not None:
         config = config.replaced("policy.generation", max_new_tokens=max_tokens)
     keys, drop = config.policy, config.igrpo.drop_overlong_prompts
@@ -121,44 +107,41 @@ def evaluate(
     problems = fitting_problems(problems, prompts, drop_overlong=drop)
     sampler = Sampler(policy.model, policy.tokenizer, max_model_len=context)
     out = Path(out) if out is not None else default_base(str(folder.resolve()))
-    console = Console(samples * len(problems))
+    console = Console(settings.num_samples * len(problems))
     with closing(evaluation_scorer(config)) as scorer, policy.autocast():
-        metrics = evaluate_with(
+        return evaluate_with(
             Answerer(sampler, prompts, scorer, sampling_params(config)),
             problems,
-            out,
+            out / RESULTS_FOLDER / benchmark,
             settings,
             identity={"model": weights_fingerprint(folder)},
             on_progress=lambda done, total: console.stage("evaluate", done, total),
         )
-    file = out / RESULTS_FOLDER / benchmark / "metrics.json"
-    return EvaluationResult(benchmark, metrics, file)
 
 
 def evaluate_with(
     answerer: Answerer,
     problems: Sequence[Problem],
-    out: Path,
+    folder: Path,
     settings: EvaluationSettings,
     *,
     identity: Mapping[str, object] | None = None,
     on_progress: Progress = lambda done, total: None,
-) -> dict[str, dict[str, Any]]:
+) -> EvaluationResult:
     """The evaluation itself, with its parts opened; temperature and top-p are the settings'.
 
-    Writes `out/eval-results/<benchmark>/`. Sample files that are finished are kept and counted;
-    results of other settings, problems or weights (`identity`) in the folder are a `UserError`.
+    `folder` is `OUT/eval-results/<benchmark>`. Sample files that are finished are kept and counted;
+    results of other settings, problems or weights (`identity`) in it are a `UserError`.
     """
     if not problems:
-        raise UserError(f"{settings.benchmark} has no problems: give at least one")
-    folder = out / RESULTS_FOLDER / settings.benchmark
+        raise UserError(f"{folder.name} has no problems: give at least one")
     params = replace(answerer.params, temperature=settings.temperature, top_p=settings.top_p)
     answerer = replace(answerer, params=params)
-    fingerprint = {**_fingerprint(answerer, problems, settings), **(identity or {})}
+    asked = {**_asked(answerer, problems), "benchmark": folder.name, "seed": settings.seed}
+    P, total = len(problems), settings.num_samples * len(problems)
     try:  # boundary: the file system
         folder.mkdir(parents=True, exist_ok=True)
-        claim_embedded(folder, fingerprint)
-        P, total = len(problems), settings.num_samples * len(problems)
+        claim_embedded(folder, {**asked, **(identity or {})})
         missing = [i for i in range(settings.num_samples) if not done_path(folder, i).exists()]
         # Sampled together, but each draw is its own seed's.
         keyed = [(p, f"{settings.seed}/evaluation/rs{i}/{p.id}") for i in missing for p in problems]
@@ -179,7 +162,7 @@ def evaluate_with(
     except OSError as error:
         reason = "the disk is full" if is_disk_full(error) else error.strerror or error
         raise UserError(f"cannot write the evaluation to {folder}: {reason}") from error
-    return metrics
+    return EvaluationResult(folder.name, metrics, folder / "metrics.json")
 
 
 def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str, list[Problem]]:
@@ -197,8 +180,8 @@ def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str,
     config = config.replaced("data", validation=dataset)
     # An evaluation takes all problems; `max_val_samples` is about validation while training.
     config = config.replaced("grpo", max_val_samples=limit or sys.maxsize)
-    name = Path(dataset.data_path).stem if dataset.data_path else dataset.dataset_name
-    return name, validation_problems(config)
+    name = Path(dataset.data_path or dataset.dataset_name)
+    return name.stem if dataset.data_path else name.name, validation_problems(config)
 
 
 def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
@@ -228,17 +211,10 @@ def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
     }
 
 
-def _fingerprint(
-    answerer: Answerer, problems: Sequence[Problem], settings: EvaluationSettings
-) -> dict[str, Any]:
+def _asked(answerer: Answerer, problems: Sequence[Problem]) -> dict[str, Any]:
     """What two evaluations must share for their sample files to belong together."""
     asked = hashlib.sha256()
     for problem in problems:
         ids = answerer.prompts.question(problem).token_ids
         asked.update(json.dumps([problem.id, problem.answer, ids]).encode())
-    return {
-        **asdict(answerer.params),
-        "benchmark": settings.benchmark,
-        "seed": settings.seed,
-        "problems": asked.hexdigest()[:16],
-    }
+    return {**asdict(answerer.params), "problems": asked.hexdigest()[:16]}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.statistics import stderr_over_problems
+from igrpo_nemo.evaluation.statistics import estimate
 from igrpo_nemo.metrics import pass_at_k
 
 
@@ -56,10 +56,8 @@ def bench_metrics(samples_P_K: Sequence[Sequence[SampleResult]]) -> dict[str, di
     if len(sizes) > 1:
         raise UserError(f"every problem needs the same number of samples, found {sizes}")
     (K,) = sizes
-    correct_P_K: np.ndarray = np.array([[float(s.correct) for s in row] for row in samples_P_K])
-    missing_P_K: np.ndarray = np.array(
-        [[s.predicted_answer is None for s in row] for row in samples_P_K]
-    )
+    correct_P_K = np.array([[float(s.correct) for s in row] for row in samples_P_K])
+    missing_P_K = np.array([[s.predicted_answer is None for s in row] for row in samples_P_K])
     tokens_P_K = np.array([[float(s.tokens) for s in row] for row in samples_P_K])
     common = _common_fields(samples_P_K, tokens_P_K)
     metrics: dict[str, dict[str, Any]] = {}
@@ -77,17 +75,12 @@ def bench_metrics(samples_P_K: Sequence[Sequence[SampleResult]]) -> dict[str, di
             # Without a reasoning parser NeMo-Skills counts every token as an answer token.
             "reasoning_tokens_statistics": _spread(np.zeros_like(tokens_P_K[:, :k])),
             "answer_tokens_statistics": _spread(tokens_P_K[:, :k]),
-            "symbolic_correct_statistics": {
-                **_spread(correct_P_k),
-                "std_err_across_problems": std_err_across_problems(correct_P_k),
-            },
+            "symbolic_correct_statistics": {**_spread(correct_P_k), **_over_problems(correct_P_k)},
         }
         votes_P = [majority_score(row[:k]) for row in samples_P_K]
         metrics[f"majority@{k}"] = {**common, "symbolic_correct": _percent(votes_P), **without}
     if K == 1:
-        metrics["pass@1"]["symbolic_correct_statistics"] = {
-            "std_err_across_problems": std_err_across_problems(correct_P_K)
-        }
+        metrics["pass@1"]["symbolic_correct_statistics"] = _over_problems(correct_P_K)
     return metrics
 
 
@@ -104,13 +97,10 @@ def majority_score(samples: Sequence[SampleResult]) -> float:
     return sum(tied) / len(tied) if tied else 0.0
 
 
-def std_err_across_problems(correct_P_K: np.ndarray) -> float:
-    """Standard error of pass@1[avg-of-K] (a fraction): std of the problems' means / sqrt(P).
-
-    It contains both the choice of problems and the sampling noise, which the spread over runs (same
-    problems each time) does not. 0 for a single problem, where it cannot be estimated.
-    """
-    return stderr_over_problems(correct_P_K.mean(axis=1)) or 0.0
+def _over_problems(correct_P_K: np.ndarray) -> dict[str, float]:
+    """The error of pass@1[avg-of-K] over problems: the choice of problems and sampling noise, where
+    the spread over runs has the same problems each time. 0 for a single problem."""
+    return {"std_err_across_problems": estimate(correct_P_K).problems or 0.0}
 
 
 def format_table(

@@ -42,9 +42,10 @@ def evaluated_config(model: str | None, overrides: Sequence[str]) -> Config:
     `cluster=NAME` says which machines, for an engine that evaluates nothing: so is it.
     """
 
-    def picked(start: str) -> list[str]:
-        return [word for word in overrides if word.lstrip("+~").startswith(start)]
+    def picked(*starts: str) -> list[str]:
+        return [word for word in overrides if word.lstrip("+~").startswith(starts)]
 
+    served = "policy.model_name=served"
     clusters, groups = picked("cluster="), picked("eval=")
     words = [word for word in overrides if word not in clusters]
     if model is None or not Path(model).exists():
@@ -52,12 +53,10 @@ def evaluated_config(model: str | None, overrides: Sequence[str]) -> Config:
     else:
         config = config_of_model(Path(model), [word for word in words if word not in groups])
         if groups:
-            keys = picked("igrpo.evaluation.")
-            chosen = load_config(["policy.model_name=served", *groups, *keys])
+            chosen = load_config([served, *picked("eval=", "igrpo.evaluation.")])
             config = config.replaced("igrpo", evaluation=chosen.igrpo.evaluation)
     if clusters:
-        site = picked("igrpo.site.")
-        chosen = load_config(["engine=nemo_rl", "policy.model_name=served", *clusters, *site])
+        chosen = load_config(["engine=nemo_rl", served, *picked("cluster=", "igrpo.site.")])
         config = config.replaced("igrpo", site=chosen.igrpo.site)
     return config
 

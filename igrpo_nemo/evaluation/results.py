@@ -31,8 +31,6 @@ from igrpo_nemo.files.atomic import write_atomic
 SETTING_FILE = "setting.json"
 EMBEDDED_FILE = "evaluation.json"
 RESULTS_FOLDER = "eval-results"
-SHOWN_SAMPLES = 8
-"""A message lists no more missing samples than this."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,9 @@ class BenchmarkResults:
         """K."""
         return len(self.seeds)
 
+    def _array(self, name: str, dtype: type) -> np.ndarray:
+        return np.array([[getattr(s, name) for s in row] for row in self.samples_P_K], dtype=dtype)
+
     @cached_property
     def correct_P_K(self) -> np.ndarray:
         """bool: the evaluator's verdict (`symbolic_correct`)."""
@@ -70,9 +71,8 @@ class BenchmarkResults:
 
     @cached_property
     def no_answer_P_K(self) -> np.ndarray:
-        """bool: no answer was found in the reply (`predicted_answer` is null)."""
-        missing = [[s.predicted_answer is None for s in row] for row in self.samples_P_K]
-        return np.array(missing, dtype=bool)
+        """bool: no answer was found in the reply."""
+        return np.vectorize(lambda answer: answer is None, otypes=[bool])(self.answers_P_K)
 
     @cached_property
     def tokens_P_K(self) -> np.ndarray:
@@ -83,9 +83,6 @@ class BenchmarkResults:
     def truncated_P_K(self) -> np.ndarray:
         """bool: the reply was cut at its token limit (`finish_reason` is length)."""
         return self._array("truncated", bool)
-
-    def _array(self, name: str, dtype: type) -> np.ndarray:
-        return np.array([[getattr(s, name) for s in row] for row in self.samples_P_K], dtype=dtype)
 
     @cached_property
     def accuracy(self) -> Estimate:
@@ -126,14 +123,6 @@ class Results:
     benchmarks: Mapping[str, BenchmarkResults]
 
 
-@dataclass(frozen=True, slots=True)
-class SampleFile:
-    """What is kept of one `output-rs{i}.jsonl`: a key and a result a problem, in its order."""
-
-    problems: tuple[str, ...]
-    samples: tuple[SampleResult, ...]
-
-
 def read_results(folder: Path, benchmarks: Sequence[str] | None = None) -> Results:
     """The results in an evaluation's output folder, with every count checked.
 
@@ -156,24 +145,16 @@ def inspected(folder: Path, benchmarks: Sequence[str] | None = None) -> list[Ben
     """
     setting, where = read_setting(folder), folder / RESULTS_FOLDER
     names = list(benchmarks or setting.get("benchmarks") or ())
-    if not names and where.is_dir():
-        names = sorted(path.name for path in where.iterdir() if path.is_dir())
+    names = names or sorted(path.name for path in where.glob("*/"))
     if not names:
         raise UserError(f"{where} holds no benchmark: evaluate into it first")
     return [inspect(folder, name, setting) for name in names]
 
 
-def read_setting(folder: Path) -> dict[str, Any]:
-    """The folder's setting.json; empty where there is none."""
-    return _json_object(folder / SETTING_FILE)
-
-
-def read_embedded_setting(where: Path) -> dict[str, Any]:
-    """What `igrpo evaluate` left beside a benchmark's samples; empty where it did not."""
-    return _json_object(where / EMBEDDED_FILE)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
+def read_setting(where: Path, file: str = SETTING_FILE) -> dict[str, Any]:
+    """A folder's setting.json, or the `EMBEDDED_FILE` that `igrpo evaluate` left beside a
+    benchmark's samples; empty where there is none."""
+    path = where / file
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -195,10 +176,11 @@ def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> Benchma
         return BenchmarkResults(benchmark, ("no samples (output-rs*.jsonl)",))
     present = [seed for seed in seeds if sample_path(where, seed).is_file()]
     done = [seed for seed in present if done_path(where, seed).is_file()]
-    files = {seed: read_sample_file(sample_path(where, seed)) for seed in done}
+    files = {seed: whole_file(sample_path(where, seed)) for seed in done}
     whole = {seed: file for seed, file in files.items() if file is not None}
+    problems = {seed: tuple(key for key, _ in file) for seed, file in whole.items()}
     rows = setting.get("problems", {}).get(benchmark, {}).get("rows")
-    rows = rows or max((len(file.samples) for file in whole.values()), default=0)
+    rows = rows or max(map(len, problems.values()), default=0)
 
     missing = []
     if absent := [seed for seed in seeds if seed not in present]:
@@ -208,21 +190,22 @@ def inspect(folder: Path, benchmark: str, setting: Mapping[str, Any]) -> Benchma
         missing.append(f"{count} are unfinished ({_shown(unfinished)})")
     if broken := [seed for seed in done if seed not in whole]:
         missing.append(f"a row is broken in {_shown(broken)}")
-    problems = whole[min(whole)].problems if whole else ()
-    if short := [seed for seed, file in whole.items() if len(file.samples) != rows]:
-        found = len(whole[short[0]].samples)
+    first = problems[min(whole)] if whole else ()
+    if short := [seed for seed, keys in problems.items() if len(keys) != rows]:
+        found = len(problems[short[0]])
         missing.append(f"{_shown(short)} should have {rows} rows, rs{short[0]} has {found}")
-    elif mixed := [seed for seed, file in whole.items() if file.problems != problems]:
+    elif mixed := [seed for seed, keys in problems.items() if keys != first]:
         missing.append(f"{_shown(mixed)} holds other problems than rs{min(whole)}")
     if not rows:
         missing.append("its sample files are empty")
     if missing:
         return BenchmarkResults(benchmark, tuple(missing))
-    samples_P_K = list(zip(*(whole[seed].samples for seed in seeds), strict=True))
+    columns = ([sample for _, sample in whole[seed]] for seed in seeds)
+    samples_P_K = list(zip(*columns, strict=True))
     metrics = _metrics(where)
     if problem := _metrics_problem(metrics, samples_P_K):
         return BenchmarkResults(benchmark, (problem,))
-    return BenchmarkResults(benchmark, (), tuple(seeds), problems, samples_P_K, metrics)
+    return BenchmarkResults(benchmark, (), tuple(seeds), first, samples_P_K, metrics)
 
 
 def sample_path(where: Path, seed: int) -> Path:
@@ -236,10 +219,8 @@ def done_path(where: Path, seed: int) -> Path:
 
 
 def finished_files(where: Path) -> list[Path]:
-    """The `output-rs*.jsonl` with a `.done` file, in NeMo-Skills' order.
-
-    That order is by *name* (rs0, rs1, rs10, rs2, ...), and decides which samples the first k are.
-    """
+    """The sample files of a benchmark's folder that are whole, in the order that NeMo-Skills reads
+    them: by name, rs10 before rs2."""
     files = sorted(where.glob("output-rs*.jsonl"), key=lambda path: path.name)
     return [path for path in files if path.with_name(f"{path.name}.done").exists()]
 
@@ -265,7 +246,7 @@ def read_samples(files: Sequence[Path]) -> list[list[SampleResult]]:
 
     Raises `UserError` naming the file and line that is not a result, or the file that is shorter.
     """
-    columns = [parsed_file(path).samples for path in files]
+    columns = [[sample for _, sample in parsed_file(path)] for path in files]
     for path, column in zip(files, columns, strict=True):
         if len(column) != len(columns[0]):
             raise UserError(
@@ -275,53 +256,48 @@ def read_samples(files: Sequence[Path]) -> list[list[SampleResult]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def read_sample_file(path: Path) -> SampleFile | None:
-    """A sample file; None where a row is cut off or has no verdict."""
+def whole_file(path: Path) -> list[tuple[str, SampleResult]] | None:
+    """`parsed_file`; None where a row is cut off or has no verdict."""
     try:
         return parsed_file(path)
     except UserError:
         return None
 
 
-def parsed_file(path: Path) -> SampleFile:
-    """A sample file. Raises `UserError` naming the first line that is not a result."""
-    problems, samples = [], []
+def parsed_file(path: Path) -> list[tuple[str, SampleResult]]:
+    """A key of the problem, the row's id or else a hash of its text, and the result, of each row.
+
+    Raises `UserError` naming the first line that is not a result.
+    """
     # Only "\n" ends a row: str.splitlines would also cut at separators inside a model's text.
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                problems.append(_problem_key(row))
-                samples.append(_sample(row))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"{path}:{number} is not a row of results ({error!r}): "
-                    "delete the file and its .done file and evaluate again"
-                ) from None
-    return SampleFile(tuple(problems), tuple(samples))
+        return [_parsed_row(path, number, line) for number, line in enumerate(file, start=1)]
 
 
-def _problem_key(row: Mapping[str, Any]) -> str:
-    """What a problem is recognised by across evaluations: its id, else a hash of its text."""
-    if row.get("id") is not None:
-        return str(row["id"])
-    return hashlib.sha256(str(row.get("problem", "")).encode()).hexdigest()[:16]
-
-
-def _sample(row: Mapping[str, Any]) -> SampleResult:
-    return SampleResult(
-        correct=bool(row["symbolic_correct"]),
-        predicted_answer=row["predicted_answer"],
-        tokens=int(row.get("num_generated_tokens") or 0),
-        started=row.get("generation_start_time"),
-        ended=row.get("generation_end_time"),
-        truncated=row.get("finish_reason") == "length",
-    )
+def _parsed_row(path: Path, number: int, line: bytes) -> tuple[str, SampleResult]:
+    try:
+        row = json.loads(line)
+        key = row.get("id")
+        if key is None:
+            key = hashlib.sha256(str(row.get("problem", "")).encode()).hexdigest()[:16]
+        return str(key), SampleResult(
+            correct=bool(row["symbolic_correct"]),
+            predicted_answer=row["predicted_answer"],
+            tokens=int(row.get("num_generated_tokens") or 0),
+            started=row.get("generation_start_time"),
+            ended=row.get("generation_end_time"),
+            truncated=row.get("finish_reason") == "length",
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}:{number} is not a row of results ({error!r}): "
+            "delete the file and its .done file and evaluate again"
+        ) from None
 
 
 def _shown(seeds: Sequence[int]) -> str:
-    names = ", ".join(f"rs{seed}" for seed in seeds[:SHOWN_SAMPLES])
-    return names if len(seeds) <= SHOWN_SAMPLES else f"{names}, ..."
+    """`rs0, rs3, ...`: eight at most."""
+    return ", ".join([*(f"rs{seed}" for seed in seeds[:8]), *["..."] * (len(seeds) > 8)])
 
 
 def _metrics(where: Path) -> dict[str, Any]:

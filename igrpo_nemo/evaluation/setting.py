@@ -23,7 +23,6 @@ from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     SETTING_FILE,
     finished_files,
-    read_embedded_setting,
     read_setting,
 )
 from igrpo_nemo.files.atomic import write_atomic, write_or_refuse
@@ -107,16 +106,7 @@ def setting_of(
         server_type=server_type,
         nemo_skills=nemo_skills,
         benchmarks={one.name: keys.benchmarks[one.name] for one in data},
-        problems={
-            one.name: {
-                "rows": len(one.rows),
-                "sha256": one.sha256,
-                "tokens": reply_tokens(
-                    keys.max_tokens, model.context, _longest_prompt(one, system)
-                ),
-            }
-            for one in data
-        },
+        problems={one.name: _asked(one, keys.max_tokens, model.context, system) for one in data},
         thinking_open=keys.profile == "answer_tags" and model.thinking_open,
         chat_template=hashlib.sha256(template.encode()).hexdigest()[:16] if template else None,
         chat_template_kwargs=kwargs,
@@ -126,10 +116,9 @@ def setting_of(
 def reply_tokens(max_tokens: int, context: int | None, longest_prompt: int) -> int | None:
     """The tokens that a request asks for, so that a reply has min(max_tokens, context - prompt).
 
-    None leaves it to the server, whose default is context - prompt: right wherever the context is
-    the smaller one. A server refuses a request for more than fits, and NeMo-Skills' remedy
-    (enable_soft_fail) would count every other failure as an empty reply too; so where only the
-    longest prompts do not fit, all replies get what the longest one leaves.
+    None leaves it to the server, whose default is context - prompt. A server refuses a request for
+    more than fits, and NeMo-Skills' enable_soft_fail would count every other failure as an empty
+    reply too; so where only the longest prompts do not fit, all get what the longest one leaves.
     """
     if context is None or context >= max_tokens + longest_prompt:
         return max_tokens
@@ -138,10 +127,14 @@ def reply_tokens(max_tokens: int, context: int | None, longest_prompt: int) -> i
     return context - longest_prompt
 
 
-def _longest_prompt(data: BenchmarkData, system: str | None) -> int:
-    """No prompt of the benchmark has more tokens than this: a token is at least a byte."""
+def _asked(
+    data: BenchmarkData, max_tokens: int, context: int | None, system: str | None
+) -> dict[str, Any]:
+    # No prompt has more tokens than bytes.
     longest = max(len(row["problem"].encode()) for row in data.rows)
-    return longest + len((system or "").encode()) + TEMPLATE_TOKENS
+    longest += len((system or "").encode()) + TEMPLATE_TOKENS
+    tokens = reply_tokens(max_tokens, context, longest)
+    return {"rows": len(data.rows), "sha256": data.sha256, "tokens": tokens}
 
 
 def default_folder(base: Path, setting: Setting) -> Path:
@@ -184,10 +177,11 @@ def check_same(out: Path, setting: Setting) -> Setting:
     for name, samples in wanted["benchmarks"].items():
         before = found["benchmarks"].get(name, 0)
         if samples < before:
-            raise _another(out, f"samples of {name}", before, samples)
-        old, new = found["problems"].get(name), wanted["problems"][name]
-        if before and old != new:
-            raise _another(out, f"data of {name}", old, new)
+            _check_equal(out, {f"samples of {name}": before}, {f"samples of {name}": samples})
+        if before:
+            data = f"data of {name}"
+            old, new = found["problems"].get(name), wanted["problems"][name]
+            _check_equal(out, {data: old}, {data: new})
     return replace(setting, **{part: {**found[part], **wanted[part]} for part in apart})
 
 
@@ -197,7 +191,7 @@ def claim_embedded(where: Path, setting: Mapping[str, Any]) -> None:
     `setting` is all that two calls of `igrpo evaluate` must share for their samples to be joined.
     """
     wanted = json.loads(json.dumps(dict(setting)))
-    if found := read_embedded_setting(where):
+    if found := read_setting(where, EMBEDDED_FILE):
         _check_equal(where, found, wanted)
     elif finished_files(where):
         raise UserError(
@@ -209,12 +203,8 @@ def claim_embedded(where: Path, setting: Mapping[str, Any]) -> None:
 def _check_equal(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise _another(out, name, found.get(name), value)
-
-
-def _another(out: Path, name: str, old: object, new: object) -> UserError:
-    was, now = (shorten(json.dumps(value), 60) for value in (old, new))
-    return UserError(
-        f"{out} holds another evaluation ({name} was {was}, is {now}): "
-        "move that folder away, or evaluate into another one (--out)"
-    )
+            was, now = (shorten(json.dumps(one), 60) for one in (found.get(name), value))
+            raise UserError(
+                f"{out} holds another evaluation ({name} was {was}, is {now}): "
+                "move that folder away, or evaluate into another one (--out)"
+            )

@@ -4,26 +4,29 @@
                                      refused while settings or problems differ, unless told to go on
 
 A folder is an evaluation's output, or a run folder with one evaluation in it. Dimensions: P
-problems, K samples a problem. All rates are fractions.
+problems, K samples a problem, S training seeds. All rates are fractions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.published import Published
 from igrpo_nemo.evaluation.results import (
+    EMBEDDED_FILE,
     RESULTS_FOLDER,
     BenchmarkResults,
     Results,
-    read_embedded_setting,
     read_results,
+    read_setting,
 )
 from igrpo_nemo.evaluation.statistics import Difference, Estimate, macro_average, paired_bootstrap
 from igrpo_nemo.files.display_text import shorten
@@ -34,8 +37,19 @@ AVERAGE = "average"
 SETTINGS = ("evaluator", "profile", "system_prompt", "temperature", "top_p", "max_tokens")
 """What two evaluations must share, beside their data."""
 
-SHOWN = 40
-"""Characters of a setting that a message or a table shows."""
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A row of the paper, as printed: accuracies (fractions) by benchmark, and where they stand.
+
+    `average` is the printed one, `recomputed` the mean of the printed columns: they need not agree.
+    """
+
+    experiment: str
+    benchmarks: Mapping[str, float]
+    average: float | None
+    recomputed: float | None
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +91,38 @@ class Comparison:
     differing: Sequence[Differing] = ()
     differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
-    confidence: float = 0.95
 
     @property
     def reference(self) -> System:
         return self.systems[0]
+
+
+def published_results(experiment: str, file: Path | None = None) -> Published:
+    """The row of an experiment in `configs/paper_results.yaml`: {benchmark: percent, ...,
+    published_average, recomputed_average, source}. Raises `UserError` for one that has none."""
+    path = file or _published_file()
+    rows = _published_rows(path)
+    if experiment not in rows:
+        known = ", ".join(rows) or "none"
+        raise UserError(f"{path.name} has no published figures of {experiment}: it has {known}")
+    # Beside percentages a row may hold a note, a gain by benchmark, a cost.
+    numbers = {k: v / 100 for k, v in rows[experiment].items() if isinstance(v, int | float)}
+    average, recomputed = (numbers.pop(f"{n}_average", None) for n in ("published", "recomputed"))
+    source = rows[experiment].get("source", "")
+    return Published(experiment, numbers, average, recomputed, source)
+
+
+def is_published(experiment: str | None) -> bool:
+    return experiment in _published_rows(_published_file())
+
+
+def _published_file() -> Path:
+    return builtin_config_dir() / "paper_results.yaml"
+
+
+@lru_cache
+def _published_rows(path: Path) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -138,11 +179,9 @@ def _run_name(folder: Path) -> str:
 def system_of(label: str, results: Results) -> System:
     """What is compared of one evaluation: of its setting.json, or of what `igrpo evaluate` left
     beside each benchmark's samples."""
-    setting: dict[str, Any] = {}
-    if results.setting:
-        setting = {"evaluator": "NeMo-Skills", **results.setting}
+    setting = {"evaluator": "NeMo-Skills", **results.setting} if results.setting else {}
     for name in results.benchmarks if not results.setting else ():
-        if values := read_embedded_setting(results.folder / RESULTS_FOLDER / name):
+        if values := read_setting(results.folder / RESULTS_FOLDER / name, EMBEDDED_FILE):
             own = {"evaluator": "igrpo evaluate", "profile": "its run's", "system_prompt": None}
             setting |= {**values, "max_tokens": values.get("max_new_tokens"), **own}
     problems = results.setting.get("problems", {})
@@ -156,8 +195,6 @@ def compared(
     *,
     anyway: bool = False,
     published: Mapping[str, Published] | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> Comparison:
     """Systems against the first of them, on the benchmarks that all have.
 
@@ -177,26 +214,15 @@ def compared(
         raise UserError(
             f"the evaluations differ in {differing[0]}{more}: evaluate alike, or compare --anyway"
         )
-    differences = {
-        system.label: _differences(system, reference, shared, confidence, seed) for system in others
-    }
-    return Comparison(systems, tuple(shared), differing, differences, published or {}, confidence)
+    differences = {system.label: _differences(system, reference, shared) for system in others}
+    return Comparison(systems, tuple(shared), differing, differences, published or {})
 
 
-def _differences(
-    ours: System, theirs: System, benchmarks: Sequence[str], confidence: float, seed: int
-) -> dict[str, Difference]:
-    pairs = {name: _paired(ours.benchmarks[name], theirs.benchmarks[name]) for name in benchmarks}
-    chosen = {name: [name] for name in benchmarks}
-    if len(benchmarks) > 1:
-        chosen[AVERAGE] = list(benchmarks)
+def _differences(ours: System, theirs: System, names: Sequence[str]) -> dict[str, Difference]:
+    pairs = {name: _paired(ours.benchmarks[name], theirs.benchmarks[name]) for name in names}
+    chosen = {name: [name] for name in names} | ({AVERAGE: list(names)} if names[1:] else {})
     return {
-        name: paired_bootstrap(
-            {each: pairs[each][0] for each in among},
-            {each: pairs[each][1] for each in among},
-            confidence=confidence,
-            seed=seed,
-        )
+        name: paired_bootstrap(*({each: pairs[each][i] for each in among} for i in (0, 1)))
         for name, among in chosen.items()
     }
 
@@ -215,10 +241,9 @@ def _paired(ours: BenchmarkResults, theirs: BenchmarkResults) -> tuple[np.ndarra
 def _differing_settings(systems: Sequence[System]) -> Iterator[Differing]:
     """A setting that one evaluation did not record differs from every recorded one."""
     for name in SETTINGS:
-        known = [name in system.setting for system in systems]
-        values = {str(system.setting.get(name)) for system in systems}
-        if len(values) > 1 or (len(systems) > 1 and not all(known)):
-            shown = {s.label: shorten(str(s.setting.get(name, "unknown")), SHOWN) for s in systems}
+        values = {str(system.setting.get(name, "unknown")) for system in systems}
+        if len(values) > 1 or (len(systems) > 1 and "unknown" in values):
+            shown = {s.label: shorten(str(s.setting.get(name, "unknown")), 40) for s in systems}
             yield Differing(name, shown)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from igrpo_nemo.evaluation.results import BenchmarkResults
-from igrpo_nemo.evaluation.statistics import Difference, Estimate
+from igrpo_nemo.evaluation.statistics import CONFIDENCE, Difference, Estimate
 from igrpo_nemo.evaluation.systems import AVERAGE, SETTINGS, Comparison, System
 
 CSV_HEADER = (
@@ -31,21 +31,14 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def tables(comparison: Comparison, *, details: bool = True) -> list[Table]:
     """Accuracy beside published, differences to the reference, details, and what differs."""
-    accuracy, *others = headline_tables(comparison)
-    differences = [others.pop(0)] if comparison.differences else []
-    return [accuracy, *differences, detail_table(comparison), *others]
-
-
-def headline_tables(comparison: Comparison) -> list[Table]:
-    """The same without the details."""
-    found = [accuracy_table(comparison)]
-    if comparison.differences:
-        found.append(difference_table(comparison))
-    if comparison.differing:
-        found.append(settings_table(comparison))
-    return found
+    return [
+        accuracy_table(comparison),
+        *([difference_table(comparison)] if comparison.differences else []),
+        *([detail_table(comparison)] if details else []),
+        *([settings_table(comparison)] if comparison.differing else []),
+    ]
 
 
 def accuracy_table(comparison: Comparison) -> Table:
@@ -77,11 +70,13 @@ def _published_rows(comparison: Comparison, system: System) -> list[tuple[str, .
     if complete and average and recomputed and abs(average - recomputed) > 1.5e-4:
         average_cell += f" (columns: {100 * recomputed:.2f})"
     measured = [system.benchmarks[name].accuracy.mean for name in names]
-    measured.append(system.average(names).mean)
-    beside = [*printed, recomputed if complete else None]
     gaps = [
         "–" if theirs is None else f"{100 * (ours - theirs):+.1f}"
-        for ours, theirs in zip(measured, beside, strict=True)
+        for ours, theirs in zip(
+            [*measured, system.average(names).mean],
+            [*printed, recomputed if complete else None],
+            strict=True,
+        )
     ]
     return [
         (f"{system.label}, published", *cells, average_cell),
@@ -97,11 +92,10 @@ def difference_table(comparison: Comparison) -> Table:
         for label, by_name in comparison.differences.items()
         for name, d in by_name.items()
     )
-    percent = f"{100 * comparison.confidence:g} %"
     caption = (
-        f"Difference to {reference} in points, paired by problem, with its {percent} bootstrap "
-        "interval over problems; ± sampling: one standard error with these problems fixed. "
-        "Intervals are not corrected for the number of comparisons."
+        f"Difference to {reference} in points, paired by problem, with its {100 * CONFIDENCE:g} % "
+        "bootstrap interval over problems; ± sampling: one standard error with these problems "
+        "fixed. Intervals are not corrected for the number of comparisons."
     )
     header = ("system", "benchmark", "problems", f"minus {reference}", "± sampling")
     return Table(caption, header, rows)
@@ -207,21 +201,12 @@ def points(difference: Difference) -> str:
 
 
 def summary(comparison: Comparison) -> str:
-    """What a terminal shows: the headline tables and the findings."""
-    blocks = [f"{_as_text(table)}\n{table.caption}" for table in headline_tables(comparison)]
+    """What a terminal shows: the tables without the details, and the findings."""
+    shown = tables(comparison, details=False)
+    blocks = ["\n".join([*_lines(table), table.caption]) for table in shown]
     if sentences := findings(comparison):
         blocks.append("\n".join(f"- {sentence}" for sentence in sentences))
     return "\n\n".join(blocks)
-
-
-def _as_text(table: Table) -> str:
-    """Columns as wide as their widest cell; the first one left, the others right."""
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-    lines = []
-    for first, *others in [table.header, ["-" * width for width in widths], *table.rows]:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
 
 
 def as_markdown(comparison: Comparison, title: str) -> str:
@@ -230,15 +215,23 @@ def as_markdown(comparison: Comparison, title: str) -> str:
     parts = [f"# {title}", *(["", setting, ""] if setting else [""])]
     parts += [f"- {sentence}" for sentence in findings(comparison)]
     for table in tables(comparison):
-        rows = [table.header, ["---"] * len(table.header), *table.rows]
-        parts += ["", table.caption, ""]
-        parts += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in rows]
+        parts += ["", table.caption, "", *_lines(table)]
     sources = dict.fromkeys(
         f"{p.experiment}: {p.source}" for p in comparison.published.values() if p.source
     )
     if sources:
         parts += ["", "Published figures:", *(f"- {source}" for source in sources)]
     return "\n".join(parts) + "\n"
+
+
+def _lines(table: Table) -> list[str]:
+    """A table in Markdown, its columns aligned: the first one left, the others right."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in [table.header, *table.rows]]
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in others)])
+    return [
+        f"| {' | '.join([row[0].ljust(first), *map(str.rjust, row[1:], others)])} |" for row in rows
+    ]
 
 
 def as_csv(comparison: Comparison) -> str:

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from igrpo_nemo.chain.checkpoints import Checkpoint, Form, find_checkpoint
-from igrpo_nemo.chain.conversion import Converter, conversion_command, convert
+from igrpo_nemo.chain.conversion import conversion_command, convert
 from igrpo_nemo.errors import UserError
 
 
@@ -77,22 +77,22 @@ def test_megatrons_adapters_go_through_nemo_rls_converter(tmp_path, base, monkey
     policy = {"model_name": str(base), "megatron_cfg": {"peft": {"enabled": True}}}
     (step / "config.yaml").write_text(yaml.safe_dump({"policy": policy}))
     checkpoint = Checkpoint(1, step, Form.MEGATRON, step / "policy" / "weights" / "iter_0000000")
-    converter = Converter(tmp_path / "nemo-rl", ("python",))
+    root = tmp_path / "nemo-rl"
     monkeypatch.setenv("NRL_MEGATRON_CHECKPOINT_DIR", str(tmp_path / "megatron"))
     with pytest.raises(UserError, match="is not here, into which NeMo-RL merges"):
-        conversion_command(checkpoint, tmp_path / "out", converter)
+        conversion_command(checkpoint, tmp_path / "out", root)
     from igrpo_nemo.nemo.converted_model import converted_folder
 
     first = converted_folder(policy) / "iter_0000000"
     first.mkdir(parents=True)
     (first / "run_config.yaml").touch()
-    command = conversion_command(checkpoint, tmp_path / "out", converter)
-    assert command[1].endswith("examples/converters/convert_lora_to_hf.py")
-    assert dict(zip(command[2::2], command[3::2], strict=True)) == {
+    command = conversion_command(checkpoint, tmp_path / "out", root)
+    assert command[0].endswith("examples/converters/convert_lora_to_hf.py")
+    assert dict(zip(command[1::2], command[2::2], strict=True)) == {
         "--base-ckpt": str(first),
         "--adapter-ckpt": str(checkpoint.weights.resolve()),
         "--hf-model-name": str(base),
         "--hf-ckpt-path": str(tmp_path / "out"),
     }
     with pytest.raises(UserError, match="leave --gpus out"):
-        conversion_command(checkpoint, tmp_path / "out", converter, gpus=8)
+        conversion_command(checkpoint, tmp_path / "out", root, gpus=8)

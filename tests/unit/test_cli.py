@@ -8,6 +8,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -244,11 +245,11 @@ def test_evaluate_passes_its_flags(
 ) -> None:
     calls: list[tuple[Config, Path, dict[str, Any]]] = []
 
-    def evaluate(config: Config, model: Path, **settings: Any) -> str:
-        calls.append((config, model, settings))
+    def evaluate(config: Config, model: Path, sampling: Any, **settings: Any) -> str:
+        calls.append((config, model, asdict(sampling) | settings))
         return "a table"
 
-    replace_module(monkeypatch, "igrpo_nemo.evaluation.embedded", evaluate=evaluate)
+    monkeypatch.setattr("igrpo_nemo.evaluation.embedded.evaluate", evaluate)
     flags = "--samples 3 --temperature 0 --top-p 1 --max-tokens 9 --limit 5 --seed 4 --data aime24"
     arguments = [*flags.split(), "--out", "results", "prompt=short"]
     assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 0
@@ -257,7 +258,8 @@ def test_evaluate_passes_its_flags(
     assert model == tmp_path and config.policy.model_name == str(tmp_path)
     assert config.igrpo.prompt.system == "<think>...</think><answer>...</answer>"
     assert settings == {
-        "samples": 3,
+        "num_samples": 3,
+        "batch_size": 256,
         "temperature": 0.0,
         "top_p": 1.0,
         "max_tokens": 9,
@@ -272,10 +274,8 @@ def test_evaluate_uses_the_config_of_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[Config] = []
-    replace_module(
-        monkeypatch,
-        "igrpo_nemo.evaluation.embedded",
-        evaluate=lambda config, model, **_: seen.append(config),
+    monkeypatch.setattr(
+        "igrpo_nemo.evaluation.embedded.evaluate", lambda config, *_, **__: seen.append(config)
     )
     (tmp_path / "config.yaml").write_text(load_config(["experiment=demo", "grpo.seed=7"]).to_yaml())
     model = tmp_path / "checkpoints" / "step_10" / "model"

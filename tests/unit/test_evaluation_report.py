@@ -12,9 +12,15 @@ from evaluation_folders import draw, write_evaluation
 from igrpo_nemo.cli import main
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import majority_score
-from igrpo_nemo.evaluation.published import Published, published_results
 from igrpo_nemo.evaluation.results import finished_files, read_samples
-from igrpo_nemo.evaluation.systems import AVERAGE, compared, evaluation_folder, load_systems
+from igrpo_nemo.evaluation.systems import (
+    AVERAGE,
+    Published,
+    compared,
+    evaluation_folder,
+    load_systems,
+    published_results,
+)
 from igrpo_nemo.evaluation.tables import (
     CSV_HEADER,
     accuracy_table,

@@ -28,11 +28,11 @@ sys.exit(75)
 PIPELINE = """\
 import sys
 from igrpo_nemo.config import load_config
-from igrpo_nemo.chain import training
+from igrpo_nemo.chain import here
 from igrpo_nemo.chain.script import exit_code
-training.IGRPO = (sys.executable, "-c", sys.argv[1], sys.argv[2] + "/saved")
+here.IGRPO = (sys.executable, "-c", sys.argv[1], sys.argv[2] + "/saved")
 config = load_config(["experiment=demo", f"logger.log_dir={sys.argv[2]}/run"])
-sys.exit(exit_code(lambda words: training.train_here(config, []), []))
+sys.exit(exit_code(lambda words: here.train_here(config, []), []))
 """
 
 # A stage that works in this process, and ends what it started in a `finally`.

@@ -11,7 +11,6 @@ import pytest
 
 from igrpo_nemo.chain.checkpoints import Form, find_checkpoint
 from igrpo_nemo.chain.conversion import (
-    Converter,
     check_convertible,
     conversion_command,
     convert,
@@ -19,9 +18,8 @@ from igrpo_nemo.chain.conversion import (
     is_converted,
     missing_files,
 )
-from igrpo_nemo.chain.experiment import training_inputs
+from igrpo_nemo.chain.experiment import is_trained, training_inputs
 from igrpo_nemo.chain.script import exit_code, overrides_of
-from igrpo_nemo.chain.training import is_trained
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 
@@ -244,16 +242,15 @@ def test_commands_of_nemo_rls_converters(tmp_path):
     run = finished_run(tmp_path / "run")
     folder = megatron_step(run, 4).resolve()
     checkpoint = find_checkpoint(run, "last")
-    converter = Converter(Path("/opt/nemo-rl"), ("uv", "run", "--extra", "mcore", "python"))
-    command = conversion_command(checkpoint, tmp_path / "out", converter)
+    command = conversion_command(checkpoint, tmp_path / "out", Path("/opt/nemo-rl"))
     assert shlex.join(command) == (
-        "uv run --extra mcore python /opt/nemo-rl/examples/converters/convert_megatron_to_hf.py "
+        "/opt/nemo-rl/examples/converters/convert_megatron_to_hf.py "
         f"--config {folder}/config.yaml --megatron-ckpt-path {folder}/policy/weights/iter_0000000 "
         f"--hf-ckpt-path {tmp_path}/out"
     )
-    sharded = conversion_command(checkpoint, tmp_path / "out", converter, gpus=8)
+    sharded = conversion_command(checkpoint, tmp_path / "out", Path("/opt/nemo-rl"), gpus=8)
     assert "--nproc_per_node=8" in sharded and sharded[-2:] == ["--tp", "8"]
-    assert sharded[9].endswith("convert_megatron_to_hf_gpu.py")
+    assert sharded[4].endswith("convert_megatron_to_hf_gpu.py")
 
 
 def test_the_arguments_are_those_of_the_real_converters():
@@ -282,15 +279,15 @@ def test_without_nemo_rl_the_conversion_says_what_is_missing(tmp_path, monkeypat
 def test_the_interpreter_with_megatron_is_that_of_nemo_rls_workers(tmp_path, nemo_rl, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: "/bin/uv")
-    uv = find_converter(Form.MEGATRON)
-    assert uv.python == ("uv", "run", "--extra", "mcore", "python") and uv.root == nemo_rl
-    assert find_converter(Form.DCP).python == ("uv", "run", "python")
+    uv = ("uv", "run", "--extra", "mcore", "python")
+    assert find_converter(Form.MEGATRON) == (nemo_rl, uv)
+    assert find_converter(Form.DCP) == (nemo_rl, ("uv", "run", "python"))
     name = "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
     worker = tmp_path / "venvs" / name / "bin" / "python"
     worker.parent.mkdir(parents=True)
     worker.touch()
     monkeypatch.setenv("NEMO_RL_VENV_DIR", str(tmp_path / "venvs"))
-    assert find_converter(Form.MEGATRON).python == (str(worker),)
+    assert find_converter(Form.MEGATRON) == (nemo_rl, (str(worker),))
 
 
 def test_dtensor_checkpoints_that_nothing_converts_are_refused_before_training():

@@ -51,8 +51,6 @@ def test_errors_that_cannot_be_known_are_none() -> None:
     assert estimate(np.array([[1.0], [0.0]])).sampling is None
     assert estimate(np.array([[1.0, 0.0]])).problems is None
     assert over_problems([1, 0, 0, 0]).sampling is None
-    with pytest.raises(ValueError, match="P, K >= 1"):
-        estimate(np.zeros((0, 3)))
 
 
 def test_sampling_error_covers_with_problems_fixed() -> None:
@@ -83,8 +81,6 @@ def test_macro_average_weighs_benchmarks_equally() -> None:
     assert both.sampling == pytest.approx(small.sampling / 2)
     assert both.problems == pytest.approx(math.hypot(small.problems, large.problems) / 2)
     assert macro_average([small, over_problems([1, 0])]).sampling is None
-    with pytest.raises(ValueError, match="at least one benchmark"):
-        macro_average([])
 
 
 def test_pass_at_k_curve_averages_problems() -> None:
@@ -94,8 +90,6 @@ def test_pass_at_k_curve_averages_problems() -> None:
     assert curve[2].mean == pytest.approx((0 + pass_at_k(6, 3, 2) + 1) / 3)
     assert curve[6].mean == pytest.approx(2 / 3)
     assert pass_at_k_curve([1], 2, [2])[2].mean == 1.0
-    with pytest.raises(ValueError, match="at least one problem"):
-        pass_at_k_curve([], 4)
 
 
 def test_pass_at_1_is_the_accuracy_with_its_errors() -> None:
@@ -145,7 +139,7 @@ def test_sampling_error_of_pass_at_k_is_the_jackknife(n: int, c: int, k: int) ->
 def test_bootstrap_interval_covers(P: int) -> None:
     """Two systems of unequal strength on shared problems: the truth is the mean of the shift."""
     generator = np.random.default_rng(P)
-    trials, hits, K = 1500, 0, 8
+    trials, hits, K = 600, 0, 8
     for trial in range(trials):
         base = beta_rates(generator, P)
         better = base + 0.3 * (1 - base) * generator.random(P)  # E = 0.3 * 0.6 * 0.5
@@ -158,7 +152,7 @@ def test_bootstrap_interval_covers(P: int) -> None:
 
 def test_bootstrap_interval_of_a_macro_average_covers() -> None:
     generator = np.random.default_rng(6)
-    trials, hits = 1500, 0
+    trials, hits = 600, 0
     sizes = {"aime24": 30, "amc23": 40, "gsm8k": 400}
     for trial in range(trials):
         ours, theirs = {}, {}
@@ -203,10 +197,6 @@ def test_bootstrap_without_spread_or_without_problems() -> None:
     assert (same.mean, same.low, same.high, same.excludes_zero) == (0.0, 0.0, 0.0, False)
     single = paired_bootstrap({"b": np.ones(1)}, {"b": np.zeros(1)})
     assert (single.mean, single.stderr, single.low, single.high) == (1.0, None, None, None)
-    with pytest.raises(ValueError, match="do not pair up"):
-        paired_bootstrap({"b": np.ones(3)}, {"b": np.ones(4)})
-    with pytest.raises(ValueError, match="do not pair up"):
-        paired_bootstrap({"a": np.ones(3)}, {"b": np.ones(3)})
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def prepared_by_skills(
     """
     child = child_environ(environment.bin, environ)
     asked = subprocess.run(
-        [str(environment.python), "-c", _FOLDER], env=child, capture_output=True, text=True
+        [environment.python, "-c", _FOLDER], env=child, capture_output=True, text=True
     )
     folder = Path(asked.stdout.strip())
     for name in names:
@@ -233,7 +233,7 @@ def prepared_by_skills(
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "ns.log"
         child["NEMORUN_HOME"] = scratch
-        command = [str(environment.ns), "prepare_data", *names]
+        command = [environment.ns, "prepare_data", *names]
         run_logged(command, log, cwd=Path(scratch), environ=child)
         for name, file in files.items():
             if not file.is_file() or not file.stat().st_size:

@@ -41,12 +41,13 @@ from igrpo_nemo.evaluation.skills.program import (
     ServerDied,
     SkillsEnvironment,
     child_environ,
+    find_vllm,
     processes_with,
     run_logged,
     server_answers,
+    vllm_serving,
 )
 from igrpo_nemo.evaluation.skills.repair import repair
-from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_serving
 from igrpo_nemo.run import set_threads
 from igrpo_nemo.run.lock import alone_in
 
@@ -147,7 +148,8 @@ def _serving(
             "models"
         )
     arguments = started_arguments(server, evaluation.setting, str(out.absolute()))
-    return vllm_serving(vllm, server, arguments, out / LOG_FOLDER, environ)
+    log = out / LOG_FOLDER / "vllm.log"
+    return vllm_serving(vllm, server.model, server.gpus, arguments, log, environ)
 
 
 def _sample(
@@ -164,9 +166,8 @@ def _sample(
     server, place = replace(evaluation.server, address=address), Place(str(out.absolute()))
     try:
         for arguments in eval_commands(evaluation.setting, names, server, place):
-            command = [str(environment.ns), *arguments]
             alive = partial(server_answers, address)
-            run_logged(command, log, cwd=out, environ=child, alive=alive)
+            run_logged([environment.ns, *arguments], log, cwd=out, environ=child, alive=alive)
     except ServerDied:
         print(f"the server at {address} stopped answering", file=sys.stderr)
 

@@ -1,14 +1,16 @@
-"""NeMo-Skills as a program: where its environment is, and `ns` run to its end.
+"""NeMo-Skills and vLLM as programs: where they are, run to their end, ended with all they started.
 
-Its requirements conflict with newer tools, so it is never imported here. It starts each command in
-a session of its own and waits for a server without end: a run is ended with all its descendants,
-and a server that stays silent ends the run.
+NeMo-Skills' requirements conflict with newer tools, so it is never imported here. It starts each
+command in a session of its own and waits for a server without end: a run is ended with all its
+descendants, and a server that stays silent ends the run.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
@@ -42,6 +44,8 @@ POLL_S = 1.0
 SILENT_S = 15.0
 """A server that refused connections for so long is taken for dead."""
 PROGRESS_S = 60.0
+START_S = 3600.0
+"""vLLM's weights come from a shared disk, and kernels are compiled."""
 GRACE_S = 10.0
 """Between asking a process to end and ending it."""
 
@@ -60,12 +64,12 @@ class SkillsEnvironment:
     version: str
 
     @property
-    def ns(self) -> Path:
-        return self.bin / "ns"
+    def ns(self) -> str:
+        return str(self.bin / "ns")
 
     @property
-    def python(self) -> Path:
-        return self.bin / "python"
+    def python(self) -> str:
+        return str(self.bin / "python")
 
     @property
     def version_warning(self) -> str | None:
@@ -88,7 +92,7 @@ def find_environment(environ: Mapping[str, str]) -> SkillsEnvironment:
     if shutil.which("curl", path=environ.get("PATH")) is None:
         raise UserError("curl is not found: NeMo-Skills waits for servers with it, install it")
     probe = subprocess.run(
-        [str(folder / "python"), "-c", _VERSION],
+        [folder / "python", "-c", _VERSION],
         capture_output=True,
         text=True,
         timeout=120,
@@ -135,10 +139,7 @@ def child_environ(bin_folder: Path, environ: Mapping[str, str]) -> dict[str, str
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """The same without the secrets that NeMo-Skills would write into batch scripts.
-
-    A job that reads a model from disk needs none of them.
-    """
+    """The same without the secrets that NeMo-Skills would write into batch scripts."""
     child = {name: value for name, value in environ.items() if name not in SECRETS}
     child["HF_TOKEN_PATH"] = os.devnull
     return child
@@ -258,3 +259,70 @@ def last_line(log: Path, word: str = "") -> str:
     lines = [line.strip(" ─│╭╮╰╯") for line in log.read_text(errors="replace").splitlines()]
     said = [line for line in lines if line] or ["it said nothing"]
     return ([line for line in said if word in line] or said)[-1]
+
+
+def find_vllm(environ: Mapping[str, str]) -> str | None:
+    """The command: `VLLM` of the environment, or the `vllm` on PATH. Raises `UserError` where
+    `VLLM` names no program."""
+    named = environ.get("VLLM")
+    found = shutil.which(named or "vllm", path=environ.get("PATH"))
+    if named and found is None:
+        raise UserError(f"VLLM={named} is no program: give the path of the command vllm")
+    return found
+
+
+@contextmanager
+def vllm_serving(
+    vllm: str, model: str, gpus: int | None, arguments: str, log: Path, environ: Mapping[str, str]
+) -> Iterator[str]:
+    """Runs `vllm serve` on loopback with its output in `log`; yields the address, ending in /v1.
+
+    The model is split over `gpus` GPUs at most. Raises `UserError` with vLLM's last line where it
+    ends before it answers.
+    """
+    log.unlink(missing_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/v1"
+    command = vllm_command(vllm, model, arguments, port, gpus or 1, _visible_gpus(environ))
+    # Not the command: further arguments may hold a key.
+    print(f"vllm serve {model}; it says the rest in {log}", flush=True)
+    # Slurm's variables of tasks torch and MPI would take for a launch of theirs.
+    child = {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
+    # Ctrl-C is for the evaluation, which ends the server last.
+    with started(command, log, environ=child, start_new_session=True) as process:
+        waiting = Waiting(log)
+        while not server_answers(address):
+            if (code := process.poll()) is not None:
+                said = last_line(log)
+                raise UserError(f"vllm serve ended with exit code {code}: {said}; see {log}")
+            if waiting.seconds > START_S:
+                raise UserError(f"vllm serve did not answer within {START_S:.0f} s; see {log}")
+            waiting.tell()
+            time.sleep(0.5)
+        yield address
+
+
+def vllm_command(
+    vllm: str, model: str, arguments: str, port: int, size: int, gpus: int
+) -> list[str]:
+    """`vllm serve MODEL` on loopback: on `size` of the GPUs at most, times as many as fit."""
+    while size > max(gpus, 1):
+        size //= 2
+    copies = gpus // size
+    return [
+        *(vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port)),
+        *("--tensor-parallel-size", str(size)),
+        *(("--data-parallel-size", str(copies)) if copies > 1 else ()),
+        *shlex.split(arguments),
+    ]
+
+
+def _visible_gpus(environ: Mapping[str, str]) -> int:
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    import torch
+
+    return torch.cuda.device_count()

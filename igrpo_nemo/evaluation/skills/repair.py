@@ -19,7 +19,7 @@ from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     done_path,
     json_lines,
-    read_sample_file,
+    whole_file,
     sample_path,
 )
 from igrpo_nemo.files.atomic import write_atomic
@@ -50,8 +50,8 @@ def _is_whole(where: Path, seed: int, rows: int) -> bool:
     path = sample_path(where, seed)
     if not (done_path(where, seed).is_file() and path.is_file()):
         return False
-    file = read_sample_file(path)
-    return file is not None and len(file.samples) == rows
+    file = whole_file(path)
+    return file is not None and len(file) == rows
 
 
 def _mend(where: Path, seed: int, problems: Sequence[str]) -> bool:

@@ -73,8 +73,8 @@ def submit(
     *,
     dry_run: bool = False,
     again: bool = False,
-) -> list[int] | None:
-    """Sends what is missing; the numbers of the jobs, None where nothing is missing.
+) -> list[int]:
+    """Sends what is missing; the numbers of the jobs, none where nothing is missing.
 
     With `dry_run` NeMo-Skills checks every argument and sends nothing. Raises `UserError` with the
     last line that NeMo-Skills said where it refuses, and while jobs that were sent before may
@@ -87,10 +87,10 @@ def submit(
         evaluation = prepare(evaluation)
         lacking = lacking_of(evaluation) if dry_run else mend_and_inspect(evaluation)
         if not lacking:
-            return None
+            return []
         names, log = [one.benchmark for one in lacking], new_log(out)
         if dry_run:
-            _run_ns(evaluation, place, environ, names, log, ["--dry_run"])
+            _run_ns(evaluation, place, environ, names, log, "--dry_run")
             return []
         # Noted before the first one is sent: a call that is killed here may leave jobs behind.
         write_note(out, place.expname, names, [])
@@ -102,7 +102,9 @@ def submit(
             raise UserError(f"{error}{told}") from error
         finally:
             write_note(out, place.expname, names, _launched(log))
-        return _launched(log)
+        if not (sent := _launched(log)):
+            raise UserError(f"NeMo-Skills named no job that it submitted: see {log}")
+        return sent
 
 
 def _run_ns(
@@ -111,13 +113,13 @@ def _run_ns(
     environ: Mapping[str, str],
     names: Sequence[str],
     log: Path,
-    flags: Sequence[str] = (),
+    *flags: str,
 ) -> None:
     child = without_secrets(child_environ(evaluation.environment.bin, sbatch_environment(environ)))
     # In a git checkout NeMo-Skills would pack that one up and send it along.
     with tempfile.TemporaryDirectory() as outside:
         for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
-            command = [str(evaluation.environment.ns), *arguments, *flags]
+            command = [evaluation.environment.ns, *arguments, *flags]
             if code := run_logged(command, log, cwd=Path(outside), environ=child):
                 raise UserError(f"ns eval refused (exit {code}): {last_line(log)}; see {log}")
 
@@ -155,7 +157,7 @@ def evaluation_text(
     # In a git checkout NeMo-Skills would look at that one.
     with tempfile.TemporaryDirectory() as outside:
         for told, arguments in zip(shown, rendered, strict=True):
-            command = [str(evaluation.environment.python), sbatch_text.__file__, *arguments]
+            command = [evaluation.environment.python, sbatch_text.__file__, *arguments]
             done = subprocess.run(
                 command,
                 cwd=outside,
