@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason, Verdict
@@ -76,6 +76,8 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     out: Path | str | None = None,
+    refine: int | None = None,
+    choose: Literal["reward", "majority"] = "reward",
 ) -> EvaluationResult:
     """Samples single answers to bare problems with the embedded engine and measures them.
 
@@ -84,10 +86,13 @@ def evaluate(
     `data` is a file of problems or the name of a data set, by default the config's
     `data.validation`; `limit` takes its first problems alone. `samples` is k, of each problem.
     `max_tokens` is by default as trained. Sample files that `out` has already are kept and counted.
+    `refine` (N) also samples refined answers: to q', which shows the best of the first N bare ones,
+    by the reward or by a `majority` vote that looks at no gold. They are `result.refined`.
     """
     config = config_of_model(Path(model), overrides)
     set_threads(config.igrpo.threads)
     from igrpo_nemo.evaluation.embedded import EvaluationSettings, evaluate
+    from igrpo_nemo.evaluation.refine import Refinement
 
     return evaluate(
         config,
@@ -97,6 +102,7 @@ def evaluate(
         data=None if data is None else str(data),
         out=out,
         limit=limit,
+        refinement=Refinement(refine, choose) if refine is not None else None,
     )
 
 

@@ -87,14 +87,14 @@ class PlainEncoder:
 
     def __call__(self, text: str) -> list[int]:
         """Token ids of `text` as plain text; without control strings, the tokenizer's own ids."""
-        ids = [i for piece in self._split(text) for i in self._encode(piece)]
+        ids = [i for piece in self.split(text) for i in self._encode(piece)]
         if not self.control_ids.isdisjoint(ids):
             # A normalising tokenizer can build a control string that the text does not spell.
             ids = [i for char in text for i in self._encode(char)]
             ids = [i for i in ids if i not in self.control_ids]
         return ids
 
-    def _split(self, text: str) -> list[str]:
+    def split(self, text: str) -> list[str]:
         """Cuts each control string after its first character, so that no piece spells it."""
         pieces, start = [], 0
         while match := self._control.search(text, start):
@@ -216,8 +216,7 @@ class PromptBuilder:
         remark = self._as_data(remark)
         close_ids = [*self._close_ids, *self._plain(remark)]
         draft_ids = self._plain(self._as_data(_shown_part(text, content or self._content)))
-        room = self.budget.prompt_tokens - len(open_ids) - len(close_ids)
-        room -= len(question_ids) + sum(len(ids) for ids in self._fixed_ids)
+        room = self._room(question_ids, open_ids, close_ids)
         if room < 0:
             return self._assemble(question, question_ids, dropped=len(draft_ids))
         kept_ids, dropped = self._fit(draft_ids, room)
@@ -228,6 +227,26 @@ class PromptBuilder:
             shown=len(draft_ids) - dropped,
             dropped=dropped,
         )
+
+    def draft_text(self, problem: Problem, draft: str) -> str:
+        """What q' appends to the question, as a message to a server that renders it itself.
+
+        It is `refinement`'s, but for a space within each control string: a server would read one.
+        """
+        open_ids, close_ids = self._open_ids, self._close_ids
+        question_ids = self._plain(self._as_data(problem.question))
+        draft_ids = self._plain(self._as_data(_shown_part(draft, self._content)))
+        room = self._room(question_ids, open_ids, close_ids)
+        if room < 0:
+            return ""
+        kept_ids, _ = self._fit(draft_ids, room)
+        shown = self._tokenizer.decode(kept_ids, skip_special_tokens=False)
+        shown = " ".join(self._plain.split(shown))
+        return self.profile.draft_open + shown + self.profile.draft_close
+
+    def _room(self, *around: Sequence[int]) -> int:
+        """The tokens that the budget leaves beside these and the template's."""
+        return self.budget.prompt_tokens - sum(map(len, [*around, *self._fixed_ids]))
 
     def _assemble(
         self, text: str, ids: Sequence[int], *, shown: int = 0, dropped: int = 0

@@ -1,4 +1,4 @@
-"""`igrpo evaluate`: k single-shot samples a problem; pass@1, pass@k and majority@k.
+"""`igrpo evaluate`: k single-shot samples a problem, and refined ones; pass@1, pass@k, majority@k.
 
 The prompt must be the one that the model was trained with. A checkpoint of a run carries it: the
 run's own `config.yaml` is used, with the overrides on top. Any other model is described by
@@ -16,6 +16,7 @@ from igrpo_nemo.cli.command import Command, at_least
 EXAMPLES = """\
   igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8
   igrpo evaluate --model PATH --data problems.jsonl --samples 64 --out results prompt=paper
+  igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8 --refine 4
 """
 
 
@@ -28,6 +29,12 @@ FLAGS = {
     "--max-tokens": {"type": at_least(1), "help": "of an answer, at most (default: as trained)"},
     "--limit": {"type": at_least(1), "metavar": "N", "help": "the first N problems alone"},
     "--seed": {"type": int, "default": 0, "help": "seed of the samples (0)"},
+    "--refine": {"type": at_least(1), "metavar": "N", "help": "refined answers of N drafts too"},
+    "--choose": {
+        "choices": ["reward", "majority"],
+        "default": "reward",
+        "help": "the draft by reward, or by a vote that looks at no gold (reward)",
+    },
     "--out": {"type": Path, "metavar": "DIR", "help": "where samples and metrics.json go"},
 }
 

@@ -1,6 +1,7 @@
-"""Evaluation as at inference: k single answers to the bare prompt q, never a draft.
+"""Evaluation as at inference: k single answers to the bare prompt q; on demand, refined ones too.
 
     problems -> q -> sampler -> scorer -> output-rs{i}.jsonl (+ .done) -> metrics.json, table
+    a chosen answer in q' -> the same, in OUT/refined
 
 Files have NeMo-Skills' layout: its `summarize_results` reads the folder. A sample file is written
 when it is whole, so that an interrupted evaluation goes on with the next one.
@@ -22,6 +23,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import bench_metrics, format_table
 from igrpo_nemo.evaluation.model import default_base, model_folder
+from igrpo_nemo.evaluation.refine import REFINED, Refinement, RefiningPrompts
 from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     done_path,
@@ -71,9 +73,15 @@ class EvaluationResult:
     benchmark: str
     metrics: dict[str, dict[str, Any]]
     file: Path
+    refined: EvaluationResult | None = None
+    """The same of the refined answers, where they were asked for."""
 
     def __str__(self) -> str:
-        return f"{format_table(self.benchmark, self.metrics)}\n{self.file}"
+        text = f"{format_table(self.benchmark, self.metrics)}\n{self.file}"
+        if self.refined is None:
+            return text
+        table = format_table(f"{self.benchmark}, refined", self.refined.metrics)
+        return f"{text}\n\n{table}\n{self.refined.file}"
 
 
 def evaluate(
@@ -85,6 +93,7 @@ def evaluate(
     data: str | None = None,
     out: Path | str | None = None,
     limit: int | None = None,
+    refinement: Refinement | None = None,
 ) -> EvaluationResult:
     """Evaluates a model folder, or the model of a checkpoint; see `igrpo_nemo.evaluate`.
 
@@ -98,6 +107,8 @@ def evaluate(
 
     folder = model_folder(Path(model))
     benchmark, problems = _problems(config, data, limit)
+    if refinement is not None:
+        refinement.check(settings.num_samples, benchmark)
     if max_tokens is not None:
         config = config.replaced("policy.generation", max_new_tokens=max_tokens)
     keys, drop = config.policy, config.igrpo.drop_overlong_prompts
@@ -116,6 +127,7 @@ def evaluate(
             settings,
             identity={"model": weights_fingerprint(folder)},
             on_progress=lambda done, total: console.stage("evaluate", done, total),
+            refinement=refinement,
         )
 
 
@@ -127,12 +139,36 @@ def evaluate_with(
     *,
     identity: Mapping[str, object] | None = None,
     on_progress: Progress = lambda done, total: None,
+    refinement: Refinement | None = None,
 ) -> EvaluationResult:
     """The evaluation itself, with its parts opened; temperature and top-p are the settings'.
 
-    `folder` is `OUT/eval-results/<benchmark>`. Sample files that are finished are kept and counted;
-    results of other settings, problems or weights (`identity`) in it are a `UserError`.
+    `folder` is `OUT/eval-results/<benchmark>`; refined answers lie in `OUT/refined` alike. Sample
+    files that are finished are kept and counted; results of other settings, problems or weights
+    (`identity`) in it are a `UserError`.
     """
+    identity = identity or {}
+    bare = _sampled(answerer, problems, folder, settings, identity, on_progress)
+    if refinement is None:
+        return bare
+    drafts = zip(problems, refinement.chosen(folder), strict=True)
+    shown = RefiningPrompts(answerer.prompts, {problem.id: text for problem, text in drafts})
+    answerer = replace(answerer, prompts=shown)
+    identity = {**identity, "refine": refinement.drafts, "choose": refinement.choose}
+    where = folder.parents[1] / REFINED / RESULTS_FOLDER / folder.name
+    refined = _sampled(answerer, problems, where, settings, identity, on_progress)
+    return replace(bare, refined=refined)
+
+
+def _sampled(
+    answerer: Answerer,
+    problems: Sequence[Problem],
+    folder: Path,
+    settings: EvaluationSettings,
+    identity: Mapping[str, object],
+    on_progress: Progress,
+) -> EvaluationResult:
+    """Samples what is missing in `folder`, and measures all of it."""
     if not problems:
         raise UserError(f"{folder.name} has no problems: give at least one")
     params = replace(answerer.params, temperature=settings.temperature, top_p=settings.top_p)
@@ -141,10 +177,11 @@ def evaluate_with(
     P, total = len(problems), settings.num_samples * len(problems)
     try:  # boundary: the file system
         folder.mkdir(parents=True, exist_ok=True)
-        claim_embedded(folder, {**asked, **(identity or {})})
+        claim_embedded(folder, {**asked, **identity})
         missing = [i for i in range(settings.num_samples) if not done_path(folder, i).exists()]
         # Sampled together, but each draw is its own seed's.
-        keyed = [(p, f"{settings.seed}/evaluation/rs{i}/{p.id}") for i in missing for p in problems]
+        stage = "refined" if "refine" in identity else "evaluation"
+        keyed = [(p, f"{settings.seed}/{stage}/rs{i}/{p.id}") for i in missing for p in problems]
         rows: list[dict[str, Any]] = []
         for start in range(0, len(keyed), settings.batch_size):
             before, began = total - len(keyed) + start, time.time()

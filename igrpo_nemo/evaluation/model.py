@@ -146,7 +146,7 @@ def opens_thinking(model: str | Path, config: Config, *, hf_home: str | None = N
     `igrpo.site.hf_home`) or in the default one; nothing is downloaded, and of a model that is not
     here False is said. The config's chat template stands in the place of the model's own.
     """
-    folder = _cached_folder(model, hf_home or config.igrpo.site.hf_home)
+    folder = cached_folder(model, hf_home or config.igrpo.site.hf_home)
     keys = config.policy.tokenizer
     template = chat_template_text(keys.chat_template)
     # Spares the import of transformers.
@@ -178,7 +178,8 @@ def plain_path(path: Path) -> str:
     return str(path)
 
 
-def _cached_folder(model: str | Path, hf_home: str | None) -> Path | None:
+def cached_folder(model: str | Path, hf_home: str | None) -> Path | None:
+    """A model's folder, or that of the cache for a name on the hub; None where it is not here."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import try_to_load_from_cache

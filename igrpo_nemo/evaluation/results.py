@@ -25,7 +25,13 @@ import numpy as np
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import SampleResult, majority_score
-from igrpo_nemo.evaluation.statistics import Estimate, estimate, over_problems, pass_at_k_curve
+from igrpo_nemo.evaluation.statistics import (
+    Estimate,
+    bayes_at_n,
+    estimate,
+    over_problems,
+    pass_at_k_curve,
+)
 from igrpo_nemo.files.atomic import write_atomic
 
 SETTING_FILE = "setting.json"
@@ -94,6 +100,11 @@ class BenchmarkResults:
         return pass_at_k_curve(self.correct_P_K.sum(axis=1), self.num_samples)
 
     @cached_property
+    def bayes(self) -> Estimate:
+        """Bayes@K."""
+        return bayes_at_n(self.correct_P_K.sum(axis=1), self.num_samples)
+
+    @cached_property
     def majority(self) -> Estimate | None:
         """The vote of all K samples; None for K = 1."""
         if self.num_samples == 1:
@@ -121,6 +132,17 @@ class Results:
     folder: Path
     setting: Mapping[str, Any]
     benchmarks: Mapping[str, BenchmarkResults]
+
+
+def pooled(parts: Sequence[BenchmarkResults]) -> BenchmarkResults:
+    """The problems of several benchmarks as one, each with as many samples as all of them have."""
+    K = min(one.num_samples for one in parts)
+    return BenchmarkResults(
+        "+".join(one.benchmark for one in parts),
+        seeds=tuple(range(K)),
+        problems=tuple(f"{one.benchmark}/{key}" for one in parts for key in one.problems),
+        samples_P_K=[row[:K] for one in parts for row in one.samples_P_K],
+    )
 
 
 def read_results(folder: Path, benchmarks: Sequence[str] | None = None) -> Results:

@@ -66,6 +66,9 @@ class Setting:
     """A hash of the config's chat template; None: the model's own."""
     chat_template_kwargs: Mapping[str, Any] | None = None
     """What the chat template is given beside the messages."""
+    refine: int | None = None
+    """Drafts among which `choose` took the one that q' shows; None for bare answers."""
+    choose: str | None = None
 
     def to_json(self) -> str:
         """Without what has its default, which older ones do not have either."""

@@ -10,7 +10,7 @@ problems, K samples a problem, S training seeds. All rates are fractions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ import yaml
 
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.refine import REFINED
 from igrpo_nemo.evaluation.results import (
     EMBEDDED_FILE,
     RESULTS_FOLDER,
     BenchmarkResults,
     Results,
+    pooled,
     read_results,
     read_setting,
 )
@@ -34,7 +36,12 @@ from igrpo_nemo.files.display_text import shorten
 AVERAGE = "average"
 """Name of the macro average, beside the benchmarks'."""
 
-SETTINGS = ("evaluator", "profile", "system_prompt", "temperature", "top_p", "max_tokens")
+POOLED = ("aime24", "aime25", "aime26")
+"""Benchmarks of 30 problems of one kind, which are also measured as one."""
+
+SETTINGS = (
+    "evaluator", "answers", "profile", "system_prompt", "temperature", "top_p", "max_tokens",
+)  # fmt: skip
 """What two evaluations must share, beside their data."""
 
 
@@ -55,17 +62,25 @@ class Published:
 @dataclass(frozen=True, slots=True)
 class System:
     """An evaluated model under a name. `setting` holds those of `SETTINGS` that are known, `data`
-    a digest of each benchmark's problems and answers where there is one."""
+    a digest of each benchmark's problems and answers where there is one, `pools` benchmarks of
+    `POOLED` as one. Systems of one `arm` are its training seeds."""
 
     label: str
     folder: Path
     setting: Mapping[str, Any]
     benchmarks: Mapping[str, BenchmarkResults]
     data: Mapping[str, str] = field(default_factory=dict)
+    pools: Mapping[str, BenchmarkResults] = field(default_factory=dict)
+    arm: str = ""
+
+    @property
+    def measured(self) -> Mapping[str, BenchmarkResults]:
+        """Benchmarks, then pools."""
+        return {**self.benchmarks, **self.pools}
 
     def average(self, names: Sequence[str]) -> Estimate:
         """Macro average of the accuracies over these benchmarks."""
-        return macro_average([self.benchmarks[name].accuracy for name in names])
+        return macro_average([self.measured[name].accuracy for name in names])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,13 @@ class Comparison:
     @property
     def reference(self) -> System:
         return self.systems[0]
+
+    @property
+    def arms(self) -> Mapping[str, Sequence[System]]:
+        """Arm -> its seeds, in order; empty where no arm has several."""
+        arms = dict.fromkeys(system.arm or system.label for system in self.systems)
+        found = {arm: [s for s in self.systems if arm in (s.arm, s.label)] for arm in arms}
+        return found if any(len(seeds) > 1 for seeds in found.values()) else {}
 
 
 def published_results(experiment: str, file: Path | None = None) -> Published:
@@ -131,9 +153,10 @@ def is_evaluation(folder: Path) -> bool:
 
 
 def load_systems(names: Sequence[str | Path]) -> list[System]:
-    """Systems from `FOLDER` or `LABEL=FOLDER`; without a label it is the run's name.
+    """Systems from `FOLDER` or `LABEL=FOLDER`; without a label it is the run's name. Folders under
+    one label are training seeds of an arm.
 
-    Raises `UserError` for a folder without a complete evaluation, and for equal labels.
+    Raises `UserError` for a folder without a complete evaluation, and for one that is given twice.
     """
     if not names:
         raise UserError("nothing to compare: give folders of evaluations, such as runs/demo")
@@ -146,12 +169,15 @@ def load_systems(names: Sequence[str | Path]) -> list[System]:
     labels = [label or _run_name(folder) for label, folder in given]
     if len(set(labels)) < len(labels):
         labels = [label or str(folder) for label, folder in given]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UserError(f"{twice[0]} stands for two evaluations: name them apart with LABEL=FOLDER")
-    return [
-        system_of(label, read_results(folder))
-        for label, (_, folder) in zip(labels, given, strict=True)
-    ]
+    folders = [folder.resolve() for _, folder in given]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise UserError(f"{twice[0]} is given twice: a system, or a training seed, has its own")
+    systems = []
+    for i, (label, (_, folder)) in enumerate(zip(labels, given, strict=True)):
+        arm = label if labels.count(label) > 1 else ""
+        label = f"{label} ({labels[:i].count(label) + 1})" if arm else label
+        systems.append(replace(system_of(label, read_results(folder)), arm=arm))
+    return systems
 
 
 def evaluation_folder(folder: Path) -> Path:
@@ -160,8 +186,8 @@ def evaluation_folder(folder: Path) -> Path:
         return folder
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give an evaluation's output or a run folder")
-    inside = folder / "evaluation"
-    found = sorted(path.parent for path in inside.rglob(RESULTS_FOLDER) if path.is_dir())
+    found = sorted(path.parent for path in (folder / "evaluation").rglob(f"{RESULTS_FOLDER}/"))
+    found = [path for path in found if path.name != REFINED]  # of the evaluation around it
     if not found:
         raise UserError(f"{folder} holds no evaluation ({RESULTS_FOLDER}/): evaluate it first")
     if len(found) > 1:
@@ -172,6 +198,8 @@ def evaluation_folder(folder: Path) -> Path:
 
 def _run_name(folder: Path) -> str:
     """The run that an evaluation belongs to: RUN/evaluation/..., else the folder's own name."""
+    if folder.name == REFINED:
+        return f"{_run_name(folder.parent)} {REFINED}"
     parts = folder.resolve().parts
     return parts[parts.index("evaluation") - 1] if "evaluation" in parts[1:] else parts[-1]
 
@@ -184,10 +212,14 @@ def system_of(label: str, results: Results) -> System:
         if values := read_setting(results.folder / RESULTS_FOLDER / name, EMBEDDED_FILE):
             own = {"evaluator": "igrpo evaluate", "profile": "its run's", "system_prompt": None}
             setting |= {**values, "max_tokens": values.get("max_new_tokens"), **own}
+    drafts, choose = setting.get("refine"), setting.get("choose")
+    setting["answers"] = f"refined from the best of {drafts} by {choose}" if drafts else "bare"
     problems = results.setting.get("problems", {})
     data = {name: about["sha256"] for name, about in problems.items() if "sha256" in about}
     known = {name: setting[name] for name in SETTINGS if name in setting}
-    return System(label, results.folder, known, results.benchmarks, data)
+    parts = [results.benchmarks[name] for name in POOLED if name in results.benchmarks]
+    pools = {pool.benchmark: pool for pool in ([pooled(parts)] if parts[1:] else [])}
+    return System(label, results.folder, known, results.benchmarks, data, pools)
 
 
 def compared(
@@ -219,8 +251,9 @@ def compared(
 
 
 def _differences(ours: System, theirs: System, names: Sequence[str]) -> dict[str, Difference]:
-    pairs = {name: _paired(ours.benchmarks[name], theirs.benchmarks[name]) for name in names}
-    chosen = {name: [name] for name in names} | ({AVERAGE: list(names)} if names[1:] else {})
+    both = [*names, *(pool for pool in ours.pools if pool in theirs.pools)]
+    pairs = {name: _paired(ours.measured[name], theirs.measured[name]) for name in both}
+    chosen = {name: [name] for name in both} | ({AVERAGE: list(names)} if names[1:] else {})
     return {
         name: paired_bootstrap(*({each: pairs[each][i] for each in among} for i in (0, 1)))
         for name, among in chosen.items()

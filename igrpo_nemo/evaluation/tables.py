@@ -11,8 +11,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from igrpo_nemo.evaluation.results import BenchmarkResults
-from igrpo_nemo.evaluation.statistics import CONFIDENCE, Difference, Estimate
+from igrpo_nemo.evaluation.statistics import CONFIDENCE, Difference, Estimate, over_seeds
 from igrpo_nemo.evaluation.systems import AVERAGE, SETTINGS, Comparison, System
 
 CSV_HEADER = (
@@ -36,6 +38,7 @@ def tables(comparison: Comparison, *, details: bool = True) -> list[Table]:
     return [
         accuracy_table(comparison),
         *([difference_table(comparison)] if comparison.differences else []),
+        *([seeds_table(comparison)] if comparison.arms else []),
         *([detail_table(comparison)] if details else []),
         *([settings_table(comparison)] if comparison.differing else []),
     ]
@@ -113,21 +116,54 @@ def sampling_error(comparison: Comparison, label: str, name: str) -> float | Non
     return math.hypot(*known) if len(known) == 2 else None
 
 
+def seeds_table(comparison: Comparison) -> Table:
+    """A row per arm and benchmark: the spread over its training seeds, and the difference to the
+    first arm."""
+    first = next(iter(comparison.arms))
+    rows = tuple(
+        (arm, name, str(mean.problems), points(mean)[1:], _number(spread), points(difference))
+        for arm, name, mean, spread, difference in _over_seeds(comparison)
+    )
+    header = ("arm", "benchmark", "seeds", "accuracy %", "spread", f"minus {first}")
+    caption = (
+        f"Over training seeds: mean with Student's {100 * CONFIDENCE:g} % interval over seeds, "
+        "standard deviation of a seed, difference with Welch's interval."
+    )
+    return Table(caption, header, rows)
+
+
+def _over_seeds(
+    comparison: Comparison,
+) -> Iterator[tuple[str, str, Difference, float | None, Difference]]:
+    """Arm, benchmark or `AVERAGE`, its mean, its deviation over seeds, minus the first arm."""
+    names = [*comparison.benchmarks, *([AVERAGE] if comparison.benchmarks[1:] else [])]
+    for name in names:
+        of = comparison.benchmarks if name == AVERAGE else (name,)
+        means = {
+            arm: [system.average(of).mean for system in seeds]
+            for arm, seeds in comparison.arms.items()
+        }
+        first = next(iter(means.values()))
+        for arm, means_S in means.items():
+            spread = float(np.std(means_S, ddof=1)) if len(means_S) > 1 else None
+            yield arm, name, over_seeds(means_S), spread, over_seeds(means_S, first)
+
+
 def detail_table(comparison: Comparison) -> Table:
     """A row per system and benchmark: both errors, votes, missing answers, tokens."""
     rows = tuple(
         _detail_row(system.label, found)
         for system in comparison.systems
-        for found in system.benchmarks.values()
+        for found in system.measured.values()
     )
     header = (
-        "system", "benchmark", "P × K", "accuracy %", "± problems", "± sampling", "majority %",
-        "pass@K %", "no answer %", "cut off %", "tokens",
+        "system", "benchmark", "P × K", "accuracy %", "± problems", "± sampling", "Bayes@K %",
+        "majority %", "pass@K %", "no answer %", "cut off %", "tokens",
     )  # fmt: skip
     caption = (
         "Details: P problems, K samples each. ± problems: other problems and other samples; "
-        "± sampling: these problems, other samples. Majority and pass@K take all K samples. "
-        "Cut off: replies at the token limit."
+        "± sampling: these problems, other samples. Bayes@K: posterior mean ± its deviation. "
+        "Majority and pass@K take all K samples. Cut off: replies at the token limit."
     )
     return Table(caption, header, rows)
 
@@ -144,6 +180,7 @@ def _detail_row(label: str, one: BenchmarkResults) -> tuple[str, ...]:
         _number(one.accuracy.mean),
         _number(one.accuracy.problems),
         _number(one.accuracy.sampling),
+        f"{_number(one.bayes.mean)} ± {_number(one.bayes.sampling)}",
         _percent(one.majority) if one.majority else "–",
         _percent(one.passes[one.num_samples]),
         _number(one.no_answer.mean),
@@ -247,10 +284,11 @@ def as_csv(comparison: Comparison) -> str:
 def _csv_rows(comparison: Comparison) -> Iterator[tuple[str | int | float | None, ...]]:
     """Rows under `CSV_HEADER`; what is unknown is None."""
     for system in comparison.systems:
-        for name, one in system.benchmarks.items():
+        for name, one in system.measured.items():
             K = one.num_samples
             quantities: list[tuple[str, int | None, Estimate | None]] = [
                 ("accuracy", None, one.accuracy),
+                ("bayes", K, one.bayes),
                 ("majority", K, one.majority),
                 ("no_answer", None, one.no_answer),
                 ("truncated", None, one.truncated),
@@ -268,6 +306,21 @@ def _csv_rows(comparison: Comparison) -> Iterator[tuple[str | int | float | None
         for name, d in by_name.items():
             errors = (d.mean, d.stderr, sampling_error(comparison, label, name), d.low, d.high)
             yield (label, name, "difference", None, *errors, d.problems, None)
+    for arm, name, mean, spread, _ in _over_seeds(comparison) if comparison.arms else ():
+        yield (
+            arm,
+            name,
+            "seeds_mean",
+            None,
+            mean.mean,
+            None,
+            None,
+            mean.low,
+            mean.high,
+            None,
+            None,
+        )
+        yield (arm, name, "seeds_spread", None, spread, *[None] * 6)
     for label, published in comparison.published.items():
         for name, value in {**published.benchmarks, AVERAGE: published.average}.items():
             yield (label, name, "published", None, value, *[None] * 6)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
-import subprocess
-import sys
+import runpy
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from igrpo_nemo.chain.script import exit_code
 from igrpo_nemo.evaluation.skills.data import write_benchmark
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -31,22 +33,25 @@ class Ended:
     err: str
 
 
-def evaluate(*words: str, env: Path | None = None, timeout: float = 280) -> Ended:
+def evaluate(*words: str, env: Path | None = None) -> Ended:
     """Runs pipelines/evaluate.py to its end."""
-    return pipeline("evaluate.py", *words, env=env, timeout=timeout)
+    return pipeline("evaluate.py", *words, env=env)
 
 
-def pipeline(script: str, *words: str, env: Path | None = None, timeout: float = 280) -> Ended:
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environ.pop("NEMO_SKILLS_DATA_DIR", None)
+def pipeline(script: str, *words: str, env: Path | None = None) -> Ended:
+    """A script of pipelines/ as it is started, but in this process: most of a call is imports."""
+    main = runpy.run_path(str(CHECKOUT / "pipelines" / script))["main"]
+    before, folder = dict(os.environ), Path.cwd()
+    os.environ.pop("NEMO_SKILLS_DATA_DIR", None)
     if env is not None:
-        environ["NEMO_SKILLS_ENV"] = str(env)
-    done = subprocess.run(
-        [sys.executable, str(CHECKOUT / "pipelines" / script), *words],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environ,
-        cwd=CHECKOUT,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+        os.environ["NEMO_SKILLS_ENV"] = str(env)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        os.chdir(CHECKOUT)
+        with redirect_stdout(out), redirect_stderr(err):
+            code = exit_code(main, words)
+    finally:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(before)
+    return Ended(code, out.getvalue(), err.getvalue())

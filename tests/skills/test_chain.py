@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from fake_slurm import FakeSlurm
 from sample_files import row, write_metrics, write_sample
-from skills_runs import CHECKOUT, write_problems
+from skills_runs import pipeline, write_problems
 
 from igrpo_nemo.chain.conversion import convert
 from igrpo_nemo.chain.evaluation import chain_evaluation
@@ -32,10 +31,7 @@ pytestmark = pytest.mark.timeout(600)
 EXPERIMENT = "table1_openmath_nemotron_14b_igrpo"
 SAMPLES = {"aime24": 3, "amc23": 2}
 ROWS = {"aime24": 30, "amc23": 40}
-# A disk for the checkpoints of 14B parameters, which the machine of the tests need not have.
-DISK = "import shutil\nfull = shutil.disk_usage\n" + (
-    "shutil.disk_usage = lambda path: full(path)._replace(free=10**13)\n"
-)
+TOKEN = "hf_" + "s" * 30
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,6 @@ class Cluster:
     """A user's account on a cluster: run folder, profile, data, and the stand-in for Slurm."""
 
     folder: Path
-    env: dict[str, str]
     slurm: FakeSlurm
 
     @property
@@ -69,19 +64,12 @@ class Cluster:
         ]
 
     def chain(self, *flags: str, code: int = 0, more: tuple[str, ...] = ()) -> str:
-        script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
-        paths = ["--config-dir", str(self.folder), "--data-dir", str(self.folder / "data")]
-        paths += ["--benchmarks", self.benchmarks]
-        done = subprocess.run(
-            [sys.executable, script, "--cluster", "slurm", *paths, *flags, *self.words(*more)],
-            cwd=CHECKOUT,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert done.returncode == code, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout if code == 0 else done.stderr
+        paths = ["--config-dir", str(self.folder), "--benchmarks", self.benchmarks]
+        paths += ["--data-dir", str(self.folder / "data")]
+        words = ["--cluster", "slurm", *paths, *flags, *self.words(*more)]
+        ended = pipeline("train_and_evaluate.py", *words)
+        assert ended.code == code, f"{ended.out[-3000:]}\n{ended.err[-3000:]}"
+        return ended.out if code == 0 else ended.err
 
     def sent(self) -> dict[int, str]:
         """Job id -> the words of sbatch and the file it was given."""
@@ -90,7 +78,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path, skills) -> Cluster:
+def cluster(tmp_path, skills, monkeypatch) -> Cluster:
     for name in ("bin", "models", "hf", "workspace"):
         (tmp_path / name).mkdir()
     slurm = FakeSlurm(tmp_path / "bin")
@@ -108,19 +96,15 @@ def cluster(tmp_path, skills) -> Cluster:
     (tmp_path / "slurm_a100.yaml").write_text(yaml.safe_dump(profile))
     for name, rows in ROWS.items():
         write_problems(tmp_path / "data", name, [str(i) for i in range(rows)])
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "sitecustomize.py").write_text(DISK)
-    env = {
-        **os.environ,
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(tmp_path / "disk"),
-        "NEMO_SKILLS_ENV": str(skills.bin.parent),
-        "HF_TOKEN": "hf_" + "s" * 30,
-        "OMP_NUM_THREADS": "1",
-    }
+    # A disk for the checkpoints of 14B parameters, which the machine of the tests need not have.
+    full = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full(path)._replace(free=10**13))
     for name in ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "CONTAINER_IMAGE", "HF_HOME", "VENV"):
-        env.pop(name, None)
-    return Cluster(tmp_path, env, slurm)
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("NEMO_SKILLS_ENV", str(skills.bin.parent))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return Cluster(tmp_path, slurm)
 
 
 def sections(plan: str) -> dict[str, str]:
@@ -201,7 +185,7 @@ def test_the_plan_holds_everything_that_the_profile_says(cluster):
     assert options(compare)["dependency"] == "afterok:EVALUATE"
     assert f"--experiment {EXPERIMENT}={EXPERIMENT}" in compare
     assert "gpus-per-node" not in options(compare)
-    assert cluster.env["HF_TOKEN"] not in plan
+    assert TOKEN not in plan
     assert cluster.sent() == {} and not (cluster.run / "stages").exists()
 
 
@@ -224,7 +208,7 @@ def test_slurm_gets_a_chain_of_successes(cluster):
     waits = options(sent[compare])["dependency"].removeprefix("afterok:")
     assert sorted(map(int, waits.split(":"))) == evaluate
     assert f"base={cluster.folder}/base" in sent[compare]
-    assert not [job for job, file in sent.items() if cluster.env["HF_TOKEN"] in file]
+    assert not [job for job, file in sent.items() if TOKEN in file]
 
 
 def test_only_what_is_missing_is_submitted_and_at_the_end_compared(cluster, skills):
@@ -269,9 +253,9 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster):
     assert cluster.sent() == {}
 
 
-def test_without_nemo_skills_the_plan_still_shows_the_other_stages(cluster):
-    env = {**cluster.env, "NEMO_SKILLS_ENV": str(cluster.folder)}
-    parts = sections(replace(cluster, env=env).chain("--dry-run"))
+def test_without_nemo_skills_the_plan_still_shows_the_other_stages(cluster, monkeypatch):
+    monkeypatch.setenv("NEMO_SKILLS_ENV", str(cluster.folder))
+    parts = sections(cluster.chain("--dry-run"))
     assert list(parts) == ["train", "convert", "evaluate", "compare"]
     assert "# not composed: NEMO_SKILLS_ENV" in parts["evaluate"]
     assert "# temperature: 0.6" in parts["evaluate"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import closing
@@ -21,11 +22,11 @@ from igrpo_nemo.rewards.accuracy import Verdict, find_answer
 from igrpo_nemo.run.core import evaluation_scorer
 from igrpo_nemo.types import Problem
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(600)
 
-PROBLEMS, SAMPLES = 150, 2
+PROBLEMS, SAMPLES = 60, 2
 WORDS = (
-    "experiment=demo", "data.train.lengths=[3]", "igrpo.warmup.steps=150",
+    "experiment=demo", "data.train.lengths=[3]", "igrpo.warmup.steps=100",
     "igrpo.warmup.batch_size=24", "igrpo.threads=1", "grpo.num_prompts_per_step=4",
     "grpo.max_num_steps=2", f"grpo.max_val_samples={PROBLEMS}", "grpo.val_period=0",
     "grpo.val_at_start=false", "grpo.val_at_end=false", "checkpointing.metric_name=null",
@@ -46,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, skills: SkillsEnvironment) -> 
         command, cwd=folder, env=environ, capture_output=True, text=True, timeout=1700
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert "pass@1[avg-of-2] | 150 " in done.stdout
+    assert "pass@1[avg-of-2] | 60 " in done.stdout
     return folder / "runs" / "demo"
 
 
@@ -92,7 +93,7 @@ def test_a_chain_on_this_machine_evaluates_with_nemo_skills(
     assert correct_P_K.shape == (PROBLEMS, SAMPLES)
     page = (run / "comparison" / "comparison.md").read_text()
     accuracy = f"{100 * correct_P_K.mean():.1f}"
-    assert f"| demo | {accuracy} ±" in page and "All: evaluator NeMo-Skills" in page
+    assert re.search(rf"\| demo +\| +{accuracy} ±", page) and "All: evaluator NeMo-Skills" in page
 
 
 def test_nemo_skills_and_igrpo_evaluate_agree(run: Path, out: Path) -> None:

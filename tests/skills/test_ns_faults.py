@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,10 @@ from answer_stub import Reply, Stub
 from skills_runs import Ended, evaluate, write_problems
 
 from igrpo_nemo.evaluation.results import read_results
+from igrpo_nemo.evaluation.skills import program
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(600)
 
 PROBLEMS = 3
 SAMPLES = 2
@@ -42,7 +42,6 @@ class Setup:
             *("--address", server.address, "--data-dir", str(self.data), "--out", str(self.out)),
             *("--benchmarks", f"toy:{SAMPLES}", *words),
             env=self.env,
-            timeout=800,
         )
 
     def await_rows(self, seed: int, rows: int) -> None:
@@ -56,26 +55,6 @@ class Setup:
         raise AssertionError(f"{path} did not get {rows} rows within 60 s")
 
 
-@pytest.fixture
-def setup(tmp_path: Path, skills: SkillsEnvironment) -> Setup:
-    return Setup(tmp_path, skills)
-
-
-def last_of_second_sample(then: Callable[[], None], setup: Setup) -> Callable[[int], None]:
-    """A fault at the sixth request, the last of sample 1, once the two others are on disk."""
-
-    def fault(number: int) -> None:
-        if number == 2 * PROBLEMS:
-            setup.await_rows(seed=1, rows=PROBLEMS - 1)
-            then()
-
-    return fault
-
-
-def all_once(stub: Stub) -> bool:
-    return len(stub.answered) == PROBLEMS * SAMPLES and set(stub.answered.values()) == {1}
-
-
 def test_a_failure_in_the_stub_fails_the_test() -> None:
     def fault(number: int) -> None:
         raise ValueError("not what was expected")
@@ -85,29 +64,6 @@ def test_a_failure_in_the_stub_fails_the_test() -> None:
         with Stub(lambda problem, seed: RIGHT, fault) as server:
             with pytest.raises(ConnectionError):
                 urllib.request.urlopen(f"{server.address}/chat/completions", body, timeout=10)
-
-
-def test_the_server_dies(setup: Setup) -> None:
-    stub = Stub(lambda problem, seed: RIGHT)
-    with stub:
-
-        def die() -> None:
-            stub.die()
-            raise ConnectionResetError
-
-        stub.fault = last_of_second_sample(die, setup)
-        ended = setup.command(stub)
-        assert ended.code == 1, ended.out
-        assert "toy: 1 of 2 samples are missing (rs1)" in ended.err
-        ended = setup.command(stub)
-        assert ended.code == 2 and f"no server answers at {stub.address}" in ended.err
-
-        stub.fault = lambda number: None
-        stub.start()
-        ended = setup.command(stub)
-    assert ended.code == 0, ended.err
-    assert read_results(setup.out).benchmarks["toy"].correct_P_K.all()
-    assert all_once(stub)
 
 
 def kill_process_of_sample(out: Path, seed: int) -> None:
@@ -125,44 +81,62 @@ def kill_process_of_sample(out: Path, seed: int) -> None:
     os.kill(found[0], signal.SIGKILL)
 
 
-def test_a_process_is_killed_and_files_are_cut_off(setup: Setup) -> None:
-    stub = Stub(lambda problem, seed: RIGHT)
-    hold = threading.Event()
+def test_what_breaks_is_said_and_the_same_command_completes_it(
+    tmp_path: Path, skills: SkillsEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample's process is killed; files are cut off; the server dies; all is there in the end."""
+    monkeypatch.setattr(program, "SILENT_S", 5.0)
+    setup, stub, hold = Setup(tmp_path, skills), Stub(lambda *_: RIGHT), threading.Event()
 
-    def killed() -> None:
-        kill_process_of_sample(setup.out, 1)
-        hold.wait(10)
-        raise ConnectionResetError
+    def killed(number: int) -> None:
+        """At the last request of sample 1, once the two others are on disk."""
+        if number == 2 * PROBLEMS:
+            setup.await_rows(seed=1, rows=PROBLEMS - 1)
+            kill_process_of_sample(setup.out, 1)
+            hold.wait(10)
+            raise ConnectionResetError
 
-    stub.fault = last_of_second_sample(killed, setup)
+    stub.fault = killed
     with stub:
         ended = setup.command(stub)
         hold.set()
-        assert ended.code == 1 and "1 of 2 samples are missing (rs1)" in ended.err
+        assert ended.code == 1 and "toy: 1 of 2 samples are missing (rs1)" in ended.err
         assert not (setup.where / "output-rs1.jsonl.done").exists()
         with (setup.where / "output-rs1.jsonl-async").open("a") as file:
             file.write('{"problem": "toy problem 2?", "generation": "<ans')
-
-        stub.fault = lambda number: None
-        ended = setup.command(stub)
-        assert ended.code == 0, ended.err
-        assert all_once(stub)
-
         # A finished file loses its end: the row that was cut off is sampled again, no other.
         path = setup.where / "output-rs0.jsonl"
         path.write_bytes(path.read_bytes()[:-40])
         ended = evaluate("--check", str(setup.out), env=setup.env)
-        assert ended.code == 1 and "toy: a row is broken in rs0" in ended.err
+        assert ended.code == 1 and "a row is broken in rs0" in ended.err
+        stub.die()
         ended = setup.command(stub)
-        assert ended.code == 0, ended.err
+        assert ended.code == 2 and f"no server answers at {stub.address}" in ended.err
+
+        def dies(number: int) -> None:
+            if setup.texts[-1] in (key[0] for key in list(stub.answered - before)):
+                stub.die()
+                raise ConnectionResetError
+
+        before = stub.answered.copy()
+        stub.fault = dies
+        stub.start()
+        ended = setup.command(stub)
+        assert ended.code == 1 and f"the server at {stub.address} stopped answering" in ended.err
+        assert "toy: 1 of 2 samples are missing (rs1)" in ended.err
+
+        stub.fault = lambda number: None
+        stub.start()
+        ended = setup.command(stub)
+        assert ended.code == 0 and "100.00%" in ended.out, ended.err
+        assert len(stub.answered) == PROBLEMS * SAMPLES
         again = {key: count for key, count in stub.answered.items() if count > 1}
         assert again == {(setup.texts[-1], 0): 2}
 
-        before = stub.answered.total()
-        ended = setup.command(stub)
-        assert ended.code == 0 and "100.00%" in ended.out
+        answered = stub.answered.total()
+        assert setup.command(stub).code == 0
         ended = setup.command(stub, "igrpo.evaluation.temperature=0.7")
         assert ended.code == 2 and "temperature was 0.6, is 0.7" in ended.err
-        assert stub.answered.total() == before
+        assert stub.answered.total() == answered
     assert {body["temperature"] for body in stub.bodies} == {0.6}
     assert read_results(setup.out).benchmarks["toy"].correct_P_K.all()

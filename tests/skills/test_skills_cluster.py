@@ -95,7 +95,7 @@ for name in sys.argv[2:]:
 """
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_nemo_skills_reads_the_shipped_profiles(skills: SkillsEnvironment, tmp_path: Path) -> None:
     environ = {**child_environ(skills.bin, os.environ), "NEMORUN_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -111,7 +111,7 @@ def test_nemo_skills_reads_the_shipped_profiles(skills: SkillsEnvironment, tmp_p
     assert slurm[2]["HF_HOME"] == "/workspace/hf" and slurm[2]["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_a_dry_run_on_slurm(skills: SkillsEnvironment, tmp_path: Path, monkeypatch) -> None:
     """The real NeMo-Skills takes profile and arguments; no secret reaches its logs or files."""
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
@@ -129,7 +129,6 @@ def test_a_dry_run_on_slurm(skills: SkillsEnvironment, tmp_path: Path, monkeypat
         *("--data-dir", str(tmp_path / "data"), "--benchmarks", "toy:4", "--jobs", "2"),
         *("--out", str(tmp_path / "out"), "--dry-run"),
         env=skills.bin.parent,
-        timeout=600,
     )
     assert ended.code == 0, ended.err
     assert "--server_gpus=4" in ended.out and "--num_jobs=2" in ended.out

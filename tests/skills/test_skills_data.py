@@ -116,12 +116,10 @@ def test_the_script_prepares_files(tmp_path: Path) -> None:
     assert "has 3 rows, but aime24 has 30" in ended.err
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_nemo_skills_prepares_what_comes_with_it(skills: SkillsEnvironment, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    ended = pipeline(
-        "prepare_data.py", "--out", str(out), "aime24", env=skills.bin.parent, timeout=900
-    )
+    ended = pipeline("prepare_data.py", "--out", str(out), "aime24", env=skills.bin.parent)
     assert ended.code == 0, ended.err
     rows = read_benchmark(out, "aime24").rows
     assert len(rows) == 30 and all(row["expected_answer"].isdecimal() for row in rows)

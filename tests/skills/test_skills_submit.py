@@ -15,12 +15,10 @@ from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, write_metrics, write_sample, write_unordered
 from skills_runs import write_problems
 
-from igrpo_nemo.chain.on_slurm import Composed, submit_evaluation
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model
 from igrpo_nemo.evaluation.setting import setting_of
-from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile
 from igrpo_nemo.evaluation.skills.command import Place, Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
@@ -203,16 +201,12 @@ def test_jobs_that_may_still_run_hold_a_folder(
         check_not_running(folder)
 
 
-def test_a_chain_takes_an_evaluation_that_lacks_nothing_for_done(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_evaluation_that_lacks_nothing_sends_nothing(cluster: Cluster) -> None:
     evaluation = prepare(cluster.evaluation)
     for name in ("toy", "toy-long"):
         where = cluster.out / "eval-results" / name
         for seed in range(2):
             write_sample(where, seed, [row(f"{name} problem {i}?") for i in range(2)])
         write_metrics(where)
-    profile = ClusterProfile("mine", cluster.folder, {"account": "acme"}, ())
-    assert submit_evaluation(Composed(profile, evaluation, cluster.place), [7], os.environ) == []
-    assert f"{evaluation.out} is complete" in capsys.readouterr().out
+    assert submit(evaluation, cluster.place, os.environ) == []
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()

@@ -16,9 +16,13 @@ from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import evaluated_config
 from igrpo_nemo.evaluation.results import read_results
-from igrpo_nemo.evaluation.skills.command import Server
-from igrpo_nemo.evaluation.skills.program import SkillsEnvironment, server_answers
-from igrpo_nemo.evaluation.skills.vllm_server import find_vllm, vllm_command, vllm_serving
+from igrpo_nemo.evaluation.skills.program import (
+    SkillsEnvironment,
+    find_vllm,
+    server_answers,
+    vllm_command,
+    vllm_serving,
+)
 
 STAND_IN = """\
 #!{python}
@@ -69,7 +73,7 @@ def vllm(tmp_path: Path) -> Vllm:
 
 def test_the_gpus_are_split_between_shards_and_copies() -> None:
     def sizes(gpus: int, of_model: int) -> list[str]:
-        command = vllm_command("vllm", Server("/m", gpus=of_model), "--seed '1 2'", 1, gpus)
+        command = vllm_command("vllm", "/m", "--seed '1 2'", 1, of_model, gpus)
         assert command[:3] == ["vllm", "serve", "/m"] and command[-2:] == ["--seed", "1 2"]
         return [
             word for before, word in zip(command, command[1:], strict=False) if "-size" in before
@@ -85,8 +89,8 @@ def test_the_server_answers_and_ends_with_all_that_it_started(
     vllm: Vllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = {**os.environ, "SLURM_NTASKS": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
-    server, arguments = Server("/m", gpus=1), "--generation-config vllm --api-key s3cret"
-    with vllm_serving(str(vllm.path), server, arguments, tmp_path / "logs", environ) as address:
+    arguments, log = "--generation-config vllm --api-key s3cret", tmp_path / "logs" / "vllm.log"
+    with vllm_serving(str(vllm.path), "/m", 1, arguments, log, environ) as address:
         assert server_answers(address) and not vllm.has_ended()
     assert not server_answers(address) and vllm.has_ended()
     (note,) = vllm.called()
@@ -102,7 +106,7 @@ def test_a_server_that_does_not_start_is_said_with_its_last_line(
     vllm.write("#!/bin/sh\necho 'ValueError: no such model'\necho\nexit 3\n")
     with (
         pytest.raises(UserError, match=r"exit code 3: ValueError: no such model; see .*vllm\.log"),
-        vllm_serving(str(vllm.path), Server("/m", gpus=1), "", tmp_path, os.environ),
+        vllm_serving(str(vllm.path), "/m", 1, "", tmp_path / "vllm.log", os.environ),
     ):
         raise AssertionError("it does not answer")
 
@@ -136,7 +140,7 @@ def test_a_model_folder_is_all_that_an_evaluation_needs(
     shape = {"num_attention_heads": 28, "max_position_embeddings": 131_072}
     (model / "config.json").write_text(json.dumps(shape))
     words = [
-        *("--model", str(model), "--data-dir", str(tmp_path / "data"), "--benchmarks", "toy:2"),
+        *("--model", str(model), "--data-dir", str(tmp_path / "data"), "--benchmarks", "toy:1"),
         *("--out", str(tmp_path / "out"), "cluster=a100_1x8"),
         "policy.tokenizer.chat_template=\"{{ messages[-1]['content'] }}\"",
     ]
@@ -144,7 +148,7 @@ def test_a_model_folder_is_all_that_an_evaluation_needs(
     ended = evaluate(*words, env=skills.bin.parent)
     assert ended.code == 0, ended.err
     results = read_results(tmp_path / "out").benchmarks["toy"]
-    assert results.correct_P_K.tolist() == [[True, True], [False, False]]
+    assert results.correct_P_K.tolist() == [[True], [False]]
     assert vllm.has_ended() and time.monotonic() - began < 200
     (note,) = vllm.called()
     template = tmp_path / "out" / "profile" / "chat_template.jinja"

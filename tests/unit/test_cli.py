@@ -20,6 +20,7 @@ from igrpo_nemo.cli import main
 from igrpo_nemo.cli.entry import COMMANDS
 from igrpo_nemo.config import Config, RolloutBudget, load_config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.refine import Refinement
 
 Stub = Callable[..., Any]
 
@@ -251,6 +252,7 @@ def test_evaluate_passes_its_flags(
 
     monkeypatch.setattr("igrpo_nemo.evaluation.embedded.evaluate", evaluate)
     flags = "--samples 3 --temperature 0 --top-p 1 --max-tokens 9 --limit 5 --seed 4 --data aime24"
+    flags += " --refine 2 --choose majority"
     arguments = [*flags.split(), "--out", "results", "prompt=short"]
     assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 0
     ((config, model, settings),) = calls
@@ -267,6 +269,7 @@ def test_evaluate_passes_its_flags(
         "out": Path("results"),
         "limit": 5,
         "seed": 4,
+        "refinement": Refinement(2, "majority"),
     }
 
 

@@ -18,6 +18,7 @@ from igrpo_nemo.evaluation.metrics import (
     format_table,
     majority_score,
 )
+from igrpo_nemo.evaluation.refine import Refinement, chosen_draft
 from igrpo_nemo.evaluation.results import finished_files, read_samples
 from igrpo_nemo.run.identity import weights_fingerprint
 from igrpo_nemo.types import Completion, Problem, Prompt, StopReason
@@ -194,12 +195,13 @@ class CountingSampler:
     """Answers by a coin that the seed key names; counts what it was asked."""
 
     def __init__(self):
-        self.keys = []
+        self.keys, self.prompts = [], []
 
     def sample(self, requests, params, on_progress=None):
         groups = []
         for request in requests:
             self.keys.append(request.seed_key)
+            self.prompts.append(request.prompt_ids)
             rng = random.Random(f"{request.seed_key}/{params.temperature}")
             texts = [f"<answer>{rng.choice('46')}</answer>" for _ in range(request.num_samples)]
             groups.append([Completion(t, (1, 2), (-0.1, -0.2), StopReason.EOS) for t in texts])
@@ -210,6 +212,10 @@ class CountingSampler:
 class PlainPrompts:
     def question(self, problem):
         return Prompt(problem.question, tuple(problem.question.encode()))
+
+    def refinement(self, problem, draft):
+        text = f"{problem.question} {draft}"
+        return Prompt(text, tuple(text.encode()))
 
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+4=", "4") for i in range(5)]
@@ -223,7 +229,13 @@ def make_answerer(sampler):
     return Answerer(sampler, PlainPrompts(), build_scorer(), SamplingParams(max_new_tokens=8))
 
 
-def run_evaluation(out, sampler, *, problems=PROBLEMS, identity=None, progress=None, **settings):
+def run_evaluation(out, sampler, **options):
+    return run_whole(out, sampler, **options).metrics
+
+
+def run_whole(
+    out, sampler, *, problems=PROBLEMS, identity=None, progress=None, refinement=None, **settings
+):
     from igrpo_nemo.evaluation.embedded import EvaluationSettings, evaluate_with
 
     options = {"num_samples": 3, "batch_size": 4, **settings}
@@ -234,7 +246,8 @@ def run_evaluation(out, sampler, *, problems=PROBLEMS, identity=None, progress=N
         EvaluationSettings(**options),
         identity=identity,
         on_progress=progress or (lambda done, total: None),
-    ).metrics
+        refinement=refinement,
+    )
 
 
 def test_evaluation_writes_what_nemo_skills_reads(tmp_path):
@@ -301,6 +314,51 @@ def test_evaluation_input_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "eval-results").touch()
     with pytest.raises(UserError, match="cannot write the evaluation to"):
         run_evaluation(tmp_path, CountingSampler())
+
+
+def test_the_draft_that_is_shown():
+    def row(answer, correct=False, finish="stop", **more):
+        return {
+            "predicted_answer": answer,
+            "symbolic_correct": correct,
+            "finish_reason": finish,
+            **more,
+        }
+
+    drafts = [row("5"), row(None), row("4", True, "length"), row("4", True), row("5")]
+    assert chosen_draft(drafts, "reward") == 3  # the finished one of equals
+    assert chosen_draft(drafts[:2], "reward") == 0
+    assert chosen_draft(drafts, "majority") == 0  # of tied answers the one that was first
+    assert chosen_draft([row(None), row(None), row("7")], "majority") == 2
+    shaped = [row("4", True, reward=0.5), row("5", reward=0.7)]
+    assert chosen_draft(shaped, "reward") == 1
+
+
+def test_refined_answers_stand_beside_bare_ones(tmp_path):
+    sampler = CountingSampler()
+    found = run_whole(tmp_path, sampler, refinement=Refinement(2, "reward"))
+    bare = tmp_path / "eval-results" / "toy"
+    refined = tmp_path / "refined" / "eval-results" / "toy"
+    assert found.file == bare / "metrics.json" and found.refined.file == refined / "metrics.json"
+    assert sampler.keys[15:] == [f"0/refined/rs{i}/{p.id}" for i in range(3) for p in PROBLEMS]
+    columns = [
+        [json.loads(line) for line in (bare / f"output-rs{i}.jsonl").read_text().splitlines()]
+        for i in range(2)
+    ]
+    for problem, prompt, *drafts in zip(PROBLEMS, sampler.prompts[15:20], *columns, strict=True):
+        best = max(drafts, key=lambda row: row["symbolic_correct"])
+        assert bytes(prompt).decode() == f"{problem.question} {best['generation']}"
+    asked = json.loads((refined / "evaluation.json").read_text())
+    assert (asked["refine"], asked["choose"]) == (2, "reward")
+    for metrics in (found.metrics, found.refined.metrics):
+        assert {"pass@3", "majority@3", "pass@1[avg-of-3]"} <= set(metrics)
+    assert " toy, refined " in str(found) and str(found).count("majority@3") == 2
+    again = run_whole(tmp_path, sampler, refinement=Refinement(2, "reward"))
+    assert again == found and len(sampler.keys) == 30
+    with pytest.raises(UserError, match='choose was "reward", is "majority"'):
+        run_whole(tmp_path, sampler, refinement=Refinement(2, "majority"))
+    with pytest.raises(UserError, match="--refine 4 chooses .* toy has 3 a problem"):
+        Refinement(4).check(3, "toy")
 
 
 def test_single_shot_groups_answer_each_problem():

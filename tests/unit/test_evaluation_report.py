@@ -147,8 +147,8 @@ def test_folders_and_labels(tmp_path, grpo, igrpo):
         load_systems([tmp_path / "grpo"])
     with pytest.raises(UserError, match="holds no evaluation"):
         load_systems([tmp_path])
-    with pytest.raises(UserError, match="stands for two evaluations"):
-        load_systems([f"a={grpo}", f"a={igrpo}"])
+    with pytest.raises(UserError, match="is given twice"):
+        load_systems([f"a={grpo}", f"a={grpo}"])
     with pytest.raises(UserError, match="is not a folder"):
         load_systems([tmp_path / "nowhere"])
 
@@ -182,6 +182,72 @@ def test_published_figures_stand_beside_measured_ones(tmp_path, grpo, igrpo):
         published_results("t2", file)
 
 
+def test_training_seeds_of_an_arm_show_their_spread(tmp_path, grpo, igrpo):
+    folders = {"GRPO": [], "iGRPO": []}
+    for seed in range(6):
+        arm = list(folders)[seed % 2]
+        rates = RATES + 0.3 * (seed % 2) * (1 - RATES)
+        verdicts = {name: draw(rates, 8, 10 + seed) for name in ("aime24", "aime25")}
+        folders[arm].append(write_evaluation(tmp_path / f"s{seed}", verdicts))
+    names = [f"{arm}={folder}" for arm, found in folders.items() for folder in found]
+    comparison = compared(load_systems(names))
+    assert [s.label for s in comparison.systems][:4] == [
+        "GRPO (1)",
+        "GRPO (2)",
+        "GRPO (3)",
+        "iGRPO (1)",
+    ]
+    means = {
+        arm: [s.benchmarks["aime24"].accuracy.mean for s in seeds]
+        for arm, seeds in comparison.arms.items()
+    }
+    table = next(t for t in tables(comparison) if t.header[0] == "arm")
+    rows = {row[:2]: row[2:] for row in table.rows}
+    assert len(rows) == 6 and rows["GRPO", "aime24"][0] == "3"
+    assert rows["iGRPO", "aime24"][1].startswith(f"{100 * np.mean(means['iGRPO']):.1f} [")
+    assert rows["iGRPO", "aime24"][2] == f"{100 * np.std(means['iGRPO'], ddof=1):.1f}"
+    gain = 100 * (np.mean(means["iGRPO"]) - np.mean(means["GRPO"]))
+    assert rows["iGRPO", "aime24"][3].startswith(f"{gain:+.1f} [")
+    found = list(csv.DictReader(io.StringIO(as_csv(comparison))))
+    (spread,) = [
+        r
+        for r in found
+        if (r["system"], r["benchmark"], r["quantity"]) == ("GRPO", "aime24", "seeds_spread")
+    ]
+    assert float(spread["value"]) == pytest.approx(np.std(means["GRPO"], ddof=1))
+    assert not compared(load_systems([grpo, igrpo])).arms
+
+
+def test_aime_is_pooled_over_its_years(tmp_path):
+    def written(label, seed):
+        verdicts = {"aime24": draw(RATES, 8, seed), "aime25": draw(RATES, 4, seed + 1)}
+        return write_evaluation(tmp_path / label, verdicts), verdicts
+
+    (first, ours), (second, theirs) = written("a", 1), written("b", 5)
+    comparison = compared(load_systems([first, second]))
+    (pool,) = comparison.systems[0].pools.values()
+    both = np.concatenate([ours["aime24"][:, :4], ours["aime25"]])
+    assert (pool.benchmark, len(pool.problems), pool.num_samples) == ("aime24+aime25", 60, 4)
+    assert pool.accuracy.mean == pytest.approx(both.mean())
+    difference = comparison.differences["b"]["aime24+aime25"]
+    other = np.concatenate([theirs["aime24"][:, :4], theirs["aime25"]])
+    assert difference.problems == 60
+    assert difference.mean == pytest.approx(other.mean() - both.mean())
+    average = comparison.differences["b"][AVERAGE]
+    assert average.problems == 60 and average.mean != pytest.approx(difference.mean)
+    assert "aime24+aime25" in as_csv(comparison) and "aime24+aime25" in as_markdown(comparison, "t")
+
+
+def test_refined_answers_are_another_evaluation(tmp_path, grpo):
+    refined = {"aime24": draw(RATES, 16, 9), "amc23": draw(RATES, 4, 8)}
+    write_evaluation(grpo / "refined", refined, refine=4, choose="reward")
+    assert evaluation_folder(tmp_path / "grpo") == grpo
+    words = "answers (grpo: bare, grpo refined: refined from the best of 4 by reward)"
+    with pytest.raises(UserError, match=re.escape(words)):
+        compared(load_systems([grpo, grpo / "refined"]))
+    compared(load_systems([grpo, grpo / "refined"]), anyway=True)
+
+
 def test_csv_holds_every_number_of_the_page(grpo, igrpo):
     comparison = compared(load_systems([grpo, igrpo]))
     rows = list(csv.DictReader(io.StringIO(as_csv(comparison))))
@@ -204,7 +270,7 @@ def test_markdown_tables_are_whole(grpo, igrpo):
     text = as_markdown(compared(load_systems([f"a|b={grpo}", igrpo])), "GRPO and iGRPO")
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(blocks) == 3
-    setting = "profile answer_tags, temperature 0.6, top_p 0.95, max_tokens 65000"
+    setting = "answers bare, profile answer_tags, temperature 0.6, top_p 0.95, max_tokens 65000"
     assert f"All: evaluator NeMo-Skills, {setting}." in text
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1

@@ -92,7 +92,7 @@ def test_chain_trains_evaluates_and_compares(work):
     assert (run / "finished").is_file() and (run / "hf" / "last").is_symlink()
     (where,) = (run / "evaluation" / "last").glob("igrpo-*/eval-results/arithmetic")
     assert len((where / "output-rs1.jsonl").read_text().splitlines()) == 8
-    assert "| demo |" in (run / "comparison" / "comparison.md").read_text()
+    assert "| demo " in (run / "comparison" / "comparison.md").read_text()
     rows = list(csv.DictReader((run / "comparison" / "comparison.csv").open()))
     quantities = {(row["quantity"], row["k"]) for row in rows}
     assert {("accuracy", ""), ("pass", "2"), ("majority", "2"), ("no_answer", "")} <= quantities

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from igrpo_nemo.evaluation.statistics import (
+    bayes_at_n,
     curve_points,
     estimate,
     macro_average,
     over_problems,
+    over_seeds,
     paired_bootstrap,
     pass_at_k_curve,
     t_quantile,
@@ -98,6 +100,29 @@ def test_pass_at_1_is_the_accuracy_with_its_errors() -> None:
     assert first.mean == pytest.approx(whole.mean)
     assert first.sampling == pytest.approx(whole.sampling)
     assert first.problems == pytest.approx(whole.problems)
+
+
+def test_bayes_at_n_is_the_posterior_of_each_problem() -> None:
+    found = bayes_at_n([0, 3, 4], 4)
+    assert found.mean == pytest.approx((1 / 6 + 4 / 6 + 5 / 6) / 3)
+    beta = [(1, 5), (4, 2), (5, 1)]  # variance of Beta(a, b): ab / ((a+b)^2 (a+b+1))
+    variance = sum(a * b / (36 * 7) for a, b in beta)
+    assert found.sampling == pytest.approx(math.sqrt(variance) / 3)
+    assert bayes_at_n([4, 4], 4).sampling > 0 == estimate(np.ones((2, 4))).sampling
+
+
+def test_the_interval_over_seeds_is_students_and_welchs() -> None:
+    found = over_seeds([0.5, 0.6, 0.7])
+    half = t_quantile(0.975, 2) * 0.1 / math.sqrt(3)
+    assert (found.mean, found.problems) == (pytest.approx(0.6), 3)
+    assert found.high - found.mean == pytest.approx(half)
+    generator, hits = np.random.default_rng(8), 0
+    for _ in range(2000):
+        ours, theirs = generator.normal(0.1, 0.03, 4), generator.normal(0, 0.01, 3)
+        found = over_seeds(ours, theirs)
+        hits += found.low < 0.1 < found.high
+    assert covers(hits, 2000, slack=0.02)
+    assert over_seeds([0.5], [0.4, 0.6]).low is None
 
 
 def test_pass_at_k_is_unbiased_and_the_plug_in_is_not() -> None:

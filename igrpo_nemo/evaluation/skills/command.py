@@ -160,7 +160,9 @@ def generation_config_dir() -> Path:
     return builtin_config_dir() / "skills"
 
 
-def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> Path:
+def write_profile(
+    config: Config, out: Path, *, thinking_open: bool = False, refined: bool = False
+) -> Path:
     """What the profiles and a server need, in the evaluation's folder, where every node reads it.
 
     The files have the same names for every model; multiple choice builds upon `answer_tags`.
@@ -178,7 +180,7 @@ def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> 
         # In a file: NeMo-Skills' own command line is a shell's.
         given = yaml.safe_dump({"chat_template_kwargs": kwargs}, allow_unicode=True)
         texts = {name: text + given for name, text in {**texts, "boxed.yaml": _BOXED}.items()}
-    texts[PROMPT_FILE] = prompt_text(config.igrpo.prompt.system)
+    texts[PROMPT_FILE] = prompt_text(config.igrpo.prompt.system, refined=refined)
     if template := chat_template_text(tokenizer.chat_template):
         texts[TEMPLATE_FILE] = template
     for name, text in texts.items():
@@ -186,14 +188,12 @@ def write_profile(config: Config, out: Path, *, thinking_open: bool = False) -> 
     return folder
 
 
-def prompt_text(system: str) -> str:
-    """A NeMo-Skills prompt: the system prompt, then the bare problem.
-
-    NeMo-Skills formats both texts, so braces are doubled.
-    """
-    prompt = {"user": "{problem}"}
+def prompt_text(system: str, *, refined: bool = False) -> str:
+    """A NeMo-Skills prompt: the system prompt, which it sends as it is, then the bare problem, and
+    behind it the draft of a refined answer. Braces in a row's text stay braces."""
+    prompt = {"user": "{problem}{draft}" if refined else "{problem}"}
     if system:
-        prompt["system"] = system.replace("{", "{{").replace("}", "}}")
+        prompt["system"] = system
     return yaml.safe_dump(prompt, allow_unicode=True, width=100)
 
 

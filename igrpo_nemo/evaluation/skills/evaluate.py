@@ -211,8 +211,8 @@ def prepare(evaluation: SkillsEvaluation) -> SkillsEvaluation:
     setting = claim_folder(evaluation.out, evaluation.setting)
     try:  # boundary: the file system
         freeze(evaluation.data, evaluation.out)
-        thinking_open = evaluation.setting.thinking_open
-        write_profile(evaluation.config, evaluation.out, thinking_open=thinking_open)
+        opened, refined = evaluation.setting.thinking_open, evaluation.setting.refine is not None
+        write_profile(evaluation.config, evaluation.out, thinking_open=opened, refined=refined)
     except OSError as error:
         raise UserError(f"cannot write to {evaluation.out}: {error.strerror or error}") from error
     return replace(evaluation, setting=setting)

@@ -19,8 +19,8 @@ from igrpo_nemo.evaluation.results import (
     RESULTS_FOLDER,
     done_path,
     json_lines,
-    whole_file,
     sample_path,
+    whole_file,
 )
 from igrpo_nemo.files.atomic import write_atomic
 
