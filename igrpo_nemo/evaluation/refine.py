@@ -50,9 +50,17 @@ class Refinement:
         """The draft of each problem, in the data's order, from a benchmark's finished samples."""
         columns = [_rows(sample_path(folder, seed)) for seed in range(self.drafts)]
         return [
-            rows[chosen_draft(rows, self.choose)]["generation"]
+            whole_reply(rows[chosen_draft(rows, self.choose)])
             for rows in zip(*columns, strict=True)
         ]
+
+
+def whole_reply(row: Mapping[str, Any]) -> str:
+    """What the model wrote: NeMo-Skills' client takes a leading thinking part off."""
+    thinking = row.get("reasoning_content")
+    return (
+        row["generation"] if thinking is None else f"<think>{thinking}</think>{row['generation']}"
+    )
 
 
 def chosen_draft(drafts: Sequence[Mapping[str, Any]], choose: Choice) -> int:

@@ -15,6 +15,7 @@ from skills_runs import CHECKOUT
 
 from igrpo_nemo.config import Config, read_config
 from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
+from igrpo_nemo.evaluation.refine import whole_reply
 from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 from igrpo_nemo.rewards import ScoreRequest
@@ -66,12 +67,7 @@ def our_results(config: Config, rows: list[dict]) -> list[SampleResult]:
     """The rows' replies as `igrpo evaluate` scores them, their thinking put back."""
     asked = []
     for row in rows:
-        thinking = row.get("reasoning_content")
-        text = (
-            row["generation"]
-            if thinking is None
-            else f"<think>{thinking}</think>{row['generation']}"
-        )
+        text = whole_reply(row)
         problem = Problem(id=row["id"], question=row["problem"], answer=row["expected_answer"])
         asked.append(ScoreRequest(problem, text, False, row["finish_reason"] == "length"))
     with closing(evaluation_scorer(config)) as scorer:

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.model import LoadedPolicy, open_policy
@@ -33,10 +33,7 @@ MAX_BATCH = 512
 MAX_BODY_BYTES = 16 << 20
 
 
-class _Asked(NamedTuple):
-    request: SampleRequest
-    params: SamplingParams
-    reply: Future[list[Completion]]
+_Asked = tuple[SampleRequest, SamplingParams, Future[list[Completion]]]
 
 
 class Batcher:
@@ -58,27 +55,21 @@ class Batcher:
         """Tokens of prompt and reply together."""
         return self.sampler.max_model_len
 
-    def prompt_ids(
-        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
-    ) -> tuple[int, ...]:
+    def prompt_ids(self, messages: Any, template_kwargs: Mapping[str, Any]) -> tuple[int, ...]:
         """The messages as the chat template renders them. Raises `UserError` where it cannot."""
-        if not self.tokenizer.chat_template:
-            raise UserError("the model's tokenizer has no chat template")
-        conversation: Any = list(messages)
         try:  # boundary: a template, and messages from the network
             text = self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, **template_kwargs
+                list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs
             )
         except Exception as error:
             raise UserError(f"the chat template cannot render these messages: {error}") from error
-        assert isinstance(text, str)
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return tuple(self.tokenizer(str(text), add_special_tokens=False).input_ids)
 
     def submit(self, request: SampleRequest, params: SamplingParams) -> list[Completion]:
         """The completions of one request; waits for them."""
-        waiting = _Asked(request, params, Future())
-        self._queue.put(waiting)
-        return waiting.reply.result()
+        reply: Future[list[Completion]] = Future()
+        self._queue.put((request, params, reply))
+        return reply.result()
 
     def close(self) -> None:
         self._queue.put(None)
@@ -87,25 +78,25 @@ class Batcher:
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
             time.sleep(GATHER_S)
-            groups = {first.params: [first]}
+            groups = {first[1]: [first]}
             for _ in range(min(self._queue.qsize(), MAX_BATCH - 1)):
                 if (waiting := self._queue.get()) is None:
                     self._queue.put(None)  # the end comes after this batch
                     break
-                groups.setdefault(waiting.params, []).append(waiting)
+                groups.setdefault(waiting[1], []).append(waiting)
             for params, group in groups.items():
                 self._sample(params, group)
 
     def _sample(self, params: SamplingParams, group: Sequence[_Asked]) -> None:
         try:  # whatever goes wrong belongs to those who asked, not to this thread
             with self._autocast():
-                replies = self.sampler.sample([waiting.request for waiting in group], params)
+                rows = self.sampler.sample([request for request, *_ in group], params)
         except Exception as error:
-            for waiting in group:
-                waiting.reply.set_exception(error)
+            for *_, reply in group:
+                reply.set_exception(error)
         else:
-            for waiting, completions in zip(group, replies, strict=True):
-                waiting.reply.set_result(completions)
+            for (*_, reply), completions in zip(group, rows, strict=True):
+                reply.set_result(completions)
 
 
 @contextmanager
@@ -218,16 +209,16 @@ def chat_completion(engine: Batcher, name: str, body: Mapping[str, Any]) -> dict
 def _sampling_params(context: int | None, body: Mapping[str, Any], prompt: int) -> SamplingParams:
     """OpenAI's names and defaults; without a limit a reply may fill the context."""
     given = {name: value for name, value in body.items() if value is not None}
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
     room = None if context is None else context - prompt
-    if limit is not None and room is not None and int(limit) > room:
+    limit = given.get("max_completion_tokens", given.get("max_tokens", max(room or 1, 1)))
+    if room is not None and int(limit) > max(room, 1):
         raise UserError(
             f"This model's maximum context length is {context} tokens. However, your "
             f"request has {prompt} input tokens, and max_tokens is {limit}"
         )
     stop, top_k = given.get("stop", ()), int(given.get("top_k", 0))
     return SamplingParams(
-        max_new_tokens=int(limit) if limit is not None else max(room or 1, 1),
+        max_new_tokens=int(limit),
         temperature=float(given.get("temperature", 1.0)),
         top_p=float(given.get("top_p", 1.0)),
         top_k=top_k if top_k > 0 else None,
