@@ -25,9 +25,9 @@ from igrpo_nemo.types import Problem
 
 pytestmark = pytest.mark.timeout(600)
 
-PROBLEMS, SAMPLES = 60, 2
+PROBLEMS, SAMPLES = 100, 2
 WORDS = (
-    "experiment=demo", "data.train.lengths=[3]", "igrpo.warmup.steps=100",
+    "experiment=demo", "data.train.lengths=[3]", "igrpo.warmup.steps=150",
     "igrpo.warmup.batch_size=24", "igrpo.threads=1", "grpo.num_prompts_per_step=4",
     "grpo.max_num_steps=2", f"grpo.max_val_samples={PROBLEMS}", "grpo.val_period=0",
     "grpo.val_at_start=false", "grpo.val_at_end=false", "checkpointing.metric_name=null",
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, skills: SkillsEnvironment) -> 
         command, cwd=folder, env=environ, capture_output=True, text=True, timeout=1700
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert "pass@1[avg-of-2] | 60 " in done.stdout
+    assert "pass@1[avg-of-2] | 100 " in done.stdout
     return folder / "runs" / "demo"
 
 
