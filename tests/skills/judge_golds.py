@@ -1,6 +1,6 @@
 """Run by NeMo-Skills' own Python: its math evaluator on replies, as `ns eval` calls it.
 
-stdin: {"eval_config": {...}, "replies": [[gold, reply], ...]}; stdout: a verdict a reply.
+stdin: [{"eval_config": {...}, "replies": [[gold, reply], ...]}, ...]; stdout: a verdict a reply.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ def main() -> None:
     out, sys.stdout = sys.stdout, sys.stderr
     from nemo_skills.evaluation.evaluator import get_evaluator_class  # type: ignore
 
-    asked = json.load(sys.stdin)
-    evaluator = get_evaluator_class("math", asked["eval_config"])
-    json.dump(asyncio.run(verdicts(evaluator, asked["replies"])), out)
+    found = []
+    for asked in json.load(sys.stdin):
+        evaluator = get_evaluator_class("math", asked["eval_config"])
+        found.append(asyncio.run(verdicts(evaluator, asked["replies"])))
+    json.dump(found, out)
 
 
 if __name__ == "__main__":

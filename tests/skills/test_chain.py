@@ -232,7 +232,7 @@ def test_only_what_is_missing_is_submitted_and_at_the_end_compared(cluster, skil
     assert "is complete" in sections(cluster.chain("--dry-run"))["evaluate"]
 
 
-def test_what_cannot_work_is_refused_before_anything_is_sent(cluster):
+def test_what_cannot_work_is_refused_before_anything_is_sent(cluster, monkeypatch):
     cluster.run.mkdir()
     finish_training(cluster)
     error = cluster.chain(code=2, more=("policy.max_grad_norm=3.0",))
@@ -251,9 +251,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster):
     error = cluster.chain("--data-dir", str(cluster.folder / "none"), code=2)
     assert "prepare_data.py" in error
     assert cluster.sent() == {}
-
-
-def test_without_nemo_skills_the_plan_still_shows_the_other_stages(cluster, monkeypatch):
+    # Without NeMo-Skills the plan still shows the other stages.
     monkeypatch.setenv("NEMO_SKILLS_ENV", str(cluster.folder))
     parts = sections(cluster.chain("--dry-run"))
     assert list(parts) == ["train", "convert", "evaluate", "compare"]

@@ -33,45 +33,50 @@ def golds() -> list[str]:
     return found
 
 
-def judged(skills: SkillsEnvironment, config: dict, replies: list[list[str]]) -> list[bool]:
+def judged(
+    skills: SkillsEnvironment, asked: dict[str, tuple[dict, list[list[str]]]]
+) -> dict[str, list[bool]]:
+    """Name -> the verdicts of NeMo-Skills' evaluator under a config on [gold, reply]."""
+    questions = [{"eval_config": config, "replies": replies} for config, replies in asked.values()]
     done = subprocess.run(
         [skills.python, HERE / "judge_golds.py"],
-        input=json.dumps({"eval_config": config, "replies": replies}),
+        input=json.dumps(questions),
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return dict(zip(asked, json.loads(done.stdout), strict=True))
 
 
-def test_thinking_that_the_template_opened(skills: SkillsEnvironment) -> None:
-    """NeMo-Skills reads the pattern as `answer_pattern` does, cut off or not."""
-    file = generation_config_dir() / "answer_tags_opened.yaml"
-    config = yaml.safe_load(file.read_text())["eval_config"]
-    replies = [
+def eval_config(name: str) -> dict:
+    return yaml.safe_load((generation_config_dir() / f"{name}.yaml").read_text())["eval_config"]
+
+
+def test_golds_are_right_and_the_pattern_is_read_as_ours(skills: SkillsEnvironment) -> None:
+    answers = golds()
+    assert len(answers) == 530
+    boxed, tags = r"<think>hm</think>So it is $\boxed{%s}$.", "hm</think><answer>%s</answer>"
+
+    def replies(form: str) -> list[list[str]]:
+        wrong = [[gold, form % f"{gold}+1"] for gold in answers[:30]]
+        return [*([gold, form % gold] for gold in answers), *wrong]
+
+    opened = [
         ["4", r"<answer>9</answer></think>\boxed{9} <answer>4</answer>"],
         ["4", r"perhaps \boxed{4} or <answer>4</answer>"],  # never closed
         ["4", "<answer>4</answer>"],
     ]
-    assert judged(skills, config, replies) == [True, False, True]
-
-
-@pytest.mark.parametrize("profile", ["answer_tags", "boxed"])
-def test_golds_are_right(profile: str, skills: SkillsEnvironment) -> None:
-    answers = golds()
-    assert len(answers) == 530
-    if profile == "boxed":
-        config, form = {}, r"<think>hm</think>So it is $\boxed{%s}$."
-    else:
-        file = generation_config_dir() / "answer_tags.yaml"
-        config, form = (
-            yaml.safe_load(file.read_text())["eval_config"],
-            "hm</think><answer>%s</answer>",
-        )
-    replies = [[gold, form % gold] for gold in answers]
-    replies += [[gold, form % f"{gold}+1"] for gold in answers[:30]]
-    verdicts = judged(skills, config, replies)
-    wrong = [gold for gold, right in zip(answers, verdicts[:530], strict=True) if not right]
-    assert not wrong
-    assert not any(verdicts[530:])
+    verdicts = judged(
+        skills,
+        {
+            "boxed": ({}, replies(boxed)),
+            "answer_tags": (eval_config("answer_tags"), replies(tags)),
+            "opened": (eval_config("answer_tags_opened"), opened),
+        },
+    )
+    assert verdicts.pop("opened") == [True, False, True]
+    for rights in verdicts.values():
+        wrong = [gold for gold, right in zip(answers, rights[:530], strict=True) if not right]
+        assert not wrong
+        assert not any(rights[530:])

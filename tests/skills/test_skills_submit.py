@@ -111,19 +111,15 @@ def half_written(cluster: Cluster) -> None:
     (where / "metrics.json").write_text("{}")
 
 
-def test_the_numbers_of_the_jobs_are_noted(cluster: Cluster) -> None:
-    assert cluster.send() == [101, 102]
-    assert cluster.note["jobs"] == [101, 102] and cluster.note["expname"] == "eval-1234"
-    assert cluster.note["benchmarks"] == ["toy", "toy-long"]
-
-
-def test_the_jobs_do_not_inherit_the_shells_allocation(
+def test_jobs_are_noted_and_do_not_inherit_the_shells_allocation(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SLURM_CPUS_PER_TASK", "SLURM_JOB_ID", "SBATCH_SIGNAL", "SBATCH_TIMELIMIT"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    cluster.send()
+    assert cluster.send() == [101, 102]
+    assert cluster.note["jobs"] == [101, 102] and cluster.note["expname"] == "eval-1234"
+    assert cluster.note["benchmarks"] == ["toy", "toy-long"]
     lines = (cluster.folder / "environment").read_text().splitlines()
     names = [line.partition("=")[0] for line in lines]
     assert [name for name in names if name.startswith(("SLURM_", "SBATCH_"))] == ["SLURM_CONF"]
