@@ -34,7 +34,7 @@ OPENED_CONFIG_NAME = "answer_tags_opened"
 PROMPT_FILE = "prompt.yaml"
 TEMPLATE_FILE = "chat_template.jinja"
 
-_OWN_ARGUMENTS = {"vllm": ("--generation-config vllm",)}
+OWN_ARGUMENTS = "--generation-config vllm"
 """vLLM would take what a request leaves open (top-k, a limit of tokens) from the model's
 generation_config.json; its end-of-sequence ids it takes from there all the same
 (vllm/config/model.py: try_get_generation_config, get_diff_sampling_param)."""
@@ -78,11 +78,19 @@ class Place:
 def eval_commands(
     setting: Setting, benchmarks: Sequence[str], server: Server, place: Place
 ) -> list[list[str]]:
-    """The arguments of `ns` for some of the setting's benchmarks."""
+    """The arguments of `ns` for some of the setting's benchmarks.
+
+    Raises `UserError` for a server that is not known to take the config's chat template.
+    """
     calls: dict[tuple[Kind, int | None], list[str]] = {}
     for name in benchmarks:
         tokens = setting.problems[name]["tokens"]
         calls.setdefault((benchmark_named(name).kind, tokens), []).append(name)
+    if server.address is not None:
+        answers = [f"--server_address={server.address}"]
+    else:
+        text = started_arguments(server, setting, place.out)
+        answers = [f"--server_gpus={server.gpus}", *([f"--server_args={text}"] if text else [])]
     return [
         [
             "eval",
@@ -90,7 +98,7 @@ def eval_commands(
             f"--data_dir={place.out}/data",
             f"--benchmarks={','.join(f'{name}:{setting.benchmarks[name]}' for name in names)}",
             f"--expname={place.expname}",
-            *_server_arguments(server, setting, place),
+            *(f"--model={server.model}", f"--server_type={server.server_type}", *answers),
             *_place_arguments(place),
             *_profile_arguments(setting, kind, f"{place.out}/profile"),
             f"++inference.temperature={setting.temperature}",
@@ -101,22 +109,10 @@ def eval_commands(
     ]
 
 
-def _server_arguments(server: Server, setting: Setting, place: Place) -> list[str]:
-    arguments = [f"--model={server.model}", f"--server_type={server.server_type}"]
-    if server.address is not None:
-        return [*arguments, f"--server_address={server.address}"]
-    arguments.append(f"--server_gpus={server.gpus}")
-    text = started_arguments(server, setting, place.out)
-    return [*arguments, f"--server_args={text}"] if text else arguments
-
-
 def started_arguments(server: Server, setting: Setting, out: str) -> str:
-    """The arguments of a server that is started for the evaluation, as a shell would read them.
-
-    `out` is the evaluation's folder as the server sees it: the chat template of the config lies
-    there. Raises `UserError` for a kind of server that is not known to take one.
-    """
-    own = [*_OWN_ARGUMENTS.get(server.server_type, ())]
+    """The arguments of a server that is started for the evaluation, as a shell would read them;
+    `out` is the evaluation's folder as the server sees it."""
+    own = [OWN_ARGUMENTS] if server.server_type == "vllm" else []
     if setting.chat_template is not None:
         if server.server_type not in TAKES_TEMPLATE:
             raise UserError(
@@ -131,13 +127,11 @@ def _place_arguments(place: Place) -> list[str]:
     if place.cluster is None:
         # Otherwise all samples start at once, a process of 300 MB each.
         return ["--single_node_mode=sequential"]
-    dependency = f"afterok:{':'.join(map(str, place.after))}"
-    options = {
-        **place.sbatch,
-        **({"dependency": dependency} if place.after else {}),
-        # NeMo-Skills' jobs wait for each other too: behind one that failed they would for ever.
-        "kill_on_invalid_dep": "yes",
-    }
+    options = dict(place.sbatch)
+    if place.after:
+        options["dependency"] = f"afterok:{':'.join(map(str, place.after))}"
+    # NeMo-Skills' jobs wait for each other too: behind one that failed they would for ever.
+    options["kill_on_invalid_dep"] = "yes"
     return [
         f"--cluster={place.cluster}",
         f"--num_jobs={place.jobs}",
