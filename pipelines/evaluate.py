@@ -73,14 +73,14 @@ def main(words: Sequence[str]) -> int:
     )
     refinement = Refinement(flags.refine, flags.choose) if flags.refine is not None else None
     if refinement is not None:
-        check_refinable(evaluation, refinement)
+        check_refinable(evaluation, refinement, flags.model or model.name)
     if flags.cluster:
         return _on_cluster(flags, evaluation, refinement, overrides)
     if flags.dry_run:
         return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
     complete = evaluate_here(evaluation, os.environ, small=flags.serve, again=flags.again)
     if complete and refinement is not None:
-        evaluation = refined_evaluation(evaluation, refinement)
+        evaluation = refined_evaluation(evaluation, refinement, flags.model or model.name)
         complete = evaluate_here(evaluation, os.environ, small=flags.serve, again=flags.again)
     return DONE if complete else NO
 
@@ -127,7 +127,7 @@ def _on_cluster(
         return _print_commands(evaluation, place)
     if not sent and refinement is not None:
         report(bare.out, bare.names)
-        refined = refined_evaluation(bare, refinement)
+        refined = refined_evaluation(bare, refinement, flags.model or bare.setting.model)
         evaluation, place = placed(refined, profile, site, flags.jobs)
         sent = submit(evaluation, place, os.environ, again=flags.again)
     if not sent:
