@@ -49,7 +49,7 @@ evaluate: install ## the demo's model through NeMo-Skills' ns eval (see docs/eva
 	$(BIN)/python pipelines/train_and_evaluate.py experiment=demo --evaluator nemo_skills
 
 compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
-	$(BIN)/python benchmarks/compare.py
+	$(BIN)/igrpo study compare
 
 test: install ## unit, engine and end-to-end tests
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/unit tests/local tests/gpu tests/e2e

@@ -17,7 +17,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.data.arithmetic import sample_chain
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
 from igrpo_nemo.feedback import BestDraft, NextPrompt
 from igrpo_nemo.local.warmup import small_policy
@@ -30,6 +29,7 @@ from igrpo_nemo.objectives.surrogate import (
 )
 from igrpo_nemo.rewards import build_scorer
 from igrpo_nemo.run.core import prompt_builder
+from igrpo_nemo.tasks.chain import ChainTask
 from igrpo_nemo.types import Completion, Group, Problem, Rollout, Stage, StopReason, TrainingRow
 
 MAX_NEW_TOKENS = 24
@@ -134,7 +134,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.99), weight_decay=0.0)
 
     for step in range(1, options.steps + 1):
-        chains = [sample_chain(rng, length=6) for _ in range(options.problems)]
+        chains = [ChainTask().sample(rng, size=6) for _ in range(options.problems)]
         problems = [Problem(str(i), chain.question, chain.answer) for i, chain in enumerate(chains)]
         rollouts = roll_out(model, tokenizer, environment, problems, step)
         rows = [row for rollout in rollouts for row in feedback.training_rows(rollout)]

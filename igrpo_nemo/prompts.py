@@ -28,6 +28,9 @@ CONTENT_TAGS = re.compile(r"</?(think|answer)>")
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
+DraftContent = Literal["full", "answer", "reasoning"]
+"""What of a draft q' shows: all, what follows the thinking, or all before the final answer."""
+
 ELLIPSIS = "\n[...]\n"
 """Marks the gap of a draft that is shortened in its middle."""
 
@@ -132,7 +135,7 @@ class PromptBuilder:
         budget: TokenBudget,
         *,
         draft_truncation: Literal["tail", "head_tail"] = "tail",
-        draft_content: Literal["full", "answer"] = "full",
+        draft_content: DraftContent = "full",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if budget.prompt_tokens < 1:
@@ -198,7 +201,7 @@ class PromptBuilder:
         *,
         intro: str | None = None,
         remark: str = "",
-        content: Literal["full", "answer"] | None = None,
+        content: DraftContent | None = None,
     ) -> Prompt:
         """q, then `text` between the draft's delimiters, then a remark about it.
 
@@ -280,7 +283,10 @@ class PromptBuilder:
 
 
 def _shown_part(text: str, content: str) -> str:
-    return text if content == "full" else text.rpartition("</think>")[2].strip()
+    if content == "answer":
+        return text.rpartition("</think>")[2].strip()
+    answer = max(text.rfind("<answer>"), text.rfind("\\boxed"))
+    return text[:answer] if content == "reasoning" and answer >= 0 else text
 
 
 def opens_thinking(question: str) -> bool:

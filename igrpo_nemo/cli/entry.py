@@ -12,7 +12,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from igrpo_nemo import __version__
-from igrpo_nemo.cli import data, evaluate, keys, launch, preflight, report, score, status, train
+from igrpo_nemo.cli import (
+    data,
+    evaluate,
+    keys,
+    launch,
+    preflight,
+    report,
+    score,
+    status,
+    study,
+    train,
+)
 from igrpo_nemo.cli.command import Command, switch
 from igrpo_nemo.errors import UserError
 
@@ -25,6 +36,7 @@ COMMANDS: tuple[Command, ...] = (
     score.COMMAND,
     data.COMMAND,
     report.COMMAND,
+    study.COMMAND,
     keys.COMMAND,
 )
 

@@ -12,6 +12,7 @@ from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
 from igrpo_nemo.config.rules import broken_rules, lacking, validates
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.tasks import TASKS
 
 Check = Callable[[Config], Iterator[str]]
 
@@ -81,12 +82,12 @@ def _data(config: Config) -> Iterator[str]:
         path = f"data.{name}"
         if dataset.dataset_name == "jsonl" and not dataset.data_path:
             yield f"{path}.data_path is missing: data=jsonl needs a file, one JSON object a line"
-        if dataset.dataset_name == "arithmetic":
+        if dataset.dataset_name in TASKS:
             for key in ("num_problems", "lengths"):
                 if not getattr(dataset, key):
-                    yield f"{path}.{key} is missing: generated arithmetic needs it"
+                    yield f"{path}.{key} is missing: generated problems need it"
         elif dataset.lengths is not None:
-            yield f"{path}.lengths is for generated arithmetic, not for {dataset.dataset_name}"
+            yield f"{path}.lengths is for generated problems, not for {dataset.dataset_name}"
 
 
 def _ranking(config: Config) -> Iterator[str]:

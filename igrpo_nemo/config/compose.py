@@ -48,8 +48,8 @@ BUILT_IN_GROUPS = (
 )
 """The groups of `configs/config.yaml`."""
 
-OTHER_FOLDERS = ("cluster_configs", "skills")
-"""Folders of `configs/` that NeMo-Skills reads, and Hydra does not."""
+OTHER_FOLDERS = ("cluster_configs", "skills", "study")
+"""Folders of `configs/` that NeMo-Skills or `igrpo study` reads, and Hydra does not."""
 
 SHOWN_OPTIONS = 10
 """A message names all options of a group up to this number, and the nearest of longer lists."""

@@ -351,8 +351,8 @@ class IGRPO(Section):
     tie_break: Literal["first", "random"] = key("Which of several best drafts.")
     on_all_zero: Literal["condition", "skip", "no_draft"]
     """Where every draft earned 0: show one all the same, skip the problem, show none."""
-    draft_content: Literal["full", "answer"]
-    """What of the draft is shown: all of it, or what follows its thinking."""
+    draft_content: Literal["full", "answer", "reasoning"]
+    """What of the draft is shown: all, what follows its thinking, all before its final answer."""
     draft_truncation: Literal["tail", "head_tail"]
     """What is kept of a draft that is too long."""
     draft_dropout: Annotated[float, Field(ge=0, lt=1)]

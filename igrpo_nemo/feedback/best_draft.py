@@ -13,9 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from igrpo_nemo.feedback.protocol import Feedback, NextPrompt, too_small
+from igrpo_nemo.feedback.protocol import Feedback, NextPrompt, Options, too_small
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Group, Rollout, Selection, Stage, TrainingRow
+
+SOLVED = "solved"
+"""The rule of a selection that ends a problem's rollout with its drafts."""
+
+
+class BestDraftOptions(Options):
+    """`igrpo.feedback_options` of `best_draft`, all off in the paper's setting."""
+
+    skip_solved: bool = False
+    """No Stage 2 for a problem that a draft solves: its drafts alone are trained, where they are
+    (`igrpo.train_stages`)."""
+    train_under_question: bool = False
+    """Refinements are trained under q, from which they are answered at inference, and not under
+    q'; with `igrpo.shaping_gamma` they are shaped, as in `critique`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,9 @@ class BestDraft(Feedback):
     on_all_zero: Literal["condition", "skip", "no_draft"] = "condition"
     rank_truncated_last: bool = True
     draft_dropout: float = 0.0
+    shapes: bool = False
+
+    Options = BestDraftOptions
 
     @classmethod
     def of(cls, igrpo: Any, seed: int) -> Self:
@@ -43,6 +60,7 @@ class BestDraft(Feedback):
             on_all_zero=igrpo.on_all_zero,
             rank_truncated_last=igrpo.rank_truncated_last,
             draft_dropout=igrpo.draft_dropout,
+            shapes=igrpo.shaping_gamma is not None,
         )
 
     @property
@@ -70,6 +88,8 @@ class BestDraft(Feedback):
     def select(self, drafts: Group, step: int) -> Selection:
         rng = random.Random(f"{self.seed}/{step}/{drafts.problem.id}/select")
         all_zero = max(drafts.rewards) <= 0
+        if self.options.skip_solved and any(score.correct for score in drafts.scores):
+            return Selection(index=None, rule=SOLVED)
         if self.draft_choice == "none" or rng.random() < self.draft_dropout:
             return Selection(index=None, rule="none")
         if all_zero and self.on_all_zero != "condition":
@@ -90,7 +110,7 @@ class BestDraft(Feedback):
     def next_prompts(
         self, drafts: Group, selection: Selection | None, prompts: PromptBuilder
     ) -> tuple[NextPrompt, ...]:
-        if selection is None or selection.skipped:
+        if selection is None or selection.skipped or selection.rule == SOLVED:
             return ()
         if selection.index is None:
             prompt = drafts.prompt
@@ -101,4 +121,11 @@ class BestDraft(Feedback):
     def training_rows(self, rollout: Rollout) -> list[TrainingRow]:
         if rollout.selection is not None and rollout.selection.skipped:
             return []
-        return super().training_rows(rollout)
+        rows = super().training_rows(rollout)
+        if not self.options.train_under_question:
+            return rows
+        q = rollout.drafts.prompt.token_ids
+        return [
+            replace(row, context_ids=q, shaped=self.shapes) if row.stage is Stage.REFINE else row
+            for row in rows
+        ]

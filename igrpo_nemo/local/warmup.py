@@ -9,11 +9,11 @@ another one's model.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +25,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, 
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.igrpo_keys import SmallModel
-from igrpo_nemo.data.arithmetic import answer_of, is_validation, sample_chain
-from igrpo_nemo.data.demonstrations import Demonstrator, solution_text
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import Feedback, NextPrompt
 from igrpo_nemo.files import cache_folder
@@ -36,9 +34,12 @@ from igrpo_nemo.local.packing import completion_logprobs
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.run.core import prompt_profile
 from igrpo_nemo.run.tokenizer import build_small_tokenizer, token_id
+from igrpo_nemo.tasks import TASKS
+from igrpo_nemo.tasks.chain import solution_of
+from igrpo_nemo.tasks.task import Task, is_validation, verdict, written
 from igrpo_nemo.types import Completion, Group, Problem, Score, Stage, StopReason, TrainingRow
 
-RECIPE = 2
+RECIPE = 3
 """Raised whenever this module's result changes for equal settings."""
 DRAFT_SHARE = 0.5
 """Demonstrations that correct a draft, once bare problems have been shown."""
@@ -64,27 +65,22 @@ def small_policy(
 ) -> SmallPolicy:
     """The warmed-up small model of this config, from the cache or trained now.
 
-    Two processes that ask at once both train, and the first to finish is kept. The file `complete`
-    in the folder holds the seconds that the warm-up took. Raises `UserError` where the config
-    describes no small model, or trains it on other problems than chained arithmetic, for which
-    there is no demonstrator.
+    The file `complete` in the folder holds the seconds that the warm-up took. Raises `UserError`
+    where the config describes no small model, or trains it on problems that are not generated, for
+    which there is no demonstrator.
     """
     shape = config.igrpo.model
     if shape is None:
         raise UserError("igrpo.model is null: there is no built-in model to warm up")
-    if config.data.train.dataset_name != "arithmetic":
-        raise UserError(
-            f"the built-in model knows arithmetic alone, not {config.data.train.dataset_name}: "
-            "choose model=hf policy.model_name=FOLDER, or data=arithmetic"
-        )
-    warmup, profile = config.igrpo.warmup, prompt_profile(config)
+    task, warmup, profile = _task(config), config.igrpo.warmup, prompt_profile(config)
     settings = {
         "model": shape.model_dump(),
         "warmup": {
             **warmup.model_dump(exclude={"shows"}),
-            **asdict(_demonstrator(config)),
+            **vars(task),
             "draft_share": DRAFT_SHARE,
         },
+        "task": config.data.train.dataset_name,
         "prompt": asdict(profile),
         "lengths": list(_lengths(config)),
         "context": config.policy.max_total_sequence_length,
@@ -96,27 +92,32 @@ def small_policy(
     key = json.dumps([RECIPE, torch.__version__, settings], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = (cache_dir or cache_folder()) / "warmup" / digest
-    cached = (folder / "complete").exists()
-    if not cached:
-        check_folder(folder.parent, "IGRPO_CACHE_DIR names another folder for the warmed-up model")
-        started = time.perf_counter()
-        tokenizer = build_small_tokenizer(_tokenizer_texts(profile), shape.vocab_size)
-        context = config.policy.max_total_sequence_length
-        model = build_small_model(shape, tokenizer, context=context, seed=warmup.seed)
-        if torch.cuda.is_available():
-            torch.nn.Module.to(model, torch.device("cuda"))
-            fuse_norms(model)
-        _train(model, tokenizer, config, on_step)
-        scratch = Path(tempfile.mkdtemp(prefix=".warmup-", dir=folder.parent))
-        save_pretrained_folder(model, tokenizer, scratch)
-        (scratch / "warmup.json").write_text(json.dumps(settings, indent=2))
-        (scratch / "complete").write_text(f"{time.perf_counter() - started:.1f}\n")
-        try:
-            os.rename(scratch, folder)
-        except OSError:
-            # Another process finished first: equal settings give an equal model.
-            shutil.rmtree(scratch)
+    check_folder(folder.parent, "IGRPO_CACHE_DIR names another folder for the warmed-up model")
+    # Of several processes that want the same model one makes it, and the others wait.
+    with (folder.parent / f".{digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cached = (folder / "complete").exists()
+        if not cached:
+            _make(folder, config, settings, on_step)
     return SmallPolicy(folder, float((folder / "complete").read_text()), cached)
+
+
+def _make(folder: Path, config: Config, settings: dict, on_step: OnStep) -> None:
+    shape, started = config.igrpo.model, time.perf_counter()
+    assert shape is not None
+    texts = _tokenizer_texts(prompt_profile(config))
+    tokenizer = build_small_tokenizer(texts, shape.vocab_size)
+    context, seed = config.policy.max_total_sequence_length, config.igrpo.warmup.seed
+    model = build_small_model(shape, tokenizer, context=context, seed=seed)
+    if torch.cuda.is_available():
+        torch.nn.Module.to(model, torch.device("cuda"))
+        fuse_norms(model)
+    _train(model, tokenizer, config, on_step)
+    scratch = Path(tempfile.mkdtemp(prefix=".warmup-", dir=folder.parent))
+    save_pretrained_folder(model, tokenizer, scratch)
+    (scratch / "warmup.json").write_text(json.dumps(settings, indent=2))
+    (scratch / "complete").write_text(f"{time.perf_counter() - started:.1f}\n")
+    os.rename(scratch, folder)
 
 
 def build_small_model(
@@ -155,9 +156,9 @@ def _lengths(config: Config) -> Sequence[int]:
 
 def _tokenizer_texts(profile: PromptProfile) -> list[str]:
     """What the tokenizer learns its merges from: the prompts and the format, not the digits."""
-    shown = profile.draft_open + solution_text((1, 2, 3)) + profile.draft_close
+    shown = profile.draft_open + solution_of((1, 2, 3)).text + profile.draft_close
     roles = ["system\n", "user\n", "assistant\n"]
-    return [profile.system, shown, solution_text((4, 5, 6)), *roles] * 8
+    return [profile.system, shown, solution_of((4, 5, 6)).text, *roles] * 8
 
 
 def _train(
@@ -199,9 +200,15 @@ def _rate(step: int, steps: int) -> float:
     return ramp * min(1.0, 0.1 + 0.9 * 4 * (1 - step / steps))
 
 
-def _demonstrator(config: Config) -> Demonstrator:
-    warmup = config.igrpo.warmup
-    return Demonstrator(seed=warmup.seed, broken_format=warmup.broken_format)
+def _task(config: Config) -> Task:
+    """The task with the demonstrator that the warm-up's seed gives."""
+    name = config.data.train.dataset_name
+    if name not in TASKS:
+        raise UserError(
+            f"the built-in model knows {', '.join(TASKS)}, not {name}: "
+            "choose model=hf policy.model_name=FOLDER, or data=arithmetic"
+        )
+    return TASKS[name](seed=config.igrpo.warmup.seed)
 
 
 def _demonstrations(
@@ -212,30 +219,31 @@ def _demonstrations(
     draft_share: float,
 ) -> list[TrainingRow]:
     """One batch of demonstrations, about `draft_share` of them under a draft."""
-    warmup = config.igrpo.warmup
-    demonstrator = _demonstrator(config)
+    warmup, task = config.igrpo.warmup, _task(config)
     end, lengths = token_id(tokenizer, "eos"), list(_lengths(config))
     assert end is not None
     rows = []
     for index in range(warmup.batch_size):
-        chain = sample_chain(rng, rng.choice(lengths))
-        while is_validation(chain.question):  # the warm-up must not have seen that split
-            chain = sample_chain(rng, rng.choice(lengths))
-        problem = Problem(str(index), chain.question, chain.answer)
+        exercise = task.sample(rng, rng.choice(lengths))
+        while is_validation(exercise.question):  # the warm-up must not have seen that split
+            exercise = task.sample(rng, rng.choice(lengths))
+        problem = Problem(str(index), exercise.question, exercise.answer)
         if rng.random() < draft_share:
-            draft, stated = demonstrator.draft(chain, rng)
-            following = NextPrompt(prompts.refinement(problem, draft), 1)
+            draft = task.draft(exercise, rng)
+            following = NextPrompt(prompts.refinement(problem, draft.text), 1)
             if warmup.shows == "feedback":
-                right = answer_of(stated) == chain.answer
-                following = _followed(config.feedback, prompts, problem, draft, right) or following
+                right = draft.answer == exercise.answer
+                asked = _followed(config.feedback, prompts, problem, draft.text, right)
+                following = asked or following
             prompt = following.prompt
             if following.target is None:
-                text = demonstrator.correct(chain, stated, rng)
+                corrected = task.correct(exercise, draft, rng)
+                text = written(corrected, rng, warmup.broken_format)
             else:
-                text = demonstrator.judge(chain, stated, following.target.among, rng)
+                text = verdict(task, exercise, draft, following.target.among, rng).text
         else:
             prompt = prompts.question(problem)
-            text = demonstrator.solve(chain, rng)
+            text = written(task.attempt(exercise, rng), rng, warmup.broken_format)
         ids = (*tokenizer(text, add_special_tokens=False).input_ids, end)
         completion = Completion(text, ids, (0.0,) * len(ids), StopReason.EOS)
         rows.append(TrainingRow(str(index), Stage.DRAFT, prompt.token_ids, completion, 0.0))

@@ -26,6 +26,7 @@ from igrpo_nemo.data.catalog import SOURCES, find_source, locate
 from igrpo_nemo.data.columns import QUESTION_KEYS, Unusable, question_text, value_at
 from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.preflight.shape import model_folder
+from igrpo_nemo.tasks import TASKS
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 
@@ -88,15 +89,16 @@ def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questi
     train = config.data.train
     source = find_source(train.dataset_name)
     name = source.name if source else train.dataset_name
-    if train.dataset_name == "arithmetic":
-        # `7+5*3...=`: two characters an operation and two more, a token each.
-        lengths = [2 * operations + 2 for operations in train.lengths or [6]]
+    if train.dataset_name in TASKS:
+        # A character is a token.
+        task, rng = TASKS[train.dataset_name](), random.Random(0)
+        lengths = [len(task.sample(rng, size).question) for size in train.lengths or [6]]
         found = replace(_counted(lengths, "generated"), longest=(max(lengths),))
     elif name in KNOWN and not train.data_path and train.split in (None, "train"):
         found = KNOWN[name]
     else:
         found = _from_file(config, environ)
-    if train.num_problems is not None or train.dataset_name == "arithmetic":
+    if train.num_problems is not None or train.dataset_name in TASKS:
         found = replace(found, count=train.num_problems)
     if found.count is not None and config.data.validation is None and train.split_validation_size:
         held_out = max(1, round(train.split_validation_size * found.count))

@@ -7,10 +7,10 @@ import warnings
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
-from igrpo_nemo.data.arithmetic import arithmetic_problems
 from igrpo_nemo.data.catalog import find_source
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.prompts import OverlongError, PromptBuilder
+from igrpo_nemo.tasks import TASKS, generated_problems
 from igrpo_nemo.types import Problem
 
 
@@ -89,10 +89,11 @@ def fitting_problems(
 
 
 def _load(config: Config, dataset: Dataset, split: str) -> list[Problem]:
-    if dataset.dataset_name == "arithmetic":
+    if dataset.dataset_name in TASKS:
         count, lengths = dataset.num_problems or 0, dataset.lengths or []
         seed = config.grpo.seed if dataset.seed is None else dataset.seed
-        return arithmetic_problems(count, lengths=lengths, seed=seed, split=split)
+        name = dataset.dataset_name
+        return generated_problems(name, count, lengths=lengths, seed=seed, split=split)
     from igrpo_nemo.data import load_with_report
 
     problems, report = load_with_report(dataset, columns=bool(config.igrpo.reward.functions))

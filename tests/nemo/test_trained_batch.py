@@ -17,7 +17,6 @@ from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn
 from nemo_rl.data.llm_message_utils import batched_message_log_to_flat_message
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-from igrpo_nemo.data.arithmetic import arithmetic_problems
 from igrpo_nemo.environment import TwoStageEnvironment
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import open_policy
@@ -31,6 +30,7 @@ from igrpo_nemo.nemo.loss import build_loss, next_token_logprobs
 from igrpo_nemo.objectives.advantage import group_advantages
 from igrpo_nemo.rewards import build_scorer
 from igrpo_nemo.run.core import prompt_builder
+from igrpo_nemo.tasks import generated_problems
 from igrpo_nemo.types import Stage, StopReason, TrainingRow
 
 CASES = [
@@ -69,7 +69,7 @@ def _rollouts(config, policy):
     environment = TwoStageEnvironment(prompts, build_scorer(), config.feedback)
     limit = config.policy.max_total_sequence_length
     sampler = Sampler(policy.model, policy.tokenizer, max_model_len=limit)
-    problems = arithmetic_problems(12, lengths=(2,), seed=0, split="train")
+    problems = generated_problems("arithmetic", 12, lengths=(2,), seed=0, split="train")
     run = TwoStageRollout(environment, sampler, sampling_params(config), 3)
     return [
         replace(

@@ -128,6 +128,14 @@ def test_answer_only_drafts_leave_the_thinking_out(tokenizer):
     assert "secret" not in prompt.text and "<answer>1</answer>" in prompt.text
 
 
+@pytest.mark.parametrize("answer", ["<answer>417</answer>", r"so \boxed{417}"])
+def test_drafts_without_their_answer_show_all_before_it(tokenizer, answer):
+    build = builder(tokenizer, draft_content="reasoning")
+    prompt = build.refinement(Problem("1", "1=", "1"), f"<think>steps</think>{answer}")
+    assert "<think>steps</think>" in prompt.text and "417" not in prompt.text
+    assert "cut off" in build.refinement(Problem("1", "1=", "1"), "<think>cut off").text
+
+
 def test_an_overlong_question_is_named_with_its_limit(tokenizer):
     build = PromptBuilder(tokenizer, PROFILE, TokenBudget(500, 20, max_question_tokens=60))
     assert build.question(Problem("1", "1=", "1"))

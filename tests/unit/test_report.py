@@ -5,13 +5,11 @@ import json
 import math
 import random
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from arms import arm_results, findings, mean_interval, paired_difference, result_table
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.report import build_report
@@ -286,97 +284,12 @@ def test_texts_are_cut_at_their_beginning():
     assert cut.endswith("\nanswer") and "5 characters left out" in cut
 
 
-def test_intervals_cover_as_often_as_they_say():
-    rng = random.Random(1)
-    hits = 0
-    for _ in range(600):
-        interval = mean_interval([rng.gauss(0.3, 2.0) for _ in range(3)])
-        hits += interval.low <= 0.3 <= interval.high
-    assert hits / 600 == pytest.approx(0.95, abs=0.03)
-
-
-def test_differences_are_paired_by_seed():
-    ours, reference = {0: 0.5, 1: 0.9, 2: 0.4}, {0: 0.4, 1: 0.8, 7: 0.0}
-    difference = paired_difference(ours, reference)
-    assert (difference.count, difference.mean) == (2, pytest.approx(0.1))
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
-    assert mean_interval([0.2]).low is None
-
-
-def test_findings_say_who_is_ahead_whoever_it_is(tmp_path):
-    ends = {"GRPO": (0.90, 0.91, 0.92), "iGRPO": (0.50, 0.52, 0.53), "even": (0.89, 0.93, 0.91)}
-    runs = {}
-    for arm, values in ends.items():
-        runs[arm] = {}
-        for seed, end in enumerate(values):
-            folder = write_run(tmp_path / arm / str(seed), steps=10)
-            summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 10}
-            (folder / "summary.json").write_text(json.dumps(summary))
-            runs[arm][seed] = load_run(folder)
-    results = arm_results(runs, "GRPO")
-    behind, even = findings(results, "GRPO")
-    assert behind.startswith("iGRPO: GRPO ahead by 39.3 points")
-    assert even.startswith("even: no difference to GRPO that 3 seeds can show")
-    header, rows = result_table(results, "GRPO")
-    assert all(len(row) == len(header) for row in rows)
-    assert rows[0][3:5] == ["91.0 ± 1.0", "reference"]
-    assert rows[1][5:7] == ["2,560", "1,280"]
-
-
-FAKE_TRAINING = """\
-import json, pathlib, sys
-settings = dict(arg.split("=", 1) for arg in sys.argv[1:])
-if settings["grpo.seed"] == settings.get("igrpo.threads"):
-    sys.exit("error: no room left")
-folder = pathlib.Path(settings["logger.log_dir"])
-(folder / "trained").open("a").write("x")
-two = settings["feedback"] != "none"
-end = 0.5 + 0.01 * int(settings["grpo.seed"]) + 0.2 * (not two)
-metrics = {"loss": 0.0, "entropy/exact": 0.3, **({"igrpo/copy_rate": 0.7} if two else {})}
-row = {"kind": "train", "step": 1, "time": 0, "metrics": metrics}
-(folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
-summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
-(folder / "summary.json").write_text(json.dumps(summary))
-"""
-
-
 def script(name):
     """A script of the checkout as a module."""
     spec = importlib.util.spec_from_file_location("script", Path(__file__).parents[2] / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def compare(tmp_path, monkeypatch):
-    """benchmarks/compare.py with a training that takes no time."""
-    module = script("benchmarks/compare.py")
-    (tmp_path / "train.py").write_text(FAKE_TRAINING)
-    monkeypatch.setattr(module, "TRAIN", (sys.executable, str(tmp_path / "train.py")))
-    return lambda *words: module.main(["--out", str(tmp_path / "out"), "--seeds", "2", *words])
-
-
-def test_comparison_tells_what_it_finds_and_keeps_finished_runs(compare, tmp_path, capsys):
-    assert compare("--arms", "grpo,igrpo", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [arm["arm"] for arm in found["arms"]] == ["GRPO", "iGRPO"]
-    assert found["arms"][0]["end"] == [0.7, 0.71]
-    assert found["arms"][1]["difference"]["mean"] == pytest.approx(-0.2)
-    assert found["findings"][0].startswith("iGRPO: GRPO ahead by 20.0 points")
-    assert "GRPO (mean of 2)" in (tmp_path / "out" / "report.html").read_text()
-    assert compare("--arms", "grpo,igrpo") == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"iGRPO +2 +25\.0 ± 0\.0 +50\.5 ± 0\.7", shown)
-    assert (tmp_path / "out" / "grpo" / "seed_1" / "trained").read_text() == "x"
-
-
-def test_comparison_names_a_run_of_other_settings_and_a_failed_one(compare, capsys):
-    assert compare("--arms", "grpo") == 0
-    assert compare("--arms", "grpo", "--steps", "7") == 2
-    assert "seed_0 holds a run with other settings" in capsys.readouterr().err
-    assert compare("--arms", "igrpo", "igrpo.threads=1") == 2
-    assert "training ended with exit code 1" in capsys.readouterr().err
 
 
 def test_picture_is_one_svg_without_the_page(run_dir, tmp_path):

@@ -1,0 +1,85 @@
+"""`igrpo study`: a grid of arms, tasks and seeds, trained and compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from igrpo_nemo.cli.command import Command, at_least, switch
+from igrpo_nemo.errors import UserError
+
+EXAMPLES = """\
+  igrpo study compare                              GRPO, iGRPO and its controls on the demo's task
+  igrpo study compare --arms igrpo,critique --seeds 5 grpo.max_num_steps=50
+  igrpo study claims --processes 2                 the paper's claims in miniature
+  igrpo study mine.yaml --submit                   a study of cluster experiments, as Slurm jobs
+
+A study is a YAML file: configs/study/compare.yaml shows what it holds. Finished runs are kept; the
+same command goes on with the next one, and fills the page with what there is.
+"""
+
+
+def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
+    from igrpo_nemo.study.grid import load_study, names
+    from igrpo_nemo.study.page import outcome, text, write
+    from igrpo_nemo.study.runner import cpu_seconds, train_cells, unfinished
+
+    if not words or "=" in words[0]:
+        raise UserError(f"igrpo study needs a study: {', '.join(names())}, or a YAML file")
+    name, *overrides = words
+    study = load_study(name).restricted(flags.arms, flags.tasks, flags.seeds)
+    folder = flags.out or Path("runs") / "study" / Path(name).stem
+    cells = list(study.with_overrides(overrides).cells(folder))
+    if flags.submit:
+        _submit(unfinished(cells))
+    else:
+        train_cells(cells, flags.processes, lambda told: print(told, file=sys.stderr, flush=True))
+    found = outcome(study, cells, cpu_seconds(cells))
+    if not found.runs:
+        print("no run has finished yet: the same command fills the page later")
+        return 0
+    pages = write(found, folder)
+    print(json.dumps(found.to_dict()) if flags.json else text(found, pages))
+    return 0
+
+
+def _submit(cells: Sequence) -> None:
+    """A Slurm job for every run that is neither finished nor queued."""
+    from igrpo_nemo.cluster.job import find_checkout
+    from igrpo_nemo.cluster.launch import prepare_launch, submit_launch
+
+    checkout = find_checkout(Path.cwd())
+    for cell in cells:
+        folder = cell.folder.absolute()
+        words = [*cell.overrides, f"logger.log_dir={folder}"]
+        submit_launch(prepare_launch(words, checkout, os.environ), os.environ)
+
+
+COMMAND = Command(
+    name="study",
+    help="train arms x tasks x seeds at one budget and compare them",
+    words="NAME [key=value ...]",
+    run=run,
+    flags={
+        "--arms": {
+            "metavar": "A,B",
+            "help": "some of its arms (the reference always runs)",
+        },
+        "--tasks": {"metavar": "A,B", "help": "some of its tasks"},
+        "--seeds": {"type": at_least(1), "metavar": "N", "help": "runs per arm (the study's)"},
+        "--processes": {
+            "type": at_least(1),
+            "default": 1,
+            "metavar": "N",
+            "help": "runs that train at a time (1)",
+        },
+        "--out": {"type": Path, "metavar": "FOLDER", "help": "(runs/study/NAME)"},
+        "--submit": switch("submit the missing runs to Slurm in the place of training here"),
+        "--json": switch("print one JSON object"),
+    },
+    examples=EXAMPLES,
+)

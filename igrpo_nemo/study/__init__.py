@@ -1,0 +1,1 @@
+"""Arms x tasks x seeds at one budget: does refining help, when, and why."""

@@ -1,0 +1,104 @@
+"""Trains a study's cells in parallel processes; finished ones are kept, so a study goes on.
+
+Each process has one thread (or as many as its config says) and its output in `train.log`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_atomic
+from igrpo_nemo.report.runs import load_run
+from igrpo_nemo.study.grid import Cell
+
+TRAIN = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())", "train")
+MARK = "study.json"
+"""Beside a run: which settings it has, and the CPU seconds that it took."""
+
+
+def train_cells(cells: Sequence[Cell], processes: int, say: Callable[[str], None]) -> None:
+    """Trains what is not finished yet, `processes` at a time.
+
+    Raises `UserError` where a folder holds a run with other settings, before anything starts, and
+    for the first run that fails, once those beside it are done.
+    """
+    missing = unfinished(cells)
+    if len(missing) < len(cells):
+        say(f"{len(cells) - len(missing)} of {len(cells)} runs are finished already")
+    started = time.monotonic()
+    with ThreadPoolExecutor(processes) as threads:
+        runs = {threads.submit(_train, cell): cell for cell in missing}
+        try:
+            for done, run in enumerate(as_completed(runs), start=1):
+                run.result()
+                cell = runs[run]
+                left_s = (time.monotonic() - started) / done * (len(missing) - done)
+                name = f"{cell.task}, {cell.arm}, seed {cell.seed}"
+                say(f"{done}/{len(missing)} {name}: {_outcome(cell)}  ETA {left_s / 60:.0f} min")
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+def unfinished(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose runs are not done; new ones are marked with their settings.
+
+    Raises `UserError` where a folder holds a run with other settings.
+    """
+    return [cell for cell in cells if not _is_finished(cell)]
+
+
+def cpu_seconds(cells: Sequence[Cell]) -> float:
+    """CPU seconds of all runs so far, with the warm-ups that they waited for."""
+    return sum(_mark(cell)["cpu_s"] for cell in cells)
+
+
+def _is_finished(cell: Cell) -> bool:
+    if not (cell.folder / MARK).is_file():
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        _set_mark(cell, {"overrides": cell.overrides, "cpu_s": 0.0})
+    if _mark(cell)["overrides"] != list(cell.overrides):
+        raise UserError(
+            f"{cell.folder} holds a run with other settings: remove it or use another --out"
+        )
+    return (cell.folder / "summary.json").is_file()
+
+
+def _mark(cell: Cell) -> dict[str, Any]:
+    return json.loads((cell.folder / MARK).read_text(encoding="utf-8"))
+
+
+def _set_mark(cell: Cell, content: dict[str, Any]) -> None:
+    write_atomic(cell.folder / MARK, json.dumps(content))
+
+
+def _train(cell: Cell) -> None:
+    log = cell.folder / "train.log"
+    words = [*cell.overrides, f"logger.log_dir={cell.folder}"]
+    with log.open("ab") as file:
+        process = subprocess.Popen([*TRAIN, *words], stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    mark = _mark(cell)
+    _set_mark(cell, {**mark, "cpu_s": mark["cpu_s"] + usage.ru_utime + usage.ru_stime})
+    if process.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise UserError(
+            f"training ended with exit code {process.returncode} ({log}): {' '.join(last)}"
+        )
+
+
+def _outcome(cell: Cell) -> str:
+    run = load_run(cell.folder)
+    start, end = run.accuracy("start"), run.accuracy("end")
+    if start is None or end is None:
+        raise UserError(f"{cell.folder} has no held-out accuracy: leave validation on")
+    return f"{start:.1%} -> {end:.1%}"

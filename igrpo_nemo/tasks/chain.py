@@ -1,0 +1,168 @@
+"""Chained arithmetic: `7+5*3-4...` is worked left to right and only last digits are kept.
+
+Multiplication is by 3, 7 or 9, so every step is a bijection of the digits and one slip spoils what
+follows. The answer is the chain's last two results, which leaves a guess one chance in a hundred.
+
+    arithmetic   six operations: a draft is right or wrong, and can be mended step by step
+    long_chain   more operations than a completion has room for, one result each: a solution in
+                 one go must take two operations at a time, a draft that was cut off can be
+                 continued
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from igrpo_nemo.tasks.task import Solution
+
+MULTIPLIERS = (3, 7, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A start digit and the operations that follow, as (operator, digit)."""
+
+    start: int
+    operations: tuple[tuple[str, int], ...]
+
+    @property
+    def question(self) -> str:
+        return f"{self.start}" + "".join(f"{op}{digit}" for op, digit in self.operations) + "="
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """The last digit after each operation."""
+        value, results = self.start, []
+        for op, digit in self.operations:
+            value = apply(value, op, digit)
+            results.append(value)
+        return tuple(results)
+
+    @property
+    def answer(self) -> str:
+        return answer_of(self.results)
+
+
+def apply(value: int, op: str, digit: int) -> int:
+    """The last digit of `value op digit`."""
+    return {"+": value + digit, "-": value - digit, "*": value * digit}[op] % 10
+
+
+def answer_of(results: Sequence[int]) -> str:
+    """The answer that a chain of results leads to: its last two digits."""
+    return "".join(map(str, results[-2:]))
+
+
+def solution_of(results: Sequence[int]) -> Solution:
+    return Solution(tuple(map(str, results)), answer_of(results))
+
+
+@dataclass(frozen=True)
+class ChainTask:
+    """`fixed_error_share` of the table (value, operator, digit) has a fixed wrong digit, given with
+    `fixed_error_rate`; other entries slip with `slip`. Under a draft, a right result is kept with
+    `trust` and a wrong one mended with `mend`; `right_draft_share` of the drafts are right.
+    """
+
+    seed: int = 0
+    fixed_error_share: float = 0.3
+    fixed_error_rate: float = 0.7
+    slip: float = 0.03
+    trust: float = 0.95
+    mend: float = 0.8
+    right_draft_share: float = 0.3
+
+    def sample(self, rng: random.Random, size: int) -> Chain:
+        """A chain of `size` operations with uniformly drawn operators and digits."""
+        operations = []
+        for _ in range(size):
+            op = rng.choice("+-*")
+            operations.append((op, rng.choice(MULTIPLIERS) if op == "*" else rng.randint(1, 9)))
+        return Chain(rng.randint(0, 9), tuple(operations))
+
+    def right(self, exercise: Chain) -> Solution:
+        return solution_of(exercise.results)
+
+    def attempt(self, exercise: Chain, rng: random.Random) -> Solution:
+        return solution_of(self._results(exercise.start, exercise.operations, rng))
+
+    def draft(self, exercise: Chain, rng: random.Random) -> Solution:
+        right = rng.random() < self.right_draft_share
+        return self.right(exercise) if right else self.attempt(exercise, rng)
+
+    def correct(self, exercise: Chain, draft: Solution, rng: random.Random) -> Solution:
+        """Step by step, whatever the corrected steps lead to."""
+        return solution_of(self._mended(exercise.results, draft.steps, rng))
+
+    def _mended(self, right: Sequence[int], stated: Sequence[str], rng: random.Random) -> list[int]:
+        mended = []
+        for digit, said in zip(right, map(int, stated), strict=True):
+            if said == digit:
+                mended.append(digit if rng.random() < self.trust else other(digit, rng))
+            else:
+                mended.append(digit if rng.random() < self.mend else said)
+        return mended
+
+    def _results(
+        self, value: int, operations: Sequence[tuple[str, int]], rng: random.Random
+    ) -> list[int]:
+        results = []
+        for op, digit in operations:
+            value = self._result(value, op, digit, rng)
+            results.append(value)
+        return results
+
+    def _result(self, value: int, op: str, digit: int, rng: random.Random) -> int:
+        right = apply(value, op, digit)
+        entry = random.Random(f"{self.seed}/{value}{op}{digit}")
+        if entry.random() < self.fixed_error_share:
+            wrong = other(right, entry)
+            return wrong if rng.random() < self.fixed_error_rate else right
+        return other(right, rng) if rng.random() < self.slip else right
+
+
+@dataclass(frozen=True)
+class LongChainTask(ChainTask):
+    """Of the bare solutions `terse_share` write every second result alone; the others have no room
+    to end. Half of the drafts are cut off, and those are continued where they stop."""
+
+    fixed_error_share: float = 0.1
+    terse_share: float = 0.4
+
+    def right(self, exercise: Chain) -> Solution:
+        return self._terse(exercise.results)
+
+    def attempt(self, exercise: Chain, rng: random.Random) -> Solution:
+        terse = rng.random() < self.terse_share
+        results = self._results(exercise.start, exercise.operations, rng)
+        return self._terse(results) if terse else solution_of(results)
+
+    def draft(self, exercise: Chain, rng: random.Random) -> Solution:
+        if rng.random() < 0.5:
+            results = self._results(exercise.start, exercise.operations, rng)
+            if rng.random() < self.right_draft_share:
+                results = list(exercise.results)
+            shown = rng.randint(len(results) // 2, len(results) - 1)
+            return Solution(tuple(map(str, results[:shown])), None)
+        right = rng.random() < self.right_draft_share
+        results = self._results(exercise.start, exercise.operations, rng)
+        return self._terse(exercise.results if right else results)
+
+    def correct(self, exercise: Chain, draft: Solution, rng: random.Random) -> Solution:
+        if draft.answer is not None:
+            steps = self._mended(exercise.results[1::2], draft.steps, rng)
+            (before,) = self._mended(exercise.results[-2:-1], draft.answer[:1], rng)
+            return Solution(tuple(map(str, steps)), answer_of([before, steps[-1]]))
+        done = len(draft.steps)
+        rest = self._results(int(draft.steps[-1]), exercise.operations[done:], rng)
+        return Solution(tuple(map(str, rest)), answer_of([int(draft.steps[-1]), *rest]))
+
+    def _terse(self, results: Sequence[int]) -> Solution:
+        return Solution(tuple(map(str, results[1::2])), answer_of(results))
+
+
+def other(digit: int, rng: random.Random) -> int:
+    """Any other digit."""
+    return (digit + rng.randint(1, 9)) % 10

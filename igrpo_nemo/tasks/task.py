@@ -1,0 +1,98 @@
+"""What a generated task is: exercises with one right answer, and a demonstrator who errs.
+
+    sample -> exercise --right / attempt / correct--> Solution -> text, with its format now and
+                                                                  then broken
+
+A model that imitates the demonstrator starts at a middling success rate, which reinforcement can
+raise. Under a draft the demonstrator keeps what is right, mends what is wrong, and does neither
+reliably.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Exercise(Protocol):
+    """A problem as a task knows it."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Reasoning step by step, and the answer that it leads to; None where it was cut off."""
+
+    steps: tuple[str, ...]
+    answer: str | None
+
+    @property
+    def text(self) -> str:
+        """The format that the prompt asks for: reasoning in `<think>`, the result in `<answer>`."""
+        reasoning = "<think>" + "".join(self.steps)
+        return reasoning if self.answer is None else f"{reasoning}</think>{answered(self.answer)}"
+
+
+def answered(text: str) -> str:
+    """An answer in its tags."""
+    return f"<answer>{text}</answer>"
+
+
+class Task(Protocol):
+    """A source of exercises with its demonstrator; `size` of an exercise sets how hard it is.
+
+    Implementations are dataclasses, whose fields are the demonstrator's error rates: they are part
+    of a warmed-up model's identity.
+    """
+
+    @property
+    def seed(self) -> int: ...
+
+    def sample(self, rng: random.Random, size: int) -> Any:
+        """An `Exercise` of the task's own kind, which the methods below take."""
+        ...
+
+    def right(self, exercise: Any) -> Solution:
+        """The solution without an error."""
+        ...
+
+    def attempt(self, exercise: Any, rng: random.Random) -> Solution:
+        """What the demonstrator makes of the bare exercise."""
+        ...
+
+    def draft(self, exercise: Any, rng: random.Random) -> Solution:
+        """A draft to correct."""
+        ...
+
+    def correct(self, exercise: Any, draft: Solution, rng: random.Random) -> Solution:
+        """What the demonstrator makes of the exercise under a draft."""
+        ...
+
+
+def verdict(
+    task: Task, exercise: Exercise, draft: Solution, words: Sequence[str], rng: random.Random
+) -> Solution:
+    """A judgement of a draft's answer after an own attempt: the first of the two words where the
+    answers agree, the other one where they do not."""
+    own = task.attempt(exercise, rng)
+    return Solution(own.steps, words[own.answer != draft.answer])
+
+
+def written(solution: Solution, rng: random.Random, broken_format: float) -> str:
+    """A solution's text; a share `broken_format` of them lacks a tag."""
+    if rng.random() >= broken_format:
+        return solution.text
+    tag = rng.choice(("<think>", "</think>", "<answer>", "</answer>"))
+    return solution.text.replace(tag, "")
+
+
+def is_validation(question: str) -> bool:
+    """Whether a question is held out; about one in five is."""
+    return random.Random(question).random() < 0.2

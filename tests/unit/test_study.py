@@ -1,0 +1,184 @@
+"""Studies: their grid, their runs, and what is said of them."""
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from igrpo_nemo.cli.entry import main
+from igrpo_nemo.config import load_config
+from igrpo_nemo.errors import UserError
+from igrpo_nemo.report.runs import load_run
+from igrpo_nemo.study import runner
+from igrpo_nemo.study.grid import Claim, load_study, names
+from igrpo_nemo.study.outcome import (
+    arm_results,
+    corrected,
+    findings,
+    mean_interval,
+    paired_difference,
+    result_table,
+    verdict,
+)
+
+FAKE_TRAINING = """\
+import json, pathlib, sys
+settings = dict(arg.split("=", 1) for arg in sys.argv[1:])
+if settings["grpo.seed"] == settings.get("igrpo.threads"):
+    sys.exit("error: no room left")
+folder = pathlib.Path(settings["logger.log_dir"])
+(folder / "trained").open("a").write("x")
+two = settings["feedback"] != "none"
+end = 0.5 + 0.01 * int(settings["grpo.seed"]) + 0.2 * (not two)
+metrics = {"loss": 0.0, "entropy/exact": 0.3, **({"igrpo/copy_rate": 0.7} if two else {})}
+row = {"kind": "train", "step": 1, "time": 0, "metrics": metrics}
+(folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
+summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
+(folder / "summary.json").write_text(json.dumps(summary))
+"""
+
+
+def runs_of(folder, ends, **metrics):
+    """Finished runs by arm and seed; `metrics` of every training step."""
+    runs = {}
+    for arm, values in ends.items():
+        for seed, end in enumerate(values):
+            path = folder / arm / str(seed)
+            path.mkdir(parents=True)
+            row = {"kind": "train", "step": 1, "time": 0, "metrics": {"loss": 0.0, **metrics}}
+            (path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
+            (path / "summary.json").write_text(json.dumps(summary))
+            runs.setdefault(arm, {})[seed] = load_run(path)
+    return runs
+
+
+def test_intervals_cover_as_often_as_they_say():
+    rng = random.Random(1)
+    hits = 0
+    for _ in range(600):
+        interval = mean_interval([rng.gauss(0.3, 2.0) for _ in range(3)])
+        hits += interval.low <= 0.3 <= interval.high
+    assert hits / 600 == pytest.approx(0.95, abs=0.03)
+
+
+def test_corrected_intervals_hold_together():
+    """Of ten comparisons without a difference hardly ever one shows some."""
+    rng = random.Random(2)
+    false_alarms = 0
+    for _ in range(300):
+        intervals = (
+            mean_interval([rng.gauss(0.0, 1.0) for _ in range(5)], corrected(0.95, 10))
+            for _ in range(10)
+        )
+        false_alarms += any(each.excludes_zero for each in intervals)
+    assert 0.01 < false_alarms / 300 < 0.09
+
+
+def test_differences_are_paired_by_seed():
+    ours, reference = {0: 0.5, 1: 0.9, 2: 0.4}, {0: 0.4, 1: 0.8, 7: 0.0}
+    difference = paired_difference(ours, reference)
+    assert (difference.count, difference.mean) == (2, pytest.approx(0.1))
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    assert mean_interval([0.2]).low is None
+
+
+def test_findings_say_who_is_ahead_whoever_it_is(tmp_path):
+    ends = {"grpo": (0.90, 0.91, 0.92), "igrpo": (0.50, 0.52, 0.53), "even": (0.89, 0.93, 0.91)}
+    labels = {"grpo": "GRPO", "igrpo": "iGRPO", "even": "even"}
+    results = arm_results(runs_of(tmp_path, ends), "grpo")
+    behind, even = findings(results, labels, "grpo")
+    assert behind.startswith("iGRPO: GRPO ahead by 39.3 points")
+    assert even.startswith("even: no difference to GRPO that 3 seeds can show")
+    header, rows = result_table(results, labels, "grpo")
+    assert all(len(row) == len(header) for row in rows)
+    assert rows[0][3:5] == ["91.0 ± 1.0", "reference"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "expects", "said"),
+    [
+        ((0.70, 0.71, 0.69), "better", "seen"),
+        ((0.30, 0.31, 0.29), "better", "the opposite"),
+        ((0.30, 0.31, 0.29), "worse", "seen"),
+        ((0.20, 0.80, 0.50), "better", "not decided"),
+        ((0.50, 0.51, 0.52), "alike", "seen"),
+        ((0.70, 0.71, 0.69), "alike", "not seen"),
+        ((0.20, 0.80, 0.50), "alike", "not decided"),
+        ((), "better", "not run"),
+    ],
+)
+def test_a_claim_is_seen_only_where_its_interval_says_so(tmp_path, ours, expects, said):
+    runs = runs_of(tmp_path, {"a": ours, "b": (0.50, 0.51, 0.52)})
+    claim = Claim(says="a beats b", source="here", arm="a", against="b", expects=expects)
+    assert verdict(claim, runs, 0.95)[0] == said
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_run_of_a_study_has_a_config_and_one_budget(name, tmp_path):
+    study = load_study(name)
+    budgets = {}
+    for cell in study.cells(tmp_path):
+        if cell.seed == 0:
+            config = load_config([*cell.overrides, f"logger.log_dir={cell.folder}"])
+            if not cell.arm.startswith("budget"):
+                budgets.setdefault(config.igrpo.budget, []).append(cell.arm)
+    assert len(budgets) == 1
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """`igrpo study compare` with a training that takes no time."""
+    (tmp_path / "train.py").write_text(FAKE_TRAINING)
+    monkeypatch.setattr(runner, "TRAIN", (sys.executable, str(tmp_path / "train.py")))
+    out = ("--out", str(tmp_path / "out"), "--seeds", "2", "--processes", "2")
+    return lambda *words: main(["study", "compare", *out, *words])
+
+
+def test_a_study_tells_what_it_finds_and_keeps_finished_runs(study, tmp_path, capsys):
+    assert study("--arms", "igrpo", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    grpo, igrpo = found["arms"]["arithmetic"]
+    assert (grpo["arm"], igrpo["arm"]) == ("grpo", "igrpo")
+    assert grpo["end"] == [0.7, 0.71]
+    assert igrpo["difference"]["mean"] == pytest.approx(-0.2)
+    assert found["findings"][0].startswith("iGRPO: GRPO ahead by 20.0 points")
+    assert found["cpu_hours"] >= 0
+    page = (tmp_path / "out" / "arithmetic.html").read_text()
+    assert "GRPO (mean of 2)" in page and "Bonferroni" in page
+    assert study("--arms", "igrpo") == 0
+    told = capsys.readouterr()
+    assert re.search(r"iGRPO +2 +25\.0 ± 0\.0 +50\.5 ± 0\.7", told.out)
+    assert "4 of 4 runs are finished already" in told.err
+    assert (tmp_path / "out/arithmetic/grpo/seed_1/trained").read_text() == "x"
+
+
+def test_a_study_names_a_run_of_other_settings_and_a_failed_one(study, tmp_path, capsys):
+    assert study("--arms", "grpo", "--seeds", "1") == 0
+    assert study("--arms", "grpo", "grpo.max_num_steps=7") == 2
+    assert "seed_0 holds a run with other settings" in capsys.readouterr().err
+    assert study("--out", str(tmp_path / "failed"), "igrpo.threads=1") == 2
+    assert "training ended with exit code 1" in capsys.readouterr().err
+
+
+def test_a_study_of_ones_own_and_its_faults(tmp_path):
+    content = yaml.safe_load(Path("configs/study/compare.yaml").read_text())
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert load_study(str(path)).restricted("worst", None, 1).arms.keys() == {"grpo", "worst"}
+    for broken, told in (
+        ({"reference": "dpo"}, "there is no arm dpo"),
+        ({"seeds": 0}, "seeds: "),
+        ({"colour": 1}, "colour: "),
+    ):
+        path.write_text(yaml.safe_dump({**content, **broken}))
+        with pytest.raises(UserError, match=told):
+            load_study(str(path))
+    with pytest.raises(UserError, match="there is no study nothing: use claims, compare"):
+        load_study("nothing")
+    with pytest.raises(UserError, match="unknown arm beste: use grpo, igrpo"):
+        load_study("compare").restricted("beste", None, None)
