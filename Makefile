@@ -11,13 +11,13 @@ NEMO_RL_MAIN_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-rl-main
 NEMO_SKILLS_SRC ?= $(HOME)/.cache/igrpo-nemo/nemo-skills
 # Where NeMo-RL's source is, what its driver imports is installed at once.
 COMMA := ,
-EXTRAS := dev$(if $(wildcard $(NEMO_RL_SRC)/nemo_rl),$(COMMA)nemo)
+EXTRAS := dev,docs$(if $(wildcard $(NEMO_RL_SRC)/nemo_rl),$(COMMA)nemo)
 # Modules are compiled when they are imported, and kept: most never are, and the tests start many
 # processes.
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
 
-.PHONY: help install install-nemo install-bench install-skills demo evaluate compare test test-hosts test-nemo test-nemo-main test-skills test-slurm lint clean
+.PHONY: help install install-nemo install-bench install-skills demo evaluate compare docs test test-hosts test-nemo test-nemo-main test-skills test-slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -50,6 +50,10 @@ evaluate: install ## the demo's model through NeMo-Skills' ns eval (see docs/eva
 
 compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
 	$(BIN)/igrpo study compare
+
+docs: install ## the docs as a site, in build/docs/VERSION; a broken link ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir \
+	  build/docs/$$($(BIN)/python -c 'import igrpo_nemo; print(igrpo_nemo.__version__)')
 
 test: install ## unit, engine and end-to-end tests
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/unit tests/local tests/gpu tests/e2e

@@ -28,13 +28,13 @@ from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.nemo.converted_model import FIRST, VARIABLE, converted_folder, is_whole
-from igrpo_nemo.run.chat_template import (
+from igrpo_nemo.run.folder import FINISHED
+from igrpo_nemo.run.lock import alone_in
+from igrpo_nemo.run.tokenizer import (
     chat_template_text,
     stored_chat_template,
     write_chat_template,
 )
-from igrpo_nemo.run.folder import FINISHED
-from igrpo_nemo.run.lock import alone_in
 
 IMAGE_ROOT = Path("/opt/nemo-rl")
 """Where NVIDIA's image has NeMo-RL's source."""

@@ -20,8 +20,7 @@ from igrpo_nemo.chain.conversion import check_convertible, is_converted
 from igrpo_nemo.chain.evaluation import chain_evaluation, evaluated
 from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
 from igrpo_nemo.cluster.launch import Launch, plan_text, prepare_launch, submit_launch
-from igrpo_nemo.cluster.settings import job_settings
-from igrpo_nemo.cluster.site import with_site
+from igrpo_nemo.cluster.site import job_settings, with_site
 from igrpo_nemo.cluster.stage import (
     StageJob,
     Surroundings,

@@ -15,9 +15,9 @@ from igrpo_nemo import __version__
 from igrpo_nemo.cli import (
     data,
     evaluate,
+    export,
     keys,
     launch,
-    preflight,
     report,
     score,
     status,
@@ -29,7 +29,7 @@ from igrpo_nemo.errors import UserError
 
 COMMANDS: tuple[Command, ...] = (
     train.COMMAND,
-    preflight.COMMAND,
+    train.PREFLIGHT,
     launch.COMMAND,
     status.COMMAND,
     evaluate.COMMAND,
@@ -37,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     data.COMMAND,
     report.COMMAND,
     study.COMMAND,
+    export.COMMAND,
     keys.COMMAND,
 )
 

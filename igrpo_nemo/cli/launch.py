@@ -47,7 +47,7 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _print_exports(profile: str, checkout: Path, overrides: Sequence[str]) -> int:
     from igrpo_nemo.cluster.launch import NO_RUN, composed
-    from igrpo_nemo.cluster.settings import exports
+    from igrpo_nemo.cluster.site import exports
 
     if other := [word for word in overrides if not word.lstrip("+").startswith("igrpo.site.")]:
         raise UserError(f"igrpo launch --env takes igrpo.site.* alone, not {other[0]}")
@@ -57,9 +57,8 @@ def _print_exports(profile: str, checkout: Path, overrides: Sequence[str]) -> in
 
 
 def _print_settings(script: str | None, checkout: Path, words: Sequence[str]) -> int:
-    from igrpo_nemo.cluster.job import absolute
     from igrpo_nemo.cluster.launch import composed, job_words, reopen_if_longer
-    from igrpo_nemo.cluster.settings import assignments, job_settings
+    from igrpo_nemo.cluster.site import absolute, assignments, job_settings
 
     config = composed(job_words(script, words), checkout, os.environ)
     text = assignments(job_settings(config, checkout, os.environ))

@@ -1,7 +1,7 @@
 """Slurm: from a config and a cluster profile to jobs, and from a run folder to its state.
 
 config, site ── job.sbatch_command ──> sbatch slurm/X.sh ──client──> job ids     (submit)
-             ── settings.job_settings ──> NAME='value' lines that slurm/*.sh reads in the job
-             ── settings.exports ──> export lines for plain sbatch
+             ── site.job_settings ──> NAME='value' lines that slurm/*.sh reads in the job
+             ── site.exports ──> export lines for plain sbatch
 run folder, squeue ── status.run_status ──> text | JSON
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.run.lock import ENDED
+from igrpo_nemo.run.lock import ENDED, without_filters
 
 _SECONDS = 30.0
 _FIELDS = "%A|%T|%r|%M|%L|%S|%N|%j"
@@ -51,7 +51,8 @@ def my_jobs() -> list[Job]:
     Raises `UserError` where squeue is missing or its controller does not answer.
     """
     words = ["--noheader", "--states=all", f"--user={os.getuid()}", f"--format={_FIELDS}"]
-    return [_job(line) for line in _run("squeue", words).splitlines() if line.count("|") >= 7]
+    rows = [line.split("|", 7) for line in _run("squeue", words).splitlines()]
+    return [Job(int(number), *fields) for number, *fields in rows if len(fields) == 7]
 
 
 def submit(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> int:
@@ -70,13 +71,13 @@ def _run(
     program: str,
     words: Sequence[str],
     folder: Path | None = None,
-    environ: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> str:
     try:
         done = subprocess.run(
             [program, *words],
             cwd=folder,
-            env=_without_filters(os.environ if environ is None else environ),
+            env=without_filters(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -99,17 +100,7 @@ def _run(
     return done.stdout
 
 
-def _without_filters(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without SQUEUE_PARTITION and its like, which would hide jobs."""
-    return {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
-
-
 def _reason(errors: str) -> str:
     """Slurm's lines without their prefix, the last ones where there are many."""
     lines = [line.partition(": error: ")[2] or line.strip() for line in errors.splitlines()]
     return "; ".join(line for line in lines if line)[-300:]
-
-
-def _job(line: str) -> Job:
-    number, *fields = line.split("|", 7)
-    return Job(int(number), *fields)

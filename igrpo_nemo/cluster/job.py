@@ -9,14 +9,13 @@ A job is submitted from a checkout, and works in its folder. The options are tho
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.cluster.client import Job
-from igrpo_nemo.cluster.site import VARIABLES
+from igrpo_nemo.cluster.site import absolute
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.igrpo_keys import Site, time_in_seconds
 from igrpo_nemo.errors import UserError
@@ -36,14 +35,9 @@ def job_name(run_folder: Path) -> str:
 
 def log_folders(run_folder: Path) -> dict[tuple[int, int], Path]:
     """The logs of each start, by (job id, restart), in their order."""
-    folder = run_folder / LOGS
-    entries = list(folder.iterdir()) if folder.is_dir() else []
-    found = {
-        (int(match[1]), int(match[2])): entry
-        for entry in entries
-        if (match := _START.fullmatch(entry.name))
-    }
-    return dict(sorted(found.items()))
+    found = (entry for entry in (run_folder / LOGS).glob("*-*") if _START.fullmatch(entry.name))
+    starts = {tuple(map(int, entry.name.split("-"))): entry for entry in found}
+    return dict(sorted(starts.items()))  # type: ignore[arg-type]
 
 
 def jobs_of(run_folder: Path, jobs: Sequence[Job]) -> list[Job]:
@@ -55,8 +49,6 @@ def jobs_of(run_folder: Path, jobs: Sequence[Job]) -> list[Job]:
     )
 
 
-_REACH_SLURM = ("SLURM_CONF", "SLURM_JWT")
-"""Variables that say where Slurm is and who asks, not what is asked for."""
 _ACCOUNT_OPTIONS = ("account", "partition", "qos", "constraint", "reservation")
 
 
@@ -94,11 +86,6 @@ class Submission:
     @property
     def name(self) -> str:
         return job_name(self.run_folder) if self.trains else self.script.stem
-
-
-def absolute(path: str, checkout: Path) -> Path:
-    """A path of the config as the job sees it. Links stay: compute nodes may resolve others."""
-    return Path(os.path.abspath(checkout / path))
 
 
 def sbatch_command(job: Submission, after: int | str | None = None) -> list[str]:
@@ -139,18 +126,6 @@ def output_option(run_folder: Path, name: str) -> str:
     """Where a job's output goes. Slurm replaces %x: what stands in the folder's own name is no
     pattern."""
     return f"--output={str(run_folder).replace('%', '%%')}/{LOGS}/{name}.out"
-
-
-def sbatch_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of sbatch, and so of the job: the shell's, without the variables that the
-    profile has taken up already, and without those of an allocation that the shell is in: the
-    job's srun would obey them. A key set to null on the command line stays unset."""
-    taken = {name for name in VARIABLES.values() if name.startswith("SBATCH_")} | {"SBATCH_SIGNAL"}
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in taken and (name in _REACH_SLURM or not name.startswith("SLURM_"))
-    }
 
 
 GENERIC_SCRIPT = "slurm/train.sh"

@@ -22,14 +22,14 @@ from igrpo_nemo.cluster.job import (
     find_script,
     jobs_of,
     sbatch_command,
-    sbatch_environment,
     script_words,
 )
-from igrpo_nemo.cluster.site import with_site
+from igrpo_nemo.cluster.site import sbatch_environment, with_site
 from igrpo_nemo.cluster.worker_environments import check_worker_environments
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import check_folder
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.rewards.judge import judge_problems
 from igrpo_nemo.run.folder import FINISHED, stored_config
@@ -135,10 +135,7 @@ def submit_launch(launch: Launch, environ: Mapping[str, str]) -> list[int]:
     if job.trains and reopen_if_longer(job.run_folder, job.config):
         print(f"{job.run_folder} was finished and goes on")
     logs = job.run_folder / LOGS
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {logs}, where the job logs: {error.strerror}") from error
+    check_folder(logs, "the job logs there")
     environ = sbatch_environment(environ)
     after = launch.queued[-1].id if launch.queued else None
     numbers: list[int] = []

@@ -1,14 +1,20 @@
-"""The cluster profile of a run: `igrpo.site`, with what this account and this shell add.
+"""The cluster profile of a run, `igrpo.site`, and what a job script is told of it.
 
     configs/cluster/*.yaml  <  cluster.local.yaml  <  environment variables  <  the command line
+      -> with_site -> Config
+           -> job_settings -> assignments: NAME='value' lines that slurm/lib/settings.sh reads
+           -> exports      -> export lines on the login node, for plain sbatch
 
 `cluster.local.yaml` is a file of the user's, beside the checkout's README and outside of version
-control, with keys of `igrpo.site` at its root. Training itself never reads it.
+control, with keys of `igrpo.site` at its root. Training itself never reads it. Nothing in a setting
+is secret.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,7 @@ from pydantic import ValidationError
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.scrub import scrub
 
 LOCAL_PROFILE = "cluster.local.yaml"
 
@@ -105,16 +112,12 @@ _Loader.add_implicit_resolver(
 
 def _local_values(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no YAML file: it is not UTF-8") from error
-    try:
-        values = yaml.load(text, _Loader) or {}
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no keys: write key: value, as `igrpo keys` lists igrpo.site")
@@ -170,3 +173,111 @@ def _reason(problem: Any) -> str:
     # What stands in `env` is not shown: it may be the secret that is refused.
     shown = "" if where.startswith("env") else f"={problem['input']!r}"
     return f"{where}{shown}: {message}"
+
+
+COMPUTE_CAPABILITY = {
+    "cpu": "",
+    "rtx_4090_24gb": "8.9",
+    "l40s_48gb": "8.9",
+    "a100_40gb": "8.0",
+    "a100_80gb": "8.0",
+    "h100_80gb": "9.0",
+}
+"""What CUDA kernels are compiled for, by `igrpo.site.gpu`. The images of NeMo-RL name others."""
+
+CONVERSIONS = "NRL_MEGATRON_CHECKPOINT_DIR"
+
+
+def job_settings(config: Config, checkout: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Every setting by its variable, empty where nothing is set; `env` of the profile wins.
+
+    Raises `UserError` for a value of `env` that holds a credential.
+    """
+    site, offline = config.igrpo.site, "1" if config.igrpo.site.offline else "0"
+    return {
+        "IGRPO_RUN_DIR": str(absolute(config.logger.log_dir, checkout)),
+        "IGRPO_CHECKPOINT_DIR": str(absolute(config.checkpointing.checkpoint_dir, checkout)),
+        "IGRPO_ENGINE": config.igrpo.engine,
+        "IGRPO_NUM_NODES": str(config.cluster.num_nodes),
+        "IGRPO_GPUS_PER_NODE": str(config.cluster.gpus_per_node),
+        "IGRPO_SAVE_MARGIN_S": str(site.save_margin_s),
+        "IGRPO_MAX_RESTARTS": str(site.max_restarts),
+        "CONTAINER_IMAGE": site.container or "",
+        "CONTAINER_MOUNTS": ",".join(site.mounts),
+        "VENV": str(absolute(site.venv, checkout)) if site.venv else "",
+        "HF_HOME": site.hf_home or "",
+        CONVERSIONS: environ.get(CONVERSIONS) or _conversions(config, checkout),
+        "HF_HUB_OFFLINE": offline,
+        "TRANSFORMERS_OFFLINE": offline,
+        "WANDB_MODE": environ.get("WANDB_MODE") or ("offline" if site.offline else "online"),
+        "TORCH_CUDA_ARCH_LIST": COMPUTE_CAPABILITY[site.gpu],
+        "CPUS_PER_NODE": str(site.cpus_per_node or ""),
+        "IGRPO_INTERFACE": site.interface or "",
+        **_variables(site),
+    }
+
+
+def _conversions(config: Config, checkout: Path) -> str:
+    """Where NeMo-RL keeps what it makes of a Hugging Face model: HF_HOME by itself. A container
+    without one would have it on the node that made it, and nowhere else."""
+    site = config.igrpo.site
+    if config.igrpo.engine != "nemo_rl" or not site.container or site.hf_home:
+        return ""
+    return str(absolute(config.logger.log_dir, checkout) / "megatron")
+
+
+def _variables(site: Site) -> dict[str, str]:
+    for name, value in site.env.items():
+        if scrub(value) != value:
+            raise UserError(
+                f"igrpo.site.env: the value of {name} holds a credential: export it in the shell, "
+                "it is handed on"
+            )
+    return site.env
+
+
+def assignments(settings: Mapping[str, str]) -> str:
+    """NAME='value' lines, quoted for a shell. Raises `UserError` for what a line cannot hold."""
+    return "".join(f"{name}={_quoted(name, value)}\n" for name, value in settings.items())
+
+
+def exports(site: Site) -> str:
+    """The profile for plain `sbatch slurm/X.sh`: a line for each value that is set."""
+    values = {VARIABLES[key]: getattr(site, key) for key in VARIABLES}
+    values["SBATCH_SIGNAL"] = f"B:USR1@{site.save_margin_s}"
+    named = {name: _text(value) for name, value in values.items() if value not in (None, [])}
+    named |= _variables(site)
+    return "".join(f"export {name}={_quoted(name, value)}\n" for name, value in named.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _quoted(name: str, value: str) -> str:
+    if not value.isprintable():
+        raise UserError(f"{name} holds a line break or a control character: {value!r}")
+    return shlex.quote(value)
+
+
+def absolute(path: str, checkout: Path) -> Path:
+    """A path of the config as the job sees it. Links stay: compute nodes may resolve others."""
+    return Path(os.path.abspath(checkout / path))
+
+
+_REACH_SLURM = ("SLURM_CONF", "SLURM_JWT")
+"""Variables that say where Slurm is and who asks, not what is asked for."""
+
+
+def sbatch_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of sbatch, and so of the job: the shell's, without the variables that the
+    profile has taken up already, and without those of an allocation that the shell is in: the
+    job's srun would obey them. A key set to null on the command line stays unset."""
+    taken = {name for name in VARIABLES.values() if name.startswith("SBATCH_")} | {"SBATCH_SIGNAL"}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in taken and (name in _REACH_SLURM or not name.startswith("SLURM_"))
+    }

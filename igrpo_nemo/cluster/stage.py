@@ -14,15 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_nemo.cluster.client import submit
-from igrpo_nemo.cluster.job import (
-    LOGS,
-    account_options,
-    job_name,
-    output_option,
-    sbatch_environment,
-)
+from igrpo_nemo.cluster.job import LOGS, account_options, job_name, output_option
+from igrpo_nemo.cluster.site import sbatch_environment
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import check_folder, write_or_refuse
 
 HOST_PATHS = (
     "PYTHONPATH PYTHONHOME PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD"
@@ -68,7 +64,7 @@ def script_text(job: StageJob, where: Surroundings) -> str:
     lines += ["set -euo pipefail", f"cd {shlex.quote(str(where.checkout))}"]
     if where.site.container:
         lines.append(f"unset {HOST_PATHS}")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in _variables(where)]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in _variables(where).items()]
     if not where.site.container:
         venv = where.settings.get("VENV") or str(where.checkout / ".venv")
         lines.append(f'export PATH={shlex.quote(f"{venv}/bin")}:"$PATH"')
@@ -79,12 +75,8 @@ def script_text(job: StageJob, where: Surroundings) -> str:
 def submit_stage(job: StageJob, where: Surroundings, environ: Mapping[str, str]) -> int:
     """Writes the script and submits it; the job id."""
     path, text = script_path(job, where), script_text(job, where)
-    try:
-        (where.run / LOGS).mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    check_folder(where.run / LOGS, "the stages' jobs log there")
+    write_or_refuse(path, text)
     return submit(["sbatch", "--parsable", str(path)], where.checkout, sbatch_environment(environ))
 
 
@@ -108,10 +100,8 @@ def _options(job: StageJob, where: Surroundings) -> Iterator[str]:
     yield from site.sbatch
 
 
-def _variables(where: Surroundings) -> Iterator[tuple[str, str]]:
-    for name, value in where.settings.items():
-        if value and name not in _NOT_FOR_THE_JOB:
-            yield name, value
+def _variables(where: Surroundings) -> dict[str, str]:
+    return {n: v for n, v in where.settings.items() if v and n not in _NOT_FOR_THE_JOB}
 
 
 def _srun(where: Surroundings) -> Sequence[str]:
@@ -121,24 +111,19 @@ def _srun(where: Surroundings) -> Sequence[str]:
     step = ["srun", "--ntasks=1", "--cpu-bind=none"]
     if not site.container:
         return step
-    names = sorted(name for name, _ in _variables(where))
-    mounts = [*site.mounts, *(f"{path}:{path}" for path in own_mounts(where))]
+    own = (where.checkout, *run_folders(where), site.hf_home)
+    there = {mount.split(":")[1] for mount in site.mounts}
+    missing = [str(path) for path in own if path and str(path) not in there]
+    mounts = [*site.mounts, *(f"{path}:{path}" for path in missing)]
     return [
         *step,
         f"--container-image={site.container}",
         f"--container-mounts={','.join(mounts)}",
         f"--container-workdir={where.checkout}",
         "--no-container-mount-home",
-        f"--container-env={','.join(names)}",
+        f"--container-env={','.join(sorted(_variables(where)))}",
         *("bash", "-c", 'PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$@"', "bash"),
     ]
-
-
-def own_mounts(where: Surroundings) -> list[str]:
-    """The folders that a job needs at the same place as outside, and that no mount has there."""
-    own = (where.checkout, *run_folders(where), where.site.hf_home)
-    there = {mount.split(":")[1] for mount in where.site.mounts}
-    return [str(path) for path in own if path and str(path) not in there]
 
 
 def run_folders(where: Surroundings) -> list[Path]:

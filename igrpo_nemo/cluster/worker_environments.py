@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from igrpo_nemo.cluster.job import absolute
+from igrpo_nemo.cluster.site import absolute
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 

@@ -18,8 +18,8 @@ from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.compose import quoted
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.run import config_of_model
-from igrpo_nemo.run.chat_template import chat_template_text, stored_chat_template
 from igrpo_nemo.run.identity import weights_fingerprint
+from igrpo_nemo.run.tokenizer import chat_template_text, stored_chat_template
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+-]+")
 

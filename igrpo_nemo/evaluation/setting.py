@@ -27,7 +27,7 @@ from igrpo_nemo.evaluation.results import (
 )
 from igrpo_nemo.files.atomic import write_atomic, write_or_refuse
 from igrpo_nemo.files.display_text import shorten
-from igrpo_nemo.run.chat_template import chat_template_text
+from igrpo_nemo.run.tokenizer import chat_template_text
 
 if TYPE_CHECKING:
     from igrpo_nemo.evaluation.skills.data import BenchmarkData

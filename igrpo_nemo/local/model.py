@@ -22,8 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.fused.decoder import can_pack
-from igrpo_nemo.run.chat_template import chat_template_text
-from igrpo_nemo.run.tokenizer import load_tokenizer
+from igrpo_nemo.run.tokenizer import chat_template_text, load_tokenizer
 
 # The console shows what is going on; bars of single files would tear its lines.
 hf_logging.disable_progress_bar()

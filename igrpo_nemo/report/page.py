@@ -52,12 +52,11 @@ def build_report(
     trained = [folder for folder in folders if folder not in evaluated]
     runs = load_runs(trained, labels) if trained or not evaluated else []
     evaluation = compared(load_systems(evaluated), anyway=anyway) if evaluated else None
-    path = Path(out) if out is not None else _default_path([run.path for run in runs] or evaluated)
-    title = title or _title(runs, evaluation)
-    html = render(
-        runs, title=title, introduction=introduction, tables=tables, evaluation=evaluation
-    )
-    return write_page(path, html)
+    page = {"introduction": introduction, "tables": tables, "evaluation": evaluation}
+    html = render(runs, title=title or _title(runs, evaluation), **page)
+    own = [run.path for run in runs] or evaluated
+    default = (own[0] if len(own) == 1 else own[0].resolve().parent) / "report.html"
+    return write_page(default if out is None else Path(out), html)
 
 
 def render(
@@ -123,11 +122,6 @@ def _title(runs: Sequence[Run], evaluation: Comparison | None) -> str:
         return f"Run {runs[0].name}"
     labels = list(dict.fromkeys(run.label for run in runs))
     return f"Comparison of {len(runs)} runs" if len(labels) > 4 else " · ".join(labels)
-
-
-def _default_path(folders: Sequence[Path]) -> Path:
-    folder = folders[0] if len(folders) == 1 else folders[0].resolve().parent
-    return folder / "report.html"
 
 
 def write_page(path: Path, html: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,38 +34,24 @@ def prompt_builder(config: Config, tokenizer: Any) -> PromptBuilder:
 
 
 def scorer_of(config: Config) -> Scorer:
-    """`igrpo.reward` over the verifier of `env.math`, with the judge where it has a weight."""
-    reward = config.igrpo.reward
-    components = {"judge": _judge_of(config)} if "judge" in reward.weights else None
-    return _scorer(config, reward.weights, components, reward.functions)
+    """`igrpo.reward` over the verifier of `env.math`, with the judge where it has a weight; its
+    cache lies in the run folder unless it is told elsewhere."""
+    reward, components = config.igrpo.reward, {}
+    if "judge" in reward.weights:
+        assert config.igrpo.judge is not None
+        cache = Path(config.logger.log_dir) / "judge_cache.sqlite"
+        components["judge"] = Judge(config.igrpo.judge, cache)
+    return _scorer(config, reward.weights, components=components, functions=reward.functions)
 
 
 def evaluation_scorer(config: Config) -> Scorer:
     """Accuracy and format over the verifier of `env.math`: an evaluation asks no judge."""
-    return _scorer(config, {"accuracy": 1.0, "format": 1.0}, None)
+    return _scorer(config, {"accuracy": 1.0, "format": 1.0})
 
 
-def _scorer(
-    config: Config,
-    weights: dict[str, float],
-    components: dict[str, Judge] | None,
-    functions: Sequence[str] = (),
-) -> Scorer:
+def _scorer(config: Config, weights: dict[str, float], **parts: Any) -> Scorer:
     env = config.env.math
-    if env.num_workers == 0:
-        return build_scorer(weights, components=components, functions=functions)
-    return build_scorer(
-        weights,
-        workers=env.num_workers,
-        item_timeout_s=env.item_timeout_s,
-        group_deadline_s=env.group_deadline_s,
-        memory_limit_mb=env.memory_limit_mb,
-        components=components,
-        functions=functions,
-    )
-
-
-def _judge_of(config: Config) -> Judge:
-    """`igrpo.judge`; its cache lies in the run folder unless it is told elsewhere."""
-    assert config.igrpo.judge is not None
-    return Judge(config.igrpo.judge, Path(config.logger.log_dir) / "judge_cache.sqlite")
+    if env.num_workers:
+        limits = ("item_timeout_s", "group_deadline_s", "memory_limit_mb")
+        parts |= {"workers": env.num_workers, **{name: getattr(env, name) for name in limits}}
+    return build_scorer(weights, **parts)

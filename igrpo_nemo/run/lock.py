@@ -99,18 +99,16 @@ class RunLock:
         raise UserError(self._busy(holder))
 
     def _signed(self, descriptor: int) -> int:
+        name, (job, restart) = f"pid {os.getpid()} on {socket.gethostname()}", self._slurm_job()
+        if job is not None:
+            name += f", Slurm job {job}, restart {restart}"
         try:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{self._own_name()}\n".encode(), 0)
+            os.pwrite(descriptor, f"{name}\n".encode(), 0)
         except OSError:  # a full disk
             os.close(descriptor)
             raise
         return descriptor
-
-    def _own_name(self) -> str:
-        name = f"pid {os.getpid()} on {socket.gethostname()}"
-        job, restart = self._slurm_job()
-        return name if job is None else f"{name}, Slurm job {job}, restart {restart}"
 
     def _slurm_job(self) -> tuple[int | None, int]:
         job, restart = (self._environ.get(f"SLURM_{n}", "") for n in ("JOB_ID", "RESTART_COUNT"))
@@ -175,8 +173,7 @@ def alone_in(folder: Path, advice: str) -> Iterator[None]:
 def has_no_nodes(job_id: int) -> bool:
     """Whether Slurm says that a job has given its nodes back; False where it cannot be asked."""
     command = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
-    # A filter of the user's shell, such as SQUEUE_PARTITION, would hide jobs.
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
+    environ = without_filters(os.environ)
     try:
         done = subprocess.run(
             command, env=environ, capture_output=True, text=True, errors="replace", timeout=30
@@ -188,6 +185,11 @@ def has_no_nodes(job_id: int) -> bool:
     # No line at all is no answer: a site may show other people's jobs to nobody.
     states = done.stdout.split()
     return bool(states) and WITHOUT_NODES.issuperset(states)
+
+
+def without_filters(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without SQUEUE_PARTITION and its like, which would hide jobs."""
+    return {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
 
 
 def writer_of(folder: Path) -> str | None:

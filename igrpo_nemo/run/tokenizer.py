@@ -1,4 +1,4 @@
-"""Tokenizers: one trained for a small model, or the one in a model folder.
+"""Tokenizers and their chat templates: one trained for a small model, or a model folder's own.
 
 The small tokenizer is a byte-level BPE, so any text round-trips; each digit is a token, so that
 arithmetic is learnable; control tokens and chat template are Qwen's ChatML. It is an instance of
@@ -12,17 +12,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from tokenizers import AddedToken, pre_tokenizers, trainers
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Tokenizer,
-)
+from typing import TYPE_CHECKING, Any
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -48,16 +44,17 @@ def build_small_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTo
 
     Decoding the ids of a text gives back that text in Unicode's composed form (NFC), as Qwen2
     does; nothing else is normalised. The vocabulary has at most `vocab_size` entries (fewer when
-    `texts` hold fewer merges). Deterministic in its arguments.
-
-    Raises:
-        UserError: `vocab_size` cannot hold the 256 bytes and the control tokens.
+    `texts` hold fewer merges). Deterministic in its arguments. Raises `UserError` where
+    `vocab_size` cannot hold the 256 bytes and the control tokens.
     """
     if vocab_size < _SMALLEST_VOCABULARY:
         raise UserError(
             f"vocab_size {vocab_size} is too small for a byte-level tokenizer: "
             f"use {_SMALLEST_VOCABULARY} or more"
         )
+    from tokenizers import AddedToken, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
     core = Qwen2Tokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -100,10 +97,10 @@ def token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or of a Hugging Face model name.
 
-    Raises:
-        UserError: the folder has no tokenizer, it cannot be read, or it has no end-of-sequence
-            token.
+    Raises `UserError` where there is none, it cannot be read, or it has no end-of-sequence token.
     """
+    from transformers import AutoTokenizer
+
     folder = Path(name_or_path)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(
@@ -138,3 +135,49 @@ def check_tags_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
             "its control tokens, which NeMo-RL leaves out of the text that is scored: set "
             '"special": false for them in its tokenizer.json and tokenizer_config.json'
         )
+
+
+def chat_template_text(chat_template: str | None) -> str | None:
+    """The Jinja text that `policy.tokenizer.chat_template` means; None: the tokenizer's own.
+
+    A name that ends in `.jinja` is a file, "default" the tokenizer's own, anything else the text
+    itself, as in NeMo-RL (nemo_rl/algorithms/utils.py: get_tokenizer). Raises `UserError` for a
+    file that cannot be read.
+    """
+    if chat_template is None or chat_template.lower() == "default":
+        return None
+    if not chat_template.endswith(".jinja"):
+        return chat_template
+    try:
+        return Path(chat_template).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"policy.tokenizer.chat_template: cannot read {chat_template} ({error.strerror})"
+        ) from error
+
+
+def stored_chat_template(folder: Path) -> str | None:
+    """The chat template that a folder's tokenizer has, None without one."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    try:
+        values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        found = values.get("chat_template")
+        if isinstance(found, list):  # several with a name each
+            found = {each["name"]: each["template"] for each in found}.get("default")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found
+
+
+def write_chat_template(folder: Path, text: str) -> None:
+    """Gives the tokenizer in a folder a chat template, in the place of any that it has.
+
+    transformers and vLLM read `chat_template.jinja`; their older versions tokenizer_config.json.
+    """
+    write_atomic(folder / "chat_template.jinja", text.encode())
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content = json.dumps({**values, "chat_template": text}, indent=2, ensure_ascii=False)
+    write_atomic(file, f"{content}\n".encode())

@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from igrpo_nemo.files.scrub import plain_config, scrub
 from igrpo_nemo.run.folder import RunFolder
-from igrpo_nemo.types import Group, Rollout
+from igrpo_nemo.tracking import services
+from igrpo_nemo.types import Group, Problem, Rollout
 
 _FAILURES_ALLOWED = 3
 
@@ -50,33 +50,6 @@ class JsonlSink:
 
     def close(self) -> None:
         pass
-
-
-class TensorBoardSink:
-    """Scalars in `folder`, under their own names, flushed with every step.
-
-    What an earlier run logged there after `resume_step` is purged, and all of it where there is no
-    step to resume from. Samples are not written here: samples.jsonl and the report show them.
-    """
-
-    remote = False
-
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        purge_step = 0 if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
-
-    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, global_step=step)
-        self._writer.flush()
-
-    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
-        pass
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Tracker:
@@ -139,58 +112,39 @@ def open_tracker(
     assert isinstance(section, dict)
     sinks: list[Sink] = [JsonlSink(folder)]
     if section.get("tensorboard_enabled", True):
-        sinks.append(TensorBoardSink(folder.tensorboard_dir, resume_step))
-    for name in ("wandb", "mlflow"):
+        sinks.append(services.TensorBoardSink(folder.tensorboard_dir, resume_step))
+    for name, kind in (("wandb", services.WandbSink), ("mlflow", services.MlflowSink)):
         if section.get(f"{name}_enabled"):
-            from igrpo_nemo.tracking.services import MlflowSink, WandbSink
-
-            kind = WandbSink if name == "wandb" else MlflowSink
             sinks.append(kind(folder.path, section.get(name) or {}, scrub(config), resume_step))
     return Tracker(sinks)
 
 
-def sample_rows(rollouts: Sequence[Rollout], limit: int = 8) -> list[dict[str, object]]:
+def sample_rows(rollouts: Sequence[Rollout], limit: int = 8) -> list[dict[str, Any]]:
     """The first `limit` rollouts as flat records; refinement fields are null without Stage 2.
 
     The draft is the one that was selected; where none was shown it is the group's first.
     """
     rows = []
     for rollout in rollouts[:limit]:
-        selection = rollout.selection
-        shown = selection is not None and selection.index is not None
-        index = selection.index if selection is not None and selection.index is not None else 0
-        draft, draft_score = rollout.drafts.completions[index], rollout.drafts.scores[index]
-        row: dict[str, object] = {
-            "problem_id": rollout.problem.id,
-            "question": rollout.problem.question,
-            "answer": rollout.problem.answer,
-            "draft": draft.text,
-            "draft_shown": shown,
-            "draft_reward": draft_score.reward,
-            "draft_correct": draft_score.correct,
-            "refinement": None,
-            "refinement_reward": None,
-            "refinement_correct": None,
-        }
-        if rollout.refinements:
-            refined = rollout.refinements[0]
-            row["refinement"] = refined.completions[0].text
-            row["refinement_reward"] = refined.scores[0].reward
-            row["refinement_correct"] = refined.scores[0].correct
-        rows.append(row)
+        shown = None if rollout.selection is None else rollout.selection.index
+        row = {**_asked(rollout.problem), **_part("draft", rollout.drafts, shown or 0)}
+        refined = rollout.refinements[0] if rollout.refinements else None
+        rows.append({**row, "draft_shown": shown is not None, **_part("refinement", refined)})
     return rows
 
 
-def response_rows(answers: Sequence[Group], limit: int) -> list[dict[str, object]]:
+def response_rows(answers: Sequence[Group], limit: int) -> list[dict[str, Any]]:
     """The first `limit` problems of a validation, each with its first answer."""
-    return [
-        {
-            "problem_id": group.problem.id,
-            "question": group.problem.question,
-            "answer": group.problem.answer,
-            "response": group.completions[0].text,
-            "response_reward": group.scores[0].reward,
-            "response_correct": group.scores[0].correct,
-        }
-        for group in answers[:limit]
-    ]
+    return [{**_asked(group.problem), **_part("response", group)} for group in answers[:limit]]
+
+
+def _asked(problem: Problem) -> dict[str, Any]:
+    return {"problem_id": problem.id, "question": problem.question, "answer": problem.answer}
+
+
+def _part(name: str, group: Group | None, index: int = 0) -> dict[str, Any]:
+    if group is None:
+        return dict.fromkeys((name, f"{name}_reward", f"{name}_correct"))
+    score = group.scores[index]
+    told = {f"{name}_reward": score.reward, f"{name}_correct": score.correct}
+    return {name: group.completions[index].text, **told}

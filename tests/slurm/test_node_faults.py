@@ -31,8 +31,9 @@ def lose_node(run: Run) -> None:
 
 
 def test_a_run_survives_what_happens_to_its_node_and_its_processes(cluster, launched, tmp_path):
-    """Preemption, a lost node, a killed driver, a killed step: four restarts of one job."""
+    """A time limit, preemption, a lost node, a killed driver, a killed step: five restarts."""
     faults = {
+        2: lambda run: run.signal("USR1"),
         4: preempt,
         6: lose_node,
         9: lambda run: run.kill("paced_igrpo.py train", node="node1"),
@@ -51,10 +52,11 @@ def test_a_run_survives_what_happens_to_its_node_and_its_processes(cluster, laun
     assert run.wait_for_state("COMPLETED", "FAILED")["ExitCode"] == "0:0", run.log()
     # Nothing is lost but what came after the last checkpoint; what a driver could save in the
     # seconds that it was given counts.
-    resumed = [run.resumed_after(restart) for restart in (1, 2, 3, 4)]
+    resumed = [run.resumed_after(restart) for restart in (1, 2, 3, 4, 5)]
+    assert resumed[0] == 2 and "the time limit is near" in run.output()
     assert all(after >= before for after, before in zip(resumed, saved, strict=True))
-    assert resumed[2:] == saved[2:]
-    assert run.shown()["Restarts"] == "4" and run.steps() == ALL_STEPS
+    assert resumed[3:] == saved[3:]
+    assert run.shown()["Restarts"] == "5" and run.steps() == ALL_STEPS
     assert "killed by signal 9" in run.output() and "the head step is gone" in run.output()
     assert run.weights() == launched.weights()
     wait_for(lambda: not cluster.processes(str(tmp_path)), 30, "end of all processes")

@@ -12,12 +12,12 @@ from transformers import AutoTokenizer
 
 from igrpo_nemo.chain.conversion import convert
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.run.chat_template import (
+from igrpo_nemo.run.tokenizer import (
+    build_small_tokenizer,
     chat_template_text,
     stored_chat_template,
     write_chat_template,
 )
-from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] + '\\n\\n' }}{% endfor %}Answer:"
 OTHER = "{{ messages[0]['content'] }}"

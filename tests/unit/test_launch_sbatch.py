@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.cluster.job import Submission, job_name, sbatch_command, sbatch_environment
-from igrpo_nemo.cluster.settings import assignments, exports, job_settings
+from igrpo_nemo.cluster.job import Submission, job_name, sbatch_command
+from igrpo_nemo.cluster.site import assignments, exports, job_settings, sbatch_environment
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError

@@ -8,7 +8,7 @@ from argparse import Namespace
 import pytest
 from judge_stub import JudgeStub, random_faults
 
-from igrpo_nemo.cli import preflight
+from igrpo_nemo.cli import train
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import JudgeKeys as Keys
 from igrpo_nemo.errors import UserError
@@ -231,7 +231,7 @@ def test_the_preflight_asks_the_judge(stub, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "stub-key")
     stub.fault = lambda number: "status_404"
     words = ["experiment=table3_judge", f"igrpo.judge.base_url={stub.url}"]
-    assert preflight.run(Namespace(json=False, config_dir=None), words) == 1
+    assert train.run_preflight(Namespace(json=False, config_dir=None), words) == 1
     said = capsys.readouterr().out
     heading, _, rest = said.partition("its judge cannot be used:\n")[2].partition("\n\n")
     assert "does not know the model (HTTP 404)" in heading and rest == "it fits\n"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from html import unescape
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from igrpo_nemo.files.display_text import printable, shorten
 from igrpo_nemo.files.scrub import scrub
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Console, Tracker, open_tracker
+from igrpo_nemo.tracking.services import TABLE_CHARACTERS, TABLE_ROWS, table_rows
 
 NASTY = "[bold red]x[/] \x1b[31mred\x1b[0m \x1b]0;title\x07 a\rb\x08 \u202eevil \ud800 \x9b2J end"
 ROW = {
@@ -233,7 +235,9 @@ def test_secrets_inside_values_are_replaced():
 
 
 def test_tensorboard_shows_every_step_once_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing import plugin_event_accumulator
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugin_util import markdown_to_safe_html
 
     def session(steps, value, resume_step=None):
         with RunFolder(tmp_path) as run, open_tracker(run, {}, {}, resume_step) as tracker:
@@ -254,6 +258,26 @@ def test_tensorboard_shows_every_step_once_after_a_resume(tmp_path):
     assert [(r["step"], r["metrics"]["loss"]) for r in logged] == shown
     assert all(abs(r["time"] - time.time()) < 60 for r in logged)
     assert [r["step"] for r in records(tmp_path / "samples.jsonl")] == [1, 2, 3, 4, 5, 6]
+    shown = plugin_event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    shown.Reload()
+    tables = shown.Tensors("samples/text_summary")
+    assert [event.step for event in tables] == [1, 2, 3, 4, 5, 6]
+    html = markdown_to_safe_html(tables[0].tensor_proto.string_val[0])
+    cells = [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td>.*?</td>", html, re.S)]
+    assert len(cells) == 1 + len(ROW) and cells[3] == "2", cells
+    assert "[bold red]x[/]" in unescape(cells[2])
+
+
+def test_a_table_is_bounded_and_without_secrets(monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "long-hunter2-value")
+    text = "the key long-hunter2-value \ud800 " + "x" * 5_000_000 + " answer"
+    table = table_rows(7, [{"draft": text}, {"draft": None, "reward": 1.0}] * 9)
+    assert len(table) == TABLE_ROWS and all(
+        list(row) == ["step", "draft", "reward"] for row in table
+    )
+    shown = table[0]["draft"]
+    assert len(shown) < 1.1 * TABLE_CHARACTERS and shown.endswith(" answer")
+    assert "hunter2" not in shown and shown.isprintable()
 
 
 class FailingSink:
@@ -315,6 +339,10 @@ def test_wandb_offline_gets_metrics_samples_and_a_scrubbed_config(tmp_path, monk
     assert ids[0] == ids[1]
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*.wandb"))
     assert b"max_num_steps" in written and b"loss" in written and b"hunter2" not in written
+    tables = [json.loads(p.read_text()) for p in tmp_path.rglob("samples*.table.json")]
+    assert sorted(table["data"][0][0] for table in tables) == [1, 2]
+    assert tables[0]["columns"] == ["step", *ROW]
+    assert tables[0]["data"][0][5:7] == [ROW["draft_reward"], ROW["draft_correct"]]
 
 
 @installed("mlflow")
@@ -323,6 +351,7 @@ def test_mlflow_has_every_step_once_after_a_resume(tmp_path, monkeypatch):
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "store").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     settings = {"experiment_name": "e", "run_name": "r", "tracking_uri": uri}
     logger = {"mlflow_enabled": True, "mlflow": settings}
     config = {"hf_token": "hunter2", "grpo": {"max_num_steps": 3}}
@@ -337,6 +366,9 @@ def test_mlflow_has_every_step_once_after_a_resume(tmp_path, monkeypatch):
     assert [(metric.step, metric.value) for metric in history] == [
         (step, step / 8) for step in (1, 2, 3, 4)
     ]
+    experiment = client.get_run(run_id).info.experiment_id
+    table = client.load_table(experiment, "samples.json", [run_id])
+    assert list(table["step"]) == [4] and list(table["draft"]) == ["d"]
     params = client.get_run(run_id).data.params
     assert params == {"hf_token": "<redacted>", "grpo.max_num_steps": "3"}
 

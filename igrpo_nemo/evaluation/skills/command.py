@@ -26,7 +26,7 @@ from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import TAKES_TEMPLATE, Setting
 from igrpo_nemo.evaluation.skills.data import Kind, benchmark_named
-from igrpo_nemo.run.chat_template import chat_template_text
+from igrpo_nemo.run.tokenizer import chat_template_text
 
 CONFIG_NAMES: dict[Kind, str] = {"math": "answer_tags", "multichoice": "answer_tags_multichoice"}
 OPENED_CONFIG_NAME = "answer_tags_opened"

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from igrpo_nemo.cluster.job import sbatch_environment
+from igrpo_nemo.cluster.site import sbatch_environment
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills import sbatch_text
