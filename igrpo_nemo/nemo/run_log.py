@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from igrpo_nemo.config.schema import Config
@@ -22,6 +24,7 @@ from igrpo_nemo.prompts import opens_thinking
 from igrpo_nemo.rewards import format_reward
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker
+from igrpo_nemo.tracking.services import MlflowTable, show_in_tensorboard, show_in_wandb
 from igrpo_nemo.tracking.tracker import sample_rows
 from igrpo_nemo.types import Rollout
 
@@ -111,6 +114,8 @@ class RunLog:
         found = metrics.pop(SAMPLES, ())
         rows = [row for each in found for row in (each if isinstance(each, list) else [each])]
         self._samples = rows[:SAMPLE_ROWS] or self._samples
+        if step_finished:  # a service takes nothing for a step that it holds to be complete
+            self._show_samples(step)
         self._logger.log_metrics(metrics, step, prefix, step_metric, step_finished)
         if prefix == "validation":
             self._validation(metrics, step)
@@ -157,12 +162,14 @@ class RunLog:
 
     def _finish(self, step: int) -> None:
         self._tracker.log("train", step, self._named(self._pending))
+        self._pending, self._draws, self._samples = {}, [], []
+        self._clock.finished = step
+
+    def _show_samples(self, step: int) -> None:
         period = self._config.igrpo.sample_table_period
         samples = self._samples or sample_rows(self._rollouts(), SAMPLE_ROWS)
         if period and step % period == 0 and samples:
             self._tracker.log_samples(step, samples)
-        self._pending, self._draws, self._samples = {}, [], []
-        self._clock.finished = step
 
     def _named(self, found: Mapping[str, Any]) -> dict[str, float]:
         """The project's names for what a step logged."""
@@ -219,6 +226,34 @@ class RunLog:
             named["val/transfer_gap"] = accuracy - named["val/accuracy"]
         self._tracker.log("val", step, named)
         self.progress.validated(named["val/accuracy"])
+
+
+class LoggersTables:
+    """The services that NeMo-RL's `Logger` has opened, as a sink: they get the sample tables."""
+
+    remote = True
+
+    def __init__(self, logger: Any) -> None:
+        self._shows: list[Callable[[int, Sequence[Mapping[str, Any]]], None]] = []
+        for each in getattr(logger, "loggers", ()):
+            kind = type(each).__name__
+            if kind == "TensorboardLogger":
+                self._shows.append(partial(show_in_tensorboard, each.writer))
+            elif kind == "WandbLogger":
+                self._shows.append(partial(show_in_wandb, each.run))
+            elif kind == "MLflowLogger":
+                client = import_module("mlflow").MlflowClient()
+                self._shows.append(MlflowTable(client, each.run_id).show)
+
+    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """NeMo-RL's Logger has them already."""
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        for show in self._shows:
+            show(step, rows)
+
+    def close(self) -> None:
+        """NeMo-RL closes its own."""
 
 
 def _together(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:

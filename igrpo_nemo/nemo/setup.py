@@ -28,7 +28,7 @@ from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher
 from igrpo_nemo.nemo.processes import use_one_python
 from igrpo_nemo.nemo.resume import Progress, carry_tokenizer, newest_step, save_last_step
 from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
-from igrpo_nemo.nemo.run_log import RunLog
+from igrpo_nemo.nemo.run_log import LoggersTables, RunLog
 from igrpo_nemo.nemo.seam import RolloutSpec, RunMap, StepClock
 from igrpo_nemo.nemo.trainers import finished_steps, trainer
 from igrpo_nemo.nemo.versions import entries, finalized
@@ -63,7 +63,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     log = RunLog(
         arguments["logger"],
         config,
-        Tracker([JsonlSink(folder)]),
+        Tracker([JsonlSink(folder), LoggersTables(arguments["logger"])]),
         clock,
         lambda: task_to_env.rollouts,
         conditioned=validation.take if isinstance(validation, ValidationMap) else list,

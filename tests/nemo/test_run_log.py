@@ -9,7 +9,9 @@ import pytest
 
 from igrpo_nemo.nemo.prefetch import StepClock
 from igrpo_nemo.nemo.resume import Progress, summary_of
-from igrpo_nemo.nemo.run_log import RunLog
+from igrpo_nemo.nemo.run_log import LoggersTables, RunLog
+from igrpo_nemo.nemo.seam import SAMPLES
+from igrpo_nemo.tracking import Tracker
 
 
 class Recorder:
@@ -184,3 +186,29 @@ def test_rows_are_dumped_as_often_as_asked(period, kept):
         log.log_batched_dict_as_jsonl({}, f"train_data_step{step}.jsonl")
     names = [f"nemo_rl/train_data_step{step}.jsonl" for step in kept]
     assert log._logger.records == names
+
+
+def test_sample_tables_reach_the_services_of_nemo_rls_own_logger(tmp_path, monkeypatch):
+    """Before the call that makes a step complete: W&B drops what comes later."""
+    from nemo_rl.utils.logger import Logger
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    enabled = {"wandb_enabled": True, "tensorboard_enabled": True}
+    off = dict.fromkeys(("swanlab_enabled", "mlflow_enabled", "monitor_gpus"), False)
+    own = Logger(
+        {"log_dir": str(tmp_path), "wandb": {"project": "p"}, "tensorboard": {}} | enabled | off
+    )
+    log, _ = _log()
+    log._logger, log._tracker = own, Tracker([LoggersTables(own)])
+    log._config.igrpo.sample_table_period = 2
+    for step in (1, 2):
+        rows = [{"question": f"q{step}", "draft": "d"}]
+        _step(log, step, [{"igrpo/completions": 8.0, SAMPLES: rows}])
+    own.wandb_logger.run.finish()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [2]
+    (table,) = [json.loads(p.read_text()) for p in tmp_path.rglob("samples*.table.json")]
+    assert (table["columns"], table["data"]) == (["step", "question", "draft"], [[2, "q2", "d"]])
