@@ -42,10 +42,10 @@ def export(
         raise UserError(f"{TOKEN} is not set: export it in the shell, with the right to write")
     weights = _weights(run, which)
     if not to.startswith(HUB):
-        return str(_write(run, weights, Path(to)))
+        return str(_write(run, weights, Path(to), environ))
     name = to.removeprefix(HUB)
     with tempfile.TemporaryDirectory(prefix="igrpo-export-") as scratch:
-        folder = _write(run, weights, Path(scratch) / name.rpartition("/")[2])
+        folder = _write(run, weights, Path(scratch) / name.rpartition("/")[2], environ)
         return _upload(folder, name, private, environ)
 
 
@@ -58,11 +58,14 @@ def _weights(run: Path, which: str) -> Path:
     return model_folder(run, which)
 
 
-def _write(run: Path, weights: Path, folder: Path) -> Path:
+def _write(run: Path, weights: Path, folder: Path, environ: Mapping[str, str]) -> Path:
     """The folder appears under its name once it is whole."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give a new folder with --to")
-    card = model_card(run, folder.name)
+    texts = {
+        "README.md": model_card(run, folder.name),
+        "igrpo_config.yaml": (run / CONFIG).read_text(encoding="utf-8"),
+    }
     parent = folder.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +73,8 @@ def _write(run: Path, weights: Path, folder: Path) -> Path:
             made = Path(scratch) / "model"
             shutil.copytree(weights, made)
             made.chmod(0o755)
-            # Model text may hold lone surrogates, which UTF-8 has no bytes for.
-            (made / "README.md").write_bytes(card.encode("utf-8", "replace"))
-            shutil.copyfile(run / CONFIG, made / "igrpo_config.yaml")
+            for name, text in texts.items():
+                (made / name).write_text(scrub_text(text, environ), encoding="utf-8")
             os.replace(made, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error

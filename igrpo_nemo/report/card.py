@@ -20,6 +20,7 @@ from igrpo_nemo.report.runs import Run, load_run
 from igrpo_nemo.report.tables import headline_facts
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_METHODS = {"best_draft": "iGRPO, two-stage GRPO", "none": "GRPO"}
 _KEYS = (
     ("feedback", "igrpo.feedback"),
     ("drafts and refinements a problem", "igrpo.num_drafts", "igrpo.num_refinements"),
@@ -48,14 +49,13 @@ def model_card(folder: Path, name: str) -> str:
         keep_trailing_newline=True,
     )
     run = load_run(folder)
-    base, two_stage = _base(run), run.setting("igrpo.feedback") != "none"
+    base, feedback = _base(run), str(run.setting("igrpo.feedback"))
     comparison = folder / "comparison" / "comparison.md"
     return environment.get_template("card.md.j2").render(
         front_matter=yaml.safe_dump(_front_matter(run, name), sort_keys=False, allow_unicode=True),
         name=_cell(name),
         base=f"`{_cell(base)}`" if base else "A small model",
-        **{"with": "with iGRPO (two-stage GRPO)" if two_stage else "with GRPO"},
-        steps=run.summary.get("steps", run.steps),
+        method=_METHODS.get(feedback, f"GRPO and the feedback {_cell(feedback)}"),
         messages=repr(_messages(run)),
         max_new_tokens=json.dumps(run.setting("policy.generation.max_new_tokens")),
         training=list(_training(run)),

@@ -19,10 +19,11 @@ TOKEN = "hf_planted0123456789abcdef"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, monkeypatch) -> Path:
     config = load_config(["experiment=demo", "igrpo.prompt.system='a `b` | c: {{ d }}'"])
+    monkeypatch.setenv("MY_API_KEY", "long-hunter2-value")
     with RunFolder(tmp_path / "run") as folder:
-        folder.write_config({**config.to_dict(), "hf_token": TOKEN})
+        folder.write_config({**config.to_dict(), "hf_token": TOKEN, "note": "long-hunter2-value"})
         folder.append_metrics("val", 0, 0.0, {"val/accuracy": 0.25})
         folder.append_metrics("train", 1, 0.0, {"entropy/exact": 0.5, "igrpo/copy_rate": 0.125})
         folder.append_metrics("val", 1, 0.0, {"val/accuracy": 0.5})
@@ -58,7 +59,8 @@ def test_a_folder_has_the_model_its_card_and_its_config(run, tmp_path, capsys):
     code = body.split("```python\n")[1].split("```")[0]
     (line,) = [line for line in code.splitlines() if line.startswith("messages = ")]
     assert eval(line.removeprefix("messages = "))[0]["content"] == "a `b` | c: {{ d }}"
-    assert not [path for path in out.iterdir() if TOKEN in path.read_text()]
+    for path in out.iterdir():
+        assert TOKEN not in path.read_text() and "hunter2" not in path.read_text()
     assert {path.name for path in out.parent.iterdir()} == {"mine"}, "no half-made folder is left"
 
 
@@ -73,7 +75,7 @@ def test_a_model_of_the_hub_is_the_base_and_a_folder_only_its_name(run, tmp_path
         assert main(["export", str(run), "--to", str(out)]) == 0
         front, body = parts((out / "README.md").read_text())
         assert front.get("base_model") == (name if name == told else None)
-        assert f"`{told}` trained with iGRPO" in body and "secret place" not in body
+        assert f"`{told}` trained with iGRPO, two" in body and "secret place" not in body
 
 
 @pytest.fixture
