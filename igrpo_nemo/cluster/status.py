@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from igrpo_nemo.alarms import HEADLINES
 from igrpo_nemo.cluster.client import Job
 from igrpo_nemo.cluster.job import LOGS, jobs_of, log_folders
 from igrpo_nemo.config.section import at
@@ -31,7 +32,7 @@ from igrpo_nemo.run.folder import CONFIG, FINISHED, PLAN, stored_config
 from igrpo_nemo.run.lock import writer_of
 
 _STEPS = 10
-"""Steps that the pace is averaged over."""
+"""Steps that the pace and the headline shares are averaged over."""
 _METRICS_BYTES, _LOG_BYTES = 1 << 22, 1 << 16
 """How much of a file's end is read."""
 _WIDTH = 200
@@ -119,13 +120,16 @@ def _newest_metrics(path: Path) -> dict[str, Any]:
     accuracies = [(r["step"], r["metrics"].get("val/accuracy")) for r in validations]
     step, accuracy = accuracies[0] if accuracies else (None, None)
     newest = train[0]["metrics"] if train else {}
-    seconds = [s for r in train if (s := r["metrics"].get("timing/step")) is not None]
+    names = ("timing/step", *(headline.metric for headline in HEADLINES))
+    found = {n: [v for r in train if (v := r["metrics"].get(n)) is not None] for n in names}
+    means = {name: sum(values) / len(values) for name, values in found.items() if values}
     return {
         "step": train[0]["step"] if train else 0,
         "updated": max((float(record["time"]) for record in records), default=None),
         "reward": {stage: newest[name] for stage, name in REWARDS.items() if name in newest},
         "tokens_per_s": newest.get("perf/tokens_per_s"),
-        "seconds_per_step": sum(seconds) / len(seconds) if seconds else None,
+        "seconds_per_step": means.pop("timing/step", None),
+        "shares": means,
         "accuracy": accuracy,
         "accuracy_step": step,
         "accuracy_start": next((found for step, found in accuracies[::-1] if step == 0), None),
@@ -226,6 +230,10 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "step", _steps(status) + told
     if told := _rewards(status):
         yield "reward", told
+    for headline in HEADLINES:
+        if (share := status["shares"].get(headline.metric)) is not None:
+            remedy = f" (high: {headline.remedy})" if share > headline.threshold else ""
+            yield "share", f"{share:.0%} {headline.name}{remedy}"
     if (accuracy := status["accuracy"]) is not None:
         first = status["accuracy_start"]
         start = "" if first is None else f", {first:.1%} at step 0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from igrpo_nemo.alarms import HEADLINES, Headline
 from igrpo_nemo.files.display_text import clock
 from igrpo_nemo.report.charts import format_value
 from igrpo_nemo.report.runs import Curve, Run
@@ -16,15 +17,6 @@ SAMPLE_LIMIT = 60
 """Samples shown on the page, over all runs."""
 TEXT_LIMIT = 6000
 """Characters of one model text; the tail is kept, since that is where the answer is."""
-
-
-SHARES = (
-    ("Drafts at the token limit", "igrpo/draft_truncated_rate"),
-    ("Drafts cut to fit", "igrpo/draft_clipped_rate"),
-    ("Copies of the draft", "igrpo/copy_rate"),
-    ("Groups that teach", "igrpo/nonzero_advantage_groups"),
-)
-"""What is wrong most often when a run learns little: label and metric, a fraction."""
 
 
 class Fact(NamedTuple):
@@ -52,10 +44,19 @@ def headline_facts(run: Run) -> list[Fact]:
         Fact("Wall clock", "" if seconds is None else clock(float(seconds))),
         Fact("Completions", "" if sampled is None else f"{sampled:,}"),
         Fact("Completions / s", "" if rate is None else format_value(float(rate))),
-        *(Fact(label, _percent(run.tail(metric)), last) for label, metric in SHARES),
+        *(_share(run, headline) for headline in HEADLINES),
+        Fact("Copies of the draft", _percent(run.tail("igrpo/copy_rate")), last),
         Fact("Entropy", "" if entropy is None else f"{format_value(entropy)} nats", last),
         Fact("Peak memory", f"{format_value(max(memory.values))} GB" if memory else ""),
     ]
+
+
+def _share(run: Run, headline: Headline) -> Fact:
+    """A share that says why a run learns little, with what to change where it is high."""
+    share = run.tail(headline.metric)
+    high = share is not None and share > headline.threshold
+    note = f"high: {headline.remedy}" if high else "mean of the last tenth"
+    return Fact(headline.name.capitalize(), _percent(share), note)
 
 
 def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:

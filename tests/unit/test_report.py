@@ -28,7 +28,7 @@ from igrpo_nemo.report.charts import (
 )
 from igrpo_nemo.report.figures import FIGURES, draw_figures, mean_curve
 from igrpo_nemo.report.runs import Curve, load_run, load_runs
-from igrpo_nemo.report.tables import budget_rows, rollout_totals, shorten
+from igrpo_nemo.report.tables import budget_rows, headline_facts, rollout_totals, shorten
 
 CONFIG = """\
 igrpo: {feedback: best_draft, num_drafts: 4, num_refinements: 4, budget: 8}
@@ -211,6 +211,14 @@ def test_a_running_or_resumed_run_is_readable(run_dir):
     path.write_text('{"kind": "tr\n' + path.read_text())
     with pytest.raises(UserError, match=r"metrics\.jsonl:1 is not JSON"):
         load_run(run_dir)
+
+
+def test_headline_shares_are_told_with_what_to_change_where_they_are_high(run_dir):
+    facts = {fact.label: fact for fact in headline_facts(load_run(run_dir))}
+    met, without = facts["Drafts that met the token limit"], facts["Groups without advantage"]
+    assert met.value == "66.2 %" and met.note.startswith("high: raise policy.generation.max_new")
+    assert (without.value, without.note) == ("66.2 %", "mean of the last tenth")
+    assert "Drafts that met the token limit" in build_report([run_dir]).read_text()
 
 
 def test_budget_counts_samples_and_trained_rows(tmp_path, run_dir):

@@ -33,6 +33,8 @@ def make_run(path: Path, steps: int = 3, total: int = 10) -> Path:
                 "igrpo/draft_reward": 1.0 + step / 100,
                 "igrpo/refinement_reward": 1.5,
                 "igrpo/trained_reward": 1.5,
+                "igrpo/draft_truncated_rate": 0.0 if step % 2 else 0.9,
+                "igrpo/zero_advantage_groups": 0.5,
                 "perf/tokens_per_s": 1000.0 * step,
                 "timing/step": 2.0 * step,
             }
@@ -58,6 +60,9 @@ def test_a_run_without_slurm(no_slurm, capsys):
     assert told["reward"] == "draft 1.03, refinement 1.50"
     assert told["held-out"] == "50.0% at step 3, 25.0% at step 0"
     assert told["tokens/s"] == "3,000"
+    shares = [line[1] for line in lines if line[0] == "share"]
+    assert shares[0].startswith("30% drafts that met the token limit (high: raise policy.gen")
+    assert shares[1:] == ["50% groups without advantage"]
     assert told["checkpoint"].startswith("step 3, 0:00:0")
     assert "starts" not in told and "log" not in told
     assert status(capsys, "a").splitlines()[0] == "runs/a"
@@ -118,6 +123,7 @@ def test_json_is_the_same_as_data(slurm, capsys):
     assert values["eta_s"] == pytest.approx(28.0) and values["accuracy"] == 0.5
     assert (values["starts"], values["restarts"], values["jobs"][0]["id"]) == (1, 1, 7)
     assert values["log"]["lines"] == ["step 3"]
+    assert values["shares"]["igrpo/draft_truncated_rate"] == pytest.approx(0.3)
     assert [v["folder"] for v in json.loads(status(capsys, "--json"))] == ["runs/a"]
 
 
