@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from igrpo_nemo.alarms import HEADLINES
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.report import build_report
 from igrpo_nemo.report.charts import (
@@ -35,7 +36,6 @@ igrpo: {feedback: best_draft, num_drafts: 4, num_refinements: 4, budget: 8}
 grpo: {num_prompts_per_step: 32, num_generations_per_prompt: 4}
 """
 
-ANY_REASON = "reward/reason/*"
 REFINE = ("refinement", "refine", "lift", "copy", "overlap", "selected", "clipped")
 
 
@@ -44,9 +44,8 @@ def write_run(folder, *, steps=50, seed=0, feedback="best_draft", gain=0.4, samp
     folder.mkdir(parents=True)
     rng = random.Random(seed)
     rows = []
-    names = {t.metric for spec in FIGURES if spec.kind == "train" for t in spec.traces} - {
-        ANY_REASON
-    }
+    names = {t.metric for spec in FIGURES if spec.kind == "train" for t in spec.traces}
+    names = names - {"reward/reason/*"} | {headline.metric for headline in HEADLINES}
     for step in range(steps + 1):
         done = 1 - math.exp(-3 * step / steps)
         if step % 10 == 0:
