@@ -10,7 +10,7 @@ from command_line import QUICK
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "walkthrough.ipynb"
 
 
-def test_the_notebook_runs_from_top_to_bottom(igrpo, capsys):
+def test_the_notebook_runs_from_top_to_bottom(igrpo, capfd):
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4 and all("id" in cell for cell in notebook["cells"])
     codes = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
@@ -22,7 +22,7 @@ def test_the_notebook_runs_from_top_to_bottom(igrpo, capsys):
     names: dict = {}
     for code in (codes[0].replace("config =", small), *codes[1:]):
         exec(compile(code, str(NOTEBOOK), "exec"), names)
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert "pass@1[avg-of-2]" in shown and "igrpo/lift" in shown
     assert names["scores"].summary["reasons"] == {"match": 1, "mismatch": 1, "no_answer": 1}
     run = igrpo.folder / "runs" / "walkthrough"
