@@ -17,9 +17,8 @@ from igrpo_nemo.evaluation.results import RESULTS_FOLDER, read_results
 from igrpo_nemo.evaluation.skills.data import BenchmarkData, read_benchmark, write_benchmark
 from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation
 from igrpo_nemo.prompts import PromptBuilder
-from igrpo_nemo.run.chat_template import chat_template_text
 from igrpo_nemo.run.core import prompt_builder
-from igrpo_nemo.run.tokenizer import load_tokenizer
+from igrpo_nemo.run.tokenizer import chat_template_text, load_tokenizer
 from igrpo_nemo.types import Problem
 
 
