@@ -23,10 +23,15 @@ EXAMPLES = """\
 FLAGS = {
     "--model": {"type": Path, "required": True, "metavar": "PATH", "help": "folder or checkpoint"},
     "--data": {"metavar": "NAME_OR_FILE", "help": "problems (default: the config's validation)"},
-    "--samples": {"type": at_least(1), "default": 1, "metavar": "K", "help": "a problem (1)"},
-    "--temperature": {"type": float, "default": 0.6, "help": "of sampling; 0 is greedy (0.6)"},
+    "--samples": {
+        "type": at_least(1),
+        "default": 1,
+        "metavar": "K",
+        "help": "answers a problem (1)",
+    },
+    "--temperature": {"type": float, "default": 0.6, "help": "0 is greedy (0.6)"},
     "--top-p": {"type": float, "default": 0.95, "help": "share of the probability mass (0.95)"},
-    "--max-tokens": {"type": at_least(1), "help": "of an answer, at most (default: as trained)"},
+    "--max-tokens": {"type": at_least(1), "help": "tokens of an answer (as trained)"},
     "--limit": {"type": at_least(1), "metavar": "N", "help": "the first N problems alone"},
     "--seed": {"type": int, "default": 0, "help": "seed of the samples (0)"},
     "--refine": {"type": at_least(1), "metavar": "N", "help": "refined answers of N drafts too"},
