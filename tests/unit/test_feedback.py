@@ -16,6 +16,7 @@ from igrpo_nemo.feedback import (
     feedback_class,
 )
 from igrpo_nemo.feedback.baselines import ExemplarOptions
+from igrpo_nemo.feedback.best_draft import BestDraftOptions
 from igrpo_nemo.feedback.critique import CritiqueOptions
 from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
@@ -272,6 +273,27 @@ class TestCritique:
             rollout = rollout_of(feedback, make_group(rewards), prompts, make_group)
             assert len(rollout.refinements) == prompted
             assert len(feedback.training_rows(rollout)) == 4 + bool(prompted)
+
+
+def test_a_solved_problem_can_end_with_its_drafts(make_group, prompts):
+    options = BestDraftOptions(skip_solved=True)
+    feedback = BestDraft(3, 2, train_stages=tuple(Stage), options=options)
+    solved = rollout_of(feedback, make_group([0, 2, 0]), prompts, make_group)
+    assert solved.refinements == ()
+    assert [row.stage for row in feedback.training_rows(solved)] == [Stage.DRAFT] * 3
+    unsolved = rollout_of(feedback, make_group([0, 0, 0]), prompts, make_group)
+    assert len(feedback.training_rows(unsolved)) == 3 + 2
+
+
+@pytest.mark.parametrize("shapes", [False, True])
+def test_refinements_can_be_trained_under_the_question(make_group, prompts, shapes):
+    options = BestDraftOptions(train_under_question=True)
+    feedback = BestDraft(2, 3, shapes=shapes, options=options)
+    rollout = rollout_of(feedback, make_group([0, 2]), prompts, make_group)
+    rows = feedback.training_rows(rollout)
+    assert [row.context_ids for row in rows] == [rollout.drafts.prompt.token_ids] * 3
+    assert rollout.refinements[0].prompt.token_ids != rollout.drafts.prompt.token_ids
+    assert [row.shaped for row in rows] == [shapes] * 3
 
 
 def test_an_exemplar_is_the_same_for_every_problem_and_replaces_the_draft(make_group, prompts):
