@@ -16,6 +16,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from igrpo_nemo.alarms import HeadlineWatch
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.metrics import best_draft_prediction, mean_and_stderr
 from igrpo_nemo.nemo.resume import Progress, summary_of
@@ -95,6 +96,7 @@ class RunLog:
         self._draws: list[dict[str, float]] = []
         self._samples: list[dict[str, object]] = []
         self._answers: Sequence[tuple[float, Any]] = ()
+        self._headlines = HeadlineWatch(print)
         self.progress = progress or Progress()
 
     def __getattr__(self, name: str) -> Any:
@@ -161,7 +163,9 @@ class RunLog:
         folder.write_summary(summary)
 
     def _finish(self, step: int) -> None:
-        self._tracker.log("train", step, self._named(self._pending))
+        metrics = self._named(self._pending)
+        self._tracker.log("train", step, metrics)
+        self._headlines.step(metrics)
         self._pending, self._draws, self._samples = {}, [], []
         self._clock.finished = step
 

@@ -91,6 +91,14 @@ def test_several_draws_are_one_rollout():
     assert log.progress.completions == 50
 
 
+def test_a_headline_share_that_stays_high_is_told_once(capsys):
+    log, _ = _log()
+    for step in range(1, 13):
+        _step(log, step, [{"igrpo/completions": 8.0, "igrpo/draft_clipped_rate": 0.5}])
+    [line] = capsys.readouterr().out.splitlines()
+    assert "50% shown drafts that were cut to fit" in line and "draft_content=answer" in line
+
+
 def test_what_the_workers_have_divided_is_not_divided_again():
     """By the four updates of a step, whose extremes and rates are no sums."""
     learned = {
