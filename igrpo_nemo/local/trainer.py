@@ -197,12 +197,12 @@ class Trainer:
             metrics, answers = validate(self.parts, self.rollout, self._stop_if_asked)
         step, accuracy = self.state.step, metrics["val/accuracy"]
         self.parts.tracker.log("val", step, metrics)
-        k = self.config.igrpo.validation.samples
-        shot = "single shot" if k == 1 else f"mean of {k}"
-        more = "" if k == 1 else f", of {k} one right {100 * metrics[f'val/pass_at_{k}']:.1f} %"
+        k, how = self.config.igrpo.validation.samples, "single shot"
+        if k > 1:
+            how = f"mean of {k}; {100 * metrics[f'val/pass_at_{k}']:.1f} % have a right one"
         self.parts.console.note(
             f"step {step}: held-out accuracy {100 * accuracy:.1f} % "
-            f"± {100 * metrics['val/accuracy_stderr']:.1f} (bare prompt, {shot}{more})"
+            f"± {100 * metrics['val/accuracy_stderr']:.1f} (bare prompt, {how})"
         )
         if limit := self.config.logger.num_val_samples_to_print:
             self.parts.console.samples(step, response_rows(answers, limit), limit)

@@ -43,7 +43,7 @@ def test_validation_has_settings_of_its_own(policy, tmp_path, capsys):
     assert not any("_at_" in name for name in logged[1])
     assert logged[4]["val/avg_at_4"] == logged[4]["val/accuracy"] < logged[4]["val/pass_at_4"]
     assert logged[4]["val/accuracy"] * 16 % 1 == 0 and logged[1]["val/accuracy"] * 4 % 1 == 0
-    assert "(bare prompt, mean of 4, of 4 one right " in capsys.readouterr().out
+    assert "(bare prompt, mean of 4; " in capsys.readouterr().out
 
 
 def test_what_a_rollout_waits_for_is_named(policy, tmp_path, monkeypatch, capsys):
