@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from igrpo_nemo.errors import UserError
@@ -16,3 +17,11 @@ def imported(path: str) -> Any:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"cannot be imported ({reason}): is it on PYTHONPATH?") from error
+
+
+def function_at(path: str) -> Callable[..., Any]:
+    """The function at `module:name`, likewise."""
+    found = imported(path)
+    if not callable(found):
+        raise UserError(f"is no function but a {type(found).__name__}")
+    return found

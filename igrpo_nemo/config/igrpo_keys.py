@@ -6,11 +6,12 @@ A new key is one line here; with a default it needs no line elsewhere.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from igrpo_nemo.by_path import imported
+from igrpo_nemo.by_path import function_at
 from igrpo_nemo.config.section import (
     Derivable,
     NonNegative,
@@ -26,7 +27,7 @@ from igrpo_nemo.config.section import (
 )
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import feedback_class
-from igrpo_nemo.rewards.custom import component_name, function_at
+from igrpo_nemo.rewards.custom import component_name
 
 LOCAL_ONLY = object()
 """Marks a key that only the embedded engine reads."""
@@ -251,21 +252,18 @@ class Preflight(Section):
     """Gigabytes of weights a second from the trainer to the inference engine."""
 
 
-def _known_feedback(name: str) -> str:
-    try:
-        feedback_class(name)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return name
+def _known(find: Callable[[str], object]) -> AfterValidator:
+    """Of a name that `find` finds; its `UserError` goes on from the value."""
 
+    def check(name: str | None) -> str | None:
+        try:
+            if name is not None:
+                find(name)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return name
 
-def _known_objective(path: str | None) -> str | None:
-    try:
-        if path and not callable(imported(path)):
-            raise UserError("is no function: see docs/method.md")
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return path
+    return AfterValidator(check)
 
 
 SECRET_NAMES = re.compile(
@@ -334,7 +332,7 @@ class IGRPO(Section):
 
     engine: Literal["local", "nemo_rl", "nemo_rl_local"]
     """What runs the training: the embedded engine, NeMo-RL, or NeMo-RL's loop on this machine."""
-    feedback: Annotated[str, AfterValidator(_known_feedback)]
+    feedback: Annotated[str, _known(feedback_class)]
     """What Stage 2 sees and what is trained: one of configs/feedback, or `module:Class`."""
     feedback_options: dict[str, Any] = {}
     """Options of that feedback; docs/method.md has those of each."""
@@ -361,7 +359,7 @@ class IGRPO(Section):
     advantage_delta: NonNegativeFloat = key("Added to the standard deviation in Eq. 4.")
     constant_length_divisor: Positive | None
     """Divides the summed token losses of a row instead of its length (Dr. GRPO)."""
-    objective: Annotated[str | None, AfterValidator(_known_objective), LOCAL_ONLY] = None
+    objective: Annotated[str | None, _known(function_at), LOCAL_ONLY] = None
     """An objective of your own, `module:function`, in the place of the clipped ratio."""
     shaping_gamma: PositiveFloat | None = None
     """gamma of p / (p + gamma), the objective of rows trained outside the context that they were

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from igrpo_nemo.by_path import imported
+from igrpo_nemo.by_path import function_at
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.local.optimizer import restore_training
@@ -71,7 +71,7 @@ class Learner:
         if self.surrogate.reference_policy_kl_penalty and reference is None:
             raise ValueError("a KL penalty needs the reference policy")
         path = config.igrpo.objective
-        self.objective: Objective | None = imported(path) if path else None
+        self.objective: Objective | None = function_at(path) if path else None
         self.model, self.reference, self.config = model, reference, config
         self.optimizer, self.scheduler = optimizer, scheduler
         self.updates = config.igrpo.updates_per_rollout

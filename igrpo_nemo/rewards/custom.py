@@ -12,11 +12,11 @@ import json
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from igrpo_nemo.by_path import imported
+from igrpo_nemo.by_path import function_at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.display_text import shorten
 from igrpo_nemo.types import Problem, ScoreRequest
@@ -45,14 +45,6 @@ class Caller(Protocol):
     """Where functions run: in this process, or the verifier's pool."""
 
     def outcomes(self, path: str, requests: Sequence[ScoreRequest]) -> list[Outcome]: ...
-
-
-def function_at(path: str) -> Callable[[Problem, str, dict[str, Any]], Any]:
-    """Raises `UserError`, whose message goes on from the path."""
-    found = imported(path)
-    if not callable(found):
-        raise UserError(f"is no function but a {type(found).__name__}")
-    return found
 
 
 def component_name(path: str) -> str:

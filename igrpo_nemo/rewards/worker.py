@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from igrpo_nemo.by_path import function_at
 from igrpo_nemo.rewards.accuracy import (
     AccuracySettings,
     Reason,
@@ -36,7 +37,7 @@ from igrpo_nemo.rewards.accuracy import (
     gold_verdict,
     warm_up,
 )
-from igrpo_nemo.rewards.custom import Outcome, function_at, outcome
+from igrpo_nemo.rewards.custom import Outcome, outcome
 from igrpo_nemo.types import Problem
 
 _PR_SET_PDEATHSIG = 1
