@@ -34,7 +34,11 @@ FLAGS = {
     "--max-tokens": {"type": at_least(1), "help": "tokens of an answer (as trained)"},
     "--limit": {"type": at_least(1), "metavar": "N", "help": "the first N problems alone"},
     "--seed": {"type": int, "default": 0, "help": "seed of the samples (0)"},
-    "--refine": {"type": at_least(1), "metavar": "N", "help": "refined answers of N drafts too"},
+    "--refine": {
+        "type": at_least(1),
+        "metavar": "N",
+        "help": "refined answers from the best of N drafts, too",
+    },
     "--choose": {
         "choices": ["reward", "majority"],
         "default": "reward",

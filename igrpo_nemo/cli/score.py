@@ -98,16 +98,29 @@ COMMAND = Command(
     run=run,
     flags={
         "--answer-key": {"required": True, "help": "column of the reference answer"},
-        "--completion-key": {"required": True, "help": "column of a completion, or of a list"},
+        "--completion-key": {
+            "required": True,
+            "help": "column of a completion, or of a list of them",
+        },
         "--answer-format": {
             "choices": [str(kind) for kind in AnswerFormat],
             "default": str(AnswerFormat.ANY),
             "help": "where the answer stands: <answer> tags, \\boxed{}, or either (default)",
         },
-        "--out": {"type": Path, "help": "default: FILE without .jsonl, plus .verdicts.jsonl"},
+        "--out": {
+            "type": Path,
+            "help": "verdicts (default: FILE without .jsonl, plus .verdicts.jsonl)",
+        },
         "--workers": {"type": at_least(1), "help": "processes (default: cores, at most 8)"},
-        "--item-timeout": {"type": _seconds, "default": 5.0, "metavar": "S", "help": "an answer"},
-        "--thinking-open": switch("the prompt ended with <think>: before </think> is thinking"),
+        "--item-timeout": {
+            "type": _seconds,
+            "default": 5.0,
+            "metavar": "S",
+            "help": "seconds an answer",
+        },
+        "--thinking-open": switch(
+            "the prompt ended with <think>: text before </think> is thinking"
+        ),
     },
     examples=EXAMPLES,
 )
