@@ -78,6 +78,21 @@ def test_a_model_of_the_hub_is_the_base_and_a_folder_only_its_name(run, tmp_path
         assert f"`{told}` trained with iGRPO, two" in body and "secret place" not in body
 
 
+def test_what_is_no_hugging_face_folder_is_converted_first(run, tmp_path, monkeypatch):
+    from igrpo_nemo.chain import export
+    from igrpo_nemo.chain.experiment import model_folder
+
+    (run / "checkpoints" / "step_2" / "policy" / "weights" / "iter_0000000").mkdir(parents=True)
+
+    def convert(run: Path, which: str) -> None:
+        model_folder(run, which).mkdir(parents=True)
+        (model_folder(run, which) / "config.json").write_text("{}")
+
+    monkeypatch.setattr(export, "convert", convert)
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 0
+    assert {"config.json", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.fixture
 def hub(monkeypatch) -> list:
     """A hub that keeps what it is given; its calls."""
