@@ -24,8 +24,8 @@ from typing import Any
 
 from igrpo_nemo.data.catalog import local_folder
 from igrpo_nemo.rewards import ScoreRequest
-from igrpo_nemo.rewards.accuracy import WARM_UP
 from igrpo_nemo.rewards.pool import VerifierPool
+from igrpo_nemo.rewards.units import WORDS
 from igrpo_nemo.types import Problem
 
 DEFAULT_FILE = "completions_math_qwen_100x8.jsonl"
@@ -58,7 +58,7 @@ def read_items(path: Path) -> list[Item]:
 
 
 def warm_plain(_: int = 0) -> int:
-    for gold, answer in WARM_UP:
+    for gold, answer in WORDS["warm_up"]:
         plain_verdict(Item(gold, f"so $\\boxed{{{answer}}}$", False))
     time.sleep(0.2)  # So that every worker of the plain pool takes one of these.
     return os.getpid()

@@ -43,18 +43,11 @@ def main() -> None:
 
     # What a laptop can do in minutes: small batches and short answers. `igrpo keys` lists the rest.
     overrides = [
+        "experiment=laptop",
         f"policy.model_name='{flags.model}'",
-        "data=jsonl",
         f"data.train.data_path='{train}'",
         f"data.validation.data_path='{held_out}'",
-        "prompt=short",
-        "grpo.num_prompts_per_step=8",
         f"grpo.max_num_steps={flags.steps}",
-        "grpo.max_num_epochs=1000",
-        "igrpo.drop_overlong_prompts=true",
-        "policy.max_total_sequence_length=2048",
-        "policy.generation.max_new_tokens=256",
-        "policy.optimizer.kwargs.lr=2.0e-6",
         f"logger.log_dir='{flags.out / 'run'}'",
         *more,
     ]

@@ -33,8 +33,24 @@ def rollout_metrics(rollouts: Sequence[Rollout], rows: Sequence[TrainingRow]) ->
         "igrpo/zero_advantage_groups": _mean(not each for each in differs),
         "igrpo/trained_reward": _mean(row.reward for row in rows),
         **_score_metrics(rollouts),
+        **_set_metrics(rollouts),
     }
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _set_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Of a mixture: each set's share of the problems, and the accuracy of their drafts."""
+    groups: dict[str, list[Group]] = {}
+    for rollout in rollouts:
+        name = rollout.problem.id.rpartition("/")[0] or "generated"
+        groups.setdefault(name, []).append(rollout.drafts)
+    if len(groups) < 2:
+        return {}
+    shares = {f"data/share/{name}": len(own) / len(rollouts) for name, own in groups.items()}
+    return shares | {
+        f"data/draft_accuracy/{name}": _mean(_accuracy(g.scores) for g in own if g.scores)
+        for name, own in groups.items()
+    }
 
 
 def prefetch_metrics(

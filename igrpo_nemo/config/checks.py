@@ -75,11 +75,16 @@ def _numbers(config: Config) -> Iterator[str]:
 
 
 def _data(config: Config) -> Iterator[str]:
-    for name in ("train", "validation"):
-        dataset = getattr(config.data, name)
-        if dataset is None:
-            continue
-        path = f"data.{name}"
+    sets = {f"data.train.{n}": each for n, each in enumerate(config.data.train_sets)}
+    if config.data.only_set:
+        sets = {"data.train": config.data.only_set}
+    if len({each.weight is None for each in sets.values()}) > 1:
+        yield "data.train: some sets have a weight and others none; give each a weight, or none"
+    if not sets:
+        yield "data.train=[] names no set: give one, or a list of them"
+    if config.data.validation is not None:
+        sets["data.validation"] = config.data.validation
+    for path, dataset in sets.items():
         if dataset.dataset_name == "jsonl" and not dataset.data_path:
             yield f"{path}.data_path is missing: data=jsonl needs a file, one JSON object a line"
         if dataset.dataset_name in TASKS:

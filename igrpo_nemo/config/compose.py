@@ -59,6 +59,8 @@ _MISSING = "Missing mandatory value: "
 _COLON_OF_A_PATH = re.compile(r"(?<=\w):(?=[A-Za-z_]\w*\s*:)")
 """In `{module:function: 1.0}`, where Hydra would take the module alone for the key."""
 
+_MIXTURE = re.compile(r"\+*data\.train=\s*\[")
+
 
 def builtin_config_dir() -> Path:
     """The folder of the project's config groups: inside an installed wheel, or in a checkout."""
@@ -122,7 +124,12 @@ def hydra_arguments(overrides: Sequence[str], folders: Sequence[Path]) -> list[s
     """The overrides as Hydra takes them, and where it looks for groups beside the first folder."""
     groups = config_groups(folders)
     search = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
-    return [*search, *(_addable(override, groups) for override in overrides)]
+    arguments = [*search]
+    for override in overrides:
+        if _MIXTURE.match(override):  # Hydra puts no list in the place of a mapping.
+            arguments.append("~data.train")
+        arguments.append(_addable(override, groups))
+    return arguments
 
 
 def merged_files(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:

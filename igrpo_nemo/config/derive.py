@@ -17,7 +17,6 @@ from typing import Any
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.config.section import UNSET
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.tasks import TASKS
 
 TORCH_SCHEDULERS = "torch.optim.lr_scheduler"
 
@@ -31,9 +30,9 @@ def derived(config: Config) -> Config:
     config = _with_budget(config)
     config = _with_rows(config)
     config = _with_batch(config)
-    generated = config.data.train.dataset_name in TASKS
-    if generated and config.data.train.num_problems is not None:
-        return with_problems(config, config.data.train.num_problems)
+    generated = config.data.generated
+    if generated and generated.num_problems is not None:
+        return with_problems(config, generated.num_problems)
     return config
 
 
@@ -214,8 +213,8 @@ class RolloutBudget:
         """The budget of a derived config."""
         igrpo, grpo = config.igrpo, config.grpo
         P, feedback = grpo.num_prompts_per_step, config.feedback
-        if num_problems is None and config.data.train.dataset_name in TASKS:
-            num_problems = config.data.train.num_problems
+        if num_problems is None and config.data.generated:
+            num_problems = config.data.generated.num_problems
         draws = grpo.dynamic_sampling_max_gen_batches * grpo.batch_multiplier
         return cls(
             problems=P,

@@ -364,7 +364,10 @@ class IGRPO(Section):
     shaping_gamma: PositiveFloat | None = None
     """gamma of p / (p + gamma), the objective of rows trained outside the context that they were
     sampled under (Critique-GRPO); null gives them the ratio of all others."""
-    drop_overlong_prompts: bool = False
+    curriculum_keep: Share | None = None
+    """Share that an epoch keeps of the problems which were always or never solved when they were
+    last sampled; 0 drops them, null keeps all."""
+    drop_overlong_prompts: bool = True
     """Leaves problems out whose q is longer than `data.max_input_seq_length`."""
     prompt: PromptTexts = key("The fixed texts.")
     reward: RewardWeights = key("Weights of the reward's parts.")

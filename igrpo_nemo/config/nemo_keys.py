@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from igrpo_nemo.config.section import (
     Derivable,
@@ -25,6 +25,7 @@ from igrpo_nemo.config.section import (
     TopP,
     key,
 )
+from igrpo_nemo.tasks import TASKS
 
 T = TypeVar("T")
 NEMO_ONLY = object()
@@ -276,7 +277,8 @@ class Policy(Section):
 class Dataset(Section):
     """`data.train` and `data.validation`: one set of problems."""
 
-    dataset_name: Text = key("`arithmetic`, `jsonl`, or a named set.")
+    dataset_name: Text
+    """`arithmetic`, `jsonl`, a named set, or a function of your own, `module:name`."""
     data_path: str | None = key("File of the problems, one JSON object a line.", None)
     input_key: str | None = key("Key of the question; null tries the usual names.", None)
     output_key: str | None = key("Key of the answer; null tries the usual names.", None)
@@ -288,6 +290,8 @@ class Dataset(Section):
     """Seed of the held-out share, of a subset and of generated problems."""
     num_problems: Positive | None = None
     """Problems to take (a seeded subset) or to generate; null takes all."""
+    weight: PositiveFloat | None = None
+    """Share of a mixture's problems, relative to the other sets' weights; null takes all once."""
     drop_duplicates: bool = key("Leaves out questions that the set holds already.", False)
     drop_overlap: bool = key("Leaves out questions that stand in an evaluation set.", False)
     lengths: list[Positive] | None = key("Operations in a chain of the generated arithmetic.", None)
@@ -299,12 +303,23 @@ class Dataset(Section):
     download_dir: Only[str] = only("Where a downloaded set is kept.")
 
 
+def _kind(train: Any) -> str:
+    return TAGS[isinstance(train, list)]
+
+
+TAGS = ("one set", "several sets")
+Sets = Annotated[
+    Annotated[Dataset, Tag(TAGS[0])] | Annotated[list[Dataset], Tag(TAGS[1])], Discriminator(_kind)
+]
+"""NeMo-RL's form: a set, or a list of them."""
+
+
 class Data(Section):
     """`data.*`: the problems."""
 
     max_input_seq_length: Positive = key("Tokens of q at most; q' is bounded by the context alone.")
     shuffle: bool = key("Shuffles the problems of each epoch.")
-    train: Dataset = key("Problems to train on.")
+    train: Sets = key("Problems to train on; a list of sets is a mixture.")
     validation: Dataset | None = key("Held-out problems.", None)
 
     num_workers: Only[int] = only("Data loader workers.")
@@ -316,6 +331,22 @@ class Data(Section):
     num_prompts_per_dataloader: Only[int] = only("Prompts from each of several loaders.")
     custom_dataloader: Only[str] = only("Dotted name of a loader.")
     default: Only[Open] = only("Settings that the data sets share.")
+
+    @property
+    def train_sets(self) -> list[Dataset]:
+        """The sets of `train`, one of them or several."""
+        return self.train if isinstance(self.train, list) else [self.train]
+
+    @property
+    def only_set(self) -> Dataset | None:
+        """The set of `train` where it is no mixture."""
+        return None if isinstance(self.train, list) else self.train
+
+    @property
+    def generated(self) -> Dataset | None:
+        """The one set of generated problems, None where others are trained on."""
+        train = self.only_set
+        return train if train and train.dataset_name in TASKS else None
 
 
 class MathEnv(Section):

@@ -130,10 +130,12 @@ def _leaf(path: str) -> str:
 
 def section_of(field: FieldInfo) -> type[Section] | None:
     """The section that a field holds, None where it holds a value."""
-    annotation: Any = field.annotation
-    for candidate in (annotation, *typing.get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
+    parts = [field.annotation]
+    for part in parts:  # Those of a union, or of `Annotated`, are appended.
+        if isinstance(part, type) and issubclass(part, Section):
+            return part
+        if typing.get_origin(part) is not list:
+            parts += typing.get_args(part)
     return None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from igrpo_nemo.config.nemo_keys import TAGS
 from igrpo_nemo.config.schema import Config, nearest_key
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
@@ -75,7 +76,7 @@ def without_gone(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(problem: Any, groups: Iterable[str], default: Callable[[str], Any]) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+    path = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
     if problem["type"] == "extra_forbidden":
         gone = next((key for key in GONE if f"{path}.".startswith(f"{key}.")), None)
         if gone is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.by_path import imported
 from igrpo_nemo.data.catalog import SOURCES, Source, find_source, locate, source_of_file
 from igrpo_nemo.data.columns import (
     ANSWER_KEYS,
@@ -27,6 +29,7 @@ from igrpo_nemo.data.golds import check_golds
 from igrpo_nemo.data.overlap import repeated, shared_with_evaluation
 from igrpo_nemo.data.rows import Row, read_rows
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files.display_text import shorten
 from igrpo_nemo.rewards.accuracy import Reason
 from igrpo_nemo.types import Problem
 
@@ -51,6 +54,7 @@ _REMEDIES = {
 }
 """What helps where a whole set is unusable, by the reason that most of its rows have."""
 _ROWS_NAMED = 20
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +177,13 @@ def _place(spec: DataSpec) -> _Place:
         return _Place(label, spec.data_path, spec.subset, spec.split, source)
     if not name:
         raise UserError("data: give a dataset_name or a data_path")
+    if _FUNCTION.fullmatch(name):
+        return _Place(name.rpartition(":")[2], name, spec.subset, spec.split, None)
     if source is None:
         if "/" not in name and "." not in name:
             raise UserError(
-                f"unknown data set {name!r}: known are {', '.join(SOURCES)}, a file, or a hub id "
-                "such as owner/name"
+                f"unknown data set {name!r}: known are {', '.join(SOURCES)}, a file, a hub id such "
+                "as owner/name, or a function of your own, module:name"
             )
         return _Place(Path(name).stem, name, spec.subset, spec.split, source_of_file(name))
     split = spec.split or source.default_split
@@ -215,6 +221,8 @@ def _problems(
 
 
 def _rows(place: _Place, columns: Any) -> list[Row]:
+    if _FUNCTION.fullmatch(place.path_or_id):
+        return _own_rows(place)
     try:
         return read_rows(place.path_or_id, columns, subset=place.subset, split=place.split)
     except UserError as error:
@@ -222,6 +230,23 @@ def _rows(place: _Place, columns: Any) -> list[Row]:
             raise
         files = " or ".join(place.source.splits[place.split or ""])
         raise UserError(f"{error}; or put {files} into the folder IGRPO_DATA_DIR") from None
+
+
+def _own_rows(place: _Place) -> list[Row]:
+    """The rows of a function of the user's, `module:name`: it is given the split, or None."""
+    path = place.path_or_id
+    try:
+        rows = list(imported(path)(place.split))
+    except UserError as error:
+        raise UserError(f"the data set {path} {error}") from error
+    except Exception as error:  # boundary: the function is the user's
+        reason = shorten(f"{type(error).__name__}: {error}", 200)
+        raise UserError(f"the data set {path} failed: {reason}") from error
+    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
+    if not rows or wrong is not None:
+        gave = "no rows" if not rows else f"a row that is no dict but a {type(wrong).__name__}"
+        raise UserError(f"the data set {path} gave {gave}")
+    return [dict(row) for row in rows]
 
 
 def _keys(spec: DataSpec, place: _Place, names: Sequence[str]) -> tuple[str, str]:

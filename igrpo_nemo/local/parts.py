@@ -14,7 +14,7 @@ import torch
 
 from igrpo_nemo.alarms import StallAlarm
 from igrpo_nemo.config import Config, rollout_steps, with_problems
-from igrpo_nemo.data.order import EpochOrder
+from igrpo_nemo.data.order import Curriculum, EpochOrder
 from igrpo_nemo.environment import TwoStageEnvironment
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback.protocol import memory_of
@@ -109,12 +109,7 @@ def open_parts(config: Config) -> Iterator[RunParts]:
             policy=policy,
             problems=problems,
             validation=validation,
-            order=EpochOrder(
-                len(problems),
-                batch_size=int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier),
-                seed=config.grpo.seed,
-                shuffle=config.data.shuffle,
-            ),
+            order=_epoch_order(config, problems),
             environment=environment,
             sampler=sampler,
             learner=learner,
@@ -126,6 +121,18 @@ def open_parts(config: Config) -> Iterator[RunParts]:
         if checkpoint is not None:
             _restore(parts, checkpoint)
         yield parts
+
+
+def _epoch_order(config: Config, problems: list[Problem]) -> EpochOrder:
+    seed, keep = config.grpo.seed, config.igrpo.curriculum_keep
+    ids = [problem.id for problem in problems]
+    return EpochOrder(
+        len(problems),
+        batch_size=int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier),
+        seed=seed,
+        shuffle=config.data.shuffle,
+        curriculum=None if keep is None else Curriculum(ids, keep=keep, seed=seed),
+    )
 
 
 def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
@@ -230,6 +237,8 @@ def _restore(parts: RunParts, checkpoint: LoadedCheckpoint) -> None:
     parts.learner.load_state_dict(tensors, with_schedule=same_schedule)
     if memory := memory_of(parts.environment.feedback):
         memory.load_state_dict(tensors["feedback"])
+    if parts.order.curriculum and (measured := tensors.get("curriculum")):
+        parts.order.curriculum.load_state_dict(measured)
     parts.state = replace(state, extra={**state.extra, "scheduler": stages})
     parts.resumed, parts.metrics = True, checkpoint.metrics
     assert parts.store is not None

@@ -122,6 +122,8 @@ class Trainer:
                 learned = parts.learner.update(shape_rows(batch.rows, grpo))
             if self.memory is not None:
                 self.memory.add(batch.sampled, self.at_step)
+            if parts.order.curriculum is not None:
+                parts.order.curriculum.add(batch.sampled)
             self.state = replace(
                 self.state,
                 step=self.state.step + 1,
@@ -175,6 +177,8 @@ class Trainer:
             **parts.environment.scorer.metrics(),
             **costs,
         }
+        if parts.order.curriculum is not None:
+            metrics |= parts.order.curriculum.metrics()
         if grpo.use_dynamic_sampling:
             metrics["igrpo/dynamic_sampling_draws"] = float(batch.draws)
         last = step == parts.total_steps
@@ -227,6 +231,8 @@ class Trainer:
         tensors = {**parts.learner.state_dict(), "rng": capture_rng()}
         if self.memory is not None:
             tensors["feedback"] = self.memory.state_dict()
+        if parts.order.curriculum is not None:
+            tensors["curriculum"] = parts.order.curriculum.state_dict()
         policy = parts.policy
         with self.watch("checkpoint"):
             parts.store.save(

@@ -80,7 +80,7 @@ def small_policy(
             **vars(task),
             "draft_share": DRAFT_SHARE,
         },
-        "task": config.data.train.dataset_name,
+        "task": config.data.train_sets[0].dataset_name,
         "prompt": asdict(profile),
         "lengths": list(_lengths(config)),
         "context": config.policy.max_total_sequence_length,
@@ -151,7 +151,7 @@ def build_small_model(
 
 def _lengths(config: Config) -> Sequence[int]:
     """Operation counts of the chains that are learned from."""
-    return config.data.train.lengths or (6,)
+    return (config.data.generated and config.data.generated.lengths) or (6,)
 
 
 def _tokenizer_texts(profile: PromptProfile) -> list[str]:
@@ -202,13 +202,13 @@ def _rate(step: int, steps: int) -> float:
 
 def _task(config: Config) -> Task:
     """The task with the demonstrator that the warm-up's seed gives."""
-    name = config.data.train.dataset_name
-    if name not in TASKS:
+    if (generated := config.data.generated) is None:
+        names = ", ".join(each.dataset_name for each in config.data.train_sets)
         raise UserError(
-            f"the built-in model knows {', '.join(TASKS)}, not {name}: "
+            f"the built-in model knows {', '.join(TASKS)}, not {names}: "
             "choose model=hf policy.model_name=FOLDER, or data=arithmetic"
         )
-    return TASKS[name](seed=config.igrpo.warmup.seed)
+    return TASKS[generated.dataset_name](seed=config.igrpo.warmup.seed)
 
 
 def _demonstrations(

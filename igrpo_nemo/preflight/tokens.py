@@ -86,7 +86,23 @@ def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questi
 
     Raises `UserError` for a file that cannot be read.
     """
-    train = config.data.train
+    sets = [_questions_of(config, train, environ) for train in config.data.train_sets]
+    return sets[0] if config.data.only_set else _together(sets)
+
+
+def _together(sets: Sequence[Questions]) -> Questions:
+    """Of a mixture, whatever its weights: a quantile is that of the set with the longest."""
+    counts = [each.count for each in sets if each.count is not None]
+    return Questions(
+        count=sum(counts) if len(counts) == len(sets) else None,
+        tokens={quantile: max(each.tokens[quantile] for each in sets) for quantile in QUANTILES},
+        mean=sum(each.mean for each in sets) / len(sets),
+        source="; ".join(dict.fromkeys(each.source for each in sets)),
+        longest=tuple(sorted((n for each in sets for n in each.longest), reverse=True)[:16]),
+    )
+
+
+def _questions_of(config: Config, train: Dataset, environ: Mapping[str, str]) -> Questions:
     source = find_source(train.dataset_name)
     name = source.name if source else train.dataset_name
     if train.dataset_name in TASKS:
@@ -97,7 +113,7 @@ def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questi
     elif name in KNOWN and not train.data_path and train.split in (None, "train"):
         found = KNOWN[name]
     else:
-        found = _from_file(config, environ)
+        found = _from_file(config, train, environ)
     if train.num_problems is not None or train.dataset_name in TASKS:
         found = replace(found, count=train.num_problems)
     if found.count is not None and config.data.validation is None and train.split_validation_size:
@@ -106,10 +122,10 @@ def questions(config: Config, environ: Mapping[str, str] = os.environ) -> Questi
     return found
 
 
-def _from_file(config: Config, environ: Mapping[str, str]) -> Questions:
-    path = _local_file(config.data.train)
+def _from_file(config: Config, train: Dataset, environ: Mapping[str, str]) -> Questions:
+    path = _local_file(train)
     rows = [] if path is None else read_file(path)
-    texts = list(_questions(rows, config.data.train))
+    texts = list(_questions(rows, train))
     if path is None or not texts:
         return replace(KNOWN["math"], count=len(rows) if path else None, source=_STAND_IN)
     tokenizer = model_folder(config.policy.tokenizer.name, environ)

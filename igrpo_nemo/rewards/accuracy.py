@@ -10,12 +10,10 @@ with a hard limit.
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
 
 from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer
 from igrpo_nemo.rewards.literal import Literal, read_literal, same_number
@@ -57,20 +55,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class AccuracySettings:
-    """How answers are found and compared.
-
-    A decimal stands for an exact value up to `float_rounding` digits. With `verbatim` the texts go
-    to math-verify as they are, with its extraction targets `match_types` (`latex`, `expr`) and
-    `numeric_precision`, and its verdict counts.
-    """
+    """How answers are found and compared; a decimal is exact up to `float_rounding` digits."""
 
     answer_format: AnswerFormat = AnswerFormat.ANY
     max_answer_chars: int = 2_000
     max_answer_depth: int = 25
-    match_types: tuple[str, ...] = ("latex", "expr")
     float_rounding: int = 6
-    numeric_precision: int = 15
-    verbatim: bool = False
 
 
 DEFAULT_SETTINGS = AccuracySettings()
@@ -78,67 +68,10 @@ DEFAULT_SETTINGS = AccuracySettings()
 _BRACKET = re.compile(r"[()\[\]{}]")
 
 
-@lru_cache(maxsize=1)
-def _math_verify() -> Any:
-    """math-verify, imported on first use and told not to log what it reads."""
-    import math_verify
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
-    return math_verify
-
-
-# A pass through the grammar and through the comparisons: SymPy imports its parts on first use.
-WARM_UP = (
-    ("\\frac{1}{2}", "\\sqrt{2}"),
-    ("2\\sqrt{3} + \\sqrt[3]{5}", "\\sqrt{34} - 3\\sqrt{10}"),
-    ("x^2 - 3xy + 4", "(x - 1)(y + 2)^{2}"),
-    ("\\left( 3, \\frac{\\pi}{2} \\right)", "(1, 2)"),
-    ("[0, 1) \\cup (2, \\infty)", "(-\\infty, 3]"),
-    ("\\{1, 2, 3\\}", "1, 2"),
-    ("x = 5", "y \\le 7"),
-    (
-        "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}",
-        "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}",
-    ),
-    ("\\text{4:30 p.m.}", "4:30 \\text{ p.m.}"),
-    ("\\sin \\theta + \\log_2 8", "e^{i\\pi} + \\binom{5}{2} + 3!"),
-    ("12 dollars", "12.5 \\text{ cm}^2"),
-    ("25\\%", "45^\\circ"),
-    ("\\sum_{k=1}^{3} k", "5"),
-    ("1{,}000.25", "10^{-3} \\times 2"),
-)
-
-
 def warm_up() -> None:
-    """Import SymPy and use its parts, so that the first items are not charged for it."""
-    for gold, answer in WARM_UP:
+    """A pass through the grammar and the comparisons: SymPy imports its parts on first use."""
+    for gold, answer in WORDS["warm_up"]:
         full_verdict(gold, answer)
-
-
-def _verbatim(gold: str, answer: str, settings: AccuracySettings) -> bool:
-    """math-verify's own verdict on two texts as they stand."""
-    math_verify = _math_verify()
-    configs = {
-        "latex": math_verify.LatexExtractionConfig(),
-        "expr": math_verify.ExprExtractionConfig(),
-    }
-    # No time limit here: math-verify's own uses signals, which only a main thread may. The pool
-    # limits the whole item from outside.
-    parsed = [
-        math_verify.parse(
-            text,
-            extraction_config=[configs[name] for name in settings.match_types],
-            parsing_timeout=None,
-        )
-        for text in (gold, answer)
-    ]
-    return math_verify.verify(
-        *parsed,
-        float_rounding=settings.float_rounding,
-        numeric_precision=settings.numeric_precision,
-        timeout_seconds=None,
-    )
 
 
 _NO_REFERENCE = frozenset(WORDS["no_reference"])
@@ -202,8 +135,6 @@ def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SE
     from igrpo_nemo.rewards.values import Text
 
     try:
-        if settings.verbatim:
-            return Reason.MATCH if _verbatim(gold, answer, settings) else Reason.MISMATCH
         if _same_text(gold, answer):
             return Reason.MATCH
         value = read(answer)
@@ -215,16 +146,12 @@ def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SE
     return Reason.UNPARSEABLE if isinstance(value, Text) else Reason.MISMATCH
 
 
-def quick_verdict(
-    gold: str, answer: str, settings: AccuracySettings = DEFAULT_SETTINGS
-) -> Reason | None:
+def quick_verdict(gold: str, answer: str) -> Reason | None:
     """The verdict where it is certain without a parser; None where the full one must be asked.
 
     Never contradicts `full_verdict`: it decides between plain numbers, between letters, and that a
     formula equals itself.
     """
-    if settings.verbatim:
-        return None
     gold_number = _gold_literal(gold)
     if gold_number is not None and (answer_number := read_literal(answer)) is not None:
         same = same_number(gold_number, answer_number)
@@ -252,14 +179,13 @@ def _gold_literal(gold: str) -> Literal | None:
 
 
 _GROUPING = re.compile(r"\\!|\{,\}")
+_SEVERAL = re.compile(r",(?!\s?\d{3}(?!\d))|;|\b(?:and|or)\b|\\pm")
 
 
 @lru_cache(maxsize=16_384)
 def _has_parts(gold: str) -> bool:
     """Whether a reference lists several things, so that several boxes may answer it."""
-    return (
-        re.search(r",(?!\s?\d{3}(?!\d))|;|\b(?:and|or)\b|\\pm", _GROUPING.sub("", gold)) is not None
-    )
+    return _SEVERAL.search(_GROUPING.sub("", gold)) is not None
 
 
 @lru_cache(maxsize=16_384)
@@ -318,5 +244,5 @@ def verify_completion(
     answer = find_answer(gold, text, settings, thinking_open=thinking_open, truncated=truncated)
     if isinstance(answer, Verdict):
         return answer
-    reason = quick_verdict(gold, answer, settings) or full_verdict(gold, answer, settings)
+    reason = quick_verdict(gold, answer) or full_verdict(gold, answer, settings)
     return Verdict(reason, answer)

@@ -279,7 +279,7 @@ class VerifierPool:
             if isinstance(answer, Verdict) or (request.problem.answer, answer) in reasons:
                 continue
             pair = request.problem.answer, answer
-            reason = quick_verdict(*pair, self.settings) or self._cache.get(pair)
+            reason = quick_verdict(*pair) or self._cache.get(pair)
             reasons[pair] = reason or Reason.TIMEOUT  # The fallback, until a worker says better.
             if reason is None:
                 slow.append(pair)

@@ -56,13 +56,13 @@ class InProcessVerifier:
     def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
         return [
             verify_completion(
-                request.problem.answer,
-                request.text,
+                each.problem.answer,
+                each.text,
                 self.settings,
-                thinking_open=request.thinking_open,
-                truncated=request.truncated,
+                thinking_open=each.thinking_open,
+                truncated=each.truncated,
             )
-            for request in requests
+            for each in requests
         ]
 
     def outcomes(self, path: str, requests: Sequence[ScoreRequest]) -> list[Outcome]:
@@ -79,17 +79,12 @@ Component = Callable[
 the component under its name, and what else is to be seen in `Score.components`."""
 
 
-def _accuracy(requests: Sequence[ScoreRequest], verdicts: Sequence[Verdict]) -> list[float]:
-    return [1.0 if verdict.correct else 0.0 for verdict in verdicts]
-
-
-def _format(requests: Sequence[ScoreRequest], verdicts: Sequence[Verdict]) -> list[float]:
-    return [
-        format_reward(request.text, thinking_open=request.thinking_open) for request in requests
-    ]
-
-
-BUILT_IN: Mapping[str, Component] = {"accuracy": _accuracy, "format": _format}
+BUILT_IN: Mapping[str, Component] = {
+    "accuracy": lambda requests, verdicts: [float(each.correct) for each in verdicts],
+    "format": lambda requests, verdicts: [
+        format_reward(each.text, thinking_open=each.thinking_open) for each in requests
+    ],
+}
 
 
 class WeightedScorer:

@@ -8,6 +8,7 @@ import warnings
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
 from igrpo_nemo.data.catalog import find_source
+from igrpo_nemo.data.mixture import mixed
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.prompts import OverlongError, PromptBuilder
 from igrpo_nemo.tasks import TASKS, generated_problems
@@ -33,14 +34,21 @@ def validation_problems(config: Config) -> list[Problem]:
 
 def _held_out(config: Config) -> tuple[list[Problem], list[Problem]]:
     """The training problems and, where there is no validation set, a seeded share of them."""
-    train = config.data.train
-    problems = _load(config, train, "train")
-    if config.data.validation is not None or not train.split_validation_size:
-        return problems, []
-    seed = config.grpo.seed if train.seed is None else train.seed
-    random.Random(f"{seed}/held out").shuffle(problems)
-    count = max(1, round(train.split_validation_size * len(problems)))
-    return problems[count:], problems[:count]
+    kept: list[list[Problem]] = []
+    held_out: list[Problem] = []
+    sets = config.data.train_sets
+    for train in sets:
+        problems, count = _load(config, train, "train"), 0
+        if config.data.validation is None and train.split_validation_size:
+            seed = config.grpo.seed if train.seed is None else train.seed
+            random.Random(f"{seed}/held out").shuffle(problems)
+            count = max(1, round(train.split_validation_size * len(problems)))
+        held_out += problems[:count]
+        kept.append(problems[count:])
+    if config.data.only_set:
+        return kept[0], held_out
+    weights = [train.weight for train in sets if train.weight]
+    return mixed(kept, weights or None, seed=config.grpo.seed), held_out
 
 
 def expected_problems(config: Config) -> int | None:
@@ -49,7 +57,11 @@ def expected_problems(config: Config) -> int | None:
 
     Questions that are too long are counted: how many there are depends on the tokenizer.
     """
-    train = config.data.train
+    counts = [_expected(config, train) for train in config.data.train_sets]
+    return None if None in counts else sum(filter(None, counts))
+
+
+def _expected(config: Config, train: Dataset) -> int | None:
     count = train.num_problems
     if count is None:
         source = None if train.data_path else find_source(train.dataset_name)

@@ -28,6 +28,32 @@ def test_a_feedback_is_a_class_and_its_path(tmp_path):
     assert (budget.drafts, budget.refinements, budget.trained_rows) == (16, 16, 16)
 
 
+def test_a_curriculum_leaves_out_what_is_solved_and_resumes_in_the_same_order(tmp_path):
+    """Bit for bit, in the second epoch, which leaves out what the first one measured."""
+    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+
+    def config(name):
+        options = ("igrpo.curriculum_keep=0.2", "data.train.num_problems=12")
+        more = ("grpo.max_num_epochs=4", "grpo.max_num_steps=6")
+        return tiny_runs.tiny_config(policy, tmp_path / name, *options, *more)
+
+    def killed(step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    whole = tiny_runs.run(config("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        tiny_runs.run(config("resumed"), before_update=killed)
+    rest = tiny_runs.run(config("resumed"))
+    kept = tiny_runs.learned(tmp_path / "whole")
+    assert kept[0]["data/left_out"] == 0.0 < kept[-1]["data/left_out"]
+    assert [tiny_runs.texts(step) for step in rest.rollouts] == [
+        tiny_runs.texts(step) for step in whole.rollouts[4:]
+    ]
+    assert tiny_runs.same_weights(rest.final, whole.final)
+    assert tiny_runs.learned(tmp_path / "resumed") == kept
+
+
 def test_a_run_that_remembers_earlier_steps_resumes_with_them(tmp_path):
     """Bit for bit: what is sampled in Stage 2 depends on the solutions of the steps before."""
     policy = tiny_runs.tiny_policy(tmp_path / "policy")

@@ -58,7 +58,8 @@ def hydra_error_of(*overrides: str, base: list[str] = DEMO) -> str:
 
 def combinations() -> Iterator[list[str]]:
     """Few command lines that name every file of every group."""
-    yield from ([f"experiment={option}"] for option in GROUPS["experiment"])
+    for option in GROUPS["experiment"]:
+        yield [f"experiment={option}", *([*HF, *ANY_DATA] if option == "laptop" else [])]
     choices = [group for group in GROUPS if group not in ("experiment", "engine", "cluster")]
     for number in range(max(len(GROUPS[group]) for group in choices)):
         words = [*HF, "engine=nemo_rl", "cluster=a100_2x8"]

@@ -4,7 +4,6 @@ import pytest
 from shared_data import shared_rows
 
 from igrpo_nemo.rewards.accuracy import (
-    AccuracySettings,
     Reason,
     full_verdict,
     gold_verdict,
@@ -45,21 +44,6 @@ def test_references_that_cannot_serve_are_told():
         *(Reason.MATCH, Reason.MATCH, Reason.NO_ANSWER, Reason.NO_ANSWER),
         *(Reason.UNPARSEABLE, Reason.TOO_LONG),
     ]
-
-
-def test_pairs_of_math_verify_get_its_own_verdict():
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    targets = {"latex": LatexExtractionConfig(), "expr": ExprExtractionConfig()}
-    rows = shared_rows("pairs_math_verify.jsonl")
-    for row in rows:
-        kinds = tuple(row["call_kwargs"].get("match_types", ["latex", "expr"]))
-        rounding = row["call_kwargs"].get("precision", 6)
-        gold, pred = (parse(row[key], [targets[k] for k in kinds]) for key in ("gold", "pred"))
-        settings = AccuracySettings(match_types=kinds, float_rounding=rounding, verbatim=True)
-        ours = full_verdict(row["gold"], row["pred"], settings) is Reason.MATCH
-        assert ours == verify(gold, pred, float_rounding=rounding), (row["file"], row["line"])
-    assert len(rows) == 268
 
 
 def test_labels_of_the_math_completions():
