@@ -6,11 +6,13 @@ input that cannot be used. Nothing heavy is imported before a function needs it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from igrpo_nemo.errors import UserError
@@ -111,21 +113,27 @@ class Scores:
     """Verdicts on completions; `places` has for each its row and its number within the row, from 0.
 
     A verdict has `correct`, `reason` (docs/rewards.md lists them) and the `answer` that was found.
+    `rewards` are the components of the functions, for each completion; empty without functions.
     """
 
     places: tuple[tuple[int, int], ...]
     verdicts: tuple[Verdict, ...]
+    rewards: tuple[dict[str, float], ...] = ()
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`accuracy` (0 where there is nothing to score), `n` and `reasons`.
+        """`accuracy` (0 where there is nothing to score), `n`, `reasons`, and with functions the
+        means of their `rewards` over all completions.
 
         A row without a reference counts under `reasons`, and in neither `accuracy` nor `n`.
         """
         reasons = Counter(str(verdict.reason) for verdict in self.verdicts)
         n = len(self.verdicts) - reasons[Reason.NO_REFERENCE]
         accuracy = sum(verdict.correct for verdict in self.verdicts) / n if n else 0.0
-        return {"accuracy": accuracy, "n": n, "reasons": dict(sorted((+reasons).items()))}
+        found = {"accuracy": accuracy, "n": n, "reasons": dict(sorted((+reasons).items()))}
+        names = dict.fromkeys(name for each in self.rewards for name in each)
+        means = {name: fmean(each[name] for each in self.rewards if name in each) for name in names}
+        return {**found, "rewards": means} if means else found
 
 
 def score(
@@ -136,6 +144,8 @@ def score(
     workers: int | None = None,
     item_timeout_s: float = 5.0,
     thinking_open: bool = False,
+    functions: Sequence[str] = (),
+    columns: Sequence[Mapping[str, Any]] = (),
 ) -> Scores:
     """Compares completions with reference answers, in worker processes that cannot hang.
 
@@ -144,7 +154,12 @@ def score(
     `boxed`, `any`) says where a completion's answer stands; with `thinking_open` its prompt ended
     with `<think>`. A comparison has `item_timeout_s` seconds, a day at most. `workers` are by
     default the cores, at most 8.
+
+    `functions` are paths of reward functions (`module:name`), called on every completion with the
+    row's `columns`, one mapping a row, whose `problem` or the like is the problem's question.
     """
+    from igrpo_nemo.data.columns import QUESTION_KEYS
+    from igrpo_nemo.rewards.custom import CustomReward, function_at
     from igrpo_nemo.rewards.pool import VerifierPool
 
     if len(references) != len(completions):
@@ -156,24 +171,38 @@ def score(
         raise UserError(
             f"item_timeout_s is {item_timeout_s}: use above 0, at most {LONGEST_ITEM_S:,} seconds"
         )
+    for path in functions:
+        try:
+            function_at(path)
+        except UserError as error:
+            raise UserError(f"the reward function {path} {error}") from error
     places: list[tuple[int, int]] = []
     requests: list[ScoreRequest] = []
     for number, (reference, row) in enumerate(zip(references, completions, strict=True)):
-        problem = Problem(str(number), "", _reference(reference))
+        others = columns[number] if columns else {}
+        question = next((str(others[key]) for key in QUESTION_KEYS if key in others), "")
+        kept = json.dumps(dict(others), default=str)
+        problem = Problem(str(number), question, _reference(reference), kept)
         for sample, text in enumerate(texts_of_row(row, f"row {number}")):
             places.append((number, sample))
             requests.append(ScoreRequest(problem, text, thinking_open=thinking_open))
     verdicts: list[Verdict] = []
+    rewards: list[dict[str, float]] = []
     with VerifierPool(
         workers=workers or min(8, os.cpu_count() or 1),
         item_timeout_s=item_timeout_s,
         # Nobody waits for the next step here: only the limit of each item counts.
         group_deadline_s=float("inf"),
         settings=AccuracySettings(answer_format=_format(answer_format)),
+        functions=functions,
     ) as pool:
+        own = [CustomReward(path, pool) for path in functions]
         for start in range(0, len(requests), _CHUNK):
-            verdicts += pool.verdicts(requests[start : start + _CHUNK])
-    return Scores(tuple(places), tuple(verdicts))
+            chunk = requests[start : start + _CHUNK]
+            verdicts += pool.verdicts(chunk)
+            for parts in zip(*(reward(chunk, ()) for reward in own), strict=True):
+                rewards.append({name: each[name] for each in parts for name in each})
+    return Scores(tuple(places), tuple(verdicts), tuple(rewards))
 
 
 def texts_of_row(value: Any, where: str) -> list[str]:

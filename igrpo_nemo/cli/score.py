@@ -38,17 +38,21 @@ def score_file(path: Path, *, answer_key: str, completion_key: str, **settings: 
     """
     references: list[Any] = []
     completions: list[list[str]] = []
+    columns: list[Row] = []
     for number, row in enumerate(read_file(path)):
         where = f"{path}, row {number}"
         references.append(_field(row, answer_key, where))
         completions.append(texts_of_row(_field(row, completion_key, where), where))
-    return score(references, completions, **settings)
+        columns.append({key: row[key] for key in row if key not in (answer_key, completion_key)})
+    return score(references, completions, columns=columns, **settings)
 
 
 def lines(scores: Scores) -> Iterator[str]:
     """The file of verdicts."""
-    for (row, sample), verdict in zip(scores.places, scores.verdicts, strict=True):
+    rewards = scores.rewards or [{}] * len(scores.places)
+    for (row, sample), verdict, own in zip(scores.places, scores.verdicts, rewards, strict=True):
         told = {"correct": verdict.correct, "reason": str(verdict.reason)}
+        told |= {"rewards": own} if own else {}
         yield json.dumps({"row": row, "sample": sample, **told}) + "\n"
 
 
@@ -77,6 +81,7 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
         workers=flags.workers,
         item_timeout_s=flags.item_timeout,
         thinking_open=flags.thinking_open,
+        functions=flags.reward,
     )
     write_or_refuse(out, "".join(lines(scores)))
     print(f"verdicts: {out}")
@@ -106,6 +111,12 @@ COMMAND = Command(
             "choices": [str(kind) for kind in AnswerFormat],
             "default": str(AnswerFormat.ANY),
             "help": "where the answer stands: <answer> tags, \\boxed{}, or either (default)",
+        },
+        "--reward": {
+            "action": "append",
+            "default": [],
+            "metavar": "MODULE:FUNCTION",
+            "help": "also call a reward function of your own; may be given several times",
         },
         "--out": {
             "type": Path,

@@ -230,6 +230,7 @@ def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
         thinking_open=group.prompt.thinking_open,
         truncated=completion.truncated,
     )
+    own = {n: v for n, v in score.components.items() if n not in ("accuracy", "format")}
     return {
         "id": group.problem.id,
         "problem": group.problem.question,
@@ -240,6 +241,7 @@ def _row(group: Group, started: float, ended: float) -> dict[str, Any]:
         "num_generated_tokens": len(completion.token_ids),
         "finish_reason": "length" if completion.truncated else "stop",
         "reward": score.reward,
+        **({"rewards": own} if own else {}),
         "reason": score.reason,
         # A row is sampled with its batch: these are the batch's times.
         "generation_start_time": started,

@@ -52,7 +52,8 @@ class TwoStageWorker(EnvironmentInterface):
         self.environment = TwoStageEnvironment(prompts, self.scorer, config.feedback)
         self.unjudged = self.environment
         if self.scorer.weights.keys() - {"accuracy", "format"}:
-            self.unjudged = TwoStageEnvironment(prompts, evaluation_scorer(config), config.feedback)
+            unjudged = evaluation_scorer(config, functions=False)
+            self.unjudged = TwoStageEnvironment(prompts, unjudged, config.feedback)
         # NeMo-RL brings all rows in one call; each has its own deadline.
         self._threads = ThreadPoolExecutor(CONCURRENT_STEPS, thread_name_prefix="rows")
 

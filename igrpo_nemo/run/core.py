@@ -8,6 +8,7 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import Scorer, build_scorer
+from igrpo_nemo.rewards.custom import component_name
 from igrpo_nemo.rewards.judge import Judge
 
 
@@ -44,9 +45,13 @@ def scorer_of(config: Config) -> Scorer:
     return _scorer(config, reward.weights, components=components, functions=reward.functions)
 
 
-def evaluation_scorer(config: Config) -> Scorer:
-    """Accuracy and format over the verifier of `env.math`: an evaluation asks no judge."""
-    return _scorer(config, {"accuracy": 1.0, "format": 1.0})
+def evaluation_scorer(config: Config, *, functions: bool = True) -> Scorer:
+    """Accuracy and format over the verifier of `env.math`, by default with the functions of
+    `igrpo.reward.custom`: an evaluation asks no judge."""
+    reward = config.igrpo.reward
+    paths = reward.functions if functions else ()
+    own = {name: reward.weights[name] for name in map(component_name, paths)}
+    return _scorer(config, {"accuracy": 1.0, "format": 1.0, **own}, functions=paths)
 
 
 def _scorer(config: Config, weights: dict[str, float], **parts: Any) -> Scorer:

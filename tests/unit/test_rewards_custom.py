@@ -3,6 +3,7 @@
 import json
 import warnings
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from igrpo_nemo.data.problems import DataSpec
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.rewards import ScoreRequest, build_scorer
-from igrpo_nemo.run.core import scorer_of
+from igrpo_nemo.run.core import evaluation_scorer, scorer_of
 from igrpo_nemo.run.identity import problems_fingerprint
 from igrpo_nemo.types import Group, Problem, Prompt, Rollout, Stage
 
@@ -143,3 +144,16 @@ def test_nothing_is_told_without_a_failure():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build_scorer({"share": 1.0}, functions=["own_rewards:share"])(_requests("a"))
+
+
+def test_an_evaluation_calls_the_functions_too(make_group):
+    from igrpo_nemo.evaluation.embedded import _row
+
+    config = _demo("env.math.num_workers=0", "igrpo.reward.custom={own_rewards:share: 2.0}")
+    (score,) = evaluation_scorer(config)(_requests("abc"))
+    assert score.components["share"] == 3 / 8 and score.reward == 2 * 3 / 8
+    row = _row(replace(make_group([0.0]), scores=(score,)), 0.0, 1.0)
+    assert row["reward"] == 0.75 and row["rewards"] == {"share": 0.375, "share/failed": 0.0}
+    assert "rewards" not in _row(make_group([1.0]), 0.0, 1.0)
+    (plain,) = evaluation_scorer(config, functions=False)(_requests("abc"))
+    assert list(plain.components) == ["accuracy", "format"]

@@ -51,6 +51,26 @@ def test_a_file_is_scored_row_by_row_and_sample_by_sample(completions, capsys):
     ]
 
 
+def test_a_function_of_ones_own_is_called_on_every_completion(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    rows = [{"a": "abc", "c": ["abc", "x" * 8], "longest": 8}, {"a": "5", "c": "5", "longest": 2}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [str(path), "--answer-key", "a", "--completion-key", "c", "--workers", "1"]
+    summary = _run(capsys, *words, "--reward", "own_rewards:share", "--reward", "own_rewards:parts")
+    assert summary["rewards"] == {
+        "share": pytest.approx((3 / 8 + 1 + 1 / 2) / 3),
+        "share/failed": 0.0,
+        "parts/short": pytest.approx(2 / 3),
+        "parts/same": pytest.approx(1 / 3),
+        "parts": 1.0,
+        "parts/failed": 0.0,
+    }
+    lines = path.with_name("c.verdicts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["rewards"]["share"] for line in lines] == [0.375, 1.0, 0.5]
+    with pytest.raises(UserError, match="the reward function own_rewards:none cannot be imported"):
+        _run(capsys, *words, "--reward", "own_rewards:none")
+
+
 def test_the_answer_format_and_the_output_are_options(completions, capsys, tmp_path):
     out = tmp_path / "else.jsonl"
     summary = _run(
