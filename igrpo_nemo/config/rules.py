@@ -71,6 +71,8 @@ def _computed(config: Config) -> dict[str, Any]:
         "best_reward": config.igrpo.reward.best,
         "overlong_penalty": shaping.enabled and shaping.stop_properly_penalty_coef is None,
         "validates": validates(config),
+        "held_out": config.data.validation is not None
+        or any(train.split_validation_size for train in config.data.train_sets),
         "async_rollout": is_async_rollout(config),
         "colocated": config.policy.generation.is_colocated,
         "megatron": spread.backend == "megatron",

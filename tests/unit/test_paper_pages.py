@@ -18,7 +18,7 @@ assert _SPEC is not None and _SPEC.loader is not None
 tables = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(tables)
 GROUPS = config_groups([CONFIGS])
-DEMOS = {"demo", "demo_grpo"}
+DEMOS = {"demo", "demo_grpo", "laptop"}
 PAGES = tables.PAGES
 TABLES = [page for page in PAGES if page.stem != "README"]
 

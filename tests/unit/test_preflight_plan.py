@@ -18,7 +18,8 @@ from igrpo_nemo.preflight.nearest import changed, words
 from igrpo_nemo.preflight.plan import PAPER_GPU_HOURS
 from igrpo_nemo.preflight.tokens import KNOWN, questions
 
-EXPERIMENTS = sorted(path.stem for path in (builtin_config_dir() / "experiment").glob("*.yaml"))
+FILES = (builtin_config_dir() / "experiment").glob("*.yaml")
+EXPERIMENTS = sorted(path.stem for path in FILES if path.stem != "laptop")  # its model is yours
 S3 = "experiment=tableS3_igrpo"
 
 
