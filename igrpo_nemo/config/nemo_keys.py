@@ -2,15 +2,18 @@
 
 A key without a default here has its value in `configs/config.yaml` or in a group; one with a
 default is optional. `Only` are those that the embedded engine does not read: it says which of them
-are set, and `checks` rejects a value that would change the method. NeMo-RL validates `Open`
+are set, and `checks` rejects a value that would change the method. Most of them stand in
+`nemo_only.yaml`. NeMo-RL validates `Open`
 mappings itself; `nemo_schema` has the names inside them.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag
+import yaml
+from pydantic import Discriminator, Field, Tag, create_model
 
 from igrpo_nemo.config.section import (
     Derivable,
@@ -28,6 +31,7 @@ from igrpo_nemo.config.section import (
 from igrpo_nemo.tasks import TASKS
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Section)
 NEMO_ONLY = object()
 """Marks a key that only NeMo-RL reads."""
 Only = Annotated[T | None, NEMO_ONLY]
@@ -38,6 +42,21 @@ Open = dict[str, Any]
 def only(description: str) -> Any:
     """The field of a key that the embedded engine can do without, absent where nobody sets it."""
     return Field(default=None, description=description)
+
+
+_TYPES = {"bool": bool, "float": float, "int": int, "mapping": Open, "str": str}
+_NEMO_ONLY = yaml.safe_load(Path(__file__).with_name("nemo_only.yaml").read_text(encoding="utf-8"))
+
+
+def with_nemo_only(section: type[S]) -> type[S]:
+    """The section with its keys of `nemo_only.yaml`, which no code here reads."""
+    fields: dict[str, Any] = {
+        name: (Only[_TYPES[kind]], only(description))
+        for name, (kind, description) in _NEMO_ONLY[section.__name__].items()
+    }
+    same = {"__base__": section, "__module__": section.__module__, "__doc__": section.__doc__}
+    made: Any = create_model(section.__name__, **same, **fields)
+    return made
 
 
 class RewardShaping(Section):
@@ -63,6 +82,7 @@ class RewardScaling(Section):
     target_max: float = key("What `source_max` becomes.", 1.0)
 
 
+@with_nemo_only
 class GRPO(Section):
     """`grpo.*`: the loop."""
 
@@ -93,19 +113,11 @@ class GRPO(Section):
     reward_shaping: RewardShaping = key("Penalties on long or truncated completions.")
     reward_scaling: RewardScaling = key("Linear map of the rewards.")
 
-    max_rollout_turns: Only[int] = only("Turns of a rollout; iGRPO's two stages are one turn each.")
     async_grpo: Only[Open] = only("Asynchronous training: `enabled` and its options, ...")
     adv_estimator: Only[Open] = only("Advantage estimator: `name` and its options.")
-    advantage_clip_low: Only[float] = only("Lower clip of the normalised advantages; null is none.")
-    advantage_clip_high: Only[float] = only("Upper clip of normalised advantages; null is none.")
-    calculate_advantages_on_gpu: Only[bool] = only("Computes advantages on the GPU.")
-    seq_logprob_error_threshold: Only[float] = only(
-        "Masks rows whose engines' log-probs differ by more."
-    )
-    invalid_tool_call_advantage: Only[float] = only("Advantage of invalid tool calls.")
-    malformed_thinking_advantage: Only[float] = only("Advantage of malformed thinking tags.")
 
 
+@with_nemo_only
 class Loss(Section):
     """`loss_fn.*`: the clipped surrogate (Eqs. 1 and 5)."""
 
@@ -124,22 +136,10 @@ class Loss(Section):
     kl_output_clamp_value: PositiveFloat | None = None
     """Clamp of the KL; null is none, as in Eq. 26."""
 
-    use_on_policy_kl_approximation: Only[bool] = only("Importance-weighted KL estimate.")
-    use_importance_sampling_correction: Only[bool] = only(
-        "Corrects for vLLM differing from the trainer."
-    )
-    truncated_importance_sampling_type: Only[str] = only(
-        "Its truncation: `tis`, `icepop` or `seq-mask-tis`."
-    )
-    truncated_importance_sampling_ratio: Only[float] = only("Its upper bound.")
-    truncated_importance_sampling_ratio_min: Only[float] = only("Its lower bound.")
     force_on_policy_ratio: Only[bool] = only("Fixes the ratio to 1, for one update per rollout.")
-    use_kl_in_reward: Only[bool] = only("KL penalty in the reward instead of the loss.")
-    use_cispo: Only[bool] = only("CISPO's objective (arXiv 2506.13585).")
-    disable_ppo_ratio: Only[bool] = only("REINFORCE-style surrogate without a ratio.")
-    positive_example_nll_weight: Only[float] = only("Weight of VAPO's likelihood term.")
 
 
+@with_nemo_only
 class Tokenizer(Section):
     """`policy.tokenizer`."""
 
@@ -148,10 +148,6 @@ class Tokenizer(Section):
     """Jinja text or a `.jinja` file for models without a template."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Passed to the template, `enable_thinking` for instance."""
-
-    audio: Only[Open] = only("Audio processor options.")
-    video: Only[Open] = only("Video processor options.")
-    use_processor: Only[bool] = only("Loads a multimodal processor.")
 
 
 class OptimizerKwargs(Section):
@@ -173,6 +169,7 @@ class Optimizer(Section):
     kwargs: OptimizerKwargs = key("Its arguments.")
 
 
+@with_nemo_only
 class SequencePacking(Section):
     """`policy.sequence_packing`."""
 
@@ -180,11 +177,9 @@ class SequencePacking(Section):
     train_mb_tokens: Positive = key("Tokens of a training micro-batch.")
 
     logprob_mb_tokens: Only[int] = only("Tokens of a log-prob micro-batch.")
-    algorithm: Only[str] = only("Bin packing: `modified_first_fit_decreasing`, ...")
-    sequence_length_round: Only[int] = only("Lengths are rounded up to a multiple of this.")
-    fuse_loss: Only[bool] = only("Fuses the loss over packed sequences.")
 
 
+@with_nemo_only
 class Generation(Section):
     """`policy.generation`: sampling in training, both stages."""
 
@@ -200,12 +195,9 @@ class Generation(Section):
     )
     model_name: Only[str] = only("Written by NeMo-RL.")
     use_async_rollouts: Only[bool] = only("Per-sample asynchronous rollouts.")
-    port_range_low: Only[int] = only("First port of the inference servers.")
-    port_range_high: Only[int] = only("Last port of the inference servers.")
     colocated: Only[Open] = only("Whether generation shares the training GPUs, or its `resources`.")
     vllm_cfg: Only[Open] = only("vLLM: memory, context, graphs; NeMo-RL reads parallelism too.")
     vllm_kwargs: Only[Open] = only("Passed to vLLM as they are.")
-    sglang_cfg: Only[Open] = only("SGLang's options.")
     mcore_generation_config: Only[Open] = only("Megatron inference options.")
 
     @property
@@ -219,6 +211,7 @@ class Generation(Section):
         return (self.colocated or {}).get("enabled", True)
 
 
+@with_nemo_only
 class Policy(Section):
     """`policy.*`: model, optimizer, sampling."""
 
@@ -242,10 +235,7 @@ class Policy(Section):
 
     logprob_batch_size: Only[int] = only("Rows of a log-prob micro-batch.")
     logprob_chunk_size: Only[int] = only("Tokens per chunk of log-probs; null is all at once.")
-    generation_batch_size: Only[int] = only("Batch of NeMo-RL's Hugging Face generation backend.")
     make_sequence_length_divisible_by: Only[int] = only("Row lengths are padded to its multiple.")
-    offload_optimizer_for_logprob: Only[bool] = only("Moves the optimizer off for log-probs.")
-    refit_buffer_size_gb: Only[float] = only("Buffer of the weight transfer to vLLM.")
     hf_config_overrides: Only[Open] = only("Overrides of the Hugging Face model config.")
     dtensor_cfg: Open | None = only(
         "DTensor (FSDP2) training backend; the embedded engine reads `activation_checkpointing`."
@@ -253,10 +243,6 @@ class Policy(Section):
     megatron_cfg: Only[Open] = only("Megatron-Core training backend.")
     dynamic_batching: Only[Open] = only("Micro-batches of similar lengths.")
     draft: Only[Open] = only("Speculative-decoding draft model, unrelated to iGRPO's drafts.")
-    router_replay: Only[Open] = only("Mixture-of-experts router replay.")
-    reward_model_cfg: Only[Open] = only("Reward-model policies.")
-    pretrained_checkpoint: Only[Open] = only("Megatron checkpoint of the initial weights.")
-    quant_cfg: Only[str] = only("ModelOpt quantisation; the rest needs NeMo-RL's launcher.")
 
     @property
     def megatron(self) -> Open:
@@ -274,6 +260,7 @@ class Policy(Section):
         return self.dynamic_batching or {}
 
 
+@with_nemo_only
 class Dataset(Section):
     """`data.train` and `data.validation`: one set of problems."""
 
@@ -296,12 +283,6 @@ class Dataset(Section):
     drop_overlap: bool = key("Leaves out questions that stand in an evaluation set.", False)
     lengths: list[Positive] | None = key("Operations in a chain of the generated arithmetic.", None)
 
-    prompt_file: Only[str] = only("NeMo-RL prompt file; iGRPO's prompts stand in `igrpo.prompt`.")
-    system_prompt_file: Only[str] = only("NeMo-RL system prompt file.")
-    processor: Only[str] = only("Registered data processor.")
-    env_name: Only[str] = only("Registered environment.")
-    download_dir: Only[str] = only("Where a downloaded set is kept.")
-
 
 def _kind(train: Any) -> str:
     return TAGS[isinstance(train, list)]
@@ -314,6 +295,7 @@ Sets = Annotated[
 """NeMo-RL's form: a set, or a list of them."""
 
 
+@with_nemo_only
 class Data(Section):
     """`data.*`: the problems."""
 
@@ -323,13 +305,6 @@ class Data(Section):
     validation: Dataset | None = key("Held-out problems.", None)
 
     num_workers: Only[int] = only("Data loader workers.")
-    add_bos: Only[bool] = only("Adds a beginning-of-sequence token.")
-    add_eos: Only[bool] = only("Adds an end-of-sequence token.")
-    add_generation_prompt: Only[bool] = only("Adds the template's generation prompt.")
-    add_system_prompt: Only[bool] = only("Adds the template's system prompt.")
-    use_multiple_dataloader: Only[bool] = only("One loader a data set.")
-    num_prompts_per_dataloader: Only[int] = only("Prompts from each of several loaders.")
-    custom_dataloader: Only[str] = only("Dotted name of a loader.")
     default: Only[Open] = only("Settings that the data sets share.")
 
     @property
@@ -370,6 +345,7 @@ class Env(Section):
     math: MathEnv = key("The math verifier.")
 
 
+@with_nemo_only
 class Checkpointing(Section):
     """`checkpointing.*`."""
 
@@ -388,12 +364,6 @@ class Checkpointing(Section):
     )
     model_save_format: Only[str] = only("`safetensors` or `torch_save` with DTensor v2, else null.")
     save_consolidated: Only[bool] = only("One consolidated file for Hugging Face.")
-    model_cache_dir: Only[str] = only("Cache of the model.")
-    model_repo_id: Only[str] = only("Repository of the model.")
-    is_peft: Only[bool] = only("The model carries adapters.")
-    peft_config: Only[Open] = only("The adapters' options.")
-    is_async: Only[bool] = only("Saves in the background.")
-    pretrained_checkpoint: Only[Open] = only("Megatron checkpoint of the initial weights.")
 
 
 class Wandb(Section):
@@ -414,6 +384,7 @@ class MLflow(Section):
     artifact_location: str | None = key("Where artifacts go.", None)
 
 
+@with_nemo_only
 class Logger(Section):
     """`logger.*`."""
 
@@ -425,19 +396,12 @@ class Logger(Section):
     mlflow: MLflow = key("Its experiment and server.")
     num_val_samples_to_print: NonNegative = key("Validation samples shown on the terminal.")
 
-    swanlab_enabled: Only[bool] = only("Logs to SwanLab.")
-    swanlab: Only[Open] = only("SwanLab's `project` and `name`.")
     tensorboard: Only[Open] = only("TensorBoard's own `log_dir`.")
-    monitor_gpus: Only[bool] = only("Logs GPU use.")
-    gpu_monitoring: Only[Open] = only("Intervals of that.")
 
 
+@with_nemo_only
 class Cluster(Section):
     """`cluster.*`."""
 
     gpus_per_node: NonNegative = key("GPUs of a node.")
     num_nodes: Positive = key("Nodes.")
-
-    master_port_range_low: Only[int] = only("First rendezvous port.")
-    master_port_range_high: Only[int] = only("Last rendezvous port.")
-    segment_size: Only[int] = only("Nodes per NVLink domain.")

@@ -44,34 +44,34 @@ class _Comparison:
         self.tolerance = Rational(1, 10**float_rounding)
 
     def same(self, gold: Value, answer: Value) -> bool:
-        if isinstance(gold, Text) or isinstance(answer, Text):
-            return isinstance(gold, Text) and gold == answer and bool(gold.words.strip())
-        if isinstance(gold, Named) or isinstance(answer, Named):
-            return self._named(gold, answer)
-        if isinstance(gold, Choice) or isinstance(answer, Choice):
-            return self._choice(gold, answer)
-        if isinstance(gold, Relation) or isinstance(answer, Relation):
-            return self._relation(gold, answer)
-        if isinstance(gold, Number) and isinstance(answer, Number):
-            return self._number(gold, answer)
-        if isinstance(gold, (Region, Span)) or isinstance(answer, (Region, Span)):
-            return self._region(gold, answer)
-        if isinstance(gold, Several) or isinstance(answer, Several):
-            return self._several(gold, answer)
-        if isinstance(gold, Ratio) or isinstance(answer, Ratio):
-            return self._ratio(gold, answer)
-        if isinstance(gold, Grid) and isinstance(answer, Grid):
-            return [len(row) for row in gold.rows] == [len(row) for row in answer.rows] and all(
-                self._pairs(a, b) for a, b in zip(gold.rows, answer.rows, strict=True)
-            )
-        if isinstance(gold, Congruence) and isinstance(answer, Congruence):
-            difference = (gold.residue - answer.residue) / gold.modulus
-            return gold.modulus == answer.modulus and bool(difference.is_integer)
-        if isinstance(gold, Clock) and isinstance(answer, Clock):
-            return self._clock(gold, answer)
-        if isinstance(gold, Based) or isinstance(answer, Based):
-            return gold == answer
-        return False
+        """By the first rule for what either of them is."""
+        for kinds, rule in (
+            (Text, self._text),
+            (Named, self._named),
+            (Choice, self._choice),
+            (Relation, self._relation),
+            ((Region, Span), self._region),
+            (Several, self._several),
+            (Ratio, self._ratio),
+        ):
+            numbers = isinstance(gold, Number) and isinstance(answer, Number)
+            if not numbers and (isinstance(gold, kinds) or isinstance(answer, kinds)):
+                return rule(gold, answer)
+        match gold, answer:
+            case Number(), Number():
+                return self._number(gold, answer)
+            case Clock(), Clock():
+                return self._clock(gold, answer)
+            case Grid(), Grid():
+                rows = zip(gold.rows, answer.rows, strict=False)
+                return len(gold.rows) == len(answer.rows) and all(self._pairs(*row) for row in rows)
+            case Congruence(), Congruence():
+                apart = (gold.residue - answer.residue) / gold.modulus
+                return gold.modulus == answer.modulus and bool(apart.is_integer)
+        return isinstance(gold, Based) and gold == answer
+
+    def _text(self, gold: Value, answer: Value) -> bool:
+        return isinstance(gold, Text) and gold == answer and bool(gold.words.strip())
 
     def _pairs(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
         return len(gold) == len(answer) and all(map(self.same, gold, answer))

@@ -42,20 +42,12 @@ def _log(value: Any, base: Any) -> Any:
     return sympy.log(value) / sympy.log(base)
 
 
-_CALLS: dict[str, Callable[..., Any]] = {
-    **{
-        name: getattr(sympy, name) for name in "sin cos tan cot sec csc sinh cosh tanh coth".split()
-    },
-    **{"arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "arccot": sympy.acot},
-    **{"asin": sympy.asin, "acos": sympy.acos, "atan": sympy.atan, "ln": sympy.log},
-    **{"exp": sympy.exp, "abs": sympy.Abs, "floor": sympy.floor, "ceil": sympy.ceiling},
-    **{"Re": sympy.re, "Im": sympy.im, "arg": sympy.arg, "cbrt": sympy.cbrt},
-}
-_INVERSES = {
-    **{"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan, "cot": sympy.acot},
-    **{"sec": sympy.asec, "csc": sympy.acsc, "sinh": sympy.asinh, "cosh": sympy.acosh},
-    **{"tanh": sympy.atanh},
-}
+_SAME = "sin cos tan cot sec csc sinh cosh tanh coth asin acos atan exp floor arg cbrt".split()
+_OTHERS = "arcsin=asin arccos=acos arctan=atan arccot=acot ln=log abs=Abs ceil=ceiling Re=re Im=im"
+_CALLS: dict[str, Callable[..., Any]] = {name: getattr(sympy, name) for name in _SAME}
+_CALLS |= {a: getattr(sympy, b) for a, b in (pair.split("=") for pair in _OTHERS.split())}
+_INVERTED = "sin cos tan cot sec csc sinh cosh tanh".split()
+_INVERSES = {name: getattr(sympy, f"a{name}") for name in _INVERTED}
 _SEVERAL = {"gcd": sympy.gcd, "lcm": sympy.lcm, "max": sympy.Max, "min": sympy.Min}
 _TRIG = frozenset("sin cos tan cot sec csc".split())
 
@@ -210,7 +202,9 @@ class Parser:
             return self._number(token, single)
         if token in "([{":
             value = self.group({"(": ")", "[": "]", "{": "}"}[token])
-            return self._subscripted(value) if token == "{" and self.peek() == "_" else value
+            if token == "{" and self.peek() == "_":
+                raise Unreadable("an index on a group")
+            return value
         if token == "|":
             self.bars += 1
             value = self.sum()
@@ -253,9 +247,6 @@ class Parser:
             depth += (token == "{") - (token == "}")
             if depth == 0:
                 return "".join(self.tokens[start + 1 : self.at - 1])
-
-    def _subscripted(self, value: Any) -> Any:
-        raise Unreadable("an index on a group")
 
     def _named(self, token: str, name: str) -> Any:
         """A constant, a function or a variable with its index and primes."""

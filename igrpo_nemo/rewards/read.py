@@ -233,33 +233,22 @@ def _enclosed(text: str, reference: bool) -> Value | None:
     region = relations.read_region(text, lambda part: read_part(part, reference))
     if region is not None:
         return region
-    for left, right in (
-        (r"\{", r"\}"),
-        (r"\langle", r"\rangle"),
-        ("(", ")"),
-        ("[", "]"),
-        ("(", "]"),
-        ("[", ")"),
-        ("]", "["),
-    ):
-        if (
-            text.startswith(left)
-            and text.endswith(right)
-            and len(text) > len(left) + len(right) - 1
-        ):
-            inner = text[len(left) : -len(right)].strip()
-            parts, _ = split_top(inner, (",", ";"))
-            if left == r"\{":
-                return _set(inner, parts, reference)
-            if not _closes_last(text, left) or len(parts) < 2:
-                continue
-            if left == "(" and right == ")" or left == r"\langle":
-                return Several(tuple(_item(part, reference) for part in parts), "tuple")
-            if len(parts) == 2 and r"\ldots" not in parts:
-                start, end = (parse_formula(part) for part in parts)
-                return Span(start, end, left != "[", right != "]")
-            if left == "[" and right == "]":
-                return Several(tuple(_item(part, reference) for part in parts), "tuple")
+    brackets = [(r"\{", r"\}"), (r"\langle", r"\rangle"), *"() [] (] [) ][".split()]
+    for left, right in brackets:
+        if not (text.startswith(left) and text.endswith(right) and len(text) > len(left)):
+            continue
+        inner = text[len(left) : -len(right)].strip()
+        parts, _ = split_top(inner, (",", ";"))
+        if left == r"\{":
+            return _set(inner, parts, reference)
+        if not _closes_last(text, left) or len(parts) < 2:
+            continue
+        is_tuple = (left, right) == ("(", ")") or left == r"\langle"
+        if not is_tuple and len(parts) == 2 and r"\ldots" not in parts:
+            start, end = (parse_formula(part) for part in parts)
+            return Span(start, end, left != "[", right != "]")
+        if is_tuple or (left, right) == ("[", "]"):
+            return Several(tuple(_item(part, reference) for part in parts), "tuple")
     return None
 
 
