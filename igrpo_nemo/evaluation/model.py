@@ -128,23 +128,21 @@ def attention_heads(model: str, config: Config) -> int | None:
     """The heads that a server splits over its GPUs; None where the model's shape is not known."""
     if (values := shape(Path(model))) is not None:
         return values.get("num_attention_heads")
-    architecture = config.igrpo.architecture
-    return architecture.num_attention_heads if architecture else None
+    return getattr(config.igrpo.architecture, "num_attention_heads", None)
 
 
 def configured_context(config: Config) -> int | None:
     """The context of `igrpo.architecture`, None without one."""
-    architecture = config.igrpo.architecture
-    return architecture.max_position_embeddings if architecture else None
+    return getattr(config.igrpo.architecture, "max_position_embeddings", None)
 
 
 def opens_thinking(model: str | Path, config: Config, *, hf_home: str | None = None) -> bool:
     """Whether the prompt of a model ends with `<think>`, as a server renders it: its replies then
-    begin inside a thinking part, and one that was cut off there has neither tag nor answer.
+    begin inside a thinking part.
 
     `model` is a folder, or a name on the hub whose files are in the cache of `hf_home` (default:
-    `igrpo.site.hf_home`) or in the default one; nothing is downloaded, and of a model that is not
-    here False is said. The config's chat template stands in the place of the model's own.
+    `igrpo.site.hf_home`) or in the default one; False for one that is not here. The config's chat
+    template stands in the place of the model's own.
     """
     folder = cached_folder(model, hf_home or config.igrpo.site.hf_home)
     keys = config.policy.tokenizer

@@ -67,17 +67,16 @@ class BenchmarkResults:
 
     @cached_property
     def correct_P_K(self) -> np.ndarray:
-        """bool: the evaluator's verdict (`symbolic_correct`)."""
+        """bool: the evaluator's verdict."""
         return self._array("correct", bool)
 
     @cached_property
     def answers_P_K(self) -> np.ndarray:
-        """object: the extracted answer (`predicted_answer`), None without one."""
+        """object: the extracted answer, None without one."""
         return self._array("predicted_answer", object)
 
     @cached_property
     def no_answer_P_K(self) -> np.ndarray:
-        """bool: no answer was found in the reply."""
         return np.vectorize(lambda answer: answer is None, otypes=[bool])(self.answers_P_K)
 
     @cached_property
@@ -87,7 +86,7 @@ class BenchmarkResults:
 
     @cached_property
     def truncated_P_K(self) -> np.ndarray:
-        """bool: the reply was cut at its token limit (`finish_reason` is length)."""
+        """bool: the reply was cut at its token limit."""
         return self._array("truncated", bool)
 
     @cached_property

@@ -76,7 +76,7 @@ def estimate(values_P_K: np.ndarray) -> Estimate:
 
 
 def over_problems(scores_P: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean of one score a problem, such as the majority vote's: its sampling error is unknown."""
+    """Mean of one score a problem, such as the majority vote's, without a sampling error."""
     return estimate(np.asarray(scores_P, dtype=float)[:, None])
 
 
@@ -111,10 +111,9 @@ def pass_at_k_curve(
     """Mean unbiased pass@k over problems with n samples each (arXiv 2107.03374, Eq. 1).
 
     `correct_P` counts the right samples of each problem; ks defaults to `curve_points(n)`.
-    `sampling` is the jackknife over the samples of each problem: leaving a sample out gives
-    pass@k of n - 1 samples with c - 1 or c of them right, so that
-    var_p = (n - 1) / n * c (n - c) / n * (pass(n-1, c, k) - pass(n-1, c-1, k))^2.
-    It equals `estimate`'s at k = 1, is on the high side beyond, and None at k = n.
+    `sampling` is the jackknife over the samples of each problem,
+    var_p = (n - 1) / n * c (n - c) / n * (pass(n-1, c, k) - pass(n-1, c-1, k))^2:
+    `estimate`'s at k = 1, on the high side beyond, None at k = n.
     """
     counts_P = [int(c) for c in correct_P]
 

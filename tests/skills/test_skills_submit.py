@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_slurm import FakeSlurm, squeue_line
 from sample_files import row, write_metrics, write_sample, write_unordered
 from skills_runs import write_problems
@@ -18,6 +19,7 @@ from skills_runs import write_problems
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model
+from igrpo_nemo.evaluation.refine import Refinement
 from igrpo_nemo.evaluation.setting import setting_of
 from igrpo_nemo.evaluation.skills.command import Place, Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
@@ -28,7 +30,9 @@ from igrpo_nemo.evaluation.skills.evaluate import (
     prepare,
 )
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
+from igrpo_nemo.evaluation.skills.refine import check_refinable, refined_evaluation
 from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit, write_note
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 NS = """\
 #!/bin/sh
@@ -197,12 +201,52 @@ def test_jobs_that_may_still_run_hold_a_folder(
         check_not_running(folder)
 
 
-def test_an_evaluation_that_lacks_nothing_sends_nothing(cluster: Cluster) -> None:
+def finish(cluster: Cluster) -> SkillsEvaluation:
+    """The evaluation as its jobs leave it behind: nothing is missing."""
     evaluation = prepare(cluster.evaluation)
     for name in ("toy", "toy-long"):
         where = cluster.out / "eval-results" / name
         for seed in range(2):
-            write_sample(where, seed, [row(f"{name} problem {i}?") for i in range(2)])
+            answers = ("4", "5") if seed else ("5", "5")
+            rows = [row(f"{name} problem {i}?", bool(seed), answers[i]) for i in range(2)]
+            write_sample(where, seed, rows)
         write_metrics(where)
+    return evaluation
+
+
+def test_an_evaluation_that_lacks_nothing_sends_nothing(cluster: Cluster) -> None:
+    evaluation = finish(cluster)
     assert submit(evaluation, cluster.place, os.environ) == []
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()
+
+
+def test_refined_answers_are_sent_once_the_bare_ones_are_there(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    build_small_tokenizer(["user assistant"], 300).save_pretrained(tmp_path / "model")
+    refinement, model = Refinement(2), str(tmp_path / "model")
+    check_refinable(cluster.evaluation, refinement, model)
+    with pytest.raises(UserError, match="toy: 2 of 2 samples are missing|no samples"):
+        refined_evaluation(cluster.evaluation, refinement, model)
+    refined = refined_evaluation(finish(cluster), refinement, model)
+    assert submit(refined, cluster.place, os.environ) == [101]
+    (call,) = cluster.calls()
+    assert "toy:2,toy-long:2" in call and "tokens_to_generate=32505" in call
+    assert refined.out == cluster.out / "refined"
+    drafts = [one["draft"] for one in read_benchmark(refined.out / "data", "toy").rows]
+    assert drafts[0].endswith("<draft>\n<answer>4</answer>\n</draft>")  # the right one
+    asked = json.loads((refined.out / "setting.json").read_text())
+    assert (asked["refine"], asked["choose"]) == (2, "reward")
+    prompt = yaml.safe_load((refined.out / "profile" / "prompt.yaml").read_text())
+    assert prompt["user"] == "{problem}{draft}"
+
+
+def test_what_cannot_be_refined_is_said_before_anything_is_sampled(cluster: Cluster) -> None:
+    boxed = replace(cluster.evaluation.setting, profile="boxed")
+    for evaluation, drafts, message in (
+        (cluster.evaluation, 3, "--refine 3 chooses among the first 3 bare answers, toy has 2"),
+        (replace(cluster.evaluation, setting=boxed), 2, "use profile answer_tags"),
+        (cluster.evaluation, 2, "the tokenizer of org/none, which is not on this machine"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_refinable(evaluation, Refinement(drafts), "org/none")

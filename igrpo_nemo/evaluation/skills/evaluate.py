@@ -116,12 +116,12 @@ def evaluate_here(
     answers, and while jobs of a cluster may still write into it; `again` says that none does.
     """
     if not is_complete(evaluation):
-        with alone(evaluation.out), ExitStack() as stack:
+        with alone_in(evaluation.out, ADVICE), ExitStack() as stack:
             check_alone(evaluation.out)
             if not again:
                 check_not_running(evaluation.out)
             evaluation = prepare(evaluation)
-            if lacking := mend_and_inspect(evaluation):
+            if lacking := lacking_of(evaluation, mend=True):
                 address = evaluation.server.address
                 if address is None:
                     address = stack.enter_context(_serving(evaluation, environ, small))
@@ -172,9 +172,8 @@ def _sample(
         print(f"the server at {address} stopped answering", file=sys.stderr)
 
 
-def alone(out: Path) -> AbstractContextManager[None]:
-    """One evaluation at a time in a folder."""
-    return alone_in(out, "wait until it ends, or give another --out")
+ADVICE = "wait until it ends, or give another --out"
+"""Of `alone_in`: one evaluation at a time in a folder."""
 
 
 def check_alone(out: Path) -> None:
@@ -218,15 +217,10 @@ def prepare(evaluation: SkillsEvaluation) -> SkillsEvaluation:
     return replace(evaluation, setting=setting)
 
 
-def mend_and_inspect(evaluation: SkillsEvaluation) -> list[BenchmarkResults]:
-    """Mends half-written sample files, and returns the benchmarks that lack something."""
-    for one in evaluation.data:
+def lacking_of(evaluation: SkillsEvaluation, *, mend: bool = False) -> list[BenchmarkResults]:
+    """The benchmarks of this call that lack something, after mending half-written sample files."""
+    for one in evaluation.data if mend else ():
         repair(evaluation.out, one.name, evaluation.setting.benchmarks[one.name], one.rows)
-    return lacking_of(evaluation)
-
-
-def lacking_of(evaluation: SkillsEvaluation) -> list[BenchmarkResults]:
-    """The benchmarks of this call that lack something."""
     setting = json.loads(evaluation.setting.to_json())
     found = [inspect(evaluation.out, name, setting) for name in evaluation.names]
     return [one for one in found if one.missing]

@@ -16,49 +16,38 @@ from pathlib import Path
 from typing import Any
 
 
-class Rendering:
-    """NeMo-Run's home is `scratch`; what is printed lies in the `job_dir` of the profile."""
-
-    def __init__(self, scratch: str) -> None:
-        from nemo_run.config import set_nemorun_home  # type: ignore
-
-        self._set_home = set_nemorun_home
-        self._scratch = scratch
-        self._job_dir = scratch
-
-    def choose_home(self, job_dir: str) -> None:
-        """Takes the place of `set_nemorun_home`."""
-        self._job_dir = job_dir
-        self._set_home(self._scratch)
-
-    def print_jobs(self, experiment: Any, *_: object, **__: object) -> None:
-        """Takes the place of `run_exp`: prints each job of the experiment."""
-        experiment.dryrun(log=False, delete_exp_dir=False)
-        for job in experiment.jobs:
-            # A group of commands in one job has a list of these, a single command one.
-            for info in getattr(job, "_dryrun_infos", None) or [job._dryrun_info]:
-                executor = info.request.executor
-                where = Path(executor.tunnel.job_dir)
-                if where.is_relative_to(self._scratch):  # jobs may share a tunnel
-                    where = self._job_dir / where.relative_to(self._scratch)
-                    executor.tunnel.job_dir = str(where)
-                name, text = executor.job_details.job_name, info.request.materialize()
-                print(f"##### sbatch {job.id}: {name}\n{text}", file=sys.__stdout__)
-        folder = Path(experiment._exp_dir)
-        for script in sorted(folder.rglob("scripts/*.sh")):
-            text = script.read_text(encoding="utf-8")
-            print(f"##### {script.relative_to(folder)}\n{text}", file=sys.__stdout__)
+def print_jobs(experiment: Any, scratch: str, job_dir: str) -> None:
+    experiment.dryrun(log=False, delete_exp_dir=False)
+    for job in experiment.jobs:
+        # A group of commands in one job has a list of these, a single command one.
+        for info in getattr(job, "_dryrun_infos", None) or [job._dryrun_info]:
+            executor = info.request.executor
+            where = Path(executor.tunnel.job_dir)
+            if where.is_relative_to(scratch):  # jobs may share a tunnel
+                executor.tunnel.job_dir = str(job_dir / where.relative_to(scratch))
+            name, text = executor.job_details.job_name, info.request.materialize()
+            print(f"##### sbatch {job.id}: {name}\n{text}", file=sys.__stdout__)
+    folder = Path(experiment._exp_dir)
+    for script in sorted(folder.rglob("scripts/*.sh")):
+        text = script.read_text(encoding="utf-8")
+        print(f"##### {script.relative_to(folder)}\n{text}", file=sys.__stdout__)
 
 
 def main() -> None:
     sys.stdout = sys.stderr  # NeMo-Skills logs to stdout
     import nemo_skills.pipeline.utils as pipeline_utils  # type: ignore
     import nemo_skills.pipeline.utils.cluster as cluster  # type: ignore
+    from nemo_run.config import set_nemorun_home  # type: ignore
 
     with tempfile.TemporaryDirectory() as scratch:
-        rendering = Rendering(scratch)
-        cluster.set_nemorun_home = rendering.choose_home
-        pipeline_utils.run_exp = rendering.print_jobs
+        job_dirs = [scratch]
+
+        def choose_home(job_dir: str) -> None:
+            job_dirs.append(job_dir)
+            set_nemorun_home(scratch)
+
+        cluster.set_nemorun_home = choose_home
+        pipeline_utils.run_exp = lambda exp, *_, **__: print_jobs(exp, scratch, job_dirs[-1])
         from nemo_skills.pipeline.cli import app  # type: ignore
 
         app(sys.argv[1:])

@@ -25,12 +25,11 @@ from igrpo_nemo.evaluation.skills import sbatch_text
 from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile, sbatch_options
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.evaluate import (
+    ADVICE,
     SUBMITTED_FILE,
     SkillsEvaluation,
-    alone,
     check_not_running,
     lacking_of,
-    mend_and_inspect,
     new_log,
     prepare,
 )
@@ -41,6 +40,7 @@ from igrpo_nemo.evaluation.skills.program import (
     without_secrets,
 )
 from igrpo_nemo.files.atomic import write_atomic
+from igrpo_nemo.run.lock import alone_in
 
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 """What NeMo-Run says of each job that Slurm took."""
@@ -81,11 +81,11 @@ def submit(
     still write into the folder; `again` says that none does.
     """
     out = evaluation.out
-    with alone(out):
+    with alone_in(out, ADVICE):
         if not again:
             check_not_running(out)
         evaluation = prepare(evaluation)
-        lacking = lacking_of(evaluation) if dry_run else mend_and_inspect(evaluation)
+        lacking = lacking_of(evaluation, mend=not dry_run)
         if not lacking:
             return []
         names, log = [one.benchmark for one in lacking], new_log(out)
@@ -148,7 +148,7 @@ def evaluation_text(
     """
     parts = [evaluation.setting.to_json().rstrip()]
     child = without_secrets(child_environ(evaluation.environment.bin, environ))
-    with alone(evaluation.out):
+    with alone_in(evaluation.out, ADVICE):
         check_not_running(evaluation.out)
         evaluation = prepare(evaluation)
     setting, names, server = evaluation.setting, evaluation.names, evaluation.server
