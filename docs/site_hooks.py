@@ -27,15 +27,17 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """The root's pages, and the examples, which pages link to, as they are."""
+    """The root's pages, and the files of the checkout that pages link to, as they are."""
     from mkdocs.structure.files import File
 
     for name, uri in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, uri, content=text))
-    for path in (ROOT / "CITATION.cff", *sorted((ROOT / "examples").glob("*.*"))):
-        uri = path.relative_to(ROOT).as_posix()
-        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    pages = [*(ROOT / name for name in PAGES), *(ROOT / "docs").glob("*.md")]
+    links = {link for page in pages for link in _LINK.findall(page.read_text(encoding="utf-8"))}
+    for link in sorted(links - PAGES.keys()):
+        if (path := ROOT / link).is_file():
+            files.append(File.generated(config, link, abs_src_path=str(path)))
     return files
 
 
