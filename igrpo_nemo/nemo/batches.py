@@ -62,11 +62,8 @@ def completion_of(log: Sequence[Mapping[str, Any]], *, truncated: bool) -> Messa
 
 def user_message(prompt: Prompt) -> dict[str, Any]:
     """A prompt as NeMo-RL's user message."""
-    return {
-        "role": "user",
-        "content": prompt.text,
-        "token_ids": torch.tensor(prompt.token_ids, dtype=torch.int64),
-    }
+    token_ids = torch.tensor(prompt.token_ids, dtype=torch.int64)
+    return {"role": "user", "content": prompt.text, "token_ids": token_ids}
 
 
 def items_of(batch: BatchedDataDict, rows_per_problem: int) -> list[Item]:
@@ -75,13 +72,12 @@ def items_of(batch: BatchedDataDict, rows_per_problem: int) -> list[Item]:
     Raises `RolloutError` where rows of one problem are not neighbours: then a group would be made
     of completions of different problems.
     """
-    infos, size = batch["extra_env_info"], len(batch["message_log"])
-    if size % rows_per_problem:
-        raise RolloutError(f"{size} rows are no multiple of {rows_per_problem} rows per problem")
-    items = []
+    infos, size, items = batch["extra_env_info"], len(batch["message_log"]), []
     for start in range(0, size, rows_per_problem):
         rows = range(start, start + rows_per_problem)
-        if len({(int(batch["idx"][row]), infos[row]["problem"]["id"]) for row in rows}) > 1:
+        whole = rows[-1] < size
+        names = {(int(batch["idx"][row]), infos[row]["problem"]["id"]) for row in rows if whole}
+        if len(names) != 1:
             raise RolloutError(
                 f"rows {start} to {rows[-1]} of the batch do not belong to one problem"
             )
@@ -129,18 +125,18 @@ def trained_batch(
     under several contexts.
     """
     flat = [(row, rollout) for rollout, rows in problems for row in rows]
-    _one_context_a_group([row for row, _ in flat])
-    size = len(batch["message_log"])
-    if len(flat) != size:
-        raise RolloutError(f"{len(flat)} training rows in the place of {size}")
-    shares = torch.tensor([row.weight for row, _ in flat])
+    rows = [row for row, _ in flat]
+    _one_context_a_group(rows)
+    if len(rows) != len(batch["message_log"]):
+        raise RolloutError(f"{len(rows)} training rows in the place of {len(batch['message_log'])}")
+    shares = torch.tensor([row.weight for row in rows])
     trained: BatchedDataDict = BatchedDataDict(
         {key: value for key, value in batch.items() if key != BATCH_NUMBER}
     )
     trained["message_log"] = [_message_log(row, rollout) for row, rollout in flat]
-    trained["length"] = torch.tensor([len(row.context_ids) for row, _ in flat])
-    trained["total_reward"] = torch.tensor([row.reward for row, _ in flat], dtype=torch.float32)
-    trained["truncated"] = torch.tensor([row.completion.truncated for row, _ in flat])
+    trained["length"] = torch.tensor([len(row.context_ids) for row in rows])
+    trained["total_reward"] = torch.tensor([row.reward for row in rows], dtype=torch.float32)
+    trained["truncated"] = torch.tensor([row.completion.truncated for row in rows])
     trained["loss_multiplier"] = batch["loss_multiplier"] * shares
     if len(weights) > 1:
         scores = [_score(row, rollout) for row, rollout in flat]
@@ -163,11 +159,9 @@ def _one_context_a_group(rows: Sequence[TrainingRow]) -> None:
 
 
 def _score(row: TrainingRow, rollout: Rollout) -> Score:
-    for group in (rollout.drafts, *rollout.refinements):
-        for completion, score in zip(group.completions, group.scores, strict=True):
-            if completion is row.completion:
-                return score
-    raise RolloutError(f"problem {rollout.problem.id}: a training row was never scored")
+    groups = (rollout.drafts, *rollout.refinements)
+    pairs = (pair for each in groups for pair in zip(each.completions, each.scores, strict=True))
+    return next(score for completion, score in pairs if completion is row.completion)
 
 
 def _message_log(row: TrainingRow, rollout: Rollout) -> list[dict[str, Any]]:

@@ -46,22 +46,48 @@ def converted_once(policy: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     converted = converted_folder(policy)
-    again = bool(megatron.get("force_reconvert_from_hf"))
     # NeMo-RL hands this process's variables to its workers.
-    with variable(VARIABLE, str(base_folder(policy))), _alone(converted, again):
-        yield
+    with variable(VARIABLE, str(_base(policy))):
+        if is_whole(converted) and not megatron.get("force_reconvert_from_hf"):
+            yield
+            return
+        mark = _mark(converted)
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            lock = _lock(converted, mark.parent)
+        except OSError as error:
+            raise _unwritable(converted, error) from error
+        try:
+            # Another run may just have made it.
+            if begun := not is_whole(converted) or bool(megatron.get("force_reconvert_from_hf")):
+                _begin(converted)
+            else:
+                lock.release()
+            yield
+            if begun:
+                with suppress(OSError):
+                    mark.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
-def base_folder(policy: Mapping[str, Any]) -> Path:
+def converted_folder(policy: Mapping[str, Any]) -> Path:
+    """Where a model is in Megatron-Core's form, or will be: above `iter_0000000`. Its name is what
+    NeMo-RL's `validate_model_paths` makes (models/megatron/setup.py)."""
+    name = policy["model_name"]
+    if os.path.exists(name):
+        name = f"model_{name.replace('/', '_')}"
+    if overrides := policy.get("hf_config_overrides"):
+        text = json.dumps(overrides, sort_keys=True, separators=(",", ":"))
+        name = f"{name}__hfovr_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return _base(policy) / name
+
+
+def _base(policy: Mapping[str, Any]) -> Path:
     """BASE/REVISION."""
     base = os.environ.get(VARIABLE)
     base = base or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "nemo_rl")
     return Path(base).expanduser() / model_revision(policy["model_name"])
-
-
-def converted_folder(policy: Mapping[str, Any]) -> Path:
-    """Where a model is in Megatron-Core's form, or will be: above `iter_0000000`."""
-    return base_folder(policy) / _name(policy)
 
 
 def is_whole(converted: Path) -> bool:
@@ -83,48 +109,21 @@ def model_revision(name: str) -> str:
     return Path(found).parent.name[:12] if isinstance(found, str) else "main"
 
 
-def _name(policy: Mapping[str, Any]) -> str:
-    """The folder's name as NeMo-RL's `validate_model_paths` makes it (models/megatron/setup.py)."""
-    name = policy["model_name"]
-    if os.path.exists(name):
-        name = f"model_{name.replace('/', '_')}"
-    if overrides := policy.get("hf_config_overrides"):
-        text = json.dumps(overrides, sort_keys=True, separators=(",", ":"))
-        name = f"{name}__hfovr_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return name
-
-
 def _mark(converted: Path) -> Path:
     return converted.with_name(f"{converted.name}.conversion") / "unfinished"
 
 
-@contextmanager
-def _alone(converted: Path, again: bool) -> Iterator[None]:
-    """Where the conversion is not whole: after the lock is had, and what is there is removed."""
-    if is_whole(converted) and not again:
-        yield
-        return
-    mark, lock = _mark(converted), None
+def _begin(converted: Path) -> None:
     try:
-        try:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            lock = _lock(converted, mark.parent)
-            begun = again or not is_whole(converted)  # another run may just have made it
-            if begun:
-                mark.touch()
-                if converted.exists():
-                    shutil.rmtree(converted)
-        except OSError as error:
-            raise UserError(f"cannot write {converted}: {error.strerror or error}") from error
-        if not begun:
-            lock.release()
-        yield
-        if begun:
-            with suppress(OSError):
-                mark.unlink(missing_ok=True)
-    finally:
-        if lock is not None:
-            lock.release()
+        _mark(converted).touch()
+        if converted.exists():
+            shutil.rmtree(converted)
+    except OSError as error:
+        raise _unwritable(converted, error) from error
+
+
+def _unwritable(converted: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {converted}: {error.strerror or error}")
 
 
 def _lock(converted: Path, folder: Path) -> RunLock:

@@ -9,9 +9,9 @@ NeMo-RL's own math processor keeps only the templated text; Stage 2 needs the pr
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,7 @@ VALIDATION_SPLIT = "validation"
 CUT_TOKENS = 4
 """NeMo-RL's convention for a prompt that is too long: this many tokens, and weight 0."""
 
-UNLIMITED = 10**9
-
 _config: Config | None = None
-_builders: weakref.WeakKeyDictionary[Any, PromptBuilder] = weakref.WeakKeyDictionary()
 
 
 class ProblemDataset(RawDataset):
@@ -74,10 +71,10 @@ def problem_processor(
 
     A prompt above `max_seq_length` is cut to a few tokens and gets weight 0, as NeMo-RL does.
     """
-    assert _config is not None, f"the processor {PROCESSOR} needs data.configure(config)"
     columns = datum_dict.get("columns", "")
     problem = Problem(datum_dict["id"], datum_dict["question"], datum_dict["answer"], columns)
-    prompt = _builder(_config, tokenizer).question(problem)
+    prompt = _builder(tokenizer).question(problem)
+    assert _config is not None
     limit = _config.policy.max_total_sequence_length - _config.policy.generation.max_new_tokens
     fits = len(prompt.token_ids) <= min(limit, max_seq_length or limit)
     token_ids = torch.tensor(prompt.token_ids[: None if fits else CUT_TOKENS], dtype=torch.int64)
@@ -101,16 +98,14 @@ def configure(config: Config) -> None:
 
     global _config
     _config = config
-    _builders.clear()
+    _builder.cache_clear()
     if PROCESSOR not in PROCESSOR_REGISTRY:
         register_processor(PROCESSOR, problem_processor)
 
 
-def _builder(config: Config, tokenizer: Any) -> PromptBuilder:
-    builder = _builders.get(tokenizer)
-    if builder is None:
-        # Without limits: what is too long is marked here, not refused.
-        widened = config.replaced("policy", max_total_sequence_length=UNLIMITED)
-        widened = widened.replaced("data", max_input_seq_length=UNLIMITED)
-        builder = _builders[tokenizer] = prompt_builder(widened, tokenizer)
-    return builder
+@lru_cache(maxsize=2)
+def _builder(tokenizer: Any) -> PromptBuilder:
+    """Without limits: what is too long is marked here, not refused."""
+    assert _config is not None, f"the processor {PROCESSOR} needs data.configure(config)"
+    widened = _config.replaced("policy", max_total_sequence_length=10**9)
+    return prompt_builder(widened.replaced("data", max_input_seq_length=10**9), tokenizer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +26,11 @@ from igrpo_nemo.types import Completion, Prompt, Stage
 
 
 class _NemoEngine:
-    """NeMo-RL's generation interface, and how it is asked."""
+    """NeMo-RL's generation interface, and how it is asked.
+
+    `seconds` by stage: how long calls of the synchronous engine took. `worker_tokens`: tokens by
+    the worker of the asynchronous one that generated them, where the backend tells.
+    """
 
     def __init__(
         self, generation: Any, tokenizer: Any, *, stop_strings: list[str] | None, greedy: bool
@@ -34,6 +39,8 @@ class _NemoEngine:
         self._tokenizer = tokenizer
         self._stop_strings = stop_strings
         self._greedy = greedy
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.worker_tokens: Counter[int] = Counter()
 
     def _request(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The arguments of NeMo-RL's functions: the rows to answer, and the engine's right-padded
@@ -45,14 +52,13 @@ class _NemoEngine:
             batch_first=True,
             padding_value=self._tokenizer.pad_token_id,
         )
+        inputs = BatchedDataDict({"input_ids": padded, "input_lengths": lengths})
         rows = {
             "message_log": [[message] for message in messages],
             "stop_strings": [self._stop_strings] * len(prompts),
         }
         return {
-            "generation_input_data": BatchedDataDict(
-                {"input_ids": padded, "input_lengths": lengths}
-            ),
+            "generation_input_data": inputs,
             "batch": BatchedDataDict(rows),
             "tokenizer": self._tokenizer,
             "input_lengths": lengths,
@@ -61,75 +67,57 @@ class _NemoEngine:
 
 
 class BatchEngine(_NemoEngine):
-    """One call of the synchronous engine, which shards contiguous rows, for all groups.
-
-    `seconds` by stage: how long such calls took.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.seconds: dict[str, float] = {}
+    """One call of the synchronous engine, which shards contiguous rows, for all groups."""
 
     async def sample(self, wanted: Sequence[Wanted], then: Then) -> list[StepReturn]:
         """All groups are complete before the first is scored."""
         if not wanted:
             return []
         start = time.perf_counter()
-        completions = iter(self._completions(wanted))
-        stage = Stage.DRAFT if wanted[0].stage == Stage.DRAFT else Stage.REFINE
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-        groups = [[next(completions) for _ in range(each.next.num_samples)] for each in wanted]
-        return await together([then(*each) for each in zip(wanted, groups, strict=True)])
-
-    def _completions(self, wanted: Sequence[Wanted]) -> list[Completion]:
         asked = [each for each in wanted for _ in range(each.next.num_samples)]
-        first = asked[0]
-        with RolloutError.at(first.item.problem, f"{first.stage}, {len(asked)} rows in one call"):
+        problem, stage = wanted[0].item.problem, wanted[0].stage
+        with RolloutError.at(problem, f"{stage}, {len(asked)} rows in one call"):
             rows, _, metrics = nemo_rollouts.generate_responses(
                 self._generation, **self._request([each.next.prompt for each in asked])
             )
         completions = []
         for row, each in enumerate(asked):
             with RolloutError.at(each.item.problem, each.stage):
-                answer = _answer(rows["message_log"][row], metrics, row, each.next.prompt)
-            completions.append(answer)
-        return completions
+                log = rows["message_log"][row]
+                completions.append(_answer(log, metrics, row, each.next.prompt))
+        stage = Stage.DRAFT if stage == Stage.DRAFT else Stage.REFINE
+        self.seconds[stage] += time.perf_counter() - start
+        rest = iter(completions)
+        groups = [[next(rest) for _ in range(each.next.num_samples)] for each in wanted]
+        return await together([then(*each) for each in zip(wanted, groups, strict=True)])
 
 
 class AsyncEngine(_NemoEngine):
-    """One request of the asynchronous engine per completion; all run concurrently.
-
-    `worker_tokens`: tokens by the worker that generated them, where the backend tells.
-    """
-
-    def __init__(self, generation: Any, tokenizer: Any, **options: Any) -> None:
-        super().__init__(generation, tokenizer, **options)
-        self._router = router_of(generation)
-        self.worker_tokens: dict[int, int] = {}
+    """One request of the asynchronous engine per completion; all run concurrently."""
 
     async def sample(self, wanted: Sequence[Wanted], then: Then) -> list[StepReturn]:
         """A group is scored as soon as it is complete."""
-        return await one_by_one(wanted, then, self._group)
+        router = router_of(self._generation)
 
-    async def _group(self, wanted: Wanted) -> list[Completion]:
-        prompt, count = wanted.next.prompt, wanted.next.num_samples
-        shard = self._router.enter(count)
-        view = ShardView(self._generation, shard)
-        return await together([self._one(prompt, view, shard) for _ in range(count)])
+        async def group(each: Wanted) -> list[Completion]:
+            prompt, count = each.next.prompt, each.next.num_samples
+            shard = router.enter(count)
+            return await together([self._one(prompt, router, shard) for _ in range(count)])
 
-    async def _one(self, prompt: Prompt, view: ShardView, shard: int) -> Completion:
-        generation: Any = view
+        return await one_by_one(wanted, then, group)
+
+    async def _one(self, prompt: Prompt, router: Router, shard: int) -> Completion:
+        view: Any = ShardView(self._generation, shard)
         try:
             rows, _, metrics = await nemo_rollouts.generate_responses_async(
-                generation, **self._request([prompt])
+                view, **self._request([prompt])
             )
         finally:
-            self._router.leave(shard)
+            router.leave(shard)
         completion = _answer(rows["message_log"][0], metrics, 0, prompt)
         worker = metrics.get("gen_leader_worker_idx")
         if worker is not None:
-            tokens = self.worker_tokens.get(int(worker), 0) + len(completion.token_ids)
-            self.worker_tokens[int(worker)] = tokens
+            self.worker_tokens[int(worker)] += len(completion.token_ids)
         return completion
 
 

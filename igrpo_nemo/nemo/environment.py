@@ -25,7 +25,7 @@ from igrpo_nemo.config.validate import validated
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
 from igrpo_nemo.nemo.versions import component_rewards
 from igrpo_nemo.run.core import evaluation_scorer, prompt_builder, scorer_of
-from igrpo_nemo.types import Completion, Problem, Prompt, Score, Stage, StopReason
+from igrpo_nemo.types import Completion, Problem, Prompt, Stage, StopReason
 
 ENV_NAME = "igrpo"
 """Under this name the environment is registered, and its config stands in `env`."""
@@ -80,24 +80,22 @@ class TwoStageWorker(EnvironmentInterface):
         validation = bool(metadata) and all(info.get("validation") for info in metadata)
         steps = self._threads.map(lambda each: self.grade(None, each, 0, not validation), attempts)
         scores = [step.group.scores[0] for step in steps]
+        weights = self.scorer.weights
+        if validation:
+            rewards: Any = torch.tensor([float(score.correct) for score in scores])
+        elif len(weights) == 1:
+            rewards = torch.tensor([score.reward for score in scores], dtype=torch.float32)
+        else:  # weighted components, which NeMo-RL sums
+            rewards = component_rewards(
+                {n: torch.tensor([w * s.components[n] for s in scores]) for n, w in weights.items()}
+            )
         return EnvironmentReturn(
             observations=[{"role": "environment", "content": ""}] * len(scores),
             metadata=metadata,
             next_stop_strings=[None] * len(scores),
-            rewards=self._rewards(scores, validation),
+            rewards=rewards,
             terminateds=torch.ones(len(scores), dtype=torch.bool),
             answers=None,
-        )
-
-    def _rewards(self, scores: Sequence[Score], validation: bool) -> Any:
-        """[B] rewards; the weighted components where there are several, which NeMo-RL sums."""
-        if validation:
-            return torch.tensor([float(score.correct) for score in scores])
-        weights = self.scorer.weights
-        if len(weights) == 1:
-            return torch.tensor([score.reward for score in scores], dtype=torch.float32)
-        return component_rewards(
-            {n: torch.tensor([w * s.components[n] for s in scores]) for n, w in weights.items()}
         )
 
     def global_post_process_and_metrics(
@@ -119,13 +117,9 @@ def _attempt(log: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> Attem
     return Attempt(Problem(**info["problem"]), prompt, (Completion(text, (), (), StopReason.EOS),))
 
 
-_ACTOR_OPTIONS: dict[str, Any] = {
-    "max_concurrency": CONCURRENT_STEPS,
-    "max_restarts": -1,
-    "max_task_retries": 2,
-}
+_OPTIONS = {"max_concurrency": CONCURRENT_STEPS, "max_restarts": -1, "max_task_retries": 2}
 
-TwoStageActor = ray.remote(**_ACTOR_OPTIONS)(TwoStageWorker)
+TwoStageActor = ray.remote(**_OPTIONS)(TwoStageWorker)  # type: ignore[call-overload]
 
 
 def register() -> None:

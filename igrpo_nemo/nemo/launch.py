@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.nemo.failure import LostProcessError, lost_process_named
@@ -23,14 +22,8 @@ from igrpo_nemo.nemo.processes import (
     put_package_on_path,
     ray_running,
 )
-from igrpo_nemo.nemo.resume import StopRequest
-from igrpo_nemo.nemo.seam import installed
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.stop import StopFile
-
-if TYPE_CHECKING:
-    from igrpo_nemo.nemo.master_config import OpenedRun
-    from igrpo_nemo.nemo.setup import Parts
 
 
 def train(config: Config) -> int:
@@ -45,52 +38,46 @@ def train(config: Config) -> int:
     check_nemo_rl()
     check_keys(config.to_dict())
     from igrpo_nemo.nemo.master_config import open_run
+    from igrpo_nemo.nemo.resume import stop_requests
+    from igrpo_nemo.nemo.seam import installed
     from igrpo_nemo.nemo.setup import set_up
 
     with RunFolder(config.logger.log_dir) as folder, ExitStack() as stack:
         opened = open_run(config, folder)
-        folder.write_plan(opened.total_steps)
+        total = opened.total_steps
+        folder.write_plan(total)
         put_package_on_path(folder.path)
         stack.enter_context(ray_running(opened.config))
         stack.enter_context(installed())
         parts = set_up(opened, folder, stack)
-        if parts.clock.finished < opened.total_steps:
+        if parts.clock.finished < total:
             folder.unmark_finished()
         start = time.monotonic()
-        with StopRequest(StopFile.of()) as stop, lost_process_named():
+        with stop_requests(StopFile.of()) as stop, lost_process_named():
             parts.run_trainer()
-        if is_finished(opened, parts.clock.finished, stop.given):
+        steps = parts.clock.finished
+        finished = is_finished(config, steps, total, stop.given)
+        if finished and 0 < steps < total:
             parts.save_last()
-        return _close_run(opened, parts, folder, time.monotonic() - start, stop.given)
+        parts.log.write_summary(folder, time.monotonic() - start, finished)
+        if finished:
+            folder.mark_finished(steps)
+            print(f"done: {steps} steps; results in {folder.path}")
+        elif stop.given:
+            folder.unmark_finished()
+            print(f"stopped after step {steps}, to be resumed; results in {folder.path}")
+        else:
+            # NeMo-RL's asynchronous trainer prints what goes wrong in it and returns.
+            print(
+                f"error: NeMo-RL's trainer ended after step {steps} of {total} without having "
+                "been asked to: its own messages above say why",
+                file=sys.stderr,
+            )
+            return LostProcessError.exit_code if nodes_lost() else 1
+        return 0
 
 
-def _close_run(
-    opened: OpenedRun, parts: Parts, folder: RunFolder, seconds: float, stopped: bool
-) -> int:
-    """The summary and, where the last step is done, the marker; the exit code."""
-    steps = parts.clock.finished
-    finished = is_finished(opened, steps, stopped)
-    parts.log.write_summary(folder, seconds, finished)
-    if finished:
-        folder.mark_finished(steps)
-        print(f"done: {steps} steps; results in {folder.path}")
-    elif stopped:
-        folder.unmark_finished()
-        print(f"stopped after step {steps}, to be resumed; results in {folder.path}")
-    else:
-        # NeMo-RL's asynchronous trainer prints what goes wrong in it and returns.
-        print(
-            f"error: NeMo-RL's trainer ended after step {steps} of {opened.total_steps} without "
-            "having been asked to: its own messages above say why",
-            file=sys.stderr,
-        )
-        return LostProcessError.exit_code if nodes_lost() else 1
-    return 0
-
-
-def is_finished(opened: OpenedRun, steps: int, stopped: bool) -> bool:
+def is_finished(config: Config, steps: int, total_steps: int, stopped: bool) -> bool:
     """Whether the last step is done. Under dynamic sampling steps draw several batches, so a run
     that nobody stopped may also end with its data."""
-    if steps >= opened.total_steps:
-        return True
-    return opened.config.grpo.use_dynamic_sampling and not stopped
+    return steps >= total_steps or config.grpo.use_dynamic_sampling and not stopped

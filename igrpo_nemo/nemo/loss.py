@@ -36,20 +36,12 @@ and what the tokens were sampled with, under another context, is of no use to it
 
 FUSED = "use_fused_linear_logprobs"
 """NeMo-RL's key and attribute, since 0.8."""
-
 ENTROPY_CHUNK = 1024
 """Positions whose distribution is held in fp32 at a time."""
-
 PER_TOKEN_METRICS = (
-    "token_mult_prob_error",
-    "gen_kl_error",
-    "policy_kl_error",
-    "js_divergence_error",
-    "approx_entropy",
-    "probs_ratio",
-    "probs_ratio_clamped",
-    "sampling_importance_ratio",
-    "is_oob_ratio",
+    *("token_mult_prob_error", "gen_kl_error", "policy_kl_error", "js_divergence_error"),
+    *("approx_entropy", "probs_ratio", "probs_ratio_clamped"),
+    *("sampling_importance_ratio", "is_oob_ratio"),
 )
 """Metrics that NeMo-RL divides by the number of tokens that it is given."""
 
@@ -109,28 +101,19 @@ class IGRPOLoss(ClippedPGLossFn):
             shards = shards_of_this_process()
             next_token_logprobs = self._logprobs(logits, data, shards)
             entropy = masked_entropy(logits, data, global_valid_toks, shards)
-        loss, metrics = self._loss(next_token_logprobs, data, global_valid_seqs, global_valid_toks)
-        if entropy is not None:
-            metrics["exact_entropy"] = entropy.item()
-        return loss, metrics
-
-    def _loss(
-        self, logprobs: Tensor, data: Any, sequences: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, dict[str, Any]]:
-        divisor = tokens
+        logprobs, sequences, divisor = next_token_logprobs, global_valid_seqs, global_valid_toks
         if self.constant_length_divisor is not None:
             divisor = sequences * self.constant_length_divisor
-        if self.shaping_gamma is None:
-            loss, metrics = super().__call__(logprobs, data, sequences, divisor)
-        else:
-            plain = _without_shaped(data, logprobs)
-            loss, metrics = super().__call__(logprobs, plain, sequences, divisor)
+        plain = data if self.shaping_gamma is None else _without_shaped(data, logprobs)
+        loss, metrics = super().__call__(logprobs, plain, sequences, divisor)
+        if self.shaping_gamma is not None:
             loss = loss + self._shaped_loss(logprobs, data, sequences, divisor)
             metrics["loss"] = loss.item()
         if self.constant_length_divisor is not None:
-            for name in PER_TOKEN_METRICS:
-                if name in metrics:
-                    metrics[name] *= float(divisor) / max(float(tokens), 1.0)
+            for name in metrics.keys() & PER_TOKEN_METRICS:
+                metrics[name] *= float(divisor) / max(float(global_valid_toks), 1.0)
+        if entropy is not None:
+            metrics["exact_entropy"] = entropy.item()
         return loss, metrics
 
     def _shaped_loss(
@@ -223,16 +206,14 @@ def build_loss(
     made: ClippedPGLossFn, loss_cfg: Any, config: Any, policy: dict[str, Any]
 ) -> ClippedPGLossFn:
     """The loss of a project config: the one that NeMo-RL `made` where nothing is added to it."""
-    exact = config.igrpo.entropy.exact
-    divisor = config.igrpo.constant_length_divisor
-    gamma = config.igrpo.shaping_gamma
-    if not exact and divisor is None and gamma is None:
+    igrpo, exact = config.igrpo, config.igrpo.entropy.exact
+    if not exact and igrpo.constant_length_divisor is None and igrpo.shaping_gamma is None:
         return made
     loss = IGRPOLoss(
         loss_cfg,
         exact_entropy=exact,
-        constant_length_divisor=divisor,
-        shaping_gamma=gamma,
+        constant_length_divisor=igrpo.constant_length_divisor,
+        shaping_gamma=igrpo.shaping_gamma,
         chunk_size=policy.get("logprob_chunk_size"),
     )
     if getattr(made, FUSED, False):  # its policy returns log-probs in the place of logits

@@ -1,11 +1,16 @@
 """A run's config opened: its problems loaded and written down, everything checked, NeMo-RL's form.
 
-Config (NeMo-RL's keys + igrpo) ─ open_run ─ master_config ─> MasterConfig
+Config (NeMo-RL's keys + igrpo) ─ open_run, as this machine can run it ─> MasterConfig
+
+DTensor's packed rows need FlashAttention 2, which NeMo-RL's containers have in the workers'
+environments. Elsewhere NeMo-RL would end while it loads the model: rows of like length are batched.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,8 @@ from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT, write_problems
 from igrpo_nemo.nemo.environment import ENV_NAME
-from igrpo_nemo.nemo.flash_attention import without_flash_attention
 from igrpo_nemo.nemo.names import needed
+from igrpo_nemo.nemo.processes import ONE_PYTHON
 from igrpo_nemo.nemo.trainers import check_trainer, uses_data_plane
 from igrpo_nemo.nemo.versions import required
 from igrpo_nemo.run.core import prompt_builder
@@ -28,6 +33,9 @@ from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.run.tokenizer import check_tags_are_text, load_tokenizer
+
+WORKERS = "nemo_rl.models.policy.workers"
+"""Where NeMo-RL's DTensor workers are; each has an environment of its class's full name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,11 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     """Loads the problems, fills in what follows from their number, and checks everything."""
     problems, validation = training_problems(config), validation_problems(config)
     if config.igrpo.model is not None:
-        config = _with_small_model(config)
+        if config.igrpo.engine == "nemo_rl":
+            raise UserError("engine=nemo_rl trains a Hugging Face model: use model=hf")
+        from igrpo_nemo.nemo.cpu import with_small_model
+
+        config = with_small_model(config)
     load_tokenizer(config.policy.tokenizer.name)  # a clear error, where there is none
     tokenizer = get_tokenizer(config.to_dict()["policy"]["tokenizer"])
     check_tags_are_text(tokenizer)
@@ -75,13 +87,47 @@ def open_run(config: Config, folder: RunFolder) -> OpenedRun:
     return OpenedRun(config, master, rollout_steps(config, len(problems)))
 
 
-def _with_small_model(config: Config) -> Config:
-    """Names the folder of the built-in small model, made and warmed up where it is missing."""
-    if config.igrpo.engine == "nemo_rl":
-        raise UserError("engine=nemo_rl trains a Hugging Face model: use model=hf")
-    from igrpo_nemo.nemo.cpu.setup import with_small_model
+def without_flash_attention(config: Config) -> Config:
+    """The config as this machine can run it, and a line about what differs.
 
-    return with_small_model(config)
+    Sequence packing becomes dynamic batching with as many tokens a micro-batch; DTensor v2, which
+    asks for FlashAttention even without packing, gets PyTorch's attention.
+    """
+    dtensor = config.policy.dtensor
+    if config.igrpo.engine != "nemo_rl" or not dtensor.get("enabled"):
+        return config
+    if has_flash_attention(v2 := bool(dtensor.get("_v2"))):
+        return config
+    changes = {}
+    packing = config.policy.sequence_packing
+    if v2 and not (dtensor.get("automodel_kwargs") or {}).get("attn_implementation"):
+        kwargs = {**(dtensor.get("automodel_kwargs") or {}), "attn_implementation": "sdpa"}
+        changes["dtensor_cfg"] = {**dtensor, "automodel_kwargs": kwargs}
+    if packing.enabled:
+        print(
+            "flash-attn is not installed where DTensor trains: sequence packing is off, "
+            f"dynamic batching of {packing.train_mb_tokens} tokens in its place"
+        )
+        changes["sequence_packing"] = packing.model_copy(update={"enabled": False})
+        changes["dynamic_batching"] = {
+            "enabled": True,
+            "train_mb_tokens": packing.train_mb_tokens,
+            "logprob_mb_tokens": packing.logprob_mb_tokens or packing.train_mb_tokens,
+            "sequence_length_round": 64,  # as in NeMo-RL's example
+        }
+    return config.replaced("policy", **changes) if changes else config
+
+
+def has_flash_attention(v2: bool) -> bool:
+    """Whether the Python of DTensor's worker has it. An environment that is yet to be made will."""
+    if os.environ.get(ONE_PYTHON) == "1":
+        return importlib.util.find_spec("flash_attn") is not None
+    module, name = "dtensor_policy_worker", "DTensorPolicyWorker"
+    worker = f"{WORKERS}.{module}_v2.{name}V2" if v2 else f"{WORKERS}.{module}.{name}"
+    nemo_rl = importlib.util.find_spec("nemo_rl")
+    beside = Path(nemo_rl.origin or "").parents[1] / "venvs" if nemo_rl else Path("venvs")
+    environment = Path(os.environ.get("NEMO_RL_VENV_DIR", beside)) / worker
+    return not environment.is_dir() or any(environment.glob("lib/python*/*/flash_attn"))
 
 
 def master_config(

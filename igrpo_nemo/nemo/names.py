@@ -5,7 +5,6 @@ Checked before anything is started; imports nothing of NeMo-RL until then.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import operator
 import re
@@ -13,6 +12,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import yaml
@@ -26,8 +26,6 @@ MAIN = "main of 2026-08-22 (7ea279abf)"
 """The commit as well, which is on the way to 0.8; its version is that of 0.6 still."""
 NEWEST = (0, 8)
 
-_ROLLOUTS = "nemo_rl.experience.rollouts"
-
 
 def check_nemo_rl() -> None:
     """Raises `UserError` where NeMo-RL is missing or differs from what this package stands on;
@@ -38,7 +36,7 @@ def check_nemo_rl() -> None:
             f"{sys.version_info[1]}: use 3.13, as its container does, or engine=local"
         )
     try:
-        version = tuple(importlib.import_module("nemo_rl.package_info").VERSION[:3])
+        version = tuple(import_module("nemo_rl.package_info").VERSION[:3])
     except ImportError as error:
         raise UserError(
             f"NeMo-RL cannot be imported ({error}): use its 0.7.0 container, or put the source "
@@ -68,7 +66,8 @@ def check_keys(values: Mapping[str, typing.Any]) -> None:
 
 
 def _is_main() -> bool:
-    return hasattr(importlib.import_module(_ROLLOUTS), "run_async_multi_turn_rollout_groups")
+    rollouts = import_module("nemo_rl.experience.rollouts")
+    return hasattr(rollouts, "run_async_multi_turn_rollout_groups")
 
 
 def needed() -> dict[str, typing.Any]:
@@ -81,52 +80,25 @@ def callers() -> Iterator[tuple[typing.Any, str]]:
     """Where NeMo-RL rolls out: each module (trainer, async collector, data-plane actor), and each
     name of a rollout in it."""
     for module_name, rollouts in needed()["rollouts"].items():
-        module = importlib.import_module(module_name)
+        module = import_module(module_name)
         yield from ((module, n) for either in rollouts for n in either if hasattr(module, n))
 
 
 def _differences() -> Iterator[str]:
     wanted = needed()
-    looks = {"names": _refused, "attributes": _missing, "fields": _undeclared}
-    for kind, look in looks.items():
-        for module, names in wanted[kind].items():
-            for name, details in names.items():
-                try:  # boundary: whatever NeMo-RL's modules do when they are imported
-                    value = operator.attrgetter(name)(importlib.import_module(module))
-                except AttributeError:
-                    yield f"{module} has no {name}"
-                except Exception as error:
-                    reason = str(error).partition("\n")[0]
-                    yield f"{module} cannot be imported ({reason})"
-                else:
-                    if lacking := look(value, details):
-                        yield f"{module}.{name} {lacking}"
-    yield from _unknown_rollouts(wanted)
-    yield from _unsaid(wanted)
-
-
-def _refused(value: typing.Any, parameters: Sequence[str]) -> str:
-    accepted = inspect.signature(value).parameters if parameters else {}
-    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
-    missing = [] if anything else [each for each in parameters if each not in accepted]
-    return f"takes no {', '.join(missing)}" if missing else ""
-
-
-def _missing(kind: type, attributes: Sequence[str]) -> str:
-    """Attributes that a class neither has nor, by its source, gives to its objects."""
-    source = inspect.getsource(kind)
-    missing = [a for a in attributes if not hasattr(kind, a) and f"self.{a} = " not in source]
-    return f"has no {', '.join(missing)}" if missing else ""
-
-
-def _undeclared(kind: type, fields: Sequence[str]) -> str:
-    missing = [each for each in fields if each not in kind.__annotations__]
-    return f"has no {', '.join(missing)}" if missing else ""
-
-
-def _unknown_rollouts(wanted: dict[str, typing.Any]) -> Iterator[str]:
+    for module, names in wanted["names"].items():
+        for name, details in names.items():
+            try:  # boundary: whatever NeMo-RL's modules do when they are imported
+                value = operator.attrgetter(name)(import_module(module))
+            except AttributeError:
+                yield f"{module} has no {name}"
+            except Exception as error:
+                reason = str(error).partition("\n")[0]
+                yield f"{module} cannot be imported ({reason})"
+            else:
+                yield from (f"{module}.{name} {each}" for each in _lacking(value, details))
     for module_name, rollouts in wanted["rollouts"].items():
-        source = inspect.getsource(importlib.import_module(module_name))
+        source = _source(module_name)
         called = set(re.findall(r"\brun_\w*rollout\w*(?=\()|\brun_\w*_turn_rollout\w*", source))
         for either in rollouts:
             if not called.intersection(either):
@@ -135,14 +107,34 @@ def _unknown_rollouts(wanted: dict[str, typing.Any]) -> Iterator[str]:
         for name in sorted(called):
             if not re.fullmatch(wanted["other_rollouts"], name):
                 yield f"{module_name} rolls out by {name}, which is not known"
-
-
-def _unsaid(wanted: dict[str, typing.Any]) -> Iterator[str]:
     for module_name, texts in wanted["sources"].items():
-        source = inspect.getsource(importlib.import_module(module_name))
+        source = _source(module_name)
         yield from (f"{module_name} has no {text}" for text in texts if text not in source)
     for module_name in wanted["checkpointer"]["modules"]:
-        source = inspect.getsource(importlib.import_module(module_name))
-        called = set(re.findall(r"\bcheckpointer\.(\w+)\(", source))
+        called = set(re.findall(r"\bcheckpointer\.(\w+)\(", _source(module_name)))
         for method in sorted(called.difference(wanted["checkpointer"]["methods"])):
             yield f"{module_name} calls checkpointer.{method}, which is not known"
+
+
+def _source(module_name: str) -> str:
+    return inspect.getsource(import_module(module_name))
+
+
+def _lacking(value: typing.Any, details: Sequence[str]) -> Iterator[str]:
+    """The parameters that a function or class does not take; of a class, `.names` stand for
+    attributes or fields that it neither has nor, by its source, gives to its objects."""
+    parameters = [each for each in details if not each.startswith(".")]
+    accepted = inspect.signature(value).parameters if parameters else {}
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
+    missing = [] if anything else [each for each in parameters if each not in accepted]
+    if missing:
+        yield f"takes no {', '.join(missing)}"
+    attributes = [each[1:] for each in details if each.startswith(".")]
+    if fields := vars(value).get("__annotations__") if attributes else None:
+        absent = [each for each in attributes if each not in fields]
+    else:
+        source = inspect.getsource(value) if attributes else ""
+        given = (f"self.{each} = " in source or hasattr(value, each) for each in attributes)
+        absent = [each for each, found in zip(attributes, given, strict=True) if not found]
+    if absent:
+        yield f"has no {', '.join(absent)}"

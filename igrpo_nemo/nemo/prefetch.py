@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from igrpo_nemo.metrics import prefetch_metrics
@@ -70,15 +69,6 @@ class LookaheadLoader:
         self._inner.load_state_dict(state)
 
 
-@dataclass(frozen=True, slots=True)
-class PrefetchedDrafts:
-    """Drafts of the batch `number`, by position, made when `made_at` steps were finished."""
-
-    number: int
-    drafts: Drafts
-    made_at: int
-
-
 class Prefetcher:
     """Hands drafts from one rollout to the next, or drops them where they do not fit."""
 
@@ -86,16 +76,21 @@ class Prefetcher:
         self._loader = loader
         self._clock = clock
         self._total_steps = total_steps
-        self._kept: PrefetchedDrafts | None = None
+        self._kept: tuple[int, Drafts, int] | None = None  # batch, drafts by position, made when
+        self._age: int | None = None
         self.dropped = 0
 
-    def take(self, batch: Any) -> PrefetchedDrafts | None:
+    def take(self, batch: Any) -> Drafts | None:
         """The drafts made for this batch; None where there are none, or another's (counted)."""
-        kept, self._kept = self._kept, None
-        if kept is not None and kept.number != number_of(batch):
-            self.dropped += len(kept.drafts)
+        kept, self._kept, self._age = self._kept, None, None
+        if kept is None:
             return None
-        return kept
+        number, drafts, made_at = kept
+        if number != number_of(batch):
+            self.dropped += len(drafts)
+            return None
+        self._age = self._clock.finished - made_at
+        return drafts
 
     def upcoming(self, batch: Any) -> Any:
         """The batch to draft for beside this batch's refinements; None before the end."""
@@ -104,18 +99,12 @@ class Prefetcher:
             return None
         return following if number_of(following) == number_of(batch) + 1 else None
 
-    def keep(self, drafts: Drafts) -> None:
-        """Keeps the drafts of the upcoming batch for its own rollout."""
+    def keep(self, drafts: Drafts, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Keeps the drafts of the upcoming batch for its own rollout. What of this one was taken,
+        how many updates ago it was made (0 is fresh), and how good it is."""
         if drafts:
-            number = number_of(self._loader.upcoming)
-            self._kept = PrefetchedDrafts(number, drafts, self._clock.finished)
-
-    def metrics(
-        self, taken: PrefetchedDrafts | None, rollouts: Sequence[Rollout]
-    ) -> dict[str, float]:
-        """What of this step was prefetched, how many updates ago (0 is fresh), and how good."""
-        age = None if taken is None else self._clock.finished - taken.made_at
-        return prefetch_metrics(rollouts, [age] * len(rollouts), self.dropped)
+            self._kept = number_of(self._loader.upcoming), drafts, self._clock.finished
+        return prefetch_metrics(rollouts, [self._age] * len(rollouts), self.dropped)
 
 
 def number_of(batch: Any) -> int:

@@ -1,62 +1,98 @@
-"""A run that stops and goes on: by request, at its data's end, after a resume.
+"""A run that stops and goes on: by request, at its data's end, after a resume; only what is sound
+is saved.
 
     trainer, at the end of a step ─ TimeoutChecker.check_save() ─> its own answer, or the stop file
+    trainer ─ policy.train() ─> loss, gradient norm ─> both finite, or NonFiniteError (exit code 76)
     metrics.jsonl (up to the checkpoint), summary.json ──────────> Progress ─> RunLog, new summary
 
 All of NeMo-RL's trainers save a checkpoint and return when `check_save` says so. They save at
 `save_period`, at `max_num_steps`, and at the step that is as many as an epoch has batches. Under
 dynamic sampling a step may draw several batches, so the data end before that step: without
-`save_last_step` the steps since the last period would be lost.
+`save_last_step` the steps since the last period would be lost. They log a loss of nan and go on:
+the next checkpoint, and all after it, would hold nan.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from igrpo_nemo.errors import NonFiniteError
+from igrpo_nemo.nemo.seam import StepClock
 from igrpo_nemo.nemo.versions import before_finalization, entries, newest_checkpoint
 from igrpo_nemo.run.stop import StopFile
 
 
 class StopRequest:
-    """Context manager: inside, `check_save` also looks at the stop file; afterwards it is NeMo-RL's
-    own again. `given` says whether a trainer was told to stop."""
+    """`given`: whether a trainer was told to stop."""
 
-    def __init__(self, file: StopFile) -> None:
-        self.given = False
-        self._file = file
-        self._original: Callable[[Any], bool] | None = None
+    given = False
 
-    def __enter__(self) -> StopRequest:
-        from nemo_rl.utils.timer import TimeoutChecker
 
-        self._original = original = TimeoutChecker.check_save
+@contextmanager
+def stop_requests(file: StopFile) -> Iterator[StopRequest]:
+    """Inside, NeMo-RL's `check_save` also looks at the stop file."""
+    from nemo_rl.utils.timer import TimeoutChecker
 
-        def check_save(checker: Any) -> bool:
-            if original(checker):
-                self.given = True
-            elif not self.given and self._file:
-                print(f"{self._file.path}: saving after this step", flush=True)
-                # What the checker notes when its own time is over.
-                self.given = checker.last_saved = True
-            else:
-                return False
-            return True
+    stop, original = StopRequest(), TimeoutChecker.check_save
 
-        TimeoutChecker.check_save = check_save
-        return self
+    def check_save(checker: Any) -> bool:
+        if original(checker):
+            stop.given = True
+        elif not stop.given and file:
+            print(f"{file.path}: saving after this step", flush=True)
+            # What the checker notes when its own time is over.
+            stop.given = checker.last_saved = True
+        else:
+            return False
+        return True
 
-    def __exit__(self, *_: object) -> None:
-        from nemo_rl.utils.timer import TimeoutChecker
+    TimeoutChecker.check_save = check_save
+    try:
+        yield stop
+    finally:
+        TimeoutChecker.check_save = original
 
-        assert self._original is not None
-        TimeoutChecker.check_save = self._original
+
+def refuse_non_finite(policy: Any, checkpointer: Any, clock: StepClock) -> list[NonFiniteError]:
+    """Has the policy's updates raise `NonFiniteError` where loss or gradient is no finite number.
+
+    The line names the step and the newest checkpoint, which was saved before it and is sound.
+
+    Returns: what was raised, for a trainer that prints errors and returns (the asynchronous one).
+    """
+    raised: list[NonFiniteError] = []
+
+    def checked(update: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        def update_and_check(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            results = update(*args, **kwargs)
+            for key, what in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
+                value = results.get(key)
+                if value is None or bool(torch.isfinite(torch.as_tensor(value)).all()):
+                    continue
+                newest = newest_checkpoint(checkpointer)
+                good = f"the last good checkpoint is {newest}" if newest else "none was saved"
+                error = NonFiniteError(
+                    f"step {clock.finished + 1}: the {what} is not finite; {good}; begin a new run "
+                    "with a smaller learning rate or policy.max_grad_norm"
+                )
+                raised.append(error)
+                raise error
+            return results
+
+        return update_and_check
+
+    # What NeMo-RL's trainers call, the second one where rows travel through TransferQueue.
+    for name in ("train", "train_from_meta"):
+        if hasattr(policy, name):
+            setattr(policy, name, checked(getattr(policy, name)))
+    return raised
 
 
 @dataclass(slots=True)
@@ -104,12 +140,6 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def newest_step(checkpointer: Any) -> int:
-    """The step of the newest checkpoint; 0 without one."""
-    path = newest_checkpoint(checkpointer)
-    return int(Path(path).name.removeprefix("step_")) if path else 0
-
-
 def carry_tokenizer(checkpointer: Any, tokenizer: Any) -> None:
     """Lets every checkpoint hold the tokenizer, its chat template included.
 
@@ -127,7 +157,8 @@ def carry_tokenizer(checkpointer: Any, tokenizer: Any) -> None:
 
 
 def save_last_step(arguments: Mapping[str, Any], loader: Any, steps: int) -> None:
-    """Saves the policy after `steps` steps, as `grpo_train` does (nemo_rl/algorithms/grpo.py).
+    """Saves the policy after `steps` steps, as `grpo_train` does (nemo_rl/algorithms/grpo.py),
+    where it has not.
 
     `arguments` are the trainer's. Nothing was measured after the last step, so the checkpoint has
     no metric to be ranked by; a run that is given more epochs goes on with the next one.
@@ -135,26 +166,24 @@ def save_last_step(arguments: Mapping[str, Any], loader: Any, steps: int) -> Non
     policy, checkpointer, master = (
         arguments[name] for name in ("policy", "checkpointer", "master_config")
     )
+    newest = newest_checkpoint(checkpointer)
+    if not master.checkpointing["enabled"] or newest and Path(newest).name == f"step_{steps}":
+        return
     state, grpo = entries(arguments["grpo_save_state"]), entries(master.grpo)
     rows = (steps - state["total_steps"]) * grpo["num_prompts_per_step"]
     state["consumed_samples"] += rows
-    state |= {
-        "total_steps": steps,
-        "current_step": 0,
-        "current_epoch": grpo["max_num_epochs"],
-    }
+    state |= {"total_steps": steps, "current_step": 0, "current_epoch": grpo["max_num_epochs"]}
     for name in ("val_reward", master.checkpointing["metric_name"]):
         state.pop(name, None)
     policy.prepare_for_training()
-    folder = checkpointer.init_tmp_checkpoint(steps, state, master)
-    weights, optimizer, tokenizer = (
-        os.path.join(folder, "policy", name) for name in ("weights", "optimizer", "tokenizer")
-    )
+    folder = Path(checkpointer.init_tmp_checkpoint(steps, state, master))
     policy.save_checkpoint(
-        weights_path=weights,
-        optimizer_path=optimizer if checkpointer.save_optimizer else None,
-        tokenizer_path=tokenizer,
+        weights_path=str(folder / "policy" / "weights"),
+        optimizer_path=str(folder / "policy" / "optimizer")
+        if checkpointer.save_optimizer
+        else None,
+        tokenizer_path=str(folder / "policy" / "tokenizer"),
         checkpointing_cfg=master.checkpointing,
     )
-    torch.save(loader.state_dict(), os.path.join(folder, "train_dataloader.pt"))
-    checkpointer.finalize_checkpoint(folder)
+    torch.save(loader.state_dict(), folder / "train_dataloader.pt")
+    checkpointer.finalize_checkpoint(str(folder))

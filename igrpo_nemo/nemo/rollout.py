@@ -61,9 +61,8 @@ class ValidationMap(RunMap):
         items = items_of(call.arguments["input_batch"], 1)
         returned = call.as_it_was()
         rollouts, _ = two_stages(call, self, items)
-        for rollout in rollouts:
-            for group in rollout.refinements:
-                self.conditioned += [score.correct for score in group.scores]
+        groups = [group for rollout in rollouts for group in rollout.refinements]
+        self.conditioned += [score.correct for group in groups for score in group.scores]
         return returned
 
     def take(self) -> list[bool]:
@@ -83,16 +82,13 @@ class SingleStageMap(RunMap):
         feedback, weights = self.spec.feedback, self.spec.weights
         items = items_of(call.arguments["input_batch"], feedback.num_trained)
         batch, metrics = call.as_it_was()
-        groups = [
-            _group(batch, item, feedback.num_trained, weights)
-            for item in items
-            if not item.overlong
-        ]
+        answered = (each for each in items if not each.overlong)
+        groups = [_group(batch, each, feedback.num_trained, weights) for each in answered]
         if "accuracy" not in weights:
             groups = asyncio.run(self._verified(groups, call))
         rollouts = [Rollout(group.problem, group) for group in groups]
         rows = [row for rollout in rollouts for row in feedback.training_rows(rollout)]
-        ours = rollout_metrics(rollouts, rows) | _generated(rollouts)
+        ours = rollout_metrics(rollouts, rows) | _generated(_lengths(rollouts))
         return batch, {**metrics, **ours, **self.rolled_out(rollouts)}
 
     async def _verified(self, groups: Sequence[Group], call: RolloutCall) -> list[Group]:
@@ -100,10 +96,14 @@ class SingleStageMap(RunMap):
         client = client_of(call, self)
         attempts = [Attempt(each.problem, each.prompt, each.completions) for each in groups]
         steps = await together([client.step(None, each, judged=False) for each in attempts])
-        return [
-            replace(group, scores=tuple(map(_with_verdict, group.scores, step.group.scores)))
-            for group, step in zip(groups, steps, strict=True)
-        ]
+        verified = []
+        for group, step in zip(groups, steps, strict=True):
+            scores = tuple(
+                Score(score.reward, {**score.components, "accuracy": float(v.correct)}, v.reason)
+                for score, v in zip(group.scores, step.group.scores, strict=True)
+            )
+            verified.append(replace(group, scores=scores))
+        return verified
 
 
 def two_stages(
@@ -128,19 +128,17 @@ def two_stages(
     )
     client = client_of(call, task_to_env)
     on = Backends(engine, client, task_to_env.spec.feedback.num_drafts)
-    taken = prefetcher and prefetcher.take(batch)
+    drafts = prefetcher and prefetcher.take(batch)
     following = prefetcher and prefetcher.upcoming(batch)
     upcoming = [] if following is None else items_of(following, 1)
-    rollouts, ahead = asyncio.run(run(items, on, taken and taken.drafts, upcoming))
-    metrics: dict[str, Any] = {}
-    if isinstance(engine, BatchEngine):
-        seconds = engine.seconds | {"reward": client.seconds}
-        metrics |= {f"timing/{name}": value for name, value in seconds.items()}
-    elif engine.worker_tokens:
-        metrics["per_worker_token_counts"] = engine.worker_tokens
+    rollouts, ahead = asyncio.run(run(items, on, drafts, upcoming))
+    metrics: dict[str, Any] = {f"timing/{name}": s for name, s in engine.seconds.items()}
+    if metrics:
+        metrics["timing/reward"] = client.seconds
+    if engine.worker_tokens:
+        metrics["per_worker_token_counts"] = dict(engine.worker_tokens)
     if prefetcher is not None:
-        metrics |= prefetcher.metrics(taken, rollouts)
-        prefetcher.keep(ahead)
+        metrics |= prefetcher.keep(ahead, rollouts)
     return rollouts, metrics
 
 
@@ -150,30 +148,26 @@ def client_of(call: RolloutCall, task_to_env: RunMap) -> EnvironmentClient:
     return EnvironmentClient(task_to_env[task], task_to_env.clock.finished + 1)
 
 
-def step_metrics(
-    problems: Sequence[tuple[Rollout, Sequence[TrainingRow]]],
-) -> dict[str, Any]:
+def step_metrics(problems: Sequence[tuple[Rollout, Sequence[TrainingRow]]]) -> dict[str, Any]:
     """The core's `igrpo/*` metrics, and those that NeMo-RL reads."""
     rollouts = [rollout for rollout, _ in problems]
     trained = [row for _, rows in problems for row in rows]
-    rows = [row for row in trained if row.weight]
-    cut = [row.completion.truncated for row in trained]
     lengths = _lengths(rollouts)
     return {
-        **rollout_metrics([each for each in rollouts if each.selection is not None], rows),
+        **rollout_metrics(
+            [each for each in rollouts if each.selection is not None],
+            [row for row in trained if row.weight],
+        ),
         "mean_gen_tokens_per_sample": sum(lengths) / len(lengths),
         "max_gen_tokens_per_sample": max(lengths),
-        "truncation_rate": sum(cut) / len(cut),
-        **_generated(rollouts),
+        "truncation_rate": sum(row.completion.truncated for row in trained) / len(trained),
+        **_generated(lengths),
     }
 
 
-def _generated(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    lengths = _lengths(rollouts)
-    return {
-        "igrpo/generated_tokens": float(sum(lengths)),
-        "igrpo/completions": float(len(lengths)),
-    }
+def _generated(lengths: Sequence[int]) -> dict[str, float]:
+    tokens, completions = float(sum(lengths)), float(len(lengths))
+    return {"igrpo/generated_tokens": tokens, "igrpo/completions": completions}
 
 
 def _lengths(rollouts: Sequence[Rollout]) -> list[int]:
@@ -182,28 +176,17 @@ def _lengths(rollouts: Sequence[Rollout]) -> list[int]:
 
 
 def _group(batch: BatchedDataDict, item: Item, size: int, weights: Mapping[str, float]) -> Group:
-    """A problem's rows in the batch that NeMo-RL's own rollout returned."""
-    rows = range(item.position * size, (item.position + 1) * size)
-    with RolloutError.at(item.problem, Stage.DRAFT):
-        completions = tuple(
-            completion_of(batch["message_log"][row], truncated=bool(batch["truncated"][row]))
-            for row in rows
-        )
-    scores = tuple(_score(batch, row, weights) for row in rows)
-    return Group(item.problem, Stage.DRAFT, item.prompt, completions, scores)
-
-
-def _score(batch: BatchedDataDict, row: int, weights: Mapping[str, float]) -> Score:
-    """The components again, from NeMo-RL's weighted ones in fp32; accuracy is 0 until somebody
-    has looked, where the reward has no such part."""
-    several = len(weights) > 1
-    components = {"accuracy": 0.0}
-    for number, (name, weight) in enumerate(weights.items(), start=1):
-        column = batch[component_key(number, name) if several else "total_reward"]
-        components[name] = round(float(column[row]) / weight, 6)
-    return Score(float(batch["total_reward"][row]), components)
-
-
-def _with_verdict(score: Score, verdict: Score) -> Score:
-    components = {**score.components, "accuracy": float(verdict.correct)}
-    return Score(score.reward, components, verdict.reason)
+    """A problem's rows in the batch that NeMo-RL's own rollout returned. Their components again,
+    from NeMo-RL's weighted ones in fp32; accuracy is 0 until somebody has looked, where the reward
+    has no such part."""
+    completions, scores = [], []
+    for row in range(item.position * size, (item.position + 1) * size):
+        log, truncated = batch["message_log"][row], bool(batch["truncated"][row])
+        with RolloutError.at(item.problem, Stage.DRAFT):
+            completions.append(completion_of(log, truncated=truncated))
+        components = {"accuracy": 0.0}
+        for number, (name, weight) in enumerate(weights.items(), start=1):
+            column = component_key(number, name) if len(weights) > 1 else "total_reward"
+            components[name] = round(float(batch[column][row]) / weight, 6)
+        scores.append(Score(float(batch["total_reward"][row]), components))
+    return Group(item.problem, Stage.DRAFT, item.prompt, tuple(completions), tuple(scores))

@@ -20,14 +20,13 @@ from igrpo_nemo.alarms import HeadlineWatch
 from igrpo_nemo.config.schema import Config
 from igrpo_nemo.metrics import best_draft_prediction, mean_and_stderr
 from igrpo_nemo.nemo.resume import Progress, summary_of
-from igrpo_nemo.nemo.seam import SAMPLES, StepClock
+from igrpo_nemo.nemo.seam import SAMPLES, RunMap
 from igrpo_nemo.prompts import opens_thinking
 from igrpo_nemo.rewards import format_reward
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.services import MlflowTable, show_in_tensorboard, show_in_wandb
 from igrpo_nemo.tracking.tracker import sample_rows
-from igrpo_nemo.types import Rollout
 
 COMPLETIONS = "igrpo/completions"
 TOKENS = "igrpo/generated_tokens"
@@ -36,7 +35,6 @@ DROPPED = "igrpo/drafts_dropped"
 
 PASSED_ON = ("igrpo/", "reward/reason/", "timing/")
 """Prefixes of metrics that are the project's own already."""
-
 TIMINGS = "timing/train"
 """NeMo-RL's prefix of a step's timings."""
 
@@ -54,17 +52,11 @@ RENAMED = {
     f"{TIMINGS}/checkpointing": "timing/checkpoint",
     f"{TIMINGS}/total_step_time": "timing/step",
 }
-"""NeMo-RL's metrics of a step, and what they are called here.
-
-Means over the updates of the step: NeMo-RL's workers divide by their number. Only `probs_ratio_max`
-is the largest, and `grad_norm` the last update's.
-"""
+"""NeMo-RL's metrics of a step, and what they are called here: means over the updates of the step,
+but for `probs_ratio_max`, the largest, and `grad_norm`, the last update's."""
 
 SAMPLE_ROWS = 8
 """Problems in a sample table."""
-
-DUMPS = "nemo_rl"
-"""Sub-folder for the rows that NeMo-RL writes out."""
 
 
 class RunLog:
@@ -75,21 +67,19 @@ class RunLog:
         logger: Any,
         config: Config,
         tracker: Tracker,
-        clock: StepClock,
-        rollouts: Callable[[], Sequence[Rollout]] = list,
+        task_to_env: RunMap,
         *,
         conditioned: Callable[[], Sequence[bool]] = list,
         peak_memory: Callable[[], float | None] = lambda: None,
         progress: Progress | None = None,
     ) -> None:
-        """`rollouts()` gives those of the last step, `conditioned()` whether the answers under q'
-        of the last validation were right, `peak_memory()` the bytes of the fullest training GPU
-        where they are known. `progress` is what a resumed run did before, and goes on here."""
+        """`task_to_env` has the step clock and the rollouts of the last step, `conditioned()` says
+        whether the answers under q' of the last validation were right, `peak_memory()` the bytes of
+        the fullest training GPU. `progress` is what a resumed run did before, and goes on here."""
         self._logger = logger
         self._config = config
         self._tracker = tracker
-        self._clock = clock
-        self._rollouts = rollouts
+        self._run = task_to_env
         self._conditioned = conditioned
         self._peak_memory = peak_memory
         self._pending: dict[str, Any] = {}
@@ -124,10 +114,9 @@ class RunLog:
         elif prefix == "train" and "loss" not in metrics:
             # One rollout; under dynamic sampling a step has several.
             self._draws.append(_own(metrics))
-        elif prefix == "train":
-            self._pending |= metrics
-        elif prefix == TIMINGS:
-            self._pending |= {f"{TIMINGS}/{name}": value for name, value in metrics.items()}
+        elif prefix in ("train", TIMINGS):
+            begin = "" if prefix == "train" else f"{TIMINGS}/"
+            self._pending |= {f"{begin}{name}": value for name, value in metrics.items()}
         if step_finished:
             self._finish(step)
 
@@ -141,37 +130,38 @@ class RunLog:
                 return
         elif filename.startswith("val_data"):
             self._answers = list(zip(to_log["rewards"], to_log["content"], strict=True))
-        self._logger.log_batched_dict_as_jsonl(to_log, f"{DUMPS}/{filename}")
+        self._logger.log_batched_dict_as_jsonl(to_log, f"nemo_rl/{filename}")
 
     def write_summary(self, folder: RunFolder, seconds: float, finished: bool) -> None:
         """The whole run's, after `seconds` of this job; that of a finished run that was only asked
         for again stays."""
-        done, steps = self.progress, self._clock.finished
+        done, steps = self.progress, self._run.clock.finished
         if finished and steps == done.steps and summary_of(folder.path).get("finished"):
             return
-        rate = done.completions / done.training_seconds if done.training_seconds else None
-        summary = {
-            "val_accuracy_start": done.first_accuracy,
-            "val_accuracy_end": done.last_accuracy,
-            "steps": steps,
-            "seconds": done.seconds + seconds,
-            "training_seconds": done.training_seconds,
-            "completions": done.completions,
-            "completions_per_second": rate,
-            "finished": finished,
-        }
-        folder.write_summary(summary)
+        trained = done.training_seconds
+        folder.write_summary(
+            {
+                "val_accuracy_start": done.first_accuracy,
+                "val_accuracy_end": done.last_accuracy,
+                "steps": steps,
+                "seconds": done.seconds + seconds,
+                "training_seconds": trained,
+                "completions": done.completions,
+                "completions_per_second": done.completions / trained if trained else None,
+                "finished": finished,
+            }
+        )
 
     def _finish(self, step: int) -> None:
         metrics = self._named(self._pending)
         self._tracker.log("train", step, metrics)
         self._headlines.step(metrics)
         self._pending, self._draws, self._samples = {}, [], []
-        self._clock.finished = step
+        self._run.clock.finished = step
 
     def _show_samples(self, step: int) -> None:
         period = self._config.igrpo.sample_table_period
-        samples = self._samples or sample_rows(self._rollouts(), SAMPLE_ROWS)
+        samples = self._samples or sample_rows(self._run.rollouts, SAMPLE_ROWS)
         if period and step % period == 0 and samples:
             self._tracker.log_samples(step, samples)
 
@@ -184,18 +174,12 @@ class RunLog:
             named["igrpo/dynamic_sampling_draws"] = float(len(self._draws))
         named |= {new: float(found[old]) for old, new in RENAMED.items() if old in found}
         if not self._draws and COMPLETIONS in named:
-            named |= self._sums(named)
+            # The asynchronous trainer's means over problems, which are rolled out one by one.
+            drafts, accuracy = self._config.feedback.num_drafts, named["igrpo/draft_accuracy"]
+            named["igrpo/best_draft_predicted_pooled"] = best_draft_prediction(accuracy, drafts)
+            for name in (COMPLETIONS, TOKENS):
+                named[name] *= self._config.grpo.num_prompts_per_step
         return named | self._performance(named)
-
-    def _sums(self, means: Mapping[str, float]) -> dict[str, float]:
-        """What the asynchronous trainer's means over problems, rolled out one by one, stand for."""
-        config = self._config
-        predicted = best_draft_prediction(means["igrpo/draft_accuracy"], config.feedback.num_drafts)
-        return {
-            COMPLETIONS: means[COMPLETIONS] * config.grpo.num_prompts_per_step,
-            TOKENS: means[TOKENS] * config.grpo.num_prompts_per_step,
-            "igrpo/best_draft_predicted_pooled": predicted,
-        }
 
     def _performance(self, named: Mapping[str, float]) -> dict[str, float]:
         """Rates, GPU hours and the peak memory of the fullest training GPU in GB (10^9 bytes)."""

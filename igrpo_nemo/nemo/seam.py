@@ -98,11 +98,11 @@ def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
     return dispatch
 
 
+@dataclass
 class StepClock:
     """Training steps finished so far, those before a resume included."""
 
-    def __init__(self, finished: int = 0) -> None:
-        self.finished = finished
+    finished: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +153,12 @@ class RunMap(dict):
         return {SAMPLES: sample_rows(self.rollouts)}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (type(self), dict(self), self.spec, self.clock.finished, self.report)
+        return _arrive, (type(self), dict(self), self.spec, self.clock, self.report)
 
 
-def _arrive(
-    kind: type[RunMap],
-    task_to_env: dict[str, Any],
-    spec: RolloutSpec,
-    finished: int,
-    report: Reporter,
-) -> RunMap:
+def _arrive(kind: type[RunMap], *parts: Any) -> RunMap:
     install()
-    report.watch_this_actor()
-    arrived = kind(task_to_env, spec, StepClock(finished), report)
+    arrived = kind(*parts)
+    arrived.report.watch_this_actor()
     arrived._away = True
     return arrived

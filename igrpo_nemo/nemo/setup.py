@@ -21,16 +21,15 @@ from ray.exceptions import RayTaskError
 from igrpo_nemo.config import Config
 from igrpo_nemo.nemo import data, environment
 from igrpo_nemo.nemo.converted_model import converted_once
-from igrpo_nemo.nemo.finite import refuse_non_finite
 from igrpo_nemo.nemo.loss import build_loss
 from igrpo_nemo.nemo.master_config import OpenedRun
 from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher
 from igrpo_nemo.nemo.processes import use_one_python
-from igrpo_nemo.nemo.resume import Progress, carry_tokenizer, newest_step, save_last_step
+from igrpo_nemo.nemo.resume import Progress, carry_tokenizer, refuse_non_finite, save_last_step
 from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
 from igrpo_nemo.nemo.run_log import LoggersTables, RunLog
 from igrpo_nemo.nemo.seam import RolloutSpec, RunMap, StepClock
-from igrpo_nemo.nemo.trainers import finished_steps, trainer
+from igrpo_nemo.nemo.trainers import finished_steps, trainer, uses_data_plane
 from igrpo_nemo.nemo.versions import entries, finalized
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker
@@ -64,8 +63,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         arguments["logger"],
         config,
         Tracker([JsonlSink(folder), LoggersTables(arguments["logger"])]),
-        clock,
-        lambda: task_to_env.rollouts,
+        task_to_env,
         conditioned=validation.take if isinstance(validation, ValidationMap) else list,
         peak_memory=lambda: peak_training_memory(arguments["policy"]),
         progress=Progress.before(folder.path, clock.finished),
@@ -84,13 +82,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         if diverged:
             raise diverged[0]
 
-    def save_last() -> None:
-        early = 0 < clock.finished < opened.total_steps
-        saves = early and master.checkpointing["enabled"]
-        if saves and newest_step(arguments["checkpointer"]) < clock.finished:
-            save_last_step(arguments, loader, clock.finished)
-
-    return Parts(run_trainer, save_last, log, clock)
+    return Parts(run_trainer, lambda: save_last_step(arguments, loader, clock.finished), log, clock)
 
 
 def made_by_nemo_rl(
@@ -131,21 +123,19 @@ def made_by_nemo_rl(
         "grpo_save_state": state,
         "master_config": rest[0],
     }
-    return arguments, loader, dict(zip(TEACHERS, rest[1:], strict=True))
-
-
-TEACHERS = ("teacher_worker_groups", "alias_to_group_alias")
+    teachers = ("teacher_worker_groups", "alias_to_group_alias")
+    return arguments, loader, dict(zip(teachers, rest[1:], strict=True))
 
 
 @contextmanager
 def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
     """How `setup()` makes the policy; for the local engine, its generation too."""
     if config.igrpo.engine == "nemo_rl_local":
-        from igrpo_nemo.nemo.cpu.setup import local_policy_factory
+        from igrpo_nemo.nemo.cpu import local_policy_factory
 
         with local_policy_factory(master) as factory:
             yield factory
-    elif (master.data_plane or {}).get("enabled"):
+    elif uses_data_plane(config):
         from nemo_rl.models.policy.tq_policy import TQPolicy
 
         yield lambda **arguments: TQPolicy(**arguments, dp_cfg=master.data_plane)

@@ -58,8 +58,6 @@ class Engine(Protocol):
 
 
 class Environment(Protocol):
-    """`TwoStageEnvironment.step` for one attempt."""
-
     def step(self, stage: Stage, attempt: Attempt) -> Awaitable[StepReturn]: ...
 
 

@@ -124,16 +124,14 @@ def test_steps_run_concurrently(actor):
     assert all(r.group.scores[0].correct for r in results)
 
 
-def test_an_actor_that_dies_is_restarted_and_the_step_completes(settings, ray_cluster):
+def test_an_actor_that_dies_is_restarted_and_the_step_completes(actor):
     """Killed from outside, as an out-of-memory killer would."""
-    actor = environment.TwoStageActor.remote(settings)
     client = environment.EnvironmentClient(actor, 1)
     [before] = _stepped(client, Stage.DRAFT, _attempt(WRONG, RIGHT))
     os.kill(ray.get(actor.__ray_call__.remote(lambda worker: os.getpid())), signal.SIGKILL)
     [after] = _stepped(client, Stage.DRAFT, _attempt(WRONG, RIGHT))
     assert after.selection == before.selection
     assert after.observations == before.observations
-    ray.kill(actor)
 
 
 def test_validation_asks_no_judge(settings, monkeypatch):

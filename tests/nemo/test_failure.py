@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from igrpo_nemo.nemo.failure import LostProcessError, RolloutError
-from igrpo_nemo.nemo.trainers.watchdog import Watchdog
+from igrpo_nemo.nemo.failure import LostProcessError, RolloutError, Watchdog
 
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])

@@ -41,14 +41,14 @@ def _end(environment):
     process.wait(60)
 
 
-def _at_calls(monkeypatch, numbers, act):
-    """Calls `act(environment)` right before these calls of it, beside those in flight."""
+def _at_calls(monkeypatch, acts):
+    """Calls `acts[n](environment)` right before its n-th call, beside those in flight."""
     calls = []
 
     def counted(original):
         def call(client, *args, **kwargs):
             calls.append(args)
-            if len(calls) in numbers:
+            if act := acts.get(len(calls)):
                 act(client._actor)
             return original(client, *args, **kwargs)
 
@@ -58,23 +58,23 @@ def _at_calls(monkeypatch, numbers, act):
     return calls
 
 
-@pytest.mark.parametrize("act", [_kill, _restart], ids=["killed", "restarted"])
 @ENGINES
 def test_an_environment_that_dies_is_restarted_and_changes_nothing(
-    ray_cluster, policy_folder, tmp_path, monkeypatch, engine, act
+    ray_cluster, policy_folder, tmp_path, monkeypatch, engine
 ):
-    """It dies in the second step: weights and log equal those of an undisturbed run."""
+    """It is killed in the second step, and restarted by Ray in the third: weights and log equal
+    those of an undisturbed run."""
     weights, logs = [], []
     for name in ("calm", "disturbed"):
         config = nemo_runs.tiny_config(policy_folder, tmp_path / name, *SHORT, engine)
         with monkeypatch.context() as patch:
             if name == "disturbed":
                 # There are two calls a problem.
-                calls = _at_calls(patch, {11}, act)
+                calls = _at_calls(patch, {11: _kill, 19: _restart})
             [policy] = nemo_runs.train(config).policies
         weights.append(policy.model.state_dict())
         logs.append(nemo_runs.metrics(tmp_path / name))
-    assert len(calls) >= 6
+    assert len(calls) == 3 * 4 * 2
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
     for calm, disturbed in zip(*logs, strict=True):
         names = [n for n in calm if n.startswith(("igrpo/", "reward/")) or n == "loss"]
@@ -82,27 +82,12 @@ def test_an_environment_that_dies_is_restarted_and_changes_nothing(
 
 
 @ENGINES
-def test_an_environment_that_is_gone_for_good_fails_the_step(
+def test_what_fails_for_good_fails_the_step_in_one_line(
     ray_cluster, policy_folder, tmp_path, monkeypatch, engine
 ):
-    """One line that names problem and stage; the step before is logged, this one is not."""
-    _at_calls(monkeypatch, {11}, _end)
-    config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, engine)
-    with pytest.raises(
-        LostProcessError, match=r"^problem \S+, stage (draft|refine)\S*.*actor"
-    ) as raised:
-        launch.train(config)
-    assert "\n" not in str(raised.value)
-    assert len(nemo_runs.metrics(tmp_path / "run")) == 1
-    assert not (tmp_path / "run" / "finished").exists()
-
-
-@ENGINES
-def test_a_generation_error_fails_the_step(
-    ray_cluster, policy_folder, tmp_path, monkeypatch, engine
-):
-    """In the second stage of the second step; the checkpoint of the first one is resumed."""
-    sample = generation.LocalGeneration._sample
+    """The engine in the second stage of the second step, and once the checkpoint of the first one
+    is resumed, the environment in the third: the steps before are logged, and no other."""
+    sample, folder = generation.LocalGeneration._sample, tmp_path / "run"
 
     def failing(generation, prompts, greedy, **options):
         decode = generation._sampler.tokenizer.decode
@@ -111,7 +96,6 @@ def test_a_generation_error_fails_the_step(
         return sample(generation, prompts, greedy, **options)
 
     saving = ["checkpointing.enabled=true", "checkpointing.save_period=1"]
-    folder = tmp_path / "run"
     config = nemo_runs.tiny_config(policy_folder, folder, *SHORT, *saving, engine)
     with monkeypatch.context() as patch:
         patch.setattr(generation.LocalGeneration, "_sample", failing)
@@ -119,8 +103,14 @@ def test_a_generation_error_fails_the_step(
             nemo_runs.train(config)
     assert "\n" not in str(raised.value)
     assert len(nemo_runs.metrics(folder)) == 1
-    nemo_runs.train(config)
-    assert len(nemo_runs.metrics(folder)) == 3
+    _at_calls(monkeypatch, {11: _end})
+    with pytest.raises(
+        LostProcessError, match=r"^problem \S+, stage (draft|refine)\S*.*actor"
+    ) as raised:
+        launch.train(config)
+    assert "\n" not in str(raised.value)
+    assert len(nemo_runs.metrics(folder)) == 2
+    assert not (folder / "finished").exists()
 
 
 def test_without_feedback_a_lost_answer_fails_the_step_too(

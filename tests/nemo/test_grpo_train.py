@@ -58,25 +58,6 @@ def test_exactly_the_refinements_are_trained_under_their_q_prime(
         assert all(count % refinements == 0 for count in groups.values())
 
 
-def test_validation_is_single_shot_on_the_bare_prompt(ray_cluster, policy_folder, tmp_path):
-    import json
-
-    config = nemo_runs.tiny_config(
-        policy_folder, tmp_path / "run", "grpo.val_at_start=true", "grpo.max_num_steps=1"
-    )
-    nemo_runs.train(config)
-    path = tmp_path / "run" / "nemo_rl" / "val_data_step0.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(rows) == 16
-    for row in rows:
-        [log] = row["content"]
-        answers = [message for message in log if message["role"] == "assistant"]
-        assert len(answers) == 1
-        assert "<draft>" not in log[0]["content"]
-    [validation] = nemo_runs.metrics(tmp_path / "run", "val")
-    assert set(validation) >= {"val/accuracy", "val/accuracy_stderr", "val/format", "val/tokens"}
-
-
 @pytest.mark.either_tree
 def test_a_resumed_run_equals_an_uninterrupted_one(ray_cluster, policy_folder, tmp_path):
     """Weights bit for bit, and the log line of every step, after 2 + 2 steps and after 4."""
@@ -100,20 +81,3 @@ def test_a_resumed_run_equals_an_uninterrupted_one(ray_cluster, policy_folder, t
     assert len(pairs) == 4
     for ours, theirs in pairs:
         assert [ours[name] for name in stable] == [theirs[name] for name in stable]
-
-
-def test_a_run_that_is_made_longer_gets_the_schedule_of_its_length(
-    ray_cluster, policy_folder, tmp_path
-):
-    changes = ["checkpointing.enabled=true", "checkpointing.save_period=2"]
-    changes += ["igrpo.schedule.decay=linear", "grpo.max_num_epochs=9"]
-    for steps in (2, 4):
-        config = nemo_runs.tiny_config(
-            policy_folder, tmp_path, *changes, f"grpo.max_num_steps={steps}"
-        )
-        nemo_runs.train(config)
-    peak, floor = config.policy.optimizer.kwargs.lr, config.igrpo.schedule.min_lr_ratio
-    falls = [0 / 2, 1 / 2, 2 / 4, 3 / 4]
-    assert [each["lr"] for each in nemo_runs.metrics(tmp_path)] == pytest.approx(
-        [peak * (1 - fall * (1 - floor)) for fall in falls]
-    )

@@ -182,37 +182,15 @@ def test_marked_rows_take_the_shaped_term_and_the_others_nemo_rls(gamma, values,
     assert metrics["probs_ratio"] == pytest.approx(unmarked["probs_ratio"] + ratio_one, rel=1e-5)
 
 
-def _shard(rank, port, logits, queue):
-    """One of two ranks, each with half of the vocabulary."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    half = logits.shape[-1] // 2
-    mine = logits[..., rank * half : (rank + 1) * half].contiguous()
-    entropy = exact_entropy(mine, torch.distributed.group.WORLD)
-    if rank == 0:
-        queue.put(entropy.numpy())
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
 def _free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def test_two_tensor_parallel_processes_give_the_unsharded_entropy():
-    _, logits, _, _ = _batch()
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_shard, args=(_free_port(), logits, queue), nprocs=2, join=True)
-    torch.testing.assert_close(
-        torch.from_numpy(queue.get()), exact_entropy(logits), rtol=1e-6, atol=1e-6
-    )
-
-
 def _packed(rank, port, queue):
-    """One of two tensor-parallel ranks: NeMo-RL's wrapper for packed rows around both losses."""
+    """One of two tensor-parallel ranks, each with half of the vocabulary: NeMo-RL's wrapper for
+    packed rows around both losses, and the entropy alone."""
     from functools import partial
 
     from nemo_rl.algorithms.loss import SequencePackingLossWrapper, prepare_loss_input
@@ -240,7 +218,8 @@ def _packed(rank, port, queue):
     (loss, gradient, metrics), (ours, our_gradient, measured) = results
     same = torch.equal(ours, loss) and torch.equal(our_gradient, gradient)
     same = same and all(measured[name] == value for name, value in metrics.items())
-    queue.put((same and bool(gradient.any()), measured["exact_entropy"]))
+    entropy = exact_entropy(logits[..., half].contiguous(), world)
+    queue.put((same and bool(gradient.any()), measured["exact_entropy"], entropy.numpy()))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -259,16 +238,19 @@ def _pretend_megatron(rank, tensor_parallel, context_parallel):
     sys.modules["megatron.core.parallel_state"] = state
 
 
-def test_packed_rows_on_two_tensor_parallel_processes_have_nemo_rls_loss_and_gradient():
+def test_two_tensor_parallel_processes_have_nemo_rls_loss_and_gradient_of_packed_rows():
     """To the last bit on either, and the exact entropy is that of the whole vocabulary."""
     queue = mp.get_context("spawn").SimpleQueue()
     mp.spawn(_packed, args=(_free_port(), queue), nprocs=2, join=True)
     data, logits, _, tokens = _batch()
     expected = float(masked_entropy(logits, data, tokens, Shards()))
     for _ in range(2):
-        same, entropy = queue.get()
+        same, entropy, entropy_RT = queue.get()
         assert same
         assert entropy == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(
+            torch.from_numpy(entropy_RT), exact_entropy(logits), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_the_loss_travels_to_workers():

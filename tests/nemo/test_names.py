@@ -169,8 +169,8 @@ def test_a_missing_attribute_is_named(monkeypatch):
     wanted = names.needed()
     groups, generation = "nemo_rl.distributed.worker_groups", "nemo_rl.models.generation"
     generation = f"{generation}.vllm.vllm_generation"
-    wanted["attributes"][groups]["RayWorkerGroup"].append("data_parallel_size")
-    wanted["attributes"][generation]["VllmGeneration"][1] = "next_shard"
+    wanted["names"][groups]["RayWorkerGroup"].append(".data_parallel_size")
+    wanted["names"][generation]["VllmGeneration"][1] = ".next_shard"
     monkeypatch.setattr(names, "needed", lambda: wanted)
     with pytest.raises(UserError) as raised:
         names.check_nemo_rl()

@@ -9,7 +9,7 @@ from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.launch_checks import launch_problems
 from igrpo_nemo.config.nemo_schema import keys_beyond
 from igrpo_nemo.config.nemo_schema import nemo_schema as snapshot
-from igrpo_nemo.nemo.flash_attention import WORKERS, has_flash_attention, without_flash_attention
+from igrpo_nemo.nemo.master_config import WORKERS, has_flash_attention, without_flash_attention
 
 SMALL = ["engine=nemo_rl", "model=qwen2.5_1.5b", "data=gsm8k", "cluster=one_gpu"]
 V1 = "policy.dtensor_cfg._v2=false"
@@ -40,7 +40,7 @@ def config_of(*overrides: str):
 @pytest.mark.parametrize("flash", [True, False], ids=["flash-attn", "without"])
 def test_nemo_rl_takes_the_config(words, flash, tmp_path, monkeypatch):
     config = config_of(*words)
-    monkeypatch.setattr("igrpo_nemo.nemo.flash_attention.has_flash_attention", lambda v2: flash)
+    monkeypatch.setattr("igrpo_nemo.nemo.master_config.has_flash_attention", lambda v2: flash)
     config = without_flash_attention(config)
     assert launch_problems(config) == []
     master = as_nemo_rl_takes_it(config, tmp_path)
@@ -52,7 +52,7 @@ def test_nemo_rl_takes_the_config(words, flash, tmp_path, monkeypatch):
 
 
 def test_without_flash_attention_rows_are_batched_instead_of_packed(monkeypatch, capsys):
-    monkeypatch.setattr("igrpo_nemo.nemo.flash_attention.has_flash_attention", lambda v2: False)
+    monkeypatch.setattr("igrpo_nemo.nemo.master_config.has_flash_attention", lambda v2: False)
     for words, kwargs in ((SMALL, {"attn_implementation": "sdpa"}), ([*SMALL, V1], {})):
         policy = without_flash_attention(config_of(*words)).policy
         assert policy.dtensor["automodel_kwargs"] == kwargs

@@ -22,19 +22,14 @@ BOTH = "igrpo.train_stages=[draft,refine]"
 EXAMPLE = "{text: '<think>38</think><answer>38</answer>', intro: ''}"
 CASES = [
     pytest.param(("grpo", "best_draft"), marks=pytest.mark.either_tree, id="grpo-best_draft"),
-    ("grpo", "best_draft", BOTH),
-    ("gspo", "best_draft"),
     ("gspo", "best_draft", BOTH),
-    ("dr_grpo", "best_draft"),
     pytest.param(
         ("dr_grpo", "best_draft", BOTH),
         marks=pytest.mark.either_tree,
         id="dr_grpo-best_draft-both",
     ),
     ("dapo", "best_draft"),
-    ("grpo", "self_verification_short"),
     ("gspo", "self_verification_short"),
-    ("grpo", "critique_short"),
     ("dr_grpo", "critique_short", "igrpo.feedback_options.keep=2"),
     ("grpo", "exemplar", f"igrpo.feedback_options={EXAMPLE}"),
     # Problems that an answer solved have no refinement: NeMo-RL gets rows without weight.

@@ -10,7 +10,7 @@ import torch
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from igrpo_nemo.nemo.prefetch import BATCH_NUMBER, LookaheadLoader, PrefetchedDrafts, Prefetcher
+from igrpo_nemo.nemo.prefetch import BATCH_NUMBER, LookaheadLoader, Prefetcher
 from igrpo_nemo.nemo.seam import StepClock
 
 
@@ -86,7 +86,7 @@ def test_drafts_of_another_batch_are_dropped_and_counted():
     prefetcher = Prefetcher(loader, StepClock(), total_steps=9)
     batch = next(iter(loader))
     assert prefetcher.take(batch) is None
-    prefetcher._kept = PrefetchedDrafts(99, ((),), made_at=0)
+    prefetcher._kept = (99, ((),), 0)
     assert prefetcher.take(batch) is None
     assert prefetcher.dropped == 1
 
@@ -145,17 +145,22 @@ def test_drafts_are_one_update_behind_and_refinements_never(
         assert all(step in versions for versions in refinements)
 
 
-def test_a_resume_drafts_afresh(ray_cluster, policy_folder, tmp_path):
-    saving = ["checkpointing.enabled=true", "checkpointing.save_period=2"]
-    fused = [*saving, "igrpo.draft_prefetch=fused"]
-    nemo_runs.train(
-        nemo_runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=2")
-    )
-    nemo_runs.train(
-        nemo_runs.tiny_config(policy_folder, tmp_path / "run", *fused, "grpo.max_num_steps=4")
-    )
-    logged = nemo_runs.metrics(tmp_path / "run")
+def test_a_run_that_is_made_longer_drafts_afresh_and_gets_the_schedule_of_its_length(
+    ray_cluster, policy_folder, tmp_path
+):
+    changes = ["checkpointing.enabled=true", "checkpointing.save_period=2"]
+    changes += ["igrpo.draft_prefetch=fused", "igrpo.schedule.decay=linear"]
+    for steps in (2, 4):
+        longer = f"grpo.max_num_steps={steps}"
+        config = nemo_runs.tiny_config(policy_folder, tmp_path, *changes, longer)
+        nemo_runs.train(config)
+    logged = nemo_runs.metrics(tmp_path)
     assert [each["igrpo/draft_staleness"] for each in logged] == [0, 1, 0, 1]
+    peak, floor = config.policy.optimizer.kwargs.lr, config.igrpo.schedule.min_lr_ratio
+    falls = [0 / 2, 1 / 2, 2 / 4, 3 / 4]
+    assert [each["lr"] for each in logged] == pytest.approx(
+        [peak * (1 - fall * (1 - floor)) for fall in falls]
+    )
 
 
 def test_with_nothing_ahead_fused_is_bit_identical_to_off(ray_cluster, policy_folder, tmp_path):

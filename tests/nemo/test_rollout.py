@@ -262,6 +262,8 @@ def engine_over():
 
 def test_rollouts_in_several_threads_share_the_shards_out(engine_over):
     """The asynchronous trainer rolls out each problem in a call, and a thread, of its own."""
+    from igrpo_nemo.nemo.engines import router_of
+
     generation = Shards()
     together = threading.Barrier(8)
 
@@ -285,7 +287,7 @@ def test_rollouts_in_several_threads_share_the_shards_out(engine_over):
     for thread in threads:
         thread.join()
     assert Counter(generation.chosen) == dict.fromkeys(range(8), 4)
-    assert sum(engine_over(generation)._router._running) == 0
+    assert sum(router_of(generation)._running) == 0
 
 
 class Verifier:

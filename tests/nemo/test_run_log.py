@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from igrpo_nemo.nemo.prefetch import StepClock
 from igrpo_nemo.nemo.resume import Progress, summary_of
 from igrpo_nemo.nemo.run_log import LoggersTables, RunLog
-from igrpo_nemo.nemo.seam import SAMPLES
+from igrpo_nemo.nemo.seam import SAMPLES, StepClock
 from igrpo_nemo.tracking import Tracker
 
 
@@ -37,7 +36,9 @@ def _log(*, dynamic=False, dumps=0, **options):
         igrpo=SimpleNamespace(sample_table_period=0, budget=8, row_dump_period=dumps),
         cluster=SimpleNamespace(num_nodes=2, gpus_per_node=8),
     )
-    log = RunLog(Recorder(), config, tracker, StepClock(), **options)
+    log = RunLog(
+        Recorder(), config, tracker, SimpleNamespace(clock=StepClock(), rollouts=[]), **options
+    )
     return log, tracker.records
 
 

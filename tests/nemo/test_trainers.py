@@ -15,9 +15,8 @@ import pytest
 from nemo_runs import ASYNC, SYNC
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.nemo import launch, run_log
+from igrpo_nemo.nemo import failure, launch, run_log, trainers
 from igrpo_nemo.nemo.failure import LostProcessError, RolloutError
-from igrpo_nemo.nemo.trainers import asynchronous, watchdog
 from igrpo_nemo.rewards import ScoreRequest
 from igrpo_nemo.run import core
 from igrpo_nemo.types import Problem
@@ -31,7 +30,6 @@ ASYNCHRONOUS = [
     "policy.generation.colocated.resources.gpus_per_node=1",
     "cluster.gpus_per_node=2",
 ]
-SAVING = ["checkpointing.enabled=true", "checkpointing.save_period=2"]
 TRAINERS = pytest.mark.parametrize(
     "trainer",
     [pytest.param(DATA_PLANE, id="data-plane"), pytest.param(ASYNCHRONOUS, id="asynchronous")],
@@ -65,7 +63,7 @@ def _rows(config, step):
     return found
 
 
-class _TornInner:
+class _Torn:
     """A data loader whose second batch cannot be read."""
 
     def __init__(self, inner):
@@ -82,31 +80,12 @@ class _TornInner:
         return self.inner.state_dict()
 
 
-class _Torn(asynchronous.EndlessLoader):
-    def __init__(self, inner, config, report):
-        super().__init__(_TornInner(inner), config, report)
-
-
-@pytest.mark.either_tree
-@TRAINERS
-def test_exactly_the_refinements_are_trained_under_their_q_prime(
-    ray_cluster, policy_folder, tmp_path, trainer
-):
-    """N = 2, G = 4; three steps; groups share their q'; logs and samples come from the actors."""
-    folder = tmp_path / "run"
-    config = nemo_runs.tiny_config(
-        policy_folder,
-        folder,
-        *trainer,
-        "igrpo.num_drafts=2",
-        "igrpo.num_refinements=4",
-        "grpo.max_num_steps=3",
-        "grpo.val_at_start=true",
-        "igrpo.sample_table_period=1",
-    )
-    assert launch.train(config) == 0
+def _check_rows(config, steps, current):
+    """N = 2, G = 4: groups share their q'; logs and samples come from the actors. `current` steps
+    were sampled with the weights that they trained, the others with those of one before."""
+    folder = Path(config.logger.log_dir)
     logged = nemo_runs.metrics(folder)
-    assert [each["igrpo/completions"] for each in logged] == [48.0] * 3
+    assert [each["igrpo/completions"] for each in logged] == [48.0] * steps
     for step, metrics in enumerate(logged, start=1):
         rows = _rows(config, step)
         assert len(rows) == 32
@@ -115,13 +94,11 @@ def test_exactly_the_refinements_are_trained_under_their_q_prime(
         rewards = [row["rewards"] for *_, row in rows]
         assert metrics["igrpo/refinement_reward"] == pytest.approx(sum(rewards) / 32)
         assert metrics["igrpo/trained_reward"] == pytest.approx(sum(rewards) / 32)
-        # Sampled with the weights of this step, or of the one before: in step 1 there is only one.
         gaps = [_logprob_gap(row) for *_, row in rows]
-        current = trainer is DATA_PLANE or step == 1
-        assert max(gaps) < 1e-4 if current else statistics.median(gaps) < 1.5
+        assert max(gaps) < 1e-4 if step <= current else statistics.median(gaps) < 1.5
     assert any(a != 0 for *_, row in _rows(config, 1) for a in row["advantages"])
     assert len(nemo_runs.metrics(folder, "val")) == 1
-    assert (folder / "samples.jsonl").read_text().count("\n") == 24
+    assert (folder / "samples.jsonl").read_text().count("\n") == 8 * steps
     assert (folder / "finished").exists()
 
 
@@ -133,10 +110,29 @@ def _logprob_gap(row):
     return max(abs(ours - theirs) for ours, theirs, trained in pairs if trained)
 
 
+SHAPE = [
+    "igrpo.num_drafts=2",
+    "igrpo.num_refinements=4",
+    "grpo.val_at_start=true",
+    "igrpo.sample_table_period=1",
+]
+
+
+@pytest.mark.either_tree
+def test_the_data_plane_trains_exactly_the_refinements_under_their_q_prime(
+    ray_cluster, policy_folder, tmp_path
+):
+    words = [*SHAPE, *DATA_PLANE, "grpo.max_num_steps=1"]
+    config = nemo_runs.tiny_config(policy_folder, tmp_path, *words)
+    with nemo_runs.shared_environments():
+        assert launch.train(config) == 0
+    _check_rows(config, steps=1, current=1)
+
+
 @pytest.mark.parametrize("feedback", ["best_draft", "none"])
 def test_the_data_plane_trains_like_grpo_train(ray_cluster, policy_folder, tmp_path, feedback):
-    """Three steps with the synchronous engine: the same metrics, and weights to the last bit."""
-    base = [SYNC, f"feedback={feedback}", "grpo.max_num_steps=3"]
+    """Two steps with the synchronous engine: the same metrics, and weights to the last bit."""
+    base = [SYNC, f"feedback={feedback}"]
     base.append("igrpo.budget=4" if feedback == "none" else "igrpo.budget=null")
     weights, logs = [], []
     for name, options in {"plain": [], "queue": ["data_plane={enabled: true}"]}.items():
@@ -153,19 +149,25 @@ def test_the_data_plane_trains_like_grpo_train(ray_cluster, policy_folder, tmp_p
         assert ours and ours == pytest.approx(theirs)
 
 
-def test_the_asynchronous_trainer_reads_its_data_again_and_resumes(
+@pytest.mark.either_tree
+def test_the_asynchronous_trainer_trains_them_reads_its_data_again_and_resumes(
     ray_cluster, policy_folder, tmp_path
 ):
-    """Two batches an epoch, five steps; stopped after two, whose log the resumed run keeps."""
-    base = [*ASYNCHRONOUS, *SAVING, "data.train.num_problems=16", "grpo.max_num_epochs=9"]
-    folder = tmp_path / "run"
-    launch.train(nemo_runs.tiny_config(policy_folder, folder, *base, "grpo.max_num_steps=2"))
-    before = nemo_runs.metrics(folder)
-    assert (folder / "checkpoints" / "step_2" / "replay_buffer.pt").exists()
-    launch.train(nemo_runs.tiny_config(policy_folder, folder, *base, "grpo.max_num_steps=5"))
-    after = nemo_runs.metrics(folder)
+    """Two batches an epoch, three steps; then two more, behind whose log they stand."""
+    base = [*SHAPE, *ASYNCHRONOUS, "checkpointing.enabled=true", "checkpointing.save_period=3"]
+    base += ["data.train.num_problems=16", "grpo.max_num_epochs=9"]
+    config = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=3")
+    with nemo_runs.shared_environments():
+        assert launch.train(config) == 0
+        # In step 1 there is only one version of the weights.
+        _check_rows(config, steps=3, current=1)
+        before = nemo_runs.metrics(tmp_path)
+        assert (tmp_path / "checkpoints" / "step_3" / "replay_buffer.pt").exists()
+        more = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=5")
+        assert launch.train(more) == 0
+    after = nemo_runs.metrics(tmp_path)
     assert len(after) == 5
-    assert after[:2] == before
+    assert after[:3] == before
 
 
 @pytest.mark.either_tree
@@ -218,7 +220,7 @@ def test_a_collector_that_dies_ends_the_run(ray_cluster, policy_folder, tmp_path
                     process.kill()
                     ended.append(name)
 
-    monkeypatch.setattr(watchdog, "ENDING_S", 2.0)
+    monkeypatch.setattr(failure, "ENDING_S", 2.0)
     config = nemo_runs.tiny_config(
         policy_folder, tmp_path / "run", *ASYNCHRONOUS, "grpo.max_num_steps=9"
     )
@@ -240,17 +242,19 @@ def _command(process):
         return ""
 
 
-def test_data_that_cannot_be_read_end_the_asynchronous_run(
-    ray_cluster, policy_folder, tmp_path, monkeypatch
+def test_data_that_cannot_be_read_in_another_process_end_the_run(
+    ray_cluster, policy_folder, tmp_path
 ):
-    """NeMo-RL's collector prints the error and stops collecting."""
-    monkeypatch.setattr(asynchronous, "EndlessLoader", _Torn)
-    config = nemo_runs.tiny_config(
-        policy_folder, tmp_path / "run", *ASYNCHRONOUS, "grpo.max_num_steps=9"
-    )
-    with pytest.raises(RolloutError, match=r"torn page"):
-        launch.train(config)
-    assert not (tmp_path / "run" / "finished").exists()
+    """NeMo-RL's collector prints the error and stops collecting; its trainer would wait."""
+    import ray
+
+    config = nemo_runs.tiny_config(policy_folder, tmp_path, *ASYNCHRONOUS)
+    watchdog = failure.Watchdog()
+    loader = trainers.EndlessLoader(_Torn([1, 2]), config, watchdog.reporter)
+    read = ray.remote(num_cpus=0)(lambda loader: list(loader))
+    with pytest.raises(RolloutError, match=r"torn page"), watchdog():
+        read.remote(loader)
+        threading.Event().wait(120)
 
 
 def test_a_missing_transfer_queue_is_named(policy_folder, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -49,13 +49,6 @@ class OneMachine:
     init_collective = update_weights_via_ipc_zmq = update_weights_from_collective = _no_transfers
 
 
-@dataclass(slots=True)
-class _Waiting:
-    prompt_ids: tuple[int, ...]
-    greedy: bool
-    answer: asyncio.Future[Completion]
-
-
 class LocalGeneration:
     """Samples with the policy's current weights. `version` counts its updates.
 
@@ -70,7 +63,7 @@ class LocalGeneration:
         self._seed = seed
         self._pad_token_id = config["generation"]["_pad_token_id"]
         self._drawn: Counter[str] = Counter()
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[tuple[tuple[int, ...], bool, asyncio.Future[Completion]]] = []
         self._pump: asyncio.Task[None] | None = None
         # Sampling and a change of weights exclude each other where they come from two threads.
         self.weights = threading.Lock()
@@ -100,7 +93,7 @@ class LocalGeneration:
         [length] = data["input_lengths"].tolist()
         prompt_ids = tuple(data["input_ids"][0, :length].tolist())
         answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(prompt_ids, greedy, answer))
+        self._waiting.append((prompt_ids, greedy, answer))
         if self._pump is None or self._pump.done():
             self._pump = asyncio.ensure_future(self._serve())
         yield 0, self._output([prompt_ids], [await answer])
@@ -110,26 +103,21 @@ class LocalGeneration:
         while True:
             # Lets every coroutine that is about to ask do so first.
             await asyncio.sleep(0.001)
-            batch, self._waiting = self._waiting, []
-            batch = [each for each in batch if not each.answer.done()]
-            if not batch:
+            waiting, self._waiting = self._waiting, []
+            waiting = [each for each in waiting if not each[2].done()]
+            if not waiting:
                 return
-            for greedy in {each.greedy for each in batch}:
-                await self._answer([each for each in batch if each.greedy is greedy], greedy)
-
-    async def _answer(self, batch: Sequence[_Waiting], greedy: bool) -> None:
-        prompts = [each.prompt_ids for each in batch]
-        try:
-            found: Any = await asyncio.to_thread(self._sample, prompts, greedy)
-        except Exception as error:  # every waiting caller must learn of it
-            found = [error] * len(batch)
-        for each, completion in zip(batch, found, strict=True):
-            if each.answer.done():
-                continue
-            if isinstance(completion, Exception):
-                each.answer.set_exception(completion)
-            else:
-                each.answer.set_result(completion)
+            for greedy in {greedy for _, greedy, _ in waiting}:
+                batch = [each for each in waiting if each[1] is greedy]
+                try:
+                    prompts = [prompt for prompt, *_ in batch]
+                    found: Any = await asyncio.to_thread(self._sample, prompts, greedy)
+                except Exception as error:  # every waiting caller must learn of it
+                    found = [error] * len(batch)
+                for (*_, answer), each in zip(batch, found, strict=True):
+                    if not answer.done():
+                        failed = isinstance(each, Exception)
+                        (answer.set_exception if failed else answer.set_result)(each)
 
     def _sample(
         self, prompts: Sequence[tuple[int, ...]], greedy: bool, *, together: bool = False

@@ -2,6 +2,7 @@
 
     grpo_train ─ get_logprobs, train(data, loss_fn) ─> padded forward passes, NeMo-RL's loss
                ─ generate, generate_async ───────────> generation
+    grpo_train_sync ─ keys of rows (KVBatchMeta) ────> DataPlanePolicy reads them, trains
 
 Policy and generation are one object with one set of weights, so a refit has nothing to move; where
 generation runs in a process of its own (`remote`), a refit sends the weights there.
@@ -11,30 +12,30 @@ Shape legend: R rows, T tokens (prompt and completion, padded on the right), V v
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from nemo_rl.algorithms.loss.interfaces import LossFunction, LossInputType
+from nemo_rl.data_plane import KVBatchMeta, build_data_plane_client
+from nemo_rl.data_plane.schema import DP_TRAIN_FIELDS, LP_SEED_FIELDS
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from nemo_rl.distributed.named_sharding import NamedSharding
 from nemo_rl.models.generation.interfaces import GenerationInterface
 from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
+from nemo_rl.models.policy.tq_policy import TQPolicy
 from torch import Tensor
 
 from igrpo_nemo.local.model import load_weights, reference_of, save_pretrained_folder
 from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
-from igrpo_nemo.nemo.cpu.generation import (
-    LocalGeneration,
-    OneMachine,
-    RemoteGeneration,
-    policy_of,
-)
+from igrpo_nemo.nemo.cpu.generation import LocalGeneration, OneMachine, RemoteGeneration, policy_of
 from igrpo_nemo.nemo.loss import next_token_logprobs
 
 _STATE_FILE = "state.pt"
+_REFERENCE = "reference_policy_logprobs"
+_WHOLE = ("lr", "wd", "global_valid_seqs", "global_valid_toks")
 
 
 class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
@@ -57,10 +58,8 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
         self._policy = policy_of(config)
         self.model = self._policy.model
         self._reference = reference_of(self._policy) if init_reference_model else None
-        optimizer = config["optimizer"]
-        self.optimizer = build_optimizer(
-            self.model.parameters(), optimizer["name"], optimizer["kwargs"]
-        )
+        keys = config["optimizer"]
+        self.optimizer = build_optimizer(self.model.parameters(), keys["name"], keys["kwargs"])
         self.scheduler = build_scheduler(self.optimizer, config.get("scheduler") or ())
         self._remote = remote
         self.generation = remote or LocalGeneration(self._policy, config, seed)
@@ -92,13 +91,15 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
         losses: list[float] = []
         metrics: dict[str, list[Any]] = defaultdict(list)
         grad_norm = torch.zeros(())
-        for number in range(updates):
-            batch = data.slice(number * size, (number + 1) * size)
-            loss, found, grad_norm = self._update(batch, loss_fn)
+        for start in range(0, updates * size, size):
+            loss, found, grad_norm = self._update(data.slice(start, start + size), loss_fn)
             losses.append(loss)
             for micro_batch in found:
-                for name, value in _shares(micro_batch, updates).items():
-                    metrics[name].append(value)
+                for name, value in micro_batch.items():
+                    # As NeMo-RL's workers return them: its loop adds up over the micro-batches of
+                    # all updates of a step, or takes the mean or the extreme of a few.
+                    whole = name in _WHOLE or "_min" in name or "_max" in name
+                    metrics[name].append(value if whole else value / updates)
         # NeMo-RL's workers advance the schedule once per call, not per global batch.
         self.scheduler.step()
         self.generation.change_version(self.generation.version + 1)
@@ -231,11 +232,61 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
     get_topk_logits = calibrate_qkv_fp8_scales = _absent
 
 
-def _shares(metrics: Mapping[str, Any], updates: int) -> dict[str, Any]:
-    """A micro-batch's metrics as NeMo-RL's workers return them: its loop adds them up over the
-    micro-batches of all updates of a step, or takes the mean or the extreme of the few below."""
-    whole = ("lr", "wd", "global_valid_seqs", "global_valid_toks")
-    return {
-        name: value if name in whole or "_min" in name or "_max" in name else value / updates
-        for name, value in metrics.items()
-    }
+class DataPlanePolicy(LocalPolicy):
+    """`LocalPolicy` with the methods of `TQPolicy`. `dp_cfg` is NeMo-RL's `data_plane` section.
+
+    What NeMo-RL's does in the driver is its own here too; what it spreads over its workers this
+    process does alone.
+    """
+
+    _router_replay_enabled = False
+    tq_partition_id = "train"
+
+    prepare_step = TQPolicy.prepare_step
+    prepare_val_partition = TQPolicy.prepare_val_partition
+    discard_samples = TQPolicy.discard_samples
+    finish_step = TQPolicy.finish_step
+    read_from_dataplane = TQPolicy.read_from_dataplane
+    write_to_dataplane = TQPolicy.write_to_dataplane
+    _stamp_pad_seqlen = TQPolicy._stamp_pad_seqlen
+
+    def __init__(self, *args: Any, dp_cfg: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dp_cfg = dp_cfg
+        self.dp_client = build_data_plane_client(dp_cfg, bootstrap=True)  # type: ignore[arg-type]
+
+    def _packing_args(self, mb_tokens_key: str) -> tuple[None, None]:
+        """No sequence is packed."""
+        return None, None
+
+    def get_logprobs_from_meta(
+        self, meta: KVBatchMeta, micro_batch_size: int | None = None, timer: Any = None
+    ) -> None:
+        logprobs = self.get_logprobs(self._rows(meta, LP_SEED_FIELDS))["logprobs"]
+        self.write_to_dataplane(meta, {"prev_logprobs": logprobs})
+
+    def get_reference_policy_logprobs_from_meta(
+        self, meta: KVBatchMeta, micro_batch_size: int | None = None, timer: Any = None
+    ) -> None:
+        found = self.get_reference_policy_logprobs(self._rows(meta, LP_SEED_FIELDS))
+        self.write_to_dataplane(meta, {_REFERENCE: found["reference_logprobs"]})
+
+    def train_from_meta(
+        self,
+        meta: KVBatchMeta,
+        loss_fn: LossFunction,
+        *,
+        train_fields: Sequence[str] = DP_TRAIN_FIELDS,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """`train`, with its options, on these columns of a step's rows."""
+        fields = [f for f in train_fields if f != _REFERENCE or self._reference is not None]
+        return self.train(self._rows(meta, fields), loss_fn, **options)
+
+    def _rows(self, meta: KVBatchMeta, fields: Any) -> BatchedDataDict:
+        pads = {"input_ids": self.cfg["_pad_token_id"]}
+        return self.read_from_dataplane(meta, select_fields=fields, pad_value_dict=pads)
+
+    def shutdown(self) -> bool:
+        self.dp_client.close()
+        return super().shutdown()
