@@ -26,7 +26,7 @@ def check(config: Config) -> None:
 
 def _nemo_keys(config: Config) -> Iterator[str]:
     """Keys below the mappings that the typed config leaves open."""
-    for path in keys_beyond(config.to_dict(), nemo_schema().names):
+    for path in keys_beyond(config.to_dict(), nemo_schema().names | nemo_schema().newer):
         near = nearest_name(path)
         hint = f"did you mean {near}?" if near else "NeMo-RL 0.7.0 does not know it: leave it out"
         yield f"unknown key {path}: {hint}"

@@ -17,6 +17,7 @@ from pydantic import Discriminator, Field, Tag, create_model
 
 from igrpo_nemo.config.section import (
     Derivable,
+    HostSection,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -59,7 +60,7 @@ def with_nemo_only(section: type[S]) -> type[S]:
     return made
 
 
-class RewardShaping(Section):
+class RewardShaping(HostSection):
     """`grpo.reward_shaping`: penalties on long completions (DAPO, arXiv 2503.14476)."""
 
     enabled: bool = key("Shapes the rewards of the trained rows.")
@@ -72,7 +73,7 @@ class RewardShaping(Section):
     """Factor on the reward of truncated completions, instead of the overlong penalty."""
 
 
-class RewardScaling(Section):
+class RewardScaling(HostSection):
     """`grpo.reward_scaling`: clamps rewards to the source range and maps it to the target's."""
 
     enabled: bool = key("Scales the rewards of the trained rows.")
@@ -83,7 +84,7 @@ class RewardScaling(Section):
 
 
 @with_nemo_only
-class GRPO(Section):
+class GRPO(HostSection):
     """`grpo.*`: the loop."""
 
     num_prompts_per_step: Positive = key("Problems per step (P).")
@@ -118,7 +119,7 @@ class GRPO(Section):
 
 
 @with_nemo_only
-class Loss(Section):
+class Loss(HostSection):
     """`loss_fn.*`: the clipped surrogate (Eqs. 1 and 5)."""
 
     ratio_clip_min: Annotated[float, Field(ge=0, lt=1)]
@@ -140,7 +141,7 @@ class Loss(Section):
 
 
 @with_nemo_only
-class Tokenizer(Section):
+class Tokenizer(HostSection):
     """`policy.tokenizer`."""
 
     name: Text = key("Folder or name of the tokenizer.")
@@ -170,7 +171,7 @@ class Optimizer(Section):
 
 
 @with_nemo_only
-class SequencePacking(Section):
+class SequencePacking(HostSection):
     """`policy.sequence_packing`."""
 
     enabled: bool = key("Packs the rows of a prompt behind one copy of it.")
@@ -180,7 +181,7 @@ class SequencePacking(Section):
 
 
 @with_nemo_only
-class Generation(Section):
+class Generation(HostSection):
     """`policy.generation`: sampling in training, both stages."""
 
     max_new_tokens: Positive = key("Tokens of a completion at most.")
@@ -212,7 +213,7 @@ class Generation(Section):
 
 
 @with_nemo_only
-class Policy(Section):
+class Policy(HostSection):
     """`policy.*`: model, optimizer, sampling."""
 
     model_name: Text
@@ -346,7 +347,7 @@ class Env(Section):
 
 
 @with_nemo_only
-class Checkpointing(Section):
+class Checkpointing(HostSection):
     """`checkpointing.*`."""
 
     enabled: bool = key("Saves checkpoints.")
@@ -366,7 +367,7 @@ class Checkpointing(Section):
     save_consolidated: Only[bool] = only("One consolidated file for Hugging Face.")
 
 
-class Wandb(Section):
+class Wandb(HostSection):
     """`logger.wandb`."""
 
     project: str | None = key("Project.", None)
@@ -374,7 +375,7 @@ class Wandb(Section):
     entity: str | None = key("Team or user.", None)
 
 
-class MLflow(Section):
+class MLflow(HostSection):
     """`logger.mlflow`."""
 
     experiment_name: str | None = key("Experiment.", None)
@@ -385,7 +386,7 @@ class MLflow(Section):
 
 
 @with_nemo_only
-class Logger(Section):
+class Logger(HostSection):
     """`logger.*`."""
 
     log_dir: Text = key("The run folder.")
@@ -400,7 +401,7 @@ class Logger(Section):
 
 
 @with_nemo_only
-class Cluster(Section):
+class Cluster(HostSection):
     """`cluster.*`."""
 
     gpus_per_node: NonNegative = key("GPUs of a node.")

@@ -33,12 +33,15 @@ class NemoSchema:
     """Dotted key names.
 
     `annotated`: in NeMo-RL's own types. `used`: read by its code, or set in its example, without
-    being annotated. `open`: mappings below which any key goes.
+    being annotated. `open`: mappings below which any key goes. `newer`: annotated in its main since
+    then, of which `newer_open` are such mappings.
     """
 
     annotated: frozenset[str]
     used: frozenset[str]
     open: frozenset[str]
+    newer: frozenset[str]
+    newer_open: frozenset[str]
 
     @property
     def names(self) -> frozenset[str]:
@@ -47,7 +50,7 @@ class NemoSchema:
 
 @cache
 def nemo_schema() -> NemoSchema:
-    """The names of v0.7.0."""
+    """The names of v0.7.0, and what its main has beyond them."""
     names = json.loads(FILE.read_text(encoding="utf-8"))
     return NemoSchema(**{kind: frozenset(values) for kind, values in names.items()})
 
@@ -79,7 +82,7 @@ def _beyond(value: Any, path: str, known: frozenset[str]) -> Iterator[str]:
             here = f"{path}.{key}" if path else str(key)
             if here not in known:
                 yield here
-            elif here not in nemo_schema().open:
+            elif here not in nemo_schema().open | nemo_schema().newer_open:
                 yield from _beyond(child, here, known)
 
 

@@ -17,11 +17,11 @@ from pydantic_core import PydanticUndefined
 
 from igrpo_nemo.config import nemo_keys as nemo
 from igrpo_nemo.config.igrpo_keys import IGRPO, LOCAL_ONLY
-from igrpo_nemo.config.section import Section
+from igrpo_nemo.config.section import HostSection, Section
 from igrpo_nemo.feedback import Feedback, feedback_class
 
 
-class Config(Section):
+class Config(HostSection):
     """A resolved run: NeMo-RL's sections and `igrpo`. Frozen; `derive` returns changed copies."""
 
     igrpo: IGRPO
@@ -155,11 +155,20 @@ def unread(config: Config) -> list[str]:
     # The embedded engine reads these where it samples with vLLM.
     vllm = ("vllm_cfg", "vllm_kwargs") if generation.backend == "vllm" else ()
     read = {f"policy.generation.{name}" for name in vllm}
-    return sorted(set(_unread(config, "", mark)) - read)
+    newer = newer_keys(config) if config.igrpo.engine == "local" else ()
+    return sorted({*_unread(config, "", mark), *newer} - read)
+
+
+def newer_keys(section: Section, prefix: str = "") -> Iterator[str]:
+    """The keys that only a NeMo-RL newer than 0.7.0 can have, or nobody has."""
+    yield from (prefix + name for name in section.model_extra or ())
+    for name in type(section).model_fields:
+        if isinstance(child := getattr(section, name), Section):
+            yield from newer_keys(child, f"{prefix}{name}.")
 
 
 def _unread(section: Section, prefix: str, mark: object) -> Iterator[str]:
-    for name in section.model_fields_set:
+    for name in section.model_fields_set & type(section).model_fields.keys():
         value, field = getattr(section, name), type(section).model_fields[name]
         if isinstance(value, Section):
             yield from _unread(value, f"{prefix}{name}.", mark)

@@ -62,6 +62,11 @@ class Section(BaseModel):
         }
 
 
+class HostSection(Section, extra="allow"):
+    """A section of NeMo-RL's. A key that it has since 0.7.0 may stand here too, and no other
+    (`nemo_schema`); whether the installed NeMo-RL has it is asked where it starts."""
+
+
 ABSENT = object()
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from igrpo_nemo.config.nemo_keys import TAGS
-from igrpo_nemo.config.schema import Config, nearest_key
+from igrpo_nemo.config.nemo_schema import nemo_schema
+from igrpo_nemo.config.schema import Config, nearest_key, newer_keys
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
@@ -56,7 +57,11 @@ def validated(
     at the root may have meant; `default` knows what a key holds where nobody overrides it.
     """
     try:
-        return Config.model_validate(without_gone(values))
+        config = Config.model_validate(without_gone(values))
+        unknown = [path for path in newer_keys(config) if path not in nemo_schema().newer]
+        if not unknown:
+            return config
+        problems = [_unknown(path, groups) for path in unknown]
     except ValidationError as error:
         problems = [_describe(problem, groups, default) for problem in error.errors()]
     shown = "; ".join(problems[:SHOWN_PROBLEMS])
@@ -81,9 +86,7 @@ def _describe(problem: Any, groups: Iterable[str], default: Callable[[str], Any]
         gone = next((key for key in GONE if f"{path}.".startswith(f"{key}.")), None)
         if gone is not None:
             return f"{gone} is gone: {GONE[gone][1]}"
-        near = nearest_key(path, groups)
-        hint = f"did you mean {near}?" if near else "`igrpo keys` lists the known ones"
-        return f"unknown key {path}: {hint}"
+        return _unknown(path, groups)
     if problem["type"] == "missing":
         return f"{path} is missing"
     # pydantic writes "Input should be ..." or "String should have ...": the key stands there.
@@ -92,6 +95,12 @@ def _describe(problem: Any, groups: Iterable[str], default: Callable[[str], Any]
     value = scrub({path: problem["input"]})
     wrong = _shown(value[path] if isinstance(value, dict) else None)
     return f"{path}={wrong} {message}{_remedy(path, problem['input'], default(path))}"
+
+
+def _unknown(path: str, groups: Iterable[str]) -> str:
+    near = nearest_key(path, groups)
+    hint = f"did you mean {near}?" if near else "`igrpo keys` lists the known ones"
+    return f"unknown key {path}: {hint}"
 
 
 def _remedy(path: str, wrong: Any, works: Any) -> str:

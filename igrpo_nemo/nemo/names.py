@@ -5,19 +5,23 @@ Checked before anything is started; imports nothing of NeMo-RL until then.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 import re
 import sys
+import types
 import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+import typing_extensions
 import yaml
 
-from igrpo_nemo.config.section import at
+from igrpo_nemo.config.nemo_schema import nemo_schema
+from igrpo_nemo.config.section import ABSENT, at
 from igrpo_nemo.errors import UserError
 
 RELEASE = (0, 7)
@@ -59,10 +63,57 @@ def check_nemo_rl() -> None:
 
 
 def check_keys(values: Mapping[str, typing.Any]) -> None:
-    """Raises `UserError` where a config sets what this NeMo-RL reads no more, without a word."""
+    """Raises `UserError` where a config sets what this NeMo-RL reads no more, without a word, or
+    does not have yet."""
     for path in needed()["gone"] if _is_main() else ():
         if at(values, path) is not None:
             raise UserError(f"{path} is a key of NeMo-RL 0.7 that this one ignores: leave it out")
+    if newer := [path for path in nemo_schema().newer if at(values, path, ABSENT) is not ABSENT]:
+        here = dict(annotated_keys())
+        for path in sorted(newer):
+            if path not in here:
+                found = import_module("nemo_rl.package_info").__version__
+                raise UserError(f"{path} is no key of the installed NeMo-RL {found}: leave it out")
+
+
+def annotated_keys() -> Iterator[tuple[str, bool]]:
+    """The dotted keys of the installed NeMo-RL's own `MasterConfig`, and whether any key goes below
+    them."""
+    yield from _fields(import_module("nemo_rl.algorithms.grpo").MasterConfig, "")
+
+
+def _fields(annotation: typing.Any, path: str) -> Iterator[tuple[str, bool]]:
+    for name, kind in _members(annotation).items():
+        here = f"{path}.{name}" if path else name
+        kinds = [*_alternatives(kind)]
+        if here == "policy.generation":  # `GenerationConfig` leaves the backends' sections out
+            generation = "nemo_rl.models.generation"
+            for module, backend in (
+                ("megatron", "MCoreGenerationConfig"),
+                ("sglang", "SGLangConfig"),
+                ("vllm", "VllmConfig"),
+            ):
+                kinds.append(getattr(import_module(f"{generation}.{module}.config"), backend))
+        yield here, any(k in (dict, typing.Any) or typing.get_origin(k) is dict for k in kinds)
+        for each in kinds:
+            yield from _fields(each, here)
+
+
+def _members(annotation: typing.Any) -> dict[str, typing.Any]:
+    if typing_extensions.is_typeddict(annotation) or dataclasses.is_dataclass(annotation):
+        return typing_extensions.get_type_hints(annotation)
+    fields = getattr(annotation, "model_fields", {})
+    return {name: field.annotation for name, field in fields.items()}
+
+
+def _alternatives(annotation: typing.Any) -> Iterator[typing.Any]:
+    """The types that a value may have, those of a list's items included."""
+    forms = (typing_extensions.NotRequired, typing_extensions.Required, typing_extensions.Annotated)
+    if typing_extensions.get_origin(annotation) in (typing.Union, types.UnionType, list, *forms):
+        for argument in typing_extensions.get_args(annotation):
+            yield from _alternatives(argument)
+    else:
+        yield annotation
 
 
 def _is_main() -> bool:

@@ -2,24 +2,23 @@
 
     python tests/nemo/nemo_schema.py     writes igrpo_nemo/config/nemo_schema.json again
 
-The file holds names alone: `annotated` keys; `used` ones that NeMo-RL reads, or sets in its
-example, without an annotation; `open` mappings, below which any key goes.
+The file holds names alone, and `NemoSchema` says which: those of 0.7.0 where that is at hand
+(NEMO_RL_SRC), and where main is, what it has beyond them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nemo_source
-import typing_extensions
 import yaml
+
+from igrpo_nemo.config.nemo_schema import FILE, nemo_schema
+from igrpo_nemo.nemo.names import annotated_keys
 
 EXAMPLE = "examples/configs/grpo_math_1B.yaml"
 READS = (
@@ -31,23 +30,13 @@ READS = (
 )
 """Names under which the sources hold a section, and its place."""
 
-WRAPPERS = (
-    typing.Union,
-    types.UnionType,
-    list,
-    typing_extensions.NotRequired,
-    typing_extensions.Required,
-    typing_extensions.Annotated,
-)
-"""Forms around the type of a value, or of a list's items."""
-
 UNREAD = {"igrpo", "env", "data"}
 """Sections that this project replaces on the way, or that are its own."""
 
 
 def schema() -> dict[str, list[str]]:
-    """The snapshot's content."""
-    keys = dict(_fields(_master_config(), ""))
+    """The names of the NeMo-RL at hand."""
+    keys = dict(annotated_keys())
     opened = sorted(path for path, is_open in keys.items() if is_open)
     used = sorted(
         path
@@ -57,51 +46,13 @@ def schema() -> dict[str, list[str]]:
     return {"annotated": sorted(set(keys) - set(opened)), "used": used, "open": opened}
 
 
-def _master_config() -> Any:
-    from nemo_rl.algorithms.grpo import MasterConfig
-
-    return MasterConfig
-
-
-def _fields(annotation: Any, path: str) -> Iterator[tuple[str, bool]]:
-    """Dotted keys below a type, and whether any key goes below them."""
-    for name, kind in _members(annotation).items():
-        here = f"{path}.{name}" if path else name
-        # `GenerationConfig` leaves the backends' own sections out.
-        backends = _backends() if here == "policy.generation" else []
-        kinds = [*_alternatives(kind), *backends]
-        yield here, any(_is_open(each) for each in kinds)
-        for each in kinds:
-            yield from _fields(each, here)
-
-
-def _backends() -> list[Any]:
-    from nemo_rl.models.generation.megatron.config import MCoreGenerationConfig
-    from nemo_rl.models.generation.sglang.config import SGLangConfig
-    from nemo_rl.models.generation.vllm.config import VllmConfig
-
-    return [MCoreGenerationConfig, SGLangConfig, VllmConfig]
-
-
-def _members(annotation: Any) -> dict[str, Any]:
-    if typing_extensions.is_typeddict(annotation) or dataclasses.is_dataclass(annotation):
-        return typing_extensions.get_type_hints(annotation)
-    if hasattr(annotation, "model_fields"):
-        return {name: field.annotation for name, field in annotation.model_fields.items()}
-    return {}
-
-
-def _alternatives(annotation: Any) -> Iterator[Any]:
-    """The types that a value may have, those of a list's items included."""
-    if typing_extensions.get_origin(annotation) not in WRAPPERS:
-        yield annotation
-        return
-    for argument in typing_extensions.get_args(annotation):
-        yield from _alternatives(argument)
-
-
-def _is_open(annotation: Any) -> bool:
-    return annotation in (dict, Any) or typing_extensions.get_origin(annotation) is dict
+def newer(live: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What is annotated in the NeMo-RL at hand and was not in 0.7.0."""
+    known = nemo_schema().names
+    own = tuple(f"{section}." for section in UNREAD)
+    names = {*live["annotated"], *live["open"]} - known
+    names = {name for name in names if not name.startswith(own)}
+    return {"newer": sorted(names), "newer_open": sorted(names.intersection(live["open"]))}
 
 
 def _read_in_sources() -> Iterator[str]:
@@ -136,8 +87,8 @@ def _source() -> Path:
 
 
 if __name__ == "__main__":
-    from igrpo_nemo.config.nemo_schema import FILE
-
     assert nemo_source.FOUND, nemo_source.MISSING
-    FILE.write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
+    kept, live = json.loads(FILE.read_text(encoding="utf-8")), schema()
+    kept |= live if "0.7" in str(_source()) else newer(live)
+    FILE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {FILE}")

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import nemo_schema
 import pytest
+from nemo_runs import as_nemo_rl_takes_it
 
+from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.nemo_schema import nemo_schema as snapshot
+from igrpo_nemo.config.section import at, shown
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo import names
 
@@ -109,8 +112,43 @@ def test_keys_that_this_nemo_rl_ignores_are_those_that_are_refused():
     if not _is_release():
         with pytest.raises(UserError, match="use_linear_ce_fusion_loss is a key of NeMo-RL 0.7"):
             names.check_keys(values)
+        assert set(nemo_schema.newer(live)["newer"]) == snapshot().newer
+        assert set(nemo_schema.newer(live)["newer_open"]) == snapshot().newer_open
     else:
         names.check_keys(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("grpo.val_start_at", "grpo.val_start_at=5"),
+        ("reward_penalties", "reward_penalties.penalize_malformed_think_tag=false"),
+        (
+            "policy.generation.refit_cfg",
+            "policy.generation.refit_cfg.sparse.storage.s3_bucket=b",
+        ),
+        (
+            "policy.megatron_cfg.use_gloo_process_groups",
+            "policy.megatron_cfg.use_gloo_process_groups=true",
+        ),
+    ],
+)
+def test_a_key_that_only_a_newer_nemo_rl_has_is_set_where_it_is_installed(path, word, tmp_path):
+    """It reaches NeMo-RL's own typed config there; elsewhere it is refused in one line."""
+    base = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
+    config = with_problems(load_config([*base, word]), 7_500)
+    key, _, value = word.partition("=")
+    assert shown(at(config.to_dict(), key)) == value
+    if _is_release():
+        with pytest.raises(UserError) as raised:
+            names.check_keys(config.to_dict())
+        found = importlib.import_module("nemo_rl.package_info").__version__
+        says = f"{path} is no key of the installed NeMo-RL {found}: leave it out"
+        assert str(raised.value) == says
+    else:
+        names.check_keys(config.to_dict())
+        master = as_nemo_rl_takes_it(config, tmp_path).model_dump()
+        assert shown(at(master, key)) == value
 
 
 def test_an_old_python_is_told_so(monkeypatch):
