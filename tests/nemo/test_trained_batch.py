@@ -35,7 +35,7 @@ from igrpo_nemo.types import Stage, StopReason, TrainingRow
 
 CASES = [
     ("best_draft",),
-    ("best_draft", "objective=gspo"),
+    ("best_draft", "objective=gspo", "igrpo.updates_per_rollout=1"),
     ("best_draft", "objective=dr_grpo"),
     ("best_draft", "igrpo.train_stages=[draft,refine]"),
     ("best_draft", "igrpo.train_stages=[draft,refine]", "objective=dr_grpo"),
