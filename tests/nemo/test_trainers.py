@@ -124,8 +124,7 @@ def test_the_data_plane_trains_exactly_the_refinements_under_their_q_prime(
 ):
     words = [*SHAPE, *DATA_PLANE, "grpo.max_num_steps=1"]
     config = nemo_runs.tiny_config(policy_folder, tmp_path, *words)
-    with nemo_runs.shared_environments():
-        assert launch.train(config) == 0
+    assert launch.train(config) == 0
     _check_rows(config, steps=1, current=1)
 
 
@@ -157,14 +156,13 @@ def test_the_asynchronous_trainer_trains_them_reads_its_data_again_and_resumes(
     base = [*SHAPE, *ASYNCHRONOUS, "checkpointing.enabled=true", "checkpointing.save_period=3"]
     base += ["data.train.num_problems=16", "grpo.max_num_epochs=9"]
     config = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=3")
-    with nemo_runs.shared_environments():
-        assert launch.train(config) == 0
-        # In step 1 there is only one version of the weights.
-        _check_rows(config, steps=3, current=1)
-        before = nemo_runs.metrics(tmp_path)
-        assert (tmp_path / "checkpoints" / "step_3" / "replay_buffer.pt").exists()
-        more = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=5")
-        assert launch.train(more) == 0
+    assert launch.train(config) == 0
+    # In step 1 there is only one version of the weights.
+    _check_rows(config, steps=3, current=1)
+    before = nemo_runs.metrics(tmp_path)
+    assert (tmp_path / "checkpoints" / "step_3" / "replay_buffer.pt").exists()
+    more = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=5")
+    assert launch.train(more) == 0
     after = nemo_runs.metrics(tmp_path)
     assert len(after) == 5
     assert after[:3] == before
