@@ -131,10 +131,10 @@ class Schedule(Section):
 class Validation(Section):
     """`igrpo.validation`: answers to the bare prompt, during training."""
 
-    samples: Annotated[Positive, LOCAL_ONLY] = 1
+    samples: Positive = 1
     """Answers a problem (k); above 1 the logs also have `val/avg_at_k` and `val/pass_at_k`."""
     temperature: Annotated[NonNegativeFloat, LOCAL_ONLY] = 0.6
-    """Temperature; 0 is greedy. NeMo-RL validates at the training temperature."""
+    """Temperature; 0 is greedy. NeMo-RL takes 0 alone, and samples as in training otherwise."""
     top_p: Annotated[TopP, LOCAL_ONLY] = 0.95
     """Top-p; NeMo-RL's is that of training."""
 

@@ -75,9 +75,11 @@ def _unread(config: Config) -> Iterator[str]:
     """Keys of the embedded engine, where ignoring them would change what is measured."""
     known = {key.path: key.default for key in all_keys()}
     for path in unread(config):
+        own = path.startswith("igrpo.validation.")
+        why = ", which samples as in training, or greedily (igrpo.validation.temperature=0)"
         yield (
-            f"{path}={at(config.to_dict(), path)} is not read by engine {config.igrpo.engine}: set "
-            f"{path}={known[path]}"
+            f"{path}={at(config.to_dict(), path)} is not read by engine {config.igrpo.engine}"
+            f"{why if own else ''}: set {path}={known[path]}"
         )
 
 

@@ -46,10 +46,11 @@ class TwoStageMap(RunMap):
 
 
 class ValidationMap(RunMap):
-    """Validates as NeMo-RL does, single shot on q, and then, beside it, under q'.
+    """Validates as NeMo-RL does, single shot on q, as often and as greedily as `igrpo.validation`
+    says, and then, beside it, under q' (`igrpo.val_draft_conditioned`).
 
     `conditioned` collects, for each refinement, whether it was right; whoever logs a validation
-    takes them out (`igrpo.val_draft_conditioned`).
+    takes them out.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,11 +59,16 @@ class ValidationMap(RunMap):
 
     def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
         # Before NeMo-RL's own, which writes the answers behind the prompts.
-        items = items_of(call.arguments["input_batch"], 1)
-        returned = call.as_it_was()
-        rollouts, _ = two_stages(call, self, items)
-        groups = [group for rollout in rollouts for group in rollout.refinements]
-        self.conditioned += [score.correct for group in groups for score in group.scores]
+        given, spec = call.arguments, self.spec
+        items = items_of(given["input_batch"], 1)
+        asked = dict(given, input_batch=given["input_batch"].repeat_interleave(spec.val_samples))
+        if spec.val_greedy:
+            asked["greedy"] = True
+        returned = self.watched(replace(call, arguments=asked), items, "validation")
+        if spec.val_conditioned:
+            rollouts, _ = two_stages(call, self, items)
+            groups = [group for rollout in rollouts for group in rollout.refinements]
+            self.conditioned += [score.correct for group in groups for score in group.scores]
         return returned
 
     def take(self) -> list[bool]:
@@ -81,7 +87,7 @@ class SingleStageMap(RunMap):
     def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
         feedback, weights = self.spec.feedback, self.spec.weights
         items = items_of(call.arguments["input_batch"], feedback.num_trained)
-        batch, metrics = call.as_it_was()
+        batch, metrics = self.watched(call, items, Stage.DRAFT)
         answered = (each for each in items if not each.overlong)
         groups = [_group(batch, each, feedback.num_trained, weights) for each in answered]
         if "accuracy" not in weights:
@@ -127,11 +133,13 @@ def two_stages(
         greedy=given.get("greedy", False),
     )
     client = client_of(call, task_to_env)
-    on = Backends(engine, client, task_to_env.spec.feedback.num_drafts)
+    spec = task_to_env.spec
     drafts = prefetcher and prefetcher.take(batch)
     following = prefetcher and prefetcher.upcoming(batch)
     upcoming = [] if following is None else items_of(following, 1)
-    rollouts, ahead = asyncio.run(run(items, on, drafts, upcoming))
+    with spec.alarm as alarm:
+        on = Backends(engine, client, spec.feedback.num_drafts, alarm)
+        rollouts, ahead = asyncio.run(run(items, on, drafts, upcoming))
     metrics: dict[str, Any] = {f"timing/{name}": s for name, s in engine.seconds.items()}
     if metrics:
         metrics["timing/reward"] = client.seconds

@@ -203,9 +203,13 @@ class RunLog:
         named = {"val/accuracy": float(metrics["accuracy"])}
         if self._answers:
             formats = [_format(log) for _, log in self._answers]
-            rewards = [float(reward) for reward, _ in self._answers]
-            named["val/accuracy_stderr"] = mean_and_stderr(rewards)[1]
+            rewards, k = [float(r) for r, _ in self._answers], self._config.igrpo.validation.samples
+            groups = [rewards[start : start + k] for start in range(0, len(rewards), k)]
+            named["val/accuracy_stderr"] = mean_and_stderr([sum(g) / k for g in groups])[1]
             named["val/format"] = sum(formats) / len(formats)
+            if k > 1:
+                named[f"val/avg_at_{k}"] = named["val/accuracy"]
+                named[f"val/pass_at_{k}"] = sum(any(group) for group in groups) / len(groups)
         if "avg_length" in metrics:
             named["val/tokens"] = float(metrics["avg_length"])
         if conditioned := self._conditioned():

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from igrpo_nemo.alarms import StallAlarm
 from igrpo_nemo.feedback import Feedback
 from igrpo_nemo.nemo.failure import Reporter
 from igrpo_nemo.nemo.names import callers
@@ -109,11 +110,21 @@ class StepClock:
 class RolloutSpec:
     """What a rollout must know; plain data that travels to other processes.
 
-    `weights` are the reward's, by component.
+    `weights` are the reward's, by component. Validation asks for `val_samples` answers to each q,
+    greedy ones or at the training temperature, and `val_conditioned`: to q' too.
     """
 
     feedback: Feedback
     weights: Mapping[str, float]
+    val_samples: int = 1
+    val_greedy: bool = False
+    val_conditioned: bool = False
+    stall_alarm_s: float = 0.0
+
+    @property
+    def alarm(self) -> StallAlarm:
+        """Tells on the terminal what a rollout waits for; to be entered."""
+        return StallAlarm(self.stall_alarm_s, functools.partial(print, flush=True))
 
 
 class RunMap(dict):
@@ -141,6 +152,14 @@ class RunMap(dict):
     def roll_out(self, call: RolloutCall) -> tuple[Any, dict[str, Any]]:
         """The batch that NeMo-RL goes on with, and the rollout's metrics."""
         raise NotImplementedError
+
+    def watched(
+        self, call: RolloutCall, items: Sequence[Any], stage: str
+    ) -> tuple[Any, dict[str, Any]]:
+        """What NeMo-RL's own rollout returns, which the alarm waits for as a whole."""
+        ids = [item.problem.id for item in items]
+        with self.spec.alarm as alarm, alarm.waiting(stage, ids):
+            return call.as_it_was()
 
     def rolled_out(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Takes note of a call's rollouts. In another process no log counts its steps, so calls do

@@ -145,13 +145,20 @@ def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
 
 def maps(config: Config, made: dict[str, Any], clock: StepClock) -> tuple[RunMap, dict[str, Any]]:
     """What NeMo-RL's rollout and its validation are called with."""
-    spec = RolloutSpec(config.feedback, config.igrpo.reward.weights)
+    igrpo, two = config.igrpo, config.feedback.two_stage
+    spec = RolloutSpec(
+        config.feedback,
+        igrpo.reward.weights,
+        val_samples=igrpo.validation.samples,
+        val_greedy=igrpo.validation.temperature == 0,
+        val_conditioned=two and igrpo.val_draft_conditioned,
+        stall_alarm_s=igrpo.stall_alarm_s,
+    )
     validation = made["val_task_to_env"]
-    if not config.feedback.two_stage:
-        return SingleStageMap(made["task_to_env"], spec, clock), validation
-    if config.igrpo.val_draft_conditioned:
+    if not uses_data_plane(config):  # which keeps what its actor validates
         validation = ValidationMap(validation, spec, clock)
-    return TwoStageMap(made["task_to_env"], spec, clock), validation
+    kind = TwoStageMap if two else SingleStageMap
+    return kind(made["task_to_env"], spec, clock), validation
 
 
 def peak_training_memory(policy: Any) -> float | None:

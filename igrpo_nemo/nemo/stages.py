@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+from igrpo_nemo.alarms import StallAlarm
 from igrpo_nemo.environment import Attempt, StepReturn
 from igrpo_nemo.feedback import NextPrompt
 from igrpo_nemo.nemo.failure import RolloutError
@@ -63,15 +65,31 @@ class Environment(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """What a rollout runs on; `num_drafts` is N."""
+    """What a rollout runs on; `num_drafts` is N. `alarm` knows what is waited for."""
 
     engine: Engine
     environment: Environment
     num_drafts: int
+    alarm: StallAlarm = StallAlarm(0, print)
 
     def drafts_of(self, item: Item, stage: str = Stage.DRAFT) -> Wanted:
         count = 1 if item.overlong else self.num_drafts
         return Wanted(item, stage, NextPrompt(item.prompt, count))
+
+    async def sample(self, wanted: Sequence[Wanted]) -> list[StepReturn]:
+        """The groups, each sampled and scored, in order."""
+        waits = [(each, ExitStack()) for each in wanted]
+
+        async def then(done: Wanted, completions: Sequence[Completion]) -> StepReturn:
+            next(wait for each, wait in waits if each is done).close()
+            return await self.score(done, completions)
+
+        with ExitStack() as stack:
+            for each, wait in waits:
+                problem = each.item.problem.id
+                stack.enter_context(wait)
+                wait.enter_context(self.alarm.waiting(f"{each.stage}, sampling", [problem]))
+            return await self.engine.sample(wanted, then)
 
     async def score(self, wanted: Wanted, completions: Sequence[Completion]) -> StepReturn:
         """The group with its rewards and, of drafts, the selection and every q'."""
@@ -80,7 +98,8 @@ class Backends:
             scores = (Score(0.0),) * len(sampled)
             group = Group(problem, Stage.DRAFT, wanted.next.prompt, sampled, scores)
             return StepReturn(group, None, (), True)
-        with RolloutError.at(problem, f"{wanted.stage}, rewards"):
+        stage = f"{wanted.stage}, rewards"
+        with RolloutError.at(problem, stage), self.alarm.waiting(stage, [problem.id]):
             attempt = Attempt.at(problem, wanted.next, sampled)
             return await self.environment.step(Stage(wanted.stage), attempt)
 
@@ -100,7 +119,7 @@ async def roll_out(
     """
     first = [on.drafts_of(item) for item in items]
     if drafts is None:
-        drafted = await on.engine.sample(first, on.score)
+        drafted = await on.sample(first)
     else:
         drafted = await together([on.score(each, drafts[each.item.position]) for each in first])
     wanted: list[Wanted] = []
@@ -108,7 +127,7 @@ async def roll_out(
         wanted += [Wanted(item, Stage.REFINE, following) for following in step.observations]
         following = upcoming[item.position : item.position + 1]
         wanted += [on.drafts_of(each, AHEAD) for each in following]
-    found = await on.engine.sample(wanted, on.score)
+    found = await on.sample(wanted)
     groups: dict[int, list[Group]] = {item.position: [] for item in items}
     ahead = []
     for each, step in zip(wanted, found, strict=True):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import shutil
+import time
 
 import nemo_runs
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.nemo.cpu.generation import LocalGeneration
 from igrpo_nemo.nemo.versions import entries
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
@@ -73,6 +76,9 @@ REFUSALS = [
     ("objective=dapo feedback=critique", "set grpo.use_dynamic_sampling=false"),
     ("feedback=critique grpo.seq_logprob_error_threshold=2.0", "threshold=null"),
     ("igrpo.val_draft_conditioned=true data_plane.enabled=true", "set data_plane.enabled=false"),
+    ("igrpo.validation.temperature=1.0", "or greedily.*: set igrpo.validation.temperature=0.6"),
+    ("igrpo.validation.samples=4 data_plane.enabled=true", "set igrpo.validation.samples=1"),
+    ("igrpo.validation.temperature=0 data_plane.enabled=true", "as it trains"),
     (f"objective=gspo {CORRECTED}=true", f"set {CORRECTED}=false"),
     (
         f"objective=gspo {ASYNC_TRAINING} {CORRECTED}=true",
@@ -220,9 +226,18 @@ def _summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_validation_sees_no_draft_and_the_log_has_the_projects_names(
-    ray_cluster, policy_folder, tmp_path
+def test_validation_sees_no_draft_and_the_log_has_our_names(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, capsys
 ):
+    """Two greedy answers a problem, beside them those under q'. Every call of the engine lasts
+    longer than the alarm's patience, which names what it waits for."""
+    sample, keys = LocalGeneration._sample, "igrpo.validation"
+
+    def slow(*args, **options):
+        time.sleep(0.5)
+        return sample(*args, **options)
+
+    monkeypatch.setattr(LocalGeneration, "_sample", slow)
     config = nemo_runs.tiny_config(
         policy_folder,
         tmp_path / "run",
@@ -230,17 +245,23 @@ def test_validation_sees_no_draft_and_the_log_has_the_projects_names(
         "igrpo.val_draft_conditioned=true",
         "grpo.max_num_steps=1",
         "grpo.val_at_start=true",
+        *[f"{keys}.samples=2", f"{keys}.temperature=0", "igrpo.stall_alarm_s=0.2"],
     )
     seen = nemo_runs.train(config)
+    told = capsys.readouterr().out
+    for what in ("validation", "draft, sampling", "refine, sampling"):
+        assert re.search(rf"^warning: waiting for \d+ s: {what} of \S", told, re.MULTILINE)
     path = tmp_path / "run" / "nemo_rl" / "val_data_step0.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(rows) == 16
+    assert len(rows) == 2 * 16
     for row in rows:  # single shot on the bare prompt
         [log] = row["content"]
         assert [message["role"] for message in log].count("assistant") == 1
         assert "<draft>" not in log[0]["content"]
+    assert [row["content"] for row in rows[::2]] == [row["content"] for row in rows[1::2]]
     [validated] = nemo_runs.metrics(tmp_path / "run", "val")
     assert set(validated) >= {"val/accuracy", "val/accuracy_stderr", "val/format", "val/tokens"}
+    assert validated["val/avg_at_2"] == validated["val/pass_at_2"] == validated["val/accuracy"]
     conditioned = validated["val/draft_conditioned_accuracy"]
     refined = [group for rollout in seen.rollouts[0] for group in rollout.refinements]
     right = [score.correct for group in refined for score in group.scores]

@@ -21,12 +21,14 @@ from igrpo_nemo.config import load_config, with_problems
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.config.nemo_schema import keys_beyond
+from igrpo_nemo.nemo.master_config import without_flash_attention
 from igrpo_nemo.nemo.versions import entries
 from igrpo_nemo.run.problems import expected_problems
 
 GROUPS = config_groups([builtin_config_dir()])
 MODELS = [name for name in GROUPS["model"] if name not in ("demo", "hf")]
 CLUSTERS = [name for name in GROUPS["cluster"] if name != "laptop"]
+ONE_GPU = ("engine=nemo_rl", "model=qwen2.5_1.5b", "data=gsm8k", "cluster=one_gpu")
 V1 = ("policy.dtensor_cfg._v2=false", "checkpointing.model_save_format=null")
 CASES = {
     **{name: (f"experiment={name}",) for name in GROUPS["experiment"] if "demo" not in name},
@@ -47,6 +49,9 @@ CASES = {
         "model=openmath_nemotron_7b_dtensor",
         *V1,
     ),
+    "one_gpu_1.5b": (*ONE_GPU,),
+    "one_gpu_v1": (*ONE_GPU, "policy.dtensor_cfg._v2=false"),
+    "one_gpu_adapters": (*ONE_GPU, "lora=dtensor"),
     "no_cluster": ("engine=nemo_rl", "policy.model_name=/models/small"),
     "no_cluster_dtensor": ("engine=nemo_rl", "model=openmath_nemotron_7b_dtensor"),
 }
@@ -137,7 +142,7 @@ def made(case, folder, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     # `setup()` sets it for `force_on_policy_ratio`.
     monkeypatch.setenv("NRL_IGNORE_TP_ACCURACY_CHECK", "")
-    config = composed(case)
+    config = without_flash_attention(composed(case))  # this machine has none
     config = config.replaced("logger", log_dir=str(folder), monitor_gpus=False)
     config = config.replaced("logger", tensorboard_enabled=False)
     config = config.replaced("checkpointing", checkpoint_dir=str(folder / "checkpoints"))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from igrpo_nemo.metrics import mean_and_stderr
 from igrpo_nemo.nemo.resume import Progress, summary_of
 from igrpo_nemo.nemo.run_log import LoggersTables, RunLog
 from igrpo_nemo.nemo.seam import SAMPLES, StepClock
@@ -29,11 +30,16 @@ class Recorder:
         self.records.append(filename)
 
 
-def _log(*, dynamic=False, dumps=0, **options):
+def _log(*, dynamic=False, dumps=0, samples=1, **options):
     tracker = Recorder()
     config = SimpleNamespace(
         grpo=SimpleNamespace(use_dynamic_sampling=dynamic, num_prompts_per_step=4),
-        igrpo=SimpleNamespace(sample_table_period=0, budget=8, row_dump_period=dumps),
+        igrpo=SimpleNamespace(
+            sample_table_period=0,
+            budget=8,
+            row_dump_period=dumps,
+            validation=SimpleNamespace(samples=samples),
+        ),
         cluster=SimpleNamespace(num_nodes=2, gpus_per_node=8),
     )
     log = RunLog(
@@ -159,6 +165,18 @@ def test_a_template_may_have_opened_the_thinking_part():
     _validated(log, answers, "<|User|>q<|Assistant|><think>\n")
     _validated(log, answers)
     assert [metrics["val/format"] for _, _, metrics in records] == [0.5, 0.0]
+
+
+def test_several_answers_a_problem_are_measured_by_problem():
+    log, records = _log(samples=2)
+    conversation = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "4"}]
+    dump = {"rewards": [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], "content": [conversation] * 6}
+    log.log_batched_dict_as_jsonl(dump, "val_data_step1.jsonl")
+    log.log_metrics({"accuracy": 0.5}, 1, prefix="validation")
+    [(_, _, metrics)] = records
+    assert metrics["val/avg_at_2"] == metrics["val/accuracy"] == 0.5
+    assert metrics["val/pass_at_2"] == pytest.approx(2 / 3)
+    assert metrics["val/accuracy_stderr"] == pytest.approx(mean_and_stderr([1.0, 0.5, 0.0])[1])
 
 
 def test_what_the_run_is_asked_for_is_logged_where_it_is_known():

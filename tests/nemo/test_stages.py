@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 
+from igrpo_nemo.alarms import StallAlarm
 from igrpo_nemo.environment import StepReturn
 from igrpo_nemo.feedback import BestDraft, NextPrompt
 from igrpo_nemo.nemo.failure import RolloutError
@@ -140,6 +143,25 @@ def test_several_stage_two_prompts_are_sampled_beside_each_other():
     ]  # fmt: skip
     assert [len(group.completions) for group in rollout.refinements] == [2, 2, 2]
     assert on.engine.asked[2:] == [f"refine after 1 a/{n}" for n in (0, 0, 1, 1, 2, 2)]
+
+
+@pytest.mark.parametrize("run", [roll_out, at_own_pace])
+def test_the_alarm_names_what_is_waited_for(run):
+    """Of p0 the drafts, of p1 the rewards of its refinements; what came in time is not named."""
+    answers = {0: [(0.3, "0 slow"), (0.0, "1 a")], 1: [(0.0, "0 b"), (0.0, "1 c")]}
+    said: list[str] = []
+    on, step = backends(answers), Environment.step
+
+    async def slow(environment, stage, attempt):
+        if (stage, attempt.problem.id) == (Stage.REFINE, "p1"):
+            await asyncio.sleep(0.3)
+        return await step(environment, stage, attempt)
+
+    with StallAlarm(0.1, said.append) as alarm, mock.patch.object(Environment, "step", slow):
+        asyncio.run(run(items(2), replace(on, alarm=alarm)))
+    told = " ".join(said)
+    assert "draft, sampling of p0" in told and "refine, rewards of p1" in told
+    assert "refine, sampling" not in told and "draft, rewards" not in told
 
 
 @pytest.mark.parametrize("run", [roll_out, at_own_pace])
