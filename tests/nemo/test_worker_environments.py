@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_real_setup import CASES, composed
 
 from igrpo_nemo.cluster.worker_environments import check_worker_environments, workers
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
 
-EXPERIMENTS = sorted(path.stem for path in Path("configs/experiment").glob("table*.yaml"))
+EXPERIMENTS = [case for case in CASES if case.startswith("table")]
 MEGATRON = "table1_openmath_nemotron_14b_igrpo"
 
 
@@ -24,7 +25,7 @@ def missing(config, folder: Path, **site):
 def test_the_classes_are_those_that_nemo_rl_makes_environments_for(experiment):
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
 
-    names = list(workers(load_config([f"experiment={experiment}"])))
+    names = list(workers(composed(experiment)))
     assert len(names) >= 2 and set(names) <= set(ACTOR_ENVIRONMENT_REGISTRY)
 
 
