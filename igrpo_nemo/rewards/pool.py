@@ -331,7 +331,9 @@ class VerifierPool:
 
     def metrics(self) -> dict[str, float]:
         """The counts of `stats` by name."""
-        return {name: float(value) for name, value in asdict(self.stats).items()}
+        counts = asdict(self.stats)
+        del counts["slowest_s"]  # It is no count: a step's share of it cannot be told.
+        return {name: float(value) for name, value in counts.items()}
 
     def close(self) -> None:
         """End the thread and the processes; waits for them. Safe to call twice."""

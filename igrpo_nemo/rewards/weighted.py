@@ -112,6 +112,7 @@ class WeightedScorer:
         self.verifier = verifier
         self.component_names = tuple(dict.fromkeys(["accuracy", *weights]))
         self._components = {name: known[name] for name in self.component_names}
+        self._counted: dict[str, float] = {}
 
     def __call__(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         if not requests:
@@ -131,14 +132,16 @@ class WeightedScorer:
         return scores
 
     def metrics(self) -> dict[str, float]:
-        """What the verifier and the components count, since they were made: `reward/<name>/...`."""
+        """What the verifier and the components have counted since the last call, a step's where it
+        is asked once a step: `reward/<name>/...`."""
         parts = {"verifier": self.verifier, **self._components}
-        found: dict[str, float] = {}
+        total: dict[str, float] = {}
         for name, part in parts.items():
             counts = getattr(part, "metrics", None)
             for key, value in (counts() if counts else {}).items():
-                found[f"reward/{name}/{key}"] = float(value)
-        return found
+                total[f"reward/{name}/{key}"] = float(value)
+        before, self._counted = self._counted, total
+        return {name: value - before.get(name, 0.0) for name, value in total.items()}
 
     def close(self) -> None:
         self.verifier.close()

@@ -64,3 +64,22 @@ def test_unknown_components_and_no_weights_are_refused():
         build_scorer({"speed": 1.0})
     with pytest.raises(UserError, match="at least one weight"):
         build_scorer({})
+
+
+def test_metrics_are_what_was_counted_since_the_last_call():
+    class Counting:
+        calls = 0
+
+        def __call__(self, requests, verdicts):
+            self.calls += len(requests)
+            return [0.0] * len(requests)
+
+        def metrics(self):
+            return {"calls": self.calls}
+
+    scorer = build_scorer({"accuracy": 1.0, "judge": 1.0}, components={"judge": Counting()})
+    scorer([_request("5")] * 3)
+    assert scorer.metrics() == {"reward/judge/calls": 3.0}
+    scorer([_request("5")])
+    assert scorer.metrics() == {"reward/judge/calls": 1.0}
+    assert scorer.metrics() == {"reward/judge/calls": 0.0}
