@@ -26,8 +26,6 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import igrpo_nemo
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import (
@@ -241,6 +239,7 @@ class VerifierPool:
             if value < least:
                 raise UserError(f"env.math.{name} is {value}: it must be at least {least}")
         self.settings = settings
+        self._workers = workers
         self._group_deadline_s = group_deadline_s
         self._cache: dict[Pair, Reason] = {}
         self._lock = threading.Lock()
@@ -308,14 +307,18 @@ class VerifierPool:
         return [reasons[gold, None] for gold in golds]
 
     def warm_up(self) -> None:
-        """Wait until the processes are up: otherwise the first group waits for them."""
+        """Wait until every process is up and has compared something: otherwise the first group
+        waits for them."""
         if not self._processes.ready.wait(_START_LIMIT_S):
             raise RuntimeError("the verifier processes do not start: no sign of life")
+        first = [("\\sqrt{2}", f"{index} + \\sqrt{{2}}") for index in range(self._workers)]
+        self._processes.results(first, math.inf)
 
     def process_ids(self) -> tuple[int, ...]:
-        """The supervisor's and its workers' process ids, for measurements and tests."""
-        supervisor = psutil.Process(self._processes.process.pid)
-        return (supervisor.pid, *(each.pid for each in supervisor.children()))
+        """The supervisor's and its workers' process ids, for measurements and tests, on Linux."""
+        pid = self._processes.process.pid
+        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return (pid, *map(int, workers))
 
     def _compare(self, pairs: list[Pair], deadline: float) -> dict[Pair, Reason]:
         reasons: dict[Any, Reason] = self._results(pairs, deadline)
