@@ -182,7 +182,7 @@ def test_traceback_is_shown_when_asked_for(
     assert main([*arguments, "experiment=nope"]) == 2
     text = capsys.readouterr().err
     assert "Traceback (most recent call last)" in text
-    assert text.splitlines()[-1].startswith("error: experiment=nope does not exist: use demo, ")
+    assert text.splitlines()[-1].startswith("error: experiment=nope does not exist: use laptop, ")
 
 
 @pytest.mark.parametrize(
