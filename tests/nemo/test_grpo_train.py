@@ -9,9 +9,7 @@ from nemo_runs import ASYNC, SYNC
 CASES = [
     pytest.param(4, 4, "grpo", SYNC, id="4-4-grpo-sync"),
     pytest.param(2, 4, "gspo", ASYNC, id="2-4-gspo-async", marks=pytest.mark.either_tree),
-    pytest.param(4, 2, "dr_grpo", SYNC, id="4-2-dr_grpo-sync"),
-    pytest.param(4, 4, "dapo", ASYNC, id="4-4-dapo-async"),
-    pytest.param(4, 2, "grpo", ASYNC, id="4-2-grpo-async"),
+    pytest.param(4, 2, "dapo", ASYNC, id="4-2-dapo-async"),
 ]
 
 
