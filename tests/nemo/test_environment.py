@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 
-from igrpo_nemo.environment import Attempt
+from igrpo_nemo.environment import Attempt, scored
 from igrpo_nemo.nemo import environment
 from igrpo_nemo.run import core
 from igrpo_nemo.types import Completion, Problem, Prompt, Stage, StopReason
@@ -138,16 +138,16 @@ def test_validation_asks_no_judge(settings, monkeypatch):
     """Training rows do: nobody answers there."""
     asked = []
 
-    def judge(config):
+    def judge(settings, cache):
         def ask(requests, verdicts):
             asked.extend(request.text for request in requests)
             return [0.5] * len(requests)
 
         return ask
 
-    monkeypatch.setattr(core, "_judge_of", judge)
+    monkeypatch.setattr(core, "Judge", judge)
     config = copy.deepcopy(settings["config"])
-    config["igrpo"]["reward"]["judge"] = 1.0
+    config["igrpo"]["reward"]["judge"], config["igrpo"]["judge"] = 1.0, {"model": "m"}
     worker = environment.TwoStageWorker(settings | {"config": config})
     try:
         validated = worker.step([_log(RIGHT), _log(WRONG)], [_info(validation=True)] * 2)
@@ -186,13 +186,13 @@ def test_a_function_of_ones_own_rewards_training_rows(settings):
 def test_rows_of_a_call_are_scored_beside_each_other(worker, monkeypatch):
     """One call of NeMo-RL's brings all rows of a batch."""
     both = threading.Barrier(2, timeout=30)
-    score = type(worker.environment)._score
+    score = "igrpo_nemo.environment.scored"
 
-    def waiting(self, stage, attempts):
+    def waiting(*arguments):
         both.wait()
-        return score(self, stage, attempts)
+        return scored(*arguments)
 
-    monkeypatch.setattr(type(worker.environment), "_score", waiting)
+    monkeypatch.setattr(score, waiting)
     returned = worker.step([_log(RIGHT), _log(WRONG)], [_info(validation=True)] * 2)
     assert returned.rewards.tolist() == [1.0, 0.0]
 
