@@ -37,7 +37,7 @@ from igrpo_nemo.rewards.accuracy import (
     quick_verdict,
 )
 from igrpo_nemo.rewards.custom import NO_REPLY, Outcome
-from igrpo_nemo.rewards.worker import Options, Pair, Task
+from igrpo_nemo.rewards.worker import Pair, Task, WorkerOptions
 from igrpo_nemo.types import ScoreRequest
 
 _CACHE_ENTRIES = 65_536
@@ -78,7 +78,7 @@ class _Call:
 class _Processes:
     """The supervisor, what it was asked, and the thread that listens to it. Knows no pool."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: WorkerOptions) -> None:
         self.stats = PoolStats()
         self.ready = threading.Event()
         self._options = options
@@ -244,7 +244,7 @@ class VerifierPool:
         self._cache: dict[Pair, Reason] = {}
         self._lock = threading.Lock()
         self._processes = _Processes(
-            Options(settings, workers, item_timeout_s, memory_limit_mb, functions)
+            WorkerOptions(settings, workers, item_timeout_s, memory_limit_mb, functions)
         )
         # Also runs when the pool is forgotten, and at the interpreter's end.
         self._finalizer = weakref.finalize(self, self._processes.close)

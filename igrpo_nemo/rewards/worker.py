@@ -55,7 +55,7 @@ Task = Pair | tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class WorkerOptions:
     """What the processes run with; `functions` are paths of reward functions."""
 
     settings: AccuracySettings
@@ -79,7 +79,7 @@ class _Job:
 class _Worker:
     """A forked process, the socket to it, and the job that it has."""
 
-    def __init__(self, options: Options, inherited: Sequence[socket.socket]) -> None:
+    def __init__(self, options: WorkerOptions, inherited: Sequence[socket.socket]) -> None:
         self.socket, theirs = socket.socketpair()
         self.job: _Job | None = None
         self.since = 0.0
@@ -128,7 +128,7 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, control: socket.socket, options: Options) -> None:
+    def __init__(self, control: socket.socket, options: WorkerOptions) -> None:
         self._control = control
         self._options = options
         self._waiting: deque[_Job] = deque()
@@ -260,7 +260,7 @@ def main(fd: str, pickled: str) -> None:
     # The pool's process owns the terminal's signals; this one ends when that one does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(fd))
-    options: Options = pickle.loads(bytes.fromhex(pickled))
+    options: WorkerOptions = pickle.loads(bytes.fromhex(pickled))
     warm_up()
     for path in options.functions:
         function_at(path)

@@ -40,7 +40,7 @@ NOTE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StudyOutcome:
     """What the finished runs of a study say. `results` are by task."""
 
     study: Study
@@ -91,7 +91,7 @@ class Outcome:
         }
 
 
-def outcome(study: Study, cells: Sequence[Cell], cpu_s: float) -> Outcome:
+def outcome(study: Study, cells: Sequence[Cell], cpu_s: float) -> StudyOutcome:
     """Reads the runs of `cells` that are finished."""
     runs: dict[str, dict[str, dict[int, Run]]] = {task: {} for task in study.tasks}
     for cell in cells:
@@ -101,10 +101,10 @@ def outcome(study: Study, cells: Sequence[Cell], cpu_s: float) -> Outcome:
             runs[cell.task].setdefault(cell.arm, {})[cell.seed] = run
     runs = {task: by_arm for task, by_arm in runs.items() if by_arm}
     results = {task: arm_results(by_arm, study.reference) for task, by_arm in runs.items()}
-    return Outcome(study, runs, results, cpu_s / 3600)
+    return StudyOutcome(study, runs, results, cpu_s / 3600)
 
 
-def write(found: Outcome, folder: Path) -> list[Path]:
+def write(found: StudyOutcome, folder: Path) -> list[Path]:
     """`study.json` and a page of tables and curves for every task; returns the pages."""
     write_or_refuse(folder / "study.json", json.dumps(found.to_dict(), indent=1))
     pages = []
@@ -123,7 +123,7 @@ def write(found: Outcome, folder: Path) -> list[Path]:
     return pages
 
 
-def text(found: Outcome, pages: Sequence[Path]) -> str:
+def text(found: StudyOutcome, pages: Sequence[Path]) -> str:
     """For the terminal: tables, note, sentences, where the pages are."""
     tables = [
         f"{caption}\n\n{text_table(header, rows)}" for caption, header, rows in found.tables()

@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from igrpo_nemo.tasks.task import Solution
+from igrpo_nemo.tasks.task import WorkedAnswer
 
 MULTIPLIERS = (3, 7, 9)
 
@@ -55,8 +55,8 @@ def answer_of(results: Sequence[int]) -> str:
     return "".join(map(str, results[-2:]))
 
 
-def solution_of(results: Sequence[int]) -> Solution:
-    return Solution(tuple(map(str, results)), answer_of(results))
+def solution_of(results: Sequence[int]) -> WorkedAnswer:
+    return WorkedAnswer(tuple(map(str, results)), answer_of(results))
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,17 @@ class ChainTask:
             operations.append((op, rng.choice(MULTIPLIERS) if op == "*" else rng.randint(1, 9)))
         return Chain(rng.randint(0, 9), tuple(operations))
 
-    def right(self, exercise: Chain) -> Solution:
+    def right(self, exercise: Chain) -> WorkedAnswer:
         return solution_of(exercise.results)
 
-    def attempt(self, exercise: Chain, rng: random.Random) -> Solution:
+    def attempt(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
         return solution_of(self._results(exercise.start, exercise.operations, rng))
 
-    def draft(self, exercise: Chain, rng: random.Random) -> Solution:
+    def draft(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
         right = rng.random() < self.right_draft_share
         return self.right(exercise) if right else self.attempt(exercise, rng)
 
-    def correct(self, exercise: Chain, draft: Solution, rng: random.Random) -> Solution:
+    def correct(self, exercise: Chain, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
         """Step by step, whatever the corrected steps lead to."""
         return solution_of(self._mended(exercise.results, draft.steps, rng))
 
@@ -131,36 +131,36 @@ class LongChainTask(ChainTask):
     fixed_error_share: float = 0.1
     terse_share: float = 0.4
 
-    def right(self, exercise: Chain) -> Solution:
+    def right(self, exercise: Chain) -> WorkedAnswer:
         return self._terse(exercise.results)
 
-    def attempt(self, exercise: Chain, rng: random.Random) -> Solution:
+    def attempt(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
         terse = rng.random() < self.terse_share
         results = self._results(exercise.start, exercise.operations, rng)
         return self._terse(results) if terse else solution_of(results)
 
-    def draft(self, exercise: Chain, rng: random.Random) -> Solution:
+    def draft(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
         if rng.random() < 0.5:
             results = self._results(exercise.start, exercise.operations, rng)
             if rng.random() < self.right_draft_share:
                 results = list(exercise.results)
             shown = rng.randint(len(results) // 2, len(results) - 1)
-            return Solution(tuple(map(str, results[:shown])), None)
+            return WorkedAnswer(tuple(map(str, results[:shown])), None)
         right = rng.random() < self.right_draft_share
         results = self._results(exercise.start, exercise.operations, rng)
         return self._terse(exercise.results if right else results)
 
-    def correct(self, exercise: Chain, draft: Solution, rng: random.Random) -> Solution:
+    def correct(self, exercise: Chain, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
         if draft.answer is not None:
             steps = self._mended(exercise.results[1::2], draft.steps, rng)
             (before,) = self._mended(exercise.results[-2:-1], draft.answer[:1], rng)
-            return Solution(tuple(map(str, steps)), answer_of([before, steps[-1]]))
+            return WorkedAnswer(tuple(map(str, steps)), answer_of([before, steps[-1]]))
         done = len(draft.steps)
         rest = self._results(int(draft.steps[-1]), exercise.operations[done:], rng)
-        return Solution(tuple(map(str, rest)), answer_of([int(draft.steps[-1]), *rest]))
+        return WorkedAnswer(tuple(map(str, rest)), answer_of([int(draft.steps[-1]), *rest]))
 
-    def _terse(self, results: Sequence[int]) -> Solution:
-        return Solution(tuple(map(str, results[1::2])), answer_of(results))
+    def _terse(self, results: Sequence[int]) -> WorkedAnswer:
+        return WorkedAnswer(tuple(map(str, results[1::2])), answer_of(results))
 
 
 def other(digit: int, rng: random.Random) -> int:

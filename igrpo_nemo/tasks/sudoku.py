@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 
-from igrpo_nemo.tasks.task import Solution
+from igrpo_nemo.tasks.task import WorkedAnswer
 
 CELLS = range(16)
 
@@ -112,21 +112,21 @@ class SudokuTask:
             if sudoku.is_unique:
                 return sudoku
 
-    def right(self, exercise: Sudoku) -> Solution:
-        return Solution(tuple(exercise.answer), exercise.answer)
+    def right(self, exercise: Sudoku) -> WorkedAnswer:
+        return WorkedAnswer(tuple(exercise.answer), exercise.answer)
 
-    def attempt(self, exercise: Sudoku, rng: random.Random) -> Solution:
+    def attempt(self, exercise: Sudoku, rng: random.Random) -> WorkedAnswer:
         filled = self._fill(exercise, rng)
-        return Solution(tuple(filled), self._mended(exercise, filled, 1.0, self.notice, rng))
+        return WorkedAnswer(tuple(filled), self._mended(exercise, filled, 1.0, self.notice, rng))
 
-    def draft(self, exercise: Sudoku, rng: random.Random) -> Solution:
+    def draft(self, exercise: Sudoku, rng: random.Random) -> WorkedAnswer:
         right = rng.random() < self.right_draft_share
         return self.right(exercise) if right else self.attempt(exercise, rng)
 
-    def correct(self, exercise: Sudoku, draft: Solution, rng: random.Random) -> Solution:
+    def correct(self, exercise: Sudoku, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
         assert draft.answer is not None
         mended = self._mended(exercise, draft.answer, self.trust, self.mend, rng)
-        return Solution(tuple(mended), mended)
+        return WorkedAnswer(tuple(mended), mended)
 
     def _mended(
         self, exercise: Sudoku, said: str, trust: float, mend: float, rng: random.Random

@@ -1,6 +1,6 @@
 """What a generated task is: exercises with one right answer, and a demonstrator who errs.
 
-    sample -> exercise --right / attempt / correct--> Solution -> text, with its format now and
+    sample -> exercise --right / attempt / correct--> WorkedAnswer -> text, with its format now and
                                                                   then broken
 
 A model that imitates the demonstrator starts at a middling success rate, which reinforcement can
@@ -27,7 +27,7 @@ class Exercise(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Solution:
+class WorkedAnswer:
     """Reasoning step by step, and the answer that it leads to; None where it was cut off."""
 
     steps: tuple[str, ...]
@@ -59,33 +59,33 @@ class Task(Protocol):
         """An `Exercise` of the task's own kind, which the methods below take."""
         ...
 
-    def right(self, exercise: Any) -> Solution:
+    def right(self, exercise: Any) -> WorkedAnswer:
         """The solution without an error."""
         ...
 
-    def attempt(self, exercise: Any, rng: random.Random) -> Solution:
+    def attempt(self, exercise: Any, rng: random.Random) -> WorkedAnswer:
         """What the demonstrator makes of the bare exercise."""
         ...
 
-    def draft(self, exercise: Any, rng: random.Random) -> Solution:
+    def draft(self, exercise: Any, rng: random.Random) -> WorkedAnswer:
         """A draft to correct."""
         ...
 
-    def correct(self, exercise: Any, draft: Solution, rng: random.Random) -> Solution:
+    def correct(self, exercise: Any, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
         """What the demonstrator makes of the exercise under a draft."""
         ...
 
 
 def verdict(
-    task: Task, exercise: Exercise, draft: Solution, words: Sequence[str], rng: random.Random
-) -> Solution:
+    task: Task, exercise: Exercise, draft: WorkedAnswer, words: Sequence[str], rng: random.Random
+) -> WorkedAnswer:
     """A judgement of a draft's answer after an own attempt: the first of the two words where the
     answers agree, the other one where they do not."""
     own = task.attempt(exercise, rng)
-    return Solution(own.steps, words[own.answer != draft.answer])
+    return WorkedAnswer(own.steps, words[own.answer != draft.answer])
 
 
-def written(solution: Solution, rng: random.Random, broken_format: float) -> str:
+def written(solution: WorkedAnswer, rng: random.Random, broken_format: float) -> str:
     """A solution's text; a share `broken_format` of them lacks a tag."""
     if rng.random() >= broken_format:
         return solution.text

@@ -8,7 +8,7 @@ from igrpo_nemo.rewards.weighted import ScoreRequest
 from igrpo_nemo.tasks import TASKS, generated_problems
 from igrpo_nemo.tasks.chain import Chain, ChainTask, LongChainTask, solution_of
 from igrpo_nemo.tasks.sudoku import SudokuTask, fits, grids
-from igrpo_nemo.tasks.task import Solution, verdict, written
+from igrpo_nemo.tasks.task import WorkedAnswer, verdict, written
 from igrpo_nemo.types import Problem
 
 SIZES = {"arithmetic": 6, "long_chain": 16, "sudoku": 8}
@@ -93,10 +93,10 @@ def test_a_draft_that_was_cut_off_is_continued():
     task, rng = LongChainTask(fixed_error_share=0.0, slip=0.0), random.Random(9)
     chain = task.sample(rng, 16)
     shown = tuple(map(str, chain.results[:11]))
-    cut = Solution(shown, None)
+    cut = WorkedAnswer(shown, None)
     assert cut.text == "<think>" + "".join(shown)
     rest = task.correct(chain, cut, rng)
-    assert rest == Solution(tuple(map(str, chain.results[11:])), chain.answer)
+    assert rest == WorkedAnswer(tuple(map(str, chain.results[11:])), chain.answer)
 
 
 def test_the_demonstrator_errs_as_often_as_its_rates_say():
