@@ -60,24 +60,15 @@ def _refusal(model: PreTrainedModel, reason: str) -> str:
 class CachedBatch(StepwiseBatch):
     """One batch of rows being decoded through the model's own cache."""
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[tuple[int, ...]],
-        rows_per_prompt: Sequence[int],
-        names: Sequence[tuple[str, int]],
-        params: SamplingParams,
-    ) -> None:
-        super().__init__(names, params, model.device)
-        self._model, device = model, model.device
+    def _begin(self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]) -> Tensor:
+        device = self._device
         lengths_P = torch.tensor([len(prompt) for prompt in prompts])
         width = int(lengths_P.max())
         input_PT = torch.zeros(len(prompts), width, dtype=torch.long)
         for row_T, prompt in zip(input_PT, prompts, strict=True):
             row_T[width - len(prompt) :] = torch.tensor(prompt)
         mask_PT = (torch.arange(width) >= width - lengths_P[:, None]).long()
-        output = model(
+        output = self._model(
             input_ids=input_PT.to(device),
             attention_mask=mask_PT.to(device),
             position_ids=(mask_PT.cumsum(1) - 1).clamp(min=0).to(device),
@@ -89,7 +80,7 @@ class CachedBatch(StepwiseBatch):
         self._cache.reorder_cache(rows)
         self._mask_RT = mask_PT.to(device)[rows]
         self._positions_R1 = lengths_P.to(device)[rows, None]
-        self._logits_RV = output.logits[:, -1].float()[rows]
+        return output.logits[:, -1].float()[rows]
 
     def _keep(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, device=self._device)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
@@ -89,18 +89,23 @@ class UniformTable:
 class StepwiseBatch:
     """Rows being decoded one token at a time, numbered prompt by prompt.
 
-    A decoder sets `_logits_RV`, those of the first token, and has `_next` and `_keep`.
+    A decoder has `_begin`, `_next` and `_keep`. `names` are (seed key, number) of each row.
     """
 
-    _logits_RV: Tensor
-
+    @torch.no_grad()
     def __init__(
-        self, names: Sequence[tuple[str, int]], params: SamplingParams, device: torch.device
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[tuple[int, ...]],
+        rows_per_prompt: Sequence[int],
+        names: Sequence[tuple[str, int]],
+        params: SamplingParams,
     ) -> None:
-        self._params, self._device = params, device
+        self._model, self._params, self._device = model, params, model.device
         self._uniforms = UniformTable(names) if params.temperature > 0 else None
         self._table_RB = torch.empty(len(names), 0)
         self._drawn, self._tokens_R = 0, torch.empty(0)
+        self._logits_RV = self._begin(prompts, rows_per_prompt)
 
     def advance(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """The next tokens of the live rows and their log-probs, here one of each: [R, 1]."""
@@ -122,6 +127,10 @@ class StepwiseBatch:
             self._uniforms.keep(rows)
             self._table_RB = self._table_RB[list(rows)]
         self._keep(rows)
+
+    def _begin(self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]) -> Tensor:
+        """Reads the prompts; the logits of each row's first token: [R, V]."""
+        raise NotImplementedError
 
     def _next(self, tokens_R: Tensor) -> Tensor:
         """Appends a token to every live row; the logits of the next one: [R, V]."""

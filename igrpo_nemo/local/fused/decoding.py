@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from igrpo_nemo.local.fused.decoder import (
     DecoderWeights,
@@ -29,7 +28,7 @@ from igrpo_nemo.local.fused.decoder import (
 )
 from igrpo_nemo.local.fused.group_layout import group_layout
 from igrpo_nemo.local.fused.kernels import matmul_nt, rotate_, split_heads, unit_rms
-from igrpo_nemo.local.sampling import SamplingParams, StepwiseBatch
+from igrpo_nemo.local.sampling import StepwiseBatch
 
 # Row counts are rounded up to a multiple of this: few shapes, which matrix libraries cache.
 _ROW_MULTIPLE = 8
@@ -81,17 +80,8 @@ class _LayerCache:
 class FusedBatch(StepwiseBatch):
     """One batch of rows being decoded, with the model's weights as they are now, on the CPU."""
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[tuple[int, ...]],
-        rows_per_prompt: Sequence[int],
-        names: Sequence[tuple[str, int]],
-        params: SamplingParams,
-    ) -> None:
-        super().__init__(names, params, model.device)
-        self._model, self._weights = model, _folded(decoder_weights(model))
+    def _begin(self, prompts: Sequence[tuple[int, ...]], rows_per_prompt: Sequence[int]) -> Tensor:
+        self._weights = _folded(decoder_weights(self._model))
         self._prompts, self._width = len(prompts), max(rows_per_prompt)
         self._slots = [
             p * self._width + w for p, count in enumerate(rows_per_prompt) for w in range(count)
@@ -103,7 +93,7 @@ class FusedBatch(StepwiseBatch):
         self._prefill(prompts)
         self._index_rows()
         last_tokens = [prompts[slot // self._width][-1] for slot in self._slots]
-        self._logits_RV = self._next(torch.tensor(last_tokens))
+        return self._next(torch.tensor(last_tokens))
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Caches each prompt's keys and values but for its last token, which is stepped."""
