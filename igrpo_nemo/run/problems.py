@@ -95,7 +95,9 @@ def fitting_problems(
             f"than {limit:,} tokens (igrpo.drop_overlong_prompts)"
         )
         if not fitting:
-            raise UserError(f"{told}; raise policy.max_total_sequence_length")
+            raise UserError(
+                f"{told}; raise policy.max_total_sequence_length or data.max_input_seq_length"
+            )
         warnings.warn(told, stacklevel=2)
     return fitting
 

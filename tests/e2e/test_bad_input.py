@@ -75,6 +75,9 @@ def test_models_that_are_not_there_or_incomplete(igrpo):
 def test_a_prompt_that_is_too_long_is_named(igrpo):
     words = (*QUICK, "data.max_input_seq_length=20")
     message = refused(igrpo, "train", *words, "logger.log_dir=run")
+    assert "64 of 64 problems are left out" in message and "data.max_input_seq_length" in message
+    words = (*words, "igrpo.drop_overlong_prompts=false")
+    message = refused(igrpo, "train", *words, "logger.log_dir=run")
     assert "problem train-" in message and "limit is 20" in message
 
 

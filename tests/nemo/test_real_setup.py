@@ -30,8 +30,10 @@ MODELS = [name for name in GROUPS["model"] if name not in ("demo", "hf")]
 CLUSTERS = [name for name in GROUPS["cluster"] if name != "laptop"]
 ONE_GPU = ("engine=nemo_rl", "model=qwen2.5_1.5b", "data=gsm8k", "cluster=one_gpu")
 V1 = ("policy.dtensor_cfg._v2=false", "checkpointing.model_save_format=null")
+EMBEDDED = ("demo", "demo_grpo", "laptop")
+"""Experiments of the embedded engine."""
 CASES = {
-    **{name: (f"experiment={name}",) for name in GROUPS["experiment"] if "demo" not in name},
+    **{name: (f"experiment={name}",) for name in GROUPS["experiment"] if name not in EMBEDDED},
     **{
         name: (
             "engine=nemo_rl",
