@@ -8,9 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igrpo_nemo.cli.command import Command, at_least, switch
 from igrpo_nemo.errors import UserError
+
+if TYPE_CHECKING:
+    from igrpo_nemo.study.grid import Cell
 
 EXAMPLES = """\
   igrpo study compare                              GRPO, iGRPO and its controls on the demo's task
@@ -47,7 +51,7 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
-def _submit(cells: Sequence) -> None:
+def _submit(cells: Sequence[Cell]) -> None:
     """A Slurm job for every run that is neither finished nor queued."""
     from igrpo_nemo.cluster.job import find_checkout
     from igrpo_nemo.cluster.launch import prepare_launch, submit_launch

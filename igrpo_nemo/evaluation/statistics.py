@@ -149,15 +149,20 @@ def bayes_at_n(correct_P: Sequence[int] | np.ndarray, n: int) -> Estimate:
     return Estimate(float(rates_P.mean()), sampling, _stderr(rates_P))
 
 
-def over_seeds(ours_S: Sequence[float], theirs_S: Sequence[float] | None = None) -> Difference:
-    """Mean over S training seeds, less that of others, with Student's 95 % interval (Welch's
-    degrees of freedom); `problems` counts our seeds. One seed gives no interval."""
+def over_seeds(
+    ours_S: Sequence[float],
+    theirs_S: Sequence[float] | None = None,
+    *,
+    confidence: float = CONFIDENCE,
+) -> Difference:
+    """Mean over S training seeds, less that of others, with Student's interval (Welch's degrees of
+    freedom); `problems` counts our seeds. One seed gives no interval."""
     parts = [np.asarray(part, dtype=float) for part in (ours_S, theirs_S) if part is not None]
     mean = float(parts[0].mean()) - (float(parts[1].mean()) if theirs_S is not None else 0.0)
     if any(len(part) < 2 for part in parts):
         return Difference(mean, None, None, None, len(ours_S))
     stderr = math.sqrt(sum(float(part.var(ddof=1)) / len(part) for part in parts))
-    half = t_quantile(0.5 + CONFIDENCE / 2, max(_welch_degrees(parts), 1)) * stderr
+    half = t_quantile(0.5 + confidence / 2, max(_welch_degrees(parts), 1)) * stderr
     return Difference(mean, stderr, mean - half, mean + half, len(ours_S))
 
 

@@ -229,18 +229,18 @@ def common_setting(comparison: Comparison) -> str:
     return f"All: {', '.join(known)}." if known else ""
 
 
-def points(difference: Difference) -> str:
+def points(difference: Difference, scale: float = 100.0, digits: int = 1) -> str:
     """`+1.2 [+0.3, +2.1]` in percentage points; the mean alone where there is no interval."""
-    text = f"{100 * difference.mean:+.1f}"
+    text = f"{scale * difference.mean:+.{digits}f}"
     if difference.low is None or difference.high is None:
         return text
-    return f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{text} [{scale * difference.low:+.{digits}f}, {scale * difference.high:+.{digits}f}]"
 
 
 def summary(comparison: Comparison) -> str:
     """What a terminal shows: the tables without the details, and the findings."""
     shown = tables(comparison, details=False)
-    blocks = ["\n".join([*_lines(table), table.caption]) for table in shown]
+    blocks = ["\n".join([*aligned(table), table.caption]) for table in shown]
     if sentences := findings(comparison):
         blocks.append("\n".join(f"- {sentence}" for sentence in sentences))
     return "\n\n".join(blocks)
@@ -252,7 +252,7 @@ def as_markdown(comparison: Comparison, title: str) -> str:
     parts = [f"# {title}", *(["", setting, ""] if setting else [""])]
     parts += [f"- {sentence}" for sentence in findings(comparison)]
     for table in tables(comparison):
-        parts += ["", table.caption, "", *_lines(table)]
+        parts += ["", table.caption, "", *aligned(table)]
     sources = dict.fromkeys(
         f"{p.experiment}: {p.source}" for p in comparison.published.values() if p.source
     )
@@ -261,7 +261,7 @@ def as_markdown(comparison: Comparison, title: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _lines(table: Table) -> list[str]:
+def aligned(table: Table) -> list[str]:
     """A table in Markdown, its columns aligned: the first one left, the others right."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in [table.header, *table.rows]]
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from igrpo_nemo.evaluation.systems import Comparison, compared, is_evaluation, load_systems
-from igrpo_nemo.evaluation.tables import common_setting, findings
+from igrpo_nemo.evaluation.tables import Table, common_setting, findings
 from igrpo_nemo.evaluation.tables import tables as evaluation_tables
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.figures import EVALUATION, Figure, draw_figures, group_colors, pass_figure
@@ -35,7 +35,7 @@ def build_report(
     labels: Sequence[str] | None = None,
     title: str | None = None,
     introduction: str = "",
-    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+    tables: Sequence[Table] = (),
     anyway: bool = False,
 ) -> Path:
     """Write the report of one run, or of several overlaid, and return the path of the HTML file.
@@ -43,7 +43,7 @@ def build_report(
     Folders that hold an evaluation's output are compared with each other on the same page, with the
     first as reference, and with `anyway` also where their settings differ. `labels` group runs (an
     equal label: seeds of one arm, drawn as mean and range); by default each run stands for itself.
-    `introduction` and `tables` (caption, header, rows) go to the top. `out` defaults to
+    `introduction` and `tables` go to the top. `out` defaults to
     `report.html` in the folder, or in the parent of the first of several.
     Raises `UserError` naming a folder without usable metrics, or an output that cannot be written.
     """
@@ -64,7 +64,7 @@ def render(
     *,
     title: str,
     introduction: str = "",
-    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+    tables: Sequence[Table] = (),
     evaluation: Comparison | None = None,
 ) -> str:
     """The page as text, of runs, of evaluations, or of both."""

@@ -42,7 +42,7 @@ class Claim(_Strict):
     arm: str
     against: str
     expects: Literal["better", "worse", "alike"] = "better"
-    measure: Literal["accuracy", "entropy", "length"] = "accuracy"
+    measure: Literal["accuracy", "entropy"] = "accuracy"
 
 
 class Study(_Strict):

@@ -1,7 +1,7 @@
 """What a study's runs say: each arm beside the reference, and a sentence a claim.
 
-    Cell, Run --arm_results--> ArmResult per task and arm --result_table--> header, rows
-    Claim, Run --verdict-----> seen, opposite or undecided, per task
+    Run --arm_results--> ArmResult per task and arm --result_table--> a table
+    Claim, Run --verdict--> seen, opposite or undecided, per task
 
 Seeds are the unit: differences are paired by them, with Student's t intervals at a confidence that
 is corrected (Bonferroni) for the number of comparisons of a table. With few seeds they are wide,
@@ -10,12 +10,12 @@ and that is the point.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from igrpo_nemo.evaluation.statistics import t_quantile
+from igrpo_nemo.evaluation.statistics import CONFIDENCE, Difference, over_seeds
+from igrpo_nemo.evaluation.tables import Table, points
 from igrpo_nemo.report.runs import Run
 from igrpo_nemo.report.tables import rollout_totals
 from igrpo_nemo.study.grid import Claim
@@ -25,38 +25,6 @@ Runs = Mapping[str, Mapping[int, Run]]
 
 ALIKE = 0.03
 """Two arms are alike where the whole interval of their difference lies within this of 0."""
-
-UNITS = {"accuracy": (100.0, " points"), "entropy": (1.0, " nats"), "length": (1.0, " tokens")}
-"""Of a claim's measure: the factor for display, and what is written behind."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean with its confidence interval; `low` and `high` are None for a single value."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    count: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-    def within(self, bound: float) -> bool:
-        return (
-            self.low is not None
-            and self.high is not None
-            and -bound < self.low <= self.high < bound
-        )
-
-    def text(self, factor: float = 100.0) -> str:
-        """`-22.7 [-27.6, -17.7]`."""
-        digits = 1 if factor == 100.0 else 3
-        mean = f"{factor * self.mean:+.{digits}f}"
-        if self.low is None or self.high is None:
-            return mean
-        return f"{mean} [{factor * self.low:+.{digits}f}, {factor * self.high:+.{digits}f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +41,7 @@ class ArmResult:
     seeds: tuple[int, ...]
     start: tuple[float, ...]
     end: tuple[float, ...]
-    difference: Interval | None
+    difference: Difference | None
     gap: float | None
     completions: int | None
     trained_rows: int | None
@@ -83,23 +51,15 @@ class ArmResult:
     seconds: float | None
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean and Student's t interval: mean +- t(n - 1) * s / sqrt(n)."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return Interval(mean, None, None, n)
-    half = t_quantile(0.5 + confidence / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
-
-
 def paired_difference(
-    ours: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
-) -> Interval | None:
-    """Interval of ours - reference over the seeds that both have; None without a common seed."""
+    ours: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Difference | None:
+    """Ours - reference over the seeds that both have; None without a common seed."""
     common = sorted(ours.keys() & reference.keys())
     if not common:
         return None
-    return mean_interval([ours[seed] - reference[seed] for seed in common], confidence)
+    pairs = [ours[seed] - reference[seed] for seed in common]
+    return over_seeds(pairs, confidence=confidence)
 
 
 def corrected(confidence: float, comparisons: int) -> float:
@@ -107,7 +67,7 @@ def corrected(confidence: float, comparisons: int) -> float:
     return 1 - (1 - confidence) / max(1, comparisons)
 
 
-def arm_results(runs: Runs, reference: str, confidence: float = 0.95) -> list[ArmResult]:
+def arm_results(runs: Runs, reference: str, confidence: float = CONFIDENCE) -> list[ArmResult]:
     """One result an arm, in the mapping's order. Runs without validation are left out."""
     ends = {arm: _measured(by_seed, "accuracy") for arm, by_seed in runs.items()}
     confidence = corrected(confidence, len(runs) - 1)
@@ -119,9 +79,7 @@ def arm_results(runs: Runs, reference: str, confidence: float = 0.95) -> list[Ar
         difference = None
         if arm != reference and reference in ends:
             difference = paired_difference(ends[arm], ends[reference], confidence)
-        gaps = [
-            run.val["val/transfer_gap"].values[-1:] for run in own if "val/transfer_gap" in run.val
-        ]
+        gaps = [curve for run in own if (curve := run.val.get("val/transfer_gap"))]
         results.append(
             ArmResult(
                 arm=arm,
@@ -129,7 +87,7 @@ def arm_results(runs: Runs, reference: str, confidence: float = 0.95) -> list[Ar
                 start=tuple(s for run in own if (s := run.accuracy("start")) is not None),
                 end=tuple(ends[arm][seed] for seed in seeds),
                 difference=difference,
-                gap=_mean([gap for (gap,) in gaps]),
+                gap=_mean([curve.values[-1] for curve in gaps]),
                 completions=totals[0]["completions sampled"] if totals else None,
                 trained_rows=totals[0]["rows trained"] if totals else None,
                 entropy=_mean([run.tail("entropy/exact") for run in own]),
@@ -142,29 +100,30 @@ def arm_results(runs: Runs, reference: str, confidence: float = 0.95) -> list[Ar
 
 
 def result_table(
-    results: Sequence[ArmResult], labels: Mapping[str, str], reference: str
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a task's arms, percentages as text; a dash where nothing was logged."""
-    header = [
+    caption: str, results: Sequence[ArmResult], labels: Mapping[str, str], reference: str
+) -> Table:
+    """A task's arms, percentages as text; a dash where nothing was logged."""
+    header = (
         "arm", "seeds", "start %", "end %", f"end - {labels[reference]}, points", "q' - q",
         "sampled", "trained", "entropy", "copies %", "teaching %",
-    ]  # fmt: skip
-    return header, [
-        [
+    )  # fmt: skip
+    rows = tuple(
+        (
             labels[r.arm],
             str(len(r.seeds)),
             _spread(r.start),
             _spread(r.end),
-            "reference" if r.arm == reference else r.difference.text() if r.difference else "–",
+            "reference" if r.arm == reference else points(r.difference) if r.difference else "–",
             "–" if r.gap is None else f"{100 * r.gap:+.1f}",
             _count(r.completions),
             _count(r.trained_rows),
             "–" if r.entropy is None else f"{r.entropy:.3f}",
             _percent(r.copy_rate),
             _percent(r.teaching),
-        ]
+        )
         for r in results
-    ]
+    )
+    return Table(caption, header, rows)
 
 
 def findings(results: Sequence[ArmResult], labels: Mapping[str, str], reference: str) -> list[str]:
@@ -175,46 +134,52 @@ def findings(results: Sequence[ArmResult], labels: Mapping[str, str], reference:
         if r.arm == reference or d is None:
             continue
         arm, other = labels[r.arm], labels[reference]
-        ahead, points = (arm if d.mean > 0 else other), f"{abs(100 * d.mean):.1f} points"
+        ahead, by = (arm if d.mean > 0 else other), f"{abs(100 * d.mean):.1f} points"
         if d.low is None:
-            sentences.append(f"{arm}: {ahead} ahead by {points} on one seed, no interval.")
+            sentences.append(f"{arm}: {ahead} ahead by {by} on one seed, no interval.")
         elif d.excludes_zero:
-            sentences.append(f"{arm}: {ahead} ahead by {points}, {d.text()} over seeds.")
+            sentences.append(f"{arm}: {ahead} ahead by {by}, {points(d)} over seeds.")
         else:
             sentences.append(
-                f"{arm}: no difference to {other} that {d.count} seeds can show ({d.text()})."
+                f"{arm}: no difference to {other} that {d.problems} seeds can show ({points(d)})."
             )
     return sentences
 
 
 def verdict(claim: Claim, runs: Runs, confidence: float) -> tuple[str, str]:
-    """(`seen`, `not seen`, `the opposite` or `not decided`, the interval as text) for one task."""
+    """`seen`, `not seen`, `the opposite` or `not decided`, and the interval as text, for a task."""
     ours, theirs = (
         _measured(runs.get(arm, {}), claim.measure) for arm in (claim.arm, claim.against)
     )
     difference = paired_difference(ours, theirs, confidence)
     if difference is None:
         return "not run", "–"
-    factor, unit = UNITS[claim.measure]
-    text = difference.text(factor) + unit
-    if claim.expects == "alike":
-        known = "seen" if difference.within(ALIKE) else "not seen"
-        return (known if difference.excludes_zero or known == "seen" else "not decided"), text
+    if claim.measure == "entropy":
+        text = f"{points(difference, scale=1, digits=3)} nats"
+    else:
+        text = f"{points(difference)} points"
+    if claim.expects == "alike" and _is_small(difference):
+        return "seen", text
     if not difference.excludes_zero:
         return "not decided", text
-    return (
-        "seen" if (difference.mean > 0) == (claim.expects == "better") else "the opposite"
-    ), text
+    if claim.expects == "alike":
+        return "not seen", text
+    as_expected = (difference.mean > 0) == (claim.expects == "better")
+    return "seen" if as_expected else "the opposite", text
+
+
+def _is_small(difference: Difference) -> bool:
+    low, high = difference.low, difference.high
+    return low is not None and high is not None and -ALIKE < low <= high < ALIKE
 
 
 def _measured(by_seed: Mapping[int, Run], measure: str) -> dict[int, float]:
     """A claim's measure of each seed that has it."""
     values = {
-        "accuracy": lambda run: run.accuracy("end"),
-        "entropy": lambda run: run.tail("entropy/exact"),
-        "length": lambda run: run.tail("igrpo/refinement_tokens"),
-    }[measure]
-    return {seed: value for seed, run in by_seed.items() if (value := values(run)) is not None}
+        seed: run.tail("entropy/exact") if measure == "entropy" else run.accuracy("end")
+        for seed, run in by_seed.items()
+    }
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

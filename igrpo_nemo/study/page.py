@@ -1,6 +1,6 @@
 """What a study found, as text, as JSON and as one HTML page with the curves.
 
-finished runs --outcome--> tables and sentences -> study.json, report.html, the terminal
+finished runs --outcome--> tables and sentences -> study.json, TASK.html, the terminal
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.evaluation.statistics import CONFIDENCE
+from igrpo_nemo.evaluation.tables import Table, aligned
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.page import build_report
 from igrpo_nemo.report.runs import Run, load_run
@@ -25,9 +27,6 @@ from igrpo_nemo.study.outcome import (
     result_table,
     verdict,
 )
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Caption, header and rows."""
 
 NOTE = (
     "Held-out problems, one answer each to the bare prompt q. Mean ± standard deviation over "
@@ -54,13 +53,24 @@ class StudyOutcome:
 
     def tables(self) -> list[Table]:
         """The claims, then a table a task."""
-        found: list[Table] = []
-        if self.study.claims:
-            found.append(("The claims, task by task", *self._claims()))
-        for task, results in self.results.items():
-            header, rows = result_table(results, self.labels, self.study.reference)
-            found.append((f"Held-out accuracy by arm: {task}", header, rows))
-        return found
+        by_task = [
+            result_table(f"Held-out accuracy: {task}", results, self.labels, self.study.reference)
+            for task, results in self.results.items()
+        ]
+        return [self.claims(), *by_task] if self.study.claims else by_task
+
+    def claims(self) -> Table:
+        """What is seen of each claim, with the interval; a column a task."""
+        confidence = corrected(CONFIDENCE, len(self.study.claims))
+        rows = tuple(
+            (
+                claim.says,
+                claim.source,
+                *(": ".join(verdict(claim, runs, confidence)) for runs in self.runs.values()),
+            )
+            for claim in self.study.claims
+        )
+        return Table("The claims", ("claim", "source", *self.runs), rows)
 
     def sentences(self) -> list[str]:
         """What the intervals allow to say of each arm."""
@@ -71,22 +81,14 @@ class StudyOutcome:
             said += [prefix + sentence for sentence in of_task]
         return said
 
-    def _claims(self) -> tuple[list[str], list[list[str]]]:
-        claims = self.study.claims
-        confidence = corrected(0.95, len(claims))
-        rows = []
-        for claim in claims:
-            cells = [": ".join(verdict(claim, self.runs[t], confidence)) for t in self.results]
-            rows.append([claim.says, claim.source, *cells])
-        return ["claim", "source", *self.results], rows
-
     def to_dict(self) -> dict[str, Any]:
+        claims = self.claims()
         return {
             "title": self.study.title,
             "reference": self.study.reference,
             "cpu_hours": round(self.cpu_hours, 2),
             "arms": {task: [asdict(r) for r in results] for task, results in self.results.items()},
-            "claims": [dict(zip(self._claims()[0], row, strict=True)) for row in self._claims()[1]],
+            "claims": [dict(zip(claims.header, row, strict=True)) for row in claims.rows],
             "findings": self.sentences(),
         }
 
@@ -109,36 +111,22 @@ def write(found: StudyOutcome, folder: Path) -> list[Path]:
     write_or_refuse(folder / "study.json", json.dumps(found.to_dict(), indent=1))
     pages = []
     for task, by_arm in found.runs.items():
-        by_seed = [(arm, run) for arm, seeds in by_arm.items() for run in seeds.values()]
-        pages.append(
-            build_report(
-                [run.path for _, run in by_seed],
-                folder / f"{task}.html",
-                labels=[run.label for _, run in by_seed],
-                title=f"{found.study.title}: {task}",
-                introduction=f"{found.study.about} {NOTE}",
-                tables=found.tables(),
-            )
+        runs = [run for by_seed in by_arm.values() for run in by_seed.values()]
+        page = build_report(
+            [run.path for run in runs],
+            folder / f"{task}.html",
+            labels=[run.label for run in runs],
+            title=f"{found.study.title}: {task}",
+            introduction=f"{found.study.about} {NOTE}",
+            tables=found.tables(),
         )
+        pages.append(page)
     return pages
 
 
 def text(found: StudyOutcome, pages: Sequence[Path]) -> str:
     """For the terminal: tables, note, sentences, where the pages are."""
-    tables = [
-        f"{caption}\n\n{text_table(header, rows)}" for caption, header, rows in found.tables()
-    ]
+    tables = ["\n".join([table.caption, "", *aligned(table)]) for table in found.tables()]
     sentences = "\n".join(f"- {sentence}" for sentence in found.sentences())
     cost = f"{found.cpu_hours:.1f} CPU-hours"
     return "\n\n".join([*tables, textwrap.fill(NOTE, 100), sentences, cost, *map(str, pages)])
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first one left, the others right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
-        return "  ".join([first.strip().ljust(widths[0]), *others])
-
-    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])

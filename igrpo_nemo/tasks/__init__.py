@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from igrpo_nemo.tasks.chain import ChainTask, LongChainTask
 from igrpo_nemo.tasks.sudoku import SudokuTask
 from igrpo_nemo.tasks.task import Task, is_validation
 from igrpo_nemo.types import Problem
 
-TASKS: Mapping[str, Callable[..., Task]] = {
+TASKS: Mapping[str, type[Task]] = {
     "arithmetic": ChainTask,
     "long_chain": LongChainTask,
     "sudoku": SudokuTask,

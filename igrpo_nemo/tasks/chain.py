@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from igrpo_nemo.tasks.task import WorkedAnswer
+from igrpo_nemo.tasks.task import Task, WorkedAnswer
 
 MULTIPLIERS = (3, 7, 9)
 
@@ -55,24 +55,27 @@ def answer_of(results: Sequence[int]) -> str:
     return "".join(map(str, results[-2:]))
 
 
+def digits(results: Sequence[int]) -> tuple[str, ...]:
+    return tuple(map(str, results))
+
+
 def solution_of(results: Sequence[int]) -> WorkedAnswer:
-    return WorkedAnswer(tuple(map(str, results)), answer_of(results))
+    """One result each, and the answer that they lead to."""
+    return WorkedAnswer(digits(results), answer_of(results))
 
 
 @dataclass(frozen=True)
-class ChainTask:
+class ChainTask(Task):
     """`fixed_error_share` of the table (value, operator, digit) has a fixed wrong digit, given with
     `fixed_error_rate`; other entries slip with `slip`. Under a draft, a right result is kept with
-    `trust` and a wrong one mended with `mend`; `right_draft_share` of the drafts are right.
+    `trust` and a wrong one mended with `mend`.
     """
 
-    seed: int = 0
     fixed_error_share: float = 0.3
     fixed_error_rate: float = 0.7
     slip: float = 0.03
     trust: float = 0.95
     mend: float = 0.8
-    right_draft_share: float = 0.3
 
     def sample(self, rng: random.Random, size: int) -> Chain:
         """A chain of `size` operations with uniformly drawn operators and digits."""
@@ -87,10 +90,6 @@ class ChainTask:
 
     def attempt(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
         return solution_of(self._results(exercise.start, exercise.operations, rng))
-
-    def draft(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
-        right = rng.random() < self.right_draft_share
-        return self.right(exercise) if right else self.attempt(exercise, rng)
 
     def correct(self, exercise: Chain, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
         """Step by step, whatever the corrected steps lead to."""
@@ -140,27 +139,26 @@ class LongChainTask(ChainTask):
         return self._terse(results) if terse else solution_of(results)
 
     def draft(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
-        if rng.random() < 0.5:
-            results = self._results(exercise.start, exercise.operations, rng)
-            if rng.random() < self.right_draft_share:
-                results = list(exercise.results)
-            shown = rng.randint(len(results) // 2, len(results) - 1)
-            return WorkedAnswer(tuple(map(str, results[:shown])), None)
         right = rng.random() < self.right_draft_share
-        results = self._results(exercise.start, exercise.operations, rng)
-        return self._terse(exercise.results if right else results)
+        results: Sequence[int] = exercise.results
+        if not right:
+            results = self._results(exercise.start, exercise.operations, rng)
+        if rng.random() < 0.5:
+            return self._terse(results)
+        shown = rng.randint(len(results) // 2, len(results) - 1)
+        return WorkedAnswer(digits(results[:shown]), None)
 
     def correct(self, exercise: Chain, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
-        if draft.answer is not None:
-            steps = self._mended(exercise.results[1::2], draft.steps, rng)
-            (before,) = self._mended(exercise.results[-2:-1], draft.answer[:1], rng)
-            return WorkedAnswer(tuple(map(str, steps)), answer_of([before, steps[-1]]))
-        done = len(draft.steps)
-        rest = self._results(int(draft.steps[-1]), exercise.operations[done:], rng)
-        return WorkedAnswer(tuple(map(str, rest)), answer_of([int(draft.steps[-1]), *rest]))
+        if draft.answer is None:
+            last = int(draft.steps[-1])
+            rest = self._results(last, exercise.operations[len(draft.steps) :], rng)
+            return WorkedAnswer(digits(rest), answer_of([last, *rest]))
+        steps = self._mended(exercise.results[1::2], draft.steps, rng)
+        (before,) = self._mended(exercise.results[-2:-1], draft.answer[:1], rng)
+        return WorkedAnswer(digits(steps), answer_of([before, steps[-1]]))
 
     def _terse(self, results: Sequence[int]) -> WorkedAnswer:
-        return WorkedAnswer(tuple(map(str, results[1::2])), answer_of(results))
+        return WorkedAnswer(digits(results[1::2]), answer_of(results))
 
 
 def other(digit: int, rng: random.Random) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 
-from igrpo_nemo.tasks.task import WorkedAnswer
+from igrpo_nemo.tasks.task import Task, WorkedAnswer
 
 CELLS = range(16)
 
@@ -91,19 +91,16 @@ def _grids_with() -> dict[tuple[int, int], int]:
 
 
 @dataclass(frozen=True)
-class SudokuTask:
+class SudokuTask(Task):
     """The demonstrator fills the blanks in reading order, each with a value that its row, column
     and box leave, or, but for a share `care` of the cells, its row alone; what came out is the
     reasoning. Then each wrong cell is put right with the rate `notice`: that is the answer. Under
-    a draft, right cells are kept with `trust` and wrong ones mended with `mend`;
-    `right_draft_share` of the drafts are right."""
+    a draft, right cells are kept with `trust` and wrong ones mended with `mend`."""
 
-    seed: int = 0
     care: float = 0.5
     notice: float = 0.2
     trust: float = 0.97
     mend: float = 0.8
-    right_draft_share: float = 0.3
 
     def sample(self, rng: random.Random, size: int) -> Sudoku:
         """A grid with `size` blanks that can be filled in one way."""
@@ -118,10 +115,6 @@ class SudokuTask:
     def attempt(self, exercise: Sudoku, rng: random.Random) -> WorkedAnswer:
         filled = self._fill(exercise, rng)
         return WorkedAnswer(tuple(filled), self._mended(exercise, filled, 1.0, self.notice, rng))
-
-    def draft(self, exercise: Sudoku, rng: random.Random) -> WorkedAnswer:
-        right = rng.random() < self.right_draft_share
-        return self.right(exercise) if right else self.attempt(exercise, rng)
 
     def correct(self, exercise: Sudoku, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
         assert draft.answer is not None
@@ -146,6 +139,6 @@ class SudokuTask:
         cells = ["" if cell in exercise.blanks else exercise.answer[cell] for cell in CELLS]
         for cell in exercise.blanks:
             careful = rng.random() < self.care
-            taken = {cells[o] for o in SEEN[cell] if careful or o // 4 == cell // 4}
+            taken = {cells[at] for at in SEEN[cell] if careful or at // 4 == cell // 4}
             cells[cell] = rng.choice([v for v in "1234" if v not in taken] or list("1234"))
         return "".join(cells)

@@ -37,43 +37,42 @@ class WorkedAnswer:
     def text(self) -> str:
         """The format that the prompt asks for: reasoning in `<think>`, the result in `<answer>`."""
         reasoning = "<think>" + "".join(self.steps)
-        return reasoning if self.answer is None else f"{reasoning}</think>{answered(self.answer)}"
+        if self.answer is None:
+            return reasoning
+        return f"{reasoning}</think><answer>{self.answer}</answer>"
 
 
-def answered(text: str) -> str:
-    """An answer in its tags."""
-    return f"<answer>{text}</answer>"
+@dataclass(frozen=True)
+class Task:
+    """A source of exercises with its demonstrator, whose errors have rates.
 
-
-class Task(Protocol):
-    """A source of exercises with its demonstrator; `size` of an exercise sets how hard it is.
-
-    Implementations are dataclasses, whose fields are the demonstrator's error rates: they are part
-    of a warmed-up model's identity.
+    The fields are those rates, and part of a warmed-up model's identity; `right_draft_share` of the
+    drafts to correct are right. The methods take exercises of the task's own kind.
     """
 
-    @property
-    def seed(self) -> int: ...
+    seed: int = 0
+    right_draft_share: float = 0.3
 
     def sample(self, rng: random.Random, size: int) -> Any:
-        """An `Exercise` of the task's own kind, which the methods below take."""
-        ...
+        """An `Exercise`; `size` sets how hard it is."""
+        raise NotImplementedError
 
     def right(self, exercise: Any) -> WorkedAnswer:
         """The solution without an error."""
-        ...
+        raise NotImplementedError
 
     def attempt(self, exercise: Any, rng: random.Random) -> WorkedAnswer:
         """What the demonstrator makes of the bare exercise."""
-        ...
+        raise NotImplementedError
 
     def draft(self, exercise: Any, rng: random.Random) -> WorkedAnswer:
         """A draft to correct."""
-        ...
+        right = rng.random() < self.right_draft_share
+        return self.right(exercise) if right else self.attempt(exercise, rng)
 
     def correct(self, exercise: Any, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
         """What the demonstrator makes of the exercise under a draft."""
-        ...
+        raise NotImplementedError
 
 
 def verdict(

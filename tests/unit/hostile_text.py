@@ -1,4 +1,4 @@
-"""Answers that break verifiers: generated, each one different from every other."""
+"""Answers that break verifiers, each different from every other; text that commands a terminal."""
 
 from __future__ import annotations
 
@@ -115,3 +115,17 @@ def hostile_completions(seed: int = 0) -> list[str]:
         "x" * 1_000_000 + "\\boxed{5",
         "<answer>" + "9" * 1_000_000 + "</answer>",
     ]
+
+
+NASTY = "[bold red]x[/] \x1b[31mred\x1b[0m \x1b]0;title\x07 a\rb\x08 \u202eevil \ud800 \x9b2J end"
+ROW = {
+    "problem_id": "p1",
+    "question": f"1 + 1? {NASTY}",
+    "answer": "2",
+    "draft": f"{NASTY} three",
+    "draft_reward": 0.0,
+    "draft_correct": False,
+    "refinement": f"{NASTY} two",
+    "refinement_reward": 2.0,
+    "refinement_correct": True,
+}

@@ -12,6 +12,7 @@ import yaml
 from igrpo_nemo.cli.entry import main
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.statistics import over_seeds
 from igrpo_nemo.report.runs import load_run
 from igrpo_nemo.study import runner
 from igrpo_nemo.study.grid import Claim, load_study, names
@@ -19,7 +20,6 @@ from igrpo_nemo.study.outcome import (
     arm_results,
     corrected,
     findings,
-    mean_interval,
     paired_difference,
     result_table,
     verdict,
@@ -61,7 +61,7 @@ def test_intervals_cover_as_often_as_they_say():
     rng = random.Random(1)
     hits = 0
     for _ in range(600):
-        interval = mean_interval([rng.gauss(0.3, 2.0) for _ in range(3)])
+        interval = over_seeds([rng.gauss(0.3, 2.0) for _ in range(3)])
         hits += interval.low <= 0.3 <= interval.high
     assert hits / 600 == pytest.approx(0.95, abs=0.03)
 
@@ -72,7 +72,7 @@ def test_corrected_intervals_hold_together():
     false_alarms = 0
     for _ in range(300):
         intervals = (
-            mean_interval([rng.gauss(0.0, 1.0) for _ in range(5)], corrected(0.95, 10))
+            over_seeds([rng.gauss(0.0, 1.0) for _ in range(5)], confidence=corrected(0.95, 10))
             for _ in range(10)
         )
         false_alarms += any(each.excludes_zero for each in intervals)
@@ -82,9 +82,9 @@ def test_corrected_intervals_hold_together():
 def test_differences_are_paired_by_seed():
     ours, reference = {0: 0.5, 1: 0.9, 2: 0.4}, {0: 0.4, 1: 0.8, 7: 0.0}
     difference = paired_difference(ours, reference)
-    assert (difference.count, difference.mean) == (2, pytest.approx(0.1))
+    assert (difference.problems, difference.mean) == (2, pytest.approx(0.1))
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
-    assert mean_interval([0.2]).low is None
+    assert over_seeds([0.2]).low is None
 
 
 def test_findings_say_who_is_ahead_whoever_it_is(tmp_path):
@@ -94,9 +94,9 @@ def test_findings_say_who_is_ahead_whoever_it_is(tmp_path):
     behind, even = findings(results, labels, "grpo")
     assert behind.startswith("iGRPO: GRPO ahead by 39.3 points")
     assert even.startswith("even: no difference to GRPO that 3 seeds can show")
-    header, rows = result_table(results, labels, "grpo")
-    assert all(len(row) == len(header) for row in rows)
-    assert rows[0][3:5] == ["91.0 ± 1.0", "reference"]
+    table = result_table("by arm", results, labels, "grpo")
+    assert all(len(row) == len(table.header) for row in table.rows)
+    assert table.rows[0][3:5] == ("91.0 ± 1.0", "reference")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_study_tells_what_it_finds_and_keeps_finished_runs(study, tmp_path, ca
     assert "GRPO (mean of 2)" in page and "Bonferroni" in page
     assert study("--arms", "igrpo") == 0
     told = capsys.readouterr()
-    assert re.search(r"iGRPO +2 +25\.0 ± 0\.0 +50\.5 ± 0\.7", told.out)
+    assert re.search(r"iGRPO +\| +2 \| 25\.0 ± 0\.0 \| 50\.5 ± 0\.7", told.out)
     assert "4 of 4 runs are finished already" in told.err
     assert (tmp_path / "out/arithmetic/grpo/seed_1/trained").read_text() == "x"
 
