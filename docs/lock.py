@@ -1,6 +1,7 @@
-"""The versions that `pip install .` was tested with: `python docs/lock.py > constraints.txt`.
+"""The versions that `pip install .` takes: `python docs/lock.py > constraints.txt`.
 
-What pip freeze prints in an environment of the package alone, read from any that has it.
+Run it with the Python of a new environment that has nothing but `pip install .`: in any other one,
+what its other packages want shows through.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HEADER = """\
-# The embedded set-up with the versions that it was tested with (Python 3.11, CPU):
+# The versions of a clean `pip install .` (Linux, Python 3.11, PyTorch for CPU). To get the same:
 #   pip install -c constraints.txt .
-# Made with `python docs/lock.py > constraints.txt`.
+# Made in that new environment with `python docs/lock.py > constraints.txt`.
 """
 
 
