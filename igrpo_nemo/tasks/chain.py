@@ -4,9 +4,8 @@ Multiplication is by 3, 7 or 9, so every step is a bijection of the digits and o
 follows. The answer is the chain's last two results, which leaves a guess one chance in a hundred.
 
     arithmetic   six operations: a draft is right or wrong, and can be mended step by step
-    long_chain   more operations than a completion has room for, one result each: a solution in
-                 one go must take two operations at a time, a draft that was cut off can be
-                 continued
+    long_chain   half of the chains are longer than a completion has room for: a draft that was cut
+                 off can be continued
 """
 
 from __future__ import annotations
@@ -124,41 +123,25 @@ class ChainTask(Task):
 
 @dataclass(frozen=True)
 class LongChainTask(ChainTask):
-    """Of the bare solutions `terse_share` write every second result alone; the others have no room
-    to end. Half of the drafts are cut off, and those are continued where they stop."""
+    """A completion has room for `room` results, or for six fewer and the answer. Longer drafts are
+    cut off, and those are continued where they stop, taken as right."""
 
-    fixed_error_share: float = 0.1
-    terse_share: float = 0.4
-
-    def right(self, exercise: Chain) -> WorkedAnswer:
-        return self._terse(exercise.results)
-
-    def attempt(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
-        terse = rng.random() < self.terse_share
-        results = self._results(exercise.start, exercise.operations, rng)
-        return self._terse(results) if terse else solution_of(results)
+    fixed_error_share: float = 0.05
+    slip: float = 0.02
+    room: int = 12
 
     def draft(self, exercise: Chain, rng: random.Random) -> WorkedAnswer:
-        right = rng.random() < self.right_draft_share
-        results: Sequence[int] = exercise.results
-        if not right:
-            results = self._results(exercise.start, exercise.operations, rng)
-        if rng.random() < 0.5:
-            return self._terse(results)
-        shown = rng.randint(len(results) // 2, len(results) - 1)
-        return WorkedAnswer(digits(results[:shown]), None)
+        whole = super().draft(exercise, rng)
+        if len(whole.steps) <= self.room - 6:
+            return whole
+        return WorkedAnswer(whole.steps[: self.room], None)
 
     def correct(self, exercise: Chain, draft: WorkedAnswer, rng: random.Random) -> WorkedAnswer:
-        if draft.answer is None:
-            last = int(draft.steps[-1])
-            rest = self._results(last, exercise.operations[len(draft.steps) :], rng)
-            return WorkedAnswer(digits(rest), answer_of([last, *rest]))
-        steps = self._mended(exercise.results[1::2], draft.steps, rng)
-        (before,) = self._mended(exercise.results[-2:-1], draft.answer[:1], rng)
-        return WorkedAnswer(digits(steps), answer_of([before, steps[-1]]))
-
-    def _terse(self, results: Sequence[int]) -> WorkedAnswer:
-        return WorkedAnswer(digits(results[1::2]), answer_of(results))
+        if draft.answer is not None:
+            return super().correct(exercise, draft, rng)
+        *_, before, last = map(int, draft.steps)
+        rest = self._results(last, exercise.operations[len(draft.steps) :], rng)
+        return WorkedAnswer(digits(rest), answer_of([before, last, *rest]))
 
 
 def other(digit: int, rng: random.Random) -> int:
