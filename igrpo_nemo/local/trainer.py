@@ -204,9 +204,11 @@ class Trainer:
         k, how = self.config.igrpo.validation.samples, "single shot"
         if k > 1:
             how = f"mean of {k}; {100 * metrics[f'val/pass_at_{k}']:.1f} % have a right one"
+        drafted = metrics.get("val/draft_conditioned_accuracy")
         self.parts.console.note(
             f"step {step}: held-out accuracy {100 * accuracy:.1f} % "
             f"± {100 * metrics['val/accuracy_stderr']:.1f} (bare prompt, {how})"
+            + ("" if drafted is None else f", {100 * drafted:.1f} % under a draft")
         )
         if limit := self.config.logger.num_val_samples_to_print:
             self.parts.console.samples(step, response_rows(answers, limit), limit)

@@ -16,7 +16,7 @@ from typing import Any
 SMALL = (
     "experiment=demo",
     # Enough to write the format now and then, so that rewards differ within groups.
-    "igrpo.warmup.steps=80",
+    "igrpo.warmup.steps=120",
     "igrpo.warmup.batch_size=24",
     "igrpo.threads=1",
     "data.train.num_problems=64",

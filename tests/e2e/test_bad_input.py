@@ -91,7 +91,7 @@ def test_a_full_disk_while_saving_loses_nothing(igrpo):
     if (
         os.geteuid() != 0
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(disk)], capture_output=True
+            ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)], capture_output=True
         ).returncode
     ):
         pytest.skip("a full disk is made by mounting a small tmpfs, which needs root")

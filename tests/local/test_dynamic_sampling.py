@@ -71,6 +71,7 @@ def test_a_run_ends_with_the_problems_of_its_epochs(tmp_path, capsys):
         "igrpo.num_drafts=6",
         "igrpo.num_refinements=2",  # often without an advantage
         "grpo.val_at_end=true",
+        "igrpo.val_draft_conditioned=false",  # only training's rollouts are seen
         "grpo.max_num_steps=1000",
     ]
 
