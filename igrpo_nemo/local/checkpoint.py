@@ -16,7 +16,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -33,14 +32,10 @@ from igrpo_nemo.config.nemo_keys import Checkpointing
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import fsync_file, fsync_folder, is_disk_full
 
-MODEL = "model"
-TENSORS = "optimizer.pt"
-STATE = "state.json"
-METRICS = "metrics.json"
-MANIFEST = "manifest.json"
+MODEL, TENSORS = "model", "optimizer.pt"
+STATE, METRICS, MANIFEST = "state.json", "metrics.json", "manifest.json"
 
 _FORMAT = 1
-_STEP = re.compile(r"step_(\d+)")
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _SAVING, _REPLACED, _REMOVING = ".saving_", ".replaced_", ".removing_"
 
@@ -109,8 +104,8 @@ class CheckpointStore:
         are left out: they rank nothing. Raises UserError if the disk is full or the folder cannot
         be written; earlier checkpoints are then untouched and nothing partial remains.
         """
-        name = f"step_{state.step:08d}"
-        temporary = self.checkpoint_dir / f"{_SAVING}{name}"
+        final = self.checkpoint_dir / f"step_{state.step:08d}"
+        temporary = self.checkpoint_dir / f"{_SAVING}{final.name}"
         try:
             self._clean_leftovers()
             (temporary / MODEL).mkdir(parents=True)
@@ -123,20 +118,20 @@ class CheckpointStore:
             finite = {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
             _write_json(temporary / METRICS, finite)
             seal(temporary)
-            final = self._publish(temporary, name)
+            self._publish(temporary, final)
         except BaseException as error:
             reason = self._save_failure(error, temporary, tensors, state.step)
             shutil.rmtree(temporary, ignore_errors=True)
             if reason is not None:
                 raise UserError(reason) from error
             raise
-        self._prune(final)
+        self._prune(state.step)
         return final
 
     def latest(self) -> Path | None:
         """The newest intact checkpoint, or None; a damaged one is named in a CheckpointWarning with
         the file at fault, and the one before it is tried."""
-        paths = self._candidates()
+        paths = list(self._candidates().values())
         for path, following in zip_longest(paths, paths[1:]):
             damage = find_damage(path)
             if damage is None:
@@ -162,39 +157,37 @@ class CheckpointStore:
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints beyond `step`: a run that resumes from there writes its own, and
         these are the newest of a history that no longer exists."""
-        for path in self._candidates():
-            if _step_of(path) > step:
+        for number, path in self._candidates().items():
+            if number > step:
                 _remove(path)
 
-    def _prune(self, newest: Path) -> None:
+    def _prune(self, newest: int) -> None:
         """Remove all but the newest and the `keep_top_k` best, the newer of equals."""
         if self._keys.keep_top_k is None:
             return
-        sign = 1.0 if self._keys.higher_is_better else -1.0
+        sign, found = 1.0 if self._keys.higher_is_better else -1.0, self._candidates()
 
-        def rank(path: Path) -> tuple[float, int]:
-            value = self._metric(path)
-            return (-math.inf if value is None else sign * value, _step_of(path))
+        def rank(step: int) -> tuple[float, int]:
+            value = self._metric(found[step])
+            return (-math.inf if value is None else sign * value, step)
 
-        whole = [path for path in self._candidates() if not find_damage(path, contents=False)]
+        whole = [step for step, path in found.items() if not find_damage(path, contents=False)]
         kept = {newest, *sorted(whole, key=rank, reverse=True)[: self._keys.keep_top_k]}
-        for path in self._candidates():
-            if path not in kept:
-                _remove(path)
+        for step in found.keys() - kept:
+            _remove(found[step])
 
-    def _candidates(self) -> list[Path]:
-        """All published checkpoints, newest first.
+    def _candidates(self) -> dict[int, Path]:
+        """All published checkpoints by their steps, newest first.
 
         One that was being replaced by a second save of its step when the process died counts
         while its successor does not exist.
         """
-        if not self.checkpoint_dir.is_dir():
-            return []
-        found = [path for path in self.checkpoint_dir.iterdir() if _step_of(path) >= 0]
-        current = [
-            path for path in found if path == _original(path) or not _original(path).exists()
-        ]
-        return sorted(current, key=_step_of, reverse=True)
+        found: dict[int, Path] = {}
+        for before in (_REPLACED, ""):
+            for path in self.checkpoint_dir.glob(f"{before}step_*"):
+                if (number := path.name.removeprefix(f"{before}step_")).isdecimal():
+                    found[int(number)] = path
+        return dict(sorted(found.items(), reverse=True))
 
     def _metric(self, path: Path) -> float | None:
         name = self._keys.metric_name
@@ -207,9 +200,8 @@ class CheckpointStore:
         spellings = (name, name.replace(":", "/", 1), name.partition(":")[2])
         return next((metrics[key] for key in spellings if key in metrics), None)
 
-    def _publish(self, temporary: Path, name: str) -> Path:
-        final = self.checkpoint_dir / name
-        replaced = self.checkpoint_dir / f"{_REPLACED}{name}"
+    def _publish(self, temporary: Path, final: Path) -> None:
+        replaced = final.with_name(f"{_REPLACED}{final.name}")
         if final.exists():
             # A folder cannot be renamed over a full one: the old one steps aside first, and
             # counts as this step's checkpoint until the new one has its name.
@@ -218,18 +210,18 @@ class CheckpointStore:
         fsync_folder(self.checkpoint_dir)
         if replaced.exists():
             _remove(replaced)
-        return final
 
     def _clean_leftovers(self) -> None:
         """Remove what a killed save or removal left behind; bring back an orphaned `replaced`."""
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         for entry in list(self.checkpoint_dir.iterdir()):
+            original = entry.with_name(entry.name.removeprefix(_REPLACED))
             if entry.name.startswith((_SAVING, _REMOVING)):
                 shutil.rmtree(entry)
-            elif entry != _original(entry) and _original(entry).exists():
+            elif entry != original and original.exists():
                 _remove(entry)
-            elif entry != _original(entry):
-                os.rename(entry, _original(entry))
+            elif entry != original:
+                os.rename(entry, original)
 
     def _save_failure(
         self, error: BaseException, temporary: Path, tensors: Mapping[str, object], step: int
@@ -249,7 +241,7 @@ class CheckpointStore:
         if not is_disk_full(error) and not native_writer:
             return None
         held = sum(each.nbytes for each in tree_leaves(tensors) if isinstance(each, torch.Tensor))
-        previous = max((_folder_bytes(path) for path in self._candidates()[:1]), default=0)
+        previous = max(map(_folder_bytes, self._candidates().values()), default=0)
         needed = max(previous, _folder_bytes(temporary / MODEL) + held) / 1e6
         room = (free + _folder_bytes(temporary)) / 1e6
         return (
@@ -261,18 +253,15 @@ class CheckpointStore:
 
 def seal(folder: Path) -> None:
     """Sync all files and folders; last, the manifest over them (sizes and SHA-256) likewise."""
-    files: dict[str, dict] = {}
-    folders = [folder]
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            folders.append(path)
-            continue
+    paths = sorted(folder.rglob("*"))
+    files = {}
+    for path in filter(Path.is_file, paths):
         fsync_file(path)
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     (folder / MANIFEST).write_bytes(_render_manifest(files))
     fsync_file(folder / MANIFEST)
-    for path in folders:
+    for path in (folder, *filter(Path.is_dir, paths)):
         fsync_folder(path)
 
 
@@ -287,13 +276,13 @@ def find_damage(path: Path, *, contents: bool = True) -> str | None:
         data = (path / MANIFEST).read_bytes()
         files = json.loads(data)["files"]
         if _render_manifest(files) != data:
-            return f"{MANIFEST} does not match its checksum"
+            raise ValueError
         for name, entry in files.items():
             size = (path / name).stat().st_size
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes instead of {entry['bytes']}"
             if contents and _sha256(path / name) != entry["sha256"]:
-                return f"{name} does not match its checksum"
+                raise ValueError
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:
@@ -337,17 +326,6 @@ def restore_rng(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if len(states.get("cuda", ())) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-def _step_of(path: Path) -> int:
-    """The step of a published or replaced checkpoint, -1 for anything else."""
-    match = _STEP.fullmatch(_original(path).name)
-    return int(match[1]) if match else -1
-
-
-def _original(path: Path) -> Path:
-    """The name that a replaced checkpoint had."""
-    return path.with_name(path.name.removeprefix(_REPLACED))
 
 
 def _remove(path: Path) -> None:

@@ -6,9 +6,8 @@ config -> run folder (locked) -> problems -> policy -> environment, sampler
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -25,9 +24,8 @@ from igrpo_nemo.local.checkpoint import (
     restore_rng,
 )
 from igrpo_nemo.local.fused.decoder import can_pack
-from igrpo_nemo.local.learner import Learner
+from igrpo_nemo.local.learner import Learner, build_optimizer, build_scheduler
 from igrpo_nemo.local.model import LoadedPolicy, context_of, load_weights, open_policy, reference_of
-from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.packing import enable_checkpointing
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.vllm_sampler import VllmSampler, why_not_vllm
@@ -36,91 +34,78 @@ from igrpo_nemo.run.core import prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
-from igrpo_nemo.tracking import Console, Tracker, open_tracker
+from igrpo_nemo.tracking import Console, open_tracker
 from igrpo_nemo.types import Problem
 
 
-@dataclass
 class RunParts:
-    """The opened parts of one run."""
+    """The opened parts of one run; the newest intact checkpoint is resumed.
 
-    config: Config
-    folder: RunFolder
-    tracker: Tracker
-    console: Console
-    policy: LoadedPolicy
-    problems: list[Problem]
-    validation: list[Problem]
-    order: EpochOrder
-    environment: TwoStageEnvironment
-    sampler: Sampler
-    learner: Learner
-    store: CheckpointStore | None
-    alarm: StallAlarm
-    total_steps: int
-    state: TrainerState = field(default_factory=lambda: TrainerState(step=0))
-    resumed: bool = False
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Those of the checkpoint that was resumed."""
-
-
-@contextmanager
-def open_parts(config: Config) -> Iterator[RunParts]:
-    """Opens a run, resuming its newest intact checkpoint; closes it on leaving.
-
-    Raises `UserError` for input that cannot be used, and for a run folder that is in use or holds
-    a run with other settings.
+    `state` is where it stands, `metrics` those of the checkpoint that was resumed. What must be
+    closed is left to `stack`. Raises `UserError` for input that cannot be used, and for a run
+    folder that is in use or holds a run with other settings.
     """
-    if config.igrpo.threads is not None:
-        torch.set_num_threads(config.igrpo.threads)
-    with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder(config.logger.log_dir))
+
+    def __init__(self, config: Config, stack: ExitStack) -> None:
+        if config.igrpo.threads is not None:
+            torch.set_num_threads(config.igrpo.threads)
+        self.folder = folder = stack.enter_context(RunFolder(config.logger.log_dir))
         problems, validation = training_problems(config), validation_problems(config)
-        policy, extra = _open_policy(config)
-        prompts = prompt_builder(config, policy.tokenizer)
+        self.policy, extra = _open_policy(config)
+        prompts = prompt_builder(config, self.policy.tokenizer)
         drop = config.igrpo.drop_overlong_prompts
-        problems = fitting_problems(problems, prompts, drop_overlong=drop)
-        validation = fitting_problems(validation, prompts, drop_overlong=drop)
-        config = with_problems(config, len(problems))
+        self.problems = fitting_problems(problems, prompts, drop_overlong=drop)
+        self.validation = fitting_problems(validation, prompts, drop_overlong=drop)
+        self.config = config = with_problems(config, len(self.problems))
         check_same_run(folder.path, config.to_dict())
-        check_same_inputs(folder.path, config, problems, validation)
+        check_same_inputs(folder.path, config, self.problems, self.validation)
         scorer = scorer_of(config)
         stack.callback(scorer.close)
-        environment = TwoStageEnvironment(prompts, scorer, config.feedback)
-        sampler = open_sampler(config, policy)
-        learner = open_learner(config, policy)
-        store = CheckpointStore(config.checkpointing) if config.checkpointing.enabled else None
+        self.environment = TwoStageEnvironment(prompts, scorer, config.feedback)
+        self.sampler = open_sampler(config, self.policy)
+        self.learner = open_learner(config, self.policy)
+        self.order = _epoch_order(config, self.problems)
+        saves = config.checkpointing.enabled
+        self.store = store = CheckpointStore(config.checkpointing) if saves else None
         newest = store and store.latest()
         checkpoint = store.load(newest) if store and newest else None
         resume_step = checkpoint.state.step if checkpoint else None
         folder.truncate_after(-1 if resume_step is None else resume_step)
         folder.write_config(config.to_dict())
-        tracker = open_tracker(folder, config.logger, config.to_dict(), resume_step)
-        stack.callback(tracker.close)
-        total_steps = rollout_steps(config, len(problems))
-        folder.write_plan(total_steps)
-        console = Console(total_steps)
-        console.note(how_it_runs(policy, sampler, config))
-        parts = RunParts(
-            config=config,
-            folder=folder,
-            tracker=tracker,
-            console=console,
-            policy=policy,
-            problems=problems,
-            validation=validation,
-            order=_epoch_order(config, problems),
-            environment=environment,
-            sampler=sampler,
-            learner=learner,
-            store=store,
-            alarm=stack.enter_context(StallAlarm(config.igrpo.stall_alarm_s, console.note)),
-            total_steps=total_steps,
-            state=TrainerState(step=0, extra={**extra, "scheduler": config.policy.scheduler}),
-        )
+        self.tracker = open_tracker(folder, config.logger, config.to_dict(), resume_step)
+        stack.callback(self.tracker.close)
+        self.total_steps = rollout_steps(config, len(self.problems))
+        folder.write_plan(self.total_steps)
+        self.console = Console(self.total_steps)
+        self.console.note(how_it_runs(self.policy, self.sampler, config))
+        alarm = StallAlarm(config.igrpo.stall_alarm_s, self.console.note)
+        self.alarm = stack.enter_context(alarm)
+        self.state = TrainerState(step=0, extra={**extra, "scheduler": config.policy.scheduler})
+        self.resumed = checkpoint is not None
+        self.metrics = checkpoint.metrics if checkpoint else {}
         if checkpoint is not None:
-            _restore(parts, checkpoint)
-        yield parts
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: LoadedCheckpoint) -> None:
+        """Puts the parts where the checkpoint left them.
+
+        A schedule that has changed since, because the run is to be longer, is stepped to where it
+        would be by now; an unchanged one continues from its saved state to the last bit.
+        """
+        stages = self.config.policy.scheduler
+        state, tensors = checkpoint.state, checkpoint.tensors
+        load_weights(self.policy.model, checkpoint.model_path)
+        restore_rng(tensors["rng"])
+        same_schedule = state.extra.get("scheduler") == stages
+        self.learner.load_state_dict(tensors, with_schedule=same_schedule)
+        if memory := memory_of(self.environment.feedback):
+            memory.load_state_dict(tensors["feedback"])
+        if self.order.curriculum and (measured := tensors.get("curriculum")):
+            self.order.curriculum.load_state_dict(measured)
+        self.state = replace(state, extra={**state.extra, "scheduler": stages})
+        assert self.store is not None
+        self.store.discard_after(state.step)
+        self.console.note(f"resuming after step {state.step} from {checkpoint.path}")
 
 
 def _epoch_order(config: Config, problems: list[Problem]) -> EpochOrder:
@@ -141,7 +126,7 @@ def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
         folder, extra = config.policy.model_name, {}
         tokenizer_name = config.policy.tokenizer.name
     else:
-        small = small_policy(config, _warmup_progress())
+        small = small_policy(config, _WarmupProgress())
         folder, tokenizer_name = small.folder, None
         extra = {"warmup_seconds": small.seconds, "warmup_cached": float(small.cached)}
     policy = open_policy(
@@ -194,24 +179,21 @@ def how_it_runs(policy: LoadedPolicy, sampler: Sampler, config: Config) -> str:
     return f"{name}: sampling with {sampler.way}; training on {rows} rows in {policy.precision}"
 
 
-def _warmup_progress() -> Callable[[int, int, float], None]:
+class _WarmupProgress:
     """Reports the warm-up on a console of its own, once it starts."""
-    consoles: list[Console] = []
 
-    def on_step(step: int, steps: int, loss: float) -> None:
-        if not consoles:
-            consoles.append(Console(steps))
-            consoles[0].note("warming the small model up (once; cached for later runs)")
-        consoles[0].stage("warm-up", step, steps)
+    console: Console | None = None
 
-    return on_step
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        if self.console is None:
+            self.console = Console(steps)
+            self.console.note("warming the small model up (once; cached for later runs)")
+        self.console.stage("warm-up", step, steps)
 
 
 def open_learner(config: Config, policy: LoadedPolicy) -> Learner:
-    keys = config.policy.optimizer
-    optimizer = build_optimizer(
-        policy.model.parameters(), keys.name, keys.kwargs.model_dump(exclude_none=True)
-    )
+    kwargs = config.policy.optimizer.kwargs.model_dump(exclude_none=True)
+    optimizer = build_optimizer(policy.model.parameters(), kwargs)
     needs_reference = config.loss_fn.reference_policy_kl_penalty > 0
     return Learner(
         policy.model,
@@ -221,26 +203,3 @@ def open_learner(config: Config, policy: LoadedPolicy) -> Learner:
         reference=reference_of(policy) if needs_reference else None,
         autocast=policy.autocast,
     )
-
-
-def _restore(parts: RunParts, checkpoint: LoadedCheckpoint) -> None:
-    """Puts the parts where the checkpoint left them.
-
-    A schedule that has changed since, because the run is to be longer, is stepped to where it
-    would be by now; an unchanged one continues from its saved state to the last bit.
-    """
-    stages = parts.config.policy.scheduler
-    state, tensors = checkpoint.state, checkpoint.tensors
-    load_weights(parts.policy.model, checkpoint.model_path)
-    restore_rng(tensors["rng"])
-    same_schedule = state.extra.get("scheduler") == stages
-    parts.learner.load_state_dict(tensors, with_schedule=same_schedule)
-    if memory := memory_of(parts.environment.feedback):
-        memory.load_state_dict(tensors["feedback"])
-    if parts.order.curriculum and (measured := tensors.get("curriculum")):
-        parts.order.curriculum.load_state_dict(measured)
-    parts.state = replace(state, extra={**state.extra, "scheduler": stages})
-    parts.resumed, parts.metrics = True, checkpoint.metrics
-    assert parts.store is not None
-    parts.store.discard_after(state.step)
-    parts.console.note(f"resuming after step {state.step} from {checkpoint.path}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -25,7 +26,7 @@ from igrpo_nemo.local.answers import validate
 from igrpo_nemo.local.checkpoint import capture_rng
 from igrpo_nemo.local.costs import Stopwatch, cached_warmup, performance, summarize
 from igrpo_nemo.local.model import save_pretrained_folder
-from igrpo_nemo.local.parts import RunParts, open_parts
+from igrpo_nemo.local.parts import RunParts
 from igrpo_nemo.local.probe import PolicyProbe
 from igrpo_nemo.local.rollout import Batch, TwoStageRollout, collect_batch, shape_rows
 from igrpo_nemo.local.sampling import sampling_params
@@ -47,8 +48,8 @@ def train(config: Config) -> int:
     `NonFiniteError` where the policy diverges, before anything of that step is saved.
     """
     began, stop_file = time.monotonic(), StopFile.of()
-    with InterruptFlag(stop_file=stop_file) as interrupt, open_parts(config) as parts:
-        trainer = Trainer(parts, interrupt, began)
+    with InterruptFlag(stop_file=stop_file) as interrupt, ExitStack() as stack:
+        trainer = Trainer(RunParts(config, stack), interrupt, began)
         try:
             return trainer.run_to_its_end()
         except NonFiniteError as error:

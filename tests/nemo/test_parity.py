@@ -12,9 +12,8 @@ import nemo_runs
 import pytest
 import torch
 
-from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import open_policy
-from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
+from igrpo_nemo.local.parts import open_learner
 from igrpo_nemo.local.rollout import shape_rows
 from igrpo_nemo.objectives.advantage import group_advantages
 
@@ -86,18 +85,9 @@ def test_one_step_is_the_same_on_both_engines(
     rows = _trained_rows(config, seen, nemo["data"])
     policy = open_policy(policy_folder, precision="float32")
     policy.model.load_state_dict(nemo["before"])
-    keys = config.policy.optimizer
-    optimizer = build_optimizer(
-        policy.model.parameters(), keys.name, keys.kwargs.model_dump(exclude_none=True)
-    )
-    learner = Learner(
-        policy.model,
-        optimizer,
-        build_scheduler(optimizer, config.policy.scheduler or ()),
-        config,
-    )
+    learner = open_learner(config, policy)
     _same_advantages(config, rows, nemo["data"])
-    gradients = _first_gradients(policy.model, optimizer)
+    gradients = _first_gradients(policy.model, learner.optimizer)
     learned = learner.update(rows)
 
     updates = config.igrpo.updates_per_rollout

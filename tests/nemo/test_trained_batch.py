@@ -18,9 +18,8 @@ from nemo_rl.data.llm_message_utils import batched_message_log_to_flat_message
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from igrpo_nemo.environment import TwoStageEnvironment
-from igrpo_nemo.local.learner import Learner
+from igrpo_nemo.local.learner import Learner, build_scheduler
 from igrpo_nemo.local.model import open_policy
-from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.sampling import sampling_params
@@ -167,7 +166,7 @@ def test_the_batch_trains_as_the_embedded_engine_does(policy_folder, tmp_path, c
     torch.testing.assert_close(ours, advantages, rtol=1e-6, atol=1e-6)
 
     found = []
-    optimizer = build_optimizer(policy.model.parameters(), "torch.optim.SGD", {"lr": 0.0})
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(lambda *_: found.extend(_gradients(policy)))
     learner = Learner(policy.model, optimizer, build_scheduler(optimizer, ()), config)
     learned = learner.update(rows)

@@ -28,8 +28,8 @@ from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
 from nemo_rl.models.policy.tq_policy import TQPolicy
 from torch import Tensor
 
+from igrpo_nemo.local.learner import build_optimizer, build_scheduler, restore_training
 from igrpo_nemo.local.model import load_weights, reference_of, save_pretrained_folder
-from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
 from igrpo_nemo.nemo.cpu.generation import LocalGeneration, OneMachine, RemoteGeneration, policy_of
 from igrpo_nemo.nemo.loss import next_token_logprobs
 
@@ -58,8 +58,8 @@ class LocalPolicy(OneMachine, ColocatablePolicyInterface, GenerationInterface):
         self._policy = policy_of(config)
         self.model = self._policy.model
         self._reference = reference_of(self._policy) if init_reference_model else None
-        keys = config["optimizer"]
-        self.optimizer = build_optimizer(self.model.parameters(), keys["name"], keys["kwargs"])
+        kwargs = config["optimizer"]["kwargs"]
+        self.optimizer = build_optimizer(self.model.parameters(), kwargs)
         self.scheduler = build_scheduler(self.optimizer, config.get("scheduler") or ())
         self._remote = remote
         self.generation = remote or LocalGeneration(self._policy, config, seed)
