@@ -1,27 +1,207 @@
-"""Cross-field checks: each says in one line what contradicts what, and what to change.
+"""What contradicts what in a config, each in one line that says what to change.
 
-A check is a function from the derived config to messages; the first message becomes the error.
-`rules` has those that are a table.
+    config -> facts (its keys, and what is computed of them: `is`) -> rules.yaml -> lines
+    check          whatever runs it, and engine `local`: the first line becomes the error
+    check_launch   what NeMo-RL 0.7.0 would find only once Ray runs, or never
+
+rules.yaml has the conditions and the lines; here is what they compute with, and what no table can
+say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
-from igrpo_nemo.config.rules import broken_rules, lacking, validates
-from igrpo_nemo.config.schema import Config
+import yaml
+
+from igrpo_nemo.config.derive import largest_divisor
+from igrpo_nemo.config.machines import (
+    TENSOR,
+    generation_parallel,
+    is_async_rollout,
+    machines,
+    parallel,
+)
+from igrpo_nemo.config.nemo_schema import (
+    keys_beyond,
+    nearest_name,
+    nemo_schema,
+    open_key_problems,
+)
+from igrpo_nemo.config.schema import Config, all_keys, unread
+from igrpo_nemo.config.section import ABSENT, at, shown
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.tasks import TASKS
 
-Check = Callable[[Config], Iterator[str]]
+Facts = Mapping[str, Any]
+_PLACE = re.compile(r"\{(=?)([\w.]+)\}")
+_COMPARISONS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "%": operator.mod,
+}
 
 
 def check(config: Config) -> None:
     """Raises `UserError` with the first contradiction in a derived config."""
-    for each in CHECKS:
-        for message in each(config):
-            raise UserError(message)
+    for message in _problems(config):
+        raise UserError(message)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    yield from _nemo_keys(config)
+    yield from config.feedback.problems()
+    facts = {**config.to_dict(), "is": _computed(config)}
+    yield from broken_rules("any engine", facts)
+    yield from _data(config)
+    if config.igrpo.engine == "local":
+        for path, neutral in _rules()["lacking"].items():
+            if (value := at(facts, path)) is not None and value != neutral:
+                wanted = shown(neutral)
+                yield f"{path}={shown(value)} is not known to engine local: set it to {wanted}"
+        yield from broken_rules("local", facts)
+
+
+def check_launch(config: Config) -> None:
+    """Raises `UserError` with the first thing that this engine cannot do, or NeMo-RL rejects."""
+    for message in launch_problems(config):
+        raise UserError(message)
+
+
+def launch_problems(config: Config) -> list[str]:
+    """Everything that stands against a launch; empty for engine `local`.
+
+    A wrong type ends the list, as do machines that cannot be used: what is computed from these
+    would be noise.
+    """
+    if config.igrpo.engine == "local":
+        return []
+    if wrong := list(open_key_problems(config)):
+        return wrong
+    facts = {**config.to_dict(), "is": _computed(config)}
+    problems = [*broken_rules("NeMo-RL", facts), *_not_nemos(config)]
+    if config.igrpo.engine == "nemo_rl":
+        if unusable := list(broken_rules("backends", facts)):
+            return problems + unusable
+        facts["is"] |= _sizes(config)
+        problems += list(broken_rules("replicas", facts)) or broken_rules("batch", facts)
+        problems += [*broken_rules("packs", facts), *broken_rules("machines", facts)]
+    return problems
+
+
+def broken_rules(section: str, facts: Facts) -> Iterator[str]:
+    """The lines of a section's rules that hold, in their order."""
+
+    def written(place: re.Match[str]) -> str:
+        value = shown(at(facts, place[2]))
+        return value if place[1] else f"{place[2]}={value}"
+
+    for rule in _rules()[section]:
+        if all(_holds(at(facts, key), wanted, facts) for key, wanted in rule["if"].items()):
+            yield _PLACE.sub(written, rule["say"])
+
+
+def _holds(value: Any, wanted: Any, facts: Facts) -> bool:
+    """Whether a key's value is as a rule has it; rules.yaml explains the spellings."""
+    if isinstance(wanted, list):
+        return any(_holds(value, each, facts) for each in wanted)
+    word, _, rest = str(wanted).partition(" ")
+    if word == "not":
+        return not _holds(value, yaml.safe_load(rest), facts)
+    if word in _COMPARISONS:
+        bound = at(facts, rest, ABSENT)
+        bound = yaml.safe_load(rest) if bound is ABSENT else bound
+        return value is not None and bool(_COMPARISONS[word](value, bound))
+    return bool(value) == wanted if isinstance(wanted, bool) else value == wanted
+
+
+@cache
+def _rules() -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
+
+
+def _computed(config: Config) -> dict[str, Any]:
+    """The values below `is` of any config."""
+    feedback, grpo, spread = config.feedback, config.grpo, parallel(config)
+    shaping, generation = grpo.reward_shaping, config.policy.generation
+    new, metric = generation.max_new_tokens, config.checkpointing.metric_name or ""
+    together = config.data.max_input_seq_length + new
+    longest, buffer = shaping.max_response_length, shaping.overlong_buffer_length
+    return {
+        "two_stage": feedback.two_stage,
+        "both_stages": feedback.two_stage and feedback.trains_drafts,
+        "repeats_question": feedback.repeats_question,
+        "prompt_and_reply": together,
+        # Room for a whole draft, and an eighth of it for the texts around.
+        "roomy_context": together + (new + new // 8 if feedback.two_stage else 0),
+        "best_reward": config.igrpo.reward.best,
+        "highest_ratio": 1 + config.loss_fn.ratio_clip_max,
+        "whole_batch": (grpo.num_prompts_per_step * grpo.batch_multiplier) % 1 == 0,
+        "overlong_penalty": shaping.enabled and shaping.stop_properly_penalty_coef is None,
+        "buffer_fits": longest is None or 0 < buffer <= longest,
+        "shorter_buffer": max(1, (longest or 0) // 5),
+        "ranked_by": metric.partition(":")[0] if ":" in metric else "",
+        "validates": grpo.val_period > 0 or grpo.val_at_start or grpo.val_at_end,
+        "held_out": config.data.validation is not None
+        or any(train.split_validation_size for train in config.data.train_sets),
+        "two_heads": 2 * config.igrpo.model.num_heads if config.igrpo.model else None,
+        "async_rollout": is_async_rollout(config),
+        "colocated": generation.is_colocated,
+        "half_a_node": config.cluster.gpus_per_node // 2,
+        "megatron": spread.backend == "megatron",
+        "tensor": spread.tensor,
+        "pipeline": spread.pipeline,
+        "context": spread.context,
+        "fp8_cache": str(generation.vllm.get("kv_cache_dtype")).startswith("fp8"),
+    }
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """Those that need usable machines: GPUs, replicas, batches, packs, and what would fit."""
+    policy, spread, split = config.policy, parallel(config), machines(config)
+    rest, world, vllm = spread.pipeline * spread.context, split.training, policy.generation.vllm
+    count, batch = max(1, world // spread.replica), policy.train_global_batch_size
+    pipeline, tensor = vllm.get("pipeline_parallel_size", 1), vllm.get(TENSOR, 1)
+    rows, problems = config.grpo.num_generations_per_prompt, config.grpo.num_prompts_per_step
+    of = count * config.igrpo.updates_per_rollout
+    # The smallest number of problems whose rows are whole updates on every replica.
+    step = next(n for n in range(1, of + 1) if n * rows % of == 0)
+    packs, dynamic = policy.sequence_packing, policy.dynamic
+    return {
+        "training": world,
+        "replica": spread.replica,
+        "replicas": count,
+        "backend_key": spread.prefix,
+        "tensor_key": spread.tensor_key,
+        "fits_without_tensor": world % rest == 0,
+        "fits_without_pipeline": world % (spread.tensor * spread.context) == 0,
+        "fitting_tensor": largest_divisor(max(1, world // rest), spread.tensor),
+        "whole_replicas": batch % count == 0,
+        "fitting_problems": max(round(problems / step), 1) * step,
+        "rows_of_replica": batch // count,
+        "fitting_micro_batch": largest_divisor(batch // count, policy.train_micro_batch_size),
+        "same_packs": packs.logprob_mb_tokens == packs.train_mb_tokens,
+        "same_batches": dynamic.get("logprob_mb_tokens") == dynamic.get("train_mb_tokens"),
+        "row_multiple": policy.make_sequence_length_divisible_by or 1,
+        "row_parts": (2 * spread.context if spread.context > 1 else 1)
+        * (spread.tensor if spread.sequence else 1),
+        "generation": split.generation,
+        "vllm_pipeline": pipeline,
+        "vllm_tensor": tensor,
+        "vllm_expert": vllm.get("expert_parallel_size", 1),
+        "vllm_replica": generation_parallel(config),
+        "whole_pipelines": split.generation % pipeline == 0,
+        "fitting_vllm_tensor": largest_divisor(max(1, split.generation // pipeline), tensor),
+    }
 
 
 def _nemo_keys(config: Config) -> Iterator[str]:
@@ -30,48 +210,6 @@ def _nemo_keys(config: Config) -> Iterator[str]:
         near = nearest_name(path)
         hint = f"did you mean {near}?" if near else "NeMo-RL 0.7.0 does not know it: leave it out"
         yield f"unknown key {path}: {hint}"
-
-
-def _lengths(config: Config) -> Iterator[str]:
-    total = config.policy.max_total_sequence_length
-    question = config.data.max_input_seq_length
-    new = config.policy.generation.max_new_tokens
-    need = f"data.max_input_seq_length={question} + policy.generation.max_new_tokens={new}"
-    # Room for a whole draft, and an eighth of it for the texts around.
-    roomy = question + new + (new + new // 8 if config.feedback.two_stage else 0)
-    if question + new > total:
-        yield (
-            f"policy.max_total_sequence_length={total} is less than {need} = {question + new}: "
-            f"set policy.max_total_sequence_length={roomy}"
-        )
-    elif question + new == total and config.feedback.two_stage:
-        yield (
-            f"policy.max_total_sequence_length={total} equals {need}, which leaves no token for a "
-            f"draft in q': set policy.max_total_sequence_length={roomy}"
-        )
-
-
-def _numbers(config: Config) -> Iterator[str]:
-    loss, grpo, shaping = config.loss_fn, config.grpo, config.grpo.reward_shaping
-    if loss.ratio_clip_c is not None and loss.ratio_clip_c <= 1 + loss.ratio_clip_max:
-        yield (
-            f"loss_fn.ratio_clip_c={loss.ratio_clip_c} must be above 1 + loss_fn.ratio_clip_max="
-            f"{loss.ratio_clip_max}: raise it, or null for no dual clip"
-        )
-    drawn = grpo.num_prompts_per_step * grpo.batch_multiplier
-    if drawn != int(drawn):
-        yield (
-            f"grpo.num_prompts_per_step={grpo.num_prompts_per_step} times grpo.batch_multiplier="
-            f"{grpo.batch_multiplier:g} is no whole number of problems"
-        )
-    limit, buffer = shaping.max_response_length, shaping.overlong_buffer_length
-    penalty = shaping.enabled and shaping.stop_properly_penalty_coef is None
-    if penalty and limit is not None and not 0 < buffer <= limit:
-        yield (
-            f"grpo.reward_shaping.overlong_buffer_length={buffer} must be in 1.."
-            f"max_response_length={limit}: set grpo.reward_shaping.overlong_buffer_length="
-            f"{max(1, limit // 5)}"
-        )
 
 
 def _data(config: Config) -> Iterator[str]:
@@ -95,51 +233,20 @@ def _data(config: Config) -> Iterator[str]:
             yield f"{path}.lengths is for generated problems, not for {dataset.dataset_name}"
 
 
-def _ranking(config: Config) -> Iterator[str]:
-    metric = config.checkpointing.metric_name
-    if metric is None or not config.checkpointing.enabled:
-        return
-    if not metric.startswith(("val:", "train:")):
+def _not_nemos(config: Config) -> Iterator[str]:
+    """A feedback that NeMo-RL cannot save, and keys of the embedded engine, where ignoring them
+    would change what is measured."""
+    engine = config.igrpo.engine
+    if memory := memory_of(config.feedback):
         yield (
-            f"checkpointing.metric_name={metric}: begin it with val: or train:, as in "
-            "checkpointing.metric_name=val:accuracy"
+            f"igrpo.feedback={config.igrpo.feedback} remembers earlier steps, which engine "
+            f"{engine} does not save: set {memory.off}, or use engine=local"
         )
-    if metric.startswith("val:") and not validates(config):
+    known = {key.path: key.default for key in all_keys()}
+    for path in unread(config):
+        own = path.startswith("igrpo.validation.")
+        why = ", which samples as in training, or greedily (igrpo.validation.temperature=0)"
         yield (
-            f"checkpointing.metric_name={metric} needs validation: raise grpo.val_period, or set "
-            "it to null"
+            f"{path}={at(config.to_dict(), path)} is not read by engine {engine}"
+            f"{why if own else ''}: set {path}={known[path]}"
         )
-
-
-def _model(config: Config) -> Iterator[str]:
-    if (model := config.igrpo.model) is None:
-        return
-    if model.hidden_size % (2 * model.num_heads):
-        yield (
-            f"igrpo.model.hidden_size={model.hidden_size} is no multiple of twice "
-            f"igrpo.model.num_heads={model.num_heads}"
-        )
-    if model.num_heads % model.num_kv_heads:
-        yield (
-            f"igrpo.model.num_heads={model.num_heads} is no multiple of "
-            f"igrpo.model.num_kv_heads={model.num_kv_heads}"
-        )
-
-
-def _local_engine(config: Config) -> Iterator[str]:
-    if config.igrpo.engine == "local":
-        yield from lacking(config)
-        yield from broken_rules("local", config)
-
-
-CHECKS: tuple[Check, ...] = (
-    _nemo_keys,
-    lambda config: config.feedback.problems(),
-    _lengths,
-    lambda config: broken_rules("any engine", config),
-    _numbers,
-    _data,
-    _ranking,
-    _model,
-    _local_engine,
-)

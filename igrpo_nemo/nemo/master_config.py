@@ -19,8 +19,8 @@ from nemo_rl.algorithms.grpo import MasterConfig
 from nemo_rl.algorithms.utils import get_tokenizer
 
 from igrpo_nemo.config import Config, with_problems
+from igrpo_nemo.config.checks import check_launch
 from igrpo_nemo.config.derive import rollout_steps
-from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT, write_problems
 from igrpo_nemo.nemo.environment import ENV_NAME

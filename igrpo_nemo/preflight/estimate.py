@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from igrpo_nemo.config import Config, rollout_steps
+from igrpo_nemo.config.checks import launch_problems
 from igrpo_nemo.config.igrpo_keys import time_in_seconds
-from igrpo_nemo.config.launch_checks import launch_problems
 from igrpo_nemo.preflight.checks import data_notes, data_problems, shape_problems, usable
 from igrpo_nemo.preflight.cost import Estimator
 from igrpo_nemo.preflight.disk import (
@@ -34,7 +33,7 @@ from igrpo_nemo.preflight.memory import (
     vllm_memory,
 )
 from igrpo_nemo.preflight.nearest import nearest, words
-from igrpo_nemo.preflight.plan import Estimates, Plan
+from igrpo_nemo.preflight.plan import Plan
 from igrpo_nemo.preflight.shape import differs_from_folder, shape_of
 from igrpo_nemo.preflight.tokens import context, questions, responses
 
@@ -56,62 +55,61 @@ def preflight(
         UserError: a model's config.json or a data file cannot be read.
     """
     plan = estimated(config, environ)
-    if (found := plan.estimates) is None:
+    if plan.questions is None or plan.context is None:
         return plan
-    problems = [*data_problems(config, found.questions, found.context)]
+    plan.problems += data_problems(config, plan.questions, plan.context)
     for kind, text in _shortages(plan):
-        problems.append(f"{text}{_remedy(config, kind, environ)}")
-    notes = [*_notes(plan)]
-    for lacks, fatal in disk_shortages(config, found.disk, found.dumps, free):
-        (problems if fatal else notes).append(lacks)
-    plan = replace(plan, problems=problems, notes=notes)
-    return plan if problems else _with_cost(plan)
+        plan.problems.append(f"{text}{_remedy(config, kind, environ)}")
+    plan.notes += _notes(plan)
+    plan.notes += data_notes(config, plan.questions, plan.context, plan.steps)
+    for lacks, fatal in disk_shortages(config, plan.disk, plan.dumps, free):
+        (plan.problems if fatal else plan.notes).append(lacks)
+    if plan.fits:
+        _add_cost(plan)
+    return plan
 
 
 def estimated(config: Config, environ: Mapping[str, str]) -> Plan:
     """Checks, shape and estimates; the latter only where the checks passed, and without a shape
     only what the data say. Memory is estimated for engine `nemo_rl` alone."""
-    if config.igrpo.engine == "nemo_rl" and (kind := config.igrpo.site.gpu) not in GPUS:
+    plan, cluster = Plan(config), config.igrpo.engine == "nemo_rl"
+    if cluster and (kind := config.igrpo.site.gpu) not in GPUS:
         line = f"igrpo.site.gpu={kind}, but engine nemo_rl trains on GPUs: set cluster=a100_2x8"
-        return Plan(config, [line])
-    if problems := launch_problems(config):
-        return Plan(config, problems)
-    shape = shape_of(config, environ)
-    if shape is not None and (problems := list(shape_problems(config, shape))):
-        return Plan(config, problems, shape=shape)
-    asked = questions(config, environ)
-    budget = context(config, asked)
-    count = usable(config, asked, budget)
-    steps = None if count is None else max(1, rollout_steps(config, count))
-    mean = config.igrpo.preflight.response_share * budget.new_tokens
-    found = Estimates(asked, budget, steps, dumped_bytes(config, mean, steps))
-    if shape is not None:
-        disk = checkpoint_space(config, trained_parameters(config, shape), steps)
-        found = replace(found, disk=disk)
-    if shape is not None and config.igrpo.engine == "nemo_rl":
-        gpu = GPUS[config.igrpo.site.gpu]
-        vllm = config.policy.generation.backend == "vllm"
-        found = replace(
-            found,
-            gpu=gpu,
-            capacity=int((1 - config.igrpo.preflight.memory_reserve) * gpu.memory),
-            training=training_memory(config, shape),
-            vllm=vllm_memory(config, shape, gpu) if vllm else None,
-        )
-    return Plan(config, [], shape=shape, estimates=found)
+        plan.problems.append(line)
+    else:
+        plan.problems += launch_problems(config)
+    if not plan.problems and (shape := shape_of(config, environ)) is not None:
+        plan.shape = shape
+        plan.problems += shape_problems(config, shape)
+    if plan.problems:
+        return plan
+    plan.questions = questions(config, environ)
+    plan.context = context(config, plan.questions)
+    count = usable(config, plan.questions, plan.context)
+    plan.steps = steps = None if count is None else max(1, rollout_steps(config, count))
+    mean = config.igrpo.preflight.response_share * plan.context.new_tokens
+    plan.dumps = dumped_bytes(config, mean, steps)
+    if (shape := plan.shape) is not None:
+        plan.disk = checkpoint_space(config, trained_parameters(config, shape), steps)
+    if shape is not None and cluster:
+        plan.gpu = gpu = GPUS[config.igrpo.site.gpu]
+        plan.capacity = int((1 - config.igrpo.preflight.memory_reserve) * gpu.memory)
+        plan.training = training_memory(config, shape)
+        if config.policy.generation.backend == "vllm":
+            plan.vllm = vllm_memory(config, shape, gpu)
+    return plan
 
 
 def _shortages(plan: Plan) -> Iterator[tuple[str, str]]:
     """Memory that does not fit, training's and vLLM's, in words that end before what would."""
-    found, generation = plan.estimates, plan.config.policy.generation
-    if found is None or found.gpu is None or found.training is None:
+    generation, gpu, vllm = plan.config.policy.generation, plan.gpu, plan.vllm
+    if gpu is None or plan.training is None:
         return
-    gpu, vllm = found.gpu, found.vllm
-    if found.training.total > found.capacity:
+    if plan.training.total > plan.capacity:
         yield (
             "training",
-            f"training needs {found.training.total / GIB:.1f} GiB of each {gpu.name}, which has "
-            f"{found.capacity / GIB:.1f} GiB beside its reserve",
+            f"training needs {plan.training.total / GIB:.1f} GiB of each {gpu.name}, which has "
+            f"{plan.capacity / GIB:.1f} GiB beside its reserve",
         )
     if vllm is None:
         return
@@ -144,27 +142,22 @@ def _remedy(config: Config, kind: str, environ: Mapping[str, str]) -> str:
     return f": {words(change)}"
 
 
-def _with_cost(plan: Plan) -> Plan:
-    """The plan with both methods' costs, where there is a roofline for them."""
-    found, config, site = plan.estimates, plan.config, plan.config.igrpo.site
-    if found is None or found.gpu is None or found.vllm is None or found.steps is None:
-        return plan
-    assert plan.shape is not None
+def _add_cost(plan: Plan) -> None:
+    """Both methods' costs, where there is a roofline for them."""
+    config, site = plan.config, plan.config.igrpo.site
+    shape, gpu, vllm = plan.shape, plan.gpu, plan.vllm
+    if shape is None or gpu is None or vllm is None or plan.context is None or plan.steps is None:
+        return
     drawn = responses(config)
-    estimator = Estimator(
-        config, plan.shape, found.gpu, found.vllm, found.context, drawn, found.steps
-    )
-    cost, notes = estimator.cost(), [*plan.notes]
+    estimator = Estimator(config, shape, gpu, vllm, plan.context, drawn, plan.steps)
+    plan.cost, plan.other = estimator.cost(), estimator.other_method()
     limit = time_in_seconds(site.time) - site.save_margin_s if site.time else 0
-    if limit > 0 and (jobs := math.ceil(cost.hours * 3600 / limit)) > 1:
-        notes.append(f"about {jobs} jobs of {site.time}: igrpo launch --chain {jobs}")
-    return replace(plan, notes=notes, cost=cost, other=estimator.other_method())
+    if limit > 0 and (jobs := math.ceil(plan.cost.hours * 3600 / limit)) > 1:
+        plan.notes.append(f"about {jobs} jobs of {site.time}: igrpo launch --chain {jobs}")
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    config, shape, found = plan.config, plan.shape, plan.estimates
-    assert found is not None
-    backend = config.policy.generation.backend
+    config, shape, backend = plan.config, plan.shape, plan.config.policy.generation.backend
     if shape is None:
         yield (
             f"{config.policy.model_name} has no config.json here and igrpo.architecture is null: "
@@ -174,9 +167,8 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield f"igrpo.architecture differs from {shape.source}: the file is believed"
     if shape is not None and config.igrpo.engine != "nemo_rl":
         yield f"memory and cost of engine {config.igrpo.engine} are not estimated"
-    elif shape is not None and found.vllm is None:
+    elif shape is not None and plan.vllm is None:
         yield (
             f"generation with policy.generation.backend={backend} is not estimated, so there is no "
             "cost"
         )
-    yield from data_notes(config, found.questions, found.context, found.steps)

@@ -29,37 +29,33 @@ PAPER_RATIO = PAPER_GPU_HOURS["igrpo"] / PAPER_GPU_HOURS["grpo"]
 """GPU-hours of iGRPO over GRPO's at the same budget: 1.13."""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimates:
-    """Sizes in bytes. `capacity` is what a training GPU offers; `steps` are None where the number
-    of problems is not known."""
-
-    questions: Questions
-    context: Context
-    steps: int | None
-    dumps: int
-    gpu: GPU | None = None
-    capacity: int = 0
-    training: TrainingMemory | None = None
-    vllm: VllmMemory | None = None
-    disk: CheckpointSpace | None = None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Plan:
     """What the preflight found. `problems` is empty where the run fits; each is one line that names
     the key and a value that works. `other` is the cost of the other method at the same budget;
     `judge` says what stands between the run and its judge, whether it fits or not.
+
+    Sizes are bytes; `capacity` is what a training GPU offers. `steps` are None where the number of
+    problems is not known, `shape` where nobody describes the model; without `questions` and
+    `context` a check has failed before anything was estimated.
     """
 
     config: Config
-    problems: list[str]
+    problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    judge: list[str] = field(default_factory=list)
     shape: Shape | None = None
-    estimates: Estimates | None = None
+    questions: Questions | None = None
+    context: Context | None = None
+    steps: int | None = None
+    dumps: int = 0
+    disk: CheckpointSpace | None = None
+    gpu: GPU | None = None
+    capacity: int = 0
+    training: TrainingMemory | None = None
+    vllm: VllmMemory | None = None
     cost: Cost | None = None
     other: Cost | None = None
-    judge: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -80,16 +76,15 @@ class Plan:
     @property
     def warmup_steps(self) -> int | None:
         """Steps over which the learning rate rises."""
-        steps = self.estimates.steps if self.estimates else None
-        return None if steps is None else warmup_updates(self.config, steps)
+        return None if self.steps is None else warmup_updates(self.config, self.steps)
 
     def text(self) -> str:
         """The plan as tables for a terminal, the verdict last."""
         tables: list[Iterable[str]] = [_run(self)]
-        if (found := self.estimates) is not None:
-            tables.append(_tokens(self, found))
-            tables += [_training(found, found.training)] if found.training else []
-            tables += [_vllm(self, found, found.vllm)] if found.vllm else []
+        if self.context is not None and self.questions is not None:
+            tables.append(_tokens(self, self.context, self.questions))
+            tables += [_training(self, self.training)] if self.training else []
+            tables += [_vllm(self, self.context, self.vllm)] if self.vllm else []
         if self.cost is not None and self.other is not None:
             tables.append(_cost(self, self.cost, self.other))
         if self.notes:
@@ -102,8 +97,17 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values: bytes, seconds, tokens; absent parts are null."""
-        config, found, costs = self.config, self.estimates, ("step", "hours", "gpu_hours")
-        values: dict[str, Any] = {
+        config, costs, vllm, disk = (
+            self.config,
+            ("step", "hours", "gpu_hours"),
+            self.vllm,
+            self.disk,
+        )
+        tokens = None if self.context is None else asdict(self.context)
+        for name in ("question", "draft_room") if tokens else ():  # JSON wants text for keys
+            tokens[name] = {str(quantile): count for quantile, count in tokens[name].items()}
+        at_once = vllm.at_once(vllm.max_model_len) if vllm else None
+        return {
             "log_dir": config.logger.log_dir,
             "model": config.policy.model_name,
             "engine": config.igrpo.engine,
@@ -118,20 +122,10 @@ class Plan:
             "cost_of_other_method": _part(self.other, *costs),
             "gpu_hours_igrpo_over_grpo": self.ratio,
             "published_gpu_hours_igrpo_over_grpo": PAPER_RATIO,
-        }
-        parts = ("steps", "tokens", "training_memory", "vllm_memory", "checkpoints", "row_dumps")
-        if found is None:
-            return values | dict.fromkeys(parts)
-        tokens = asdict(found.context)
-        for name in ("question", "draft_room"):  # JSON wants text for keys
-            tokens[name] = {str(quantile): count for quantile, count in tokens[name].items()}
-        vllm, disk = found.vllm, found.disk
-        at_once = vllm.at_once(vllm.max_model_len) if vllm else None
-        return values | {
-            "steps": found.steps,
+            "steps": self.steps,
             "tokens": tokens,
-            "row_dumps": found.dumps,
-            "training_memory": _part(found.training, "total", capacity=found.capacity),
+            "row_dumps": None if self.context is None else self.dumps,
+            "training_memory": _part(self.training, "total", capacity=self.capacity),
             "vllm_memory": _part(vllm, "cache", engines=engines(config), longest_at_once=at_once),
             "checkpoints": _part(disk, "total", folder=str(disk.folder) if disk else None),
         }
@@ -153,7 +147,7 @@ def _sizes(sizes: dict[str, int]) -> list[str]:
 
 
 def _run(plan: Plan) -> Iterator[str]:
-    config, grpo, igrpo, found = plan.config, plan.config.grpo, plan.config.igrpo, plan.estimates
+    config, grpo, igrpo = plan.config, plan.config.grpo, plan.config.igrpo
     count = plan.parameters or 0
     size = f"{count:,}" if count < 1e8 else f"{count / 1e9:.3f}e9"
     yield f"{config.logger.log_dir}: engine {igrpo.engine}"
@@ -170,22 +164,20 @@ def _run(plan: Plan) -> Iterator[str]:
         f"{grpo.num_prompts_per_step} problems, {rows} trained rows, "
         f"{igrpo.updates_per_rollout} update(s) a step",
     )
-    if found is None:
-        return
-    if found.gpu:
-        yield _row("machines", _machines(config, found.gpu))
-    if found.steps is not None:
-        count = usable(config, found.questions, found.context) or 0
+    if plan.gpu:
+        yield _row("machines", _machines(config, plan.gpu))
+    if plan.steps is not None and plan.questions and plan.context:
+        count = usable(config, plan.questions, plan.context) or 0
         each = count // round(grpo.num_prompts_per_step * grpo.batch_multiplier)
-        epochs = f" ({each} an epoch)" if each != found.steps else ""
+        epochs = f" ({each} an epoch)" if each != plan.steps else ""
         warmup = f"{plan.warmup_steps} of them warm-up"
-        yield _row("steps", f"{found.steps}{epochs} from {count:,} problems, {warmup}")
-    if disk := found.disk:
+        yield _row("steps", f"{plan.steps}{epochs} from {count:,} problems, {warmup}")
+    if disk := plan.disk:
         size = f"{disk.each / GIB:,.1f} GiB" if disk.each >= GIB / 10 else f"{disk.each:,} bytes"
         total = f", {disk.total / GIB:,.0f} GiB in {disk.folder}" if disk.each >= GIB else ""
         yield _row("checkpoints", f"at most {disk.count} of {size}{total}")
-    if found.dumps:
-        yield _row("row dumps", f"about {found.dumps / GIB:,.1f} GiB in {config.logger.log_dir}")
+    if plan.dumps:
+        yield _row("row dumps", f"about {plan.dumps / GIB:,.1f} GiB in {config.logger.log_dir}")
 
 
 def _machines(config: Config, gpu: GPU) -> str:
@@ -200,11 +192,11 @@ def _machines(config: Config, gpu: GPU) -> str:
     return f"{split.total} x {gpu.name}: {training}{apart}"
 
 
-def _tokens(plan: Plan, found: Estimates) -> Iterator[str]:
-    budget, assumed, shape = found.context, plan.config.igrpo.preflight, plan.shape
+def _tokens(plan: Plan, budget: Context, asked: Questions) -> Iterator[str]:
+    assumed, shape = plan.config.igrpo.preflight, plan.shape
     q, room = budget.question, budget.draft_room
     yield "tokens"
-    yield _row("q", f"median {q[0.5]}, 99 % {q[0.99]}, longest {q[1.0]} ({found.questions.source})")
+    yield _row("q", f"median {q[0.5]}, 99 % {q[0.99]}, longest {q[1.0]} ({asked.source})")
     mean = assumed.response_share * budget.new_tokens
     yield _row(
         "completion",
@@ -224,7 +216,7 @@ def _tokens(plan: Plan, found: Estimates) -> Iterator[str]:
         yield _row("evaluation", f"replies of at most {reply:,}")
 
 
-def _training(found: Estimates, memory: TrainingMemory) -> list[str]:
+def _training(plan: Plan, memory: TrainingMemory) -> list[str]:
     return [
         f"training memory of a GPU, GiB (micro-batch of {memory.tokens:,} tokens)",
         *_sizes(
@@ -238,12 +230,12 @@ def _training(found: Estimates, memory: TrainingMemory) -> list[str]:
                 "context, NCCL": memory.overhead,
             }
         ),
-        _row("in all", f"{memory.total / GIB:6.1f} of {found.capacity / GIB:.1f}"),
+        _row("in all", f"{memory.total / GIB:6.1f} of {plan.capacity / GIB:.1f}"),
     ]
 
 
-def _vllm(plan: Plan, found: Estimates, memory: VllmMemory) -> list[str]:
-    two, context, longest = plan.config.feedback.two_stage, found.context, memory.max_model_len
+def _vllm(plan: Plan, context: Context, memory: VllmMemory) -> list[str]:
+    two, longest = plan.config.feedback.two_stage, memory.max_model_len
     prompt = context.mean_refinement_prompt if two else context.mean_question
     mean = prompt + plan.config.igrpo.preflight.response_share * context.new_tokens
     what = "q' + refinement" if two else "q + completion"

@@ -16,7 +16,7 @@ import tiny_runs
 import torch
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.launch_checks import check_launch
+from igrpo_nemo.config.checks import check_launch
 from igrpo_nemo.errors import NonFiniteError, UserError
 from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.warmup import build_small_model

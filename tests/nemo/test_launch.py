@@ -13,7 +13,7 @@ import nemo_runs
 import pytest
 
 from igrpo_nemo.config import load_config, with_problems
-from igrpo_nemo.config.launch_checks import check_launch
+from igrpo_nemo.config.checks import check_launch
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.cpu.generation import LocalGeneration
 from igrpo_nemo.nemo.versions import entries

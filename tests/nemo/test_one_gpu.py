@@ -6,7 +6,7 @@ import pytest
 from nemo_runs import as_nemo_rl_takes_it
 
 from igrpo_nemo.config import load_config, with_problems
-from igrpo_nemo.config.launch_checks import launch_problems
+from igrpo_nemo.config.checks import launch_problems
 from igrpo_nemo.config.nemo_schema import keys_beyond
 from igrpo_nemo.config.nemo_schema import nemo_schema as snapshot
 from igrpo_nemo.nemo.master_config import WORKERS, has_flash_attention, without_flash_attention

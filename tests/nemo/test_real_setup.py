@@ -18,8 +18,8 @@ from nemo_runs import as_nemo_rl_takes_it
 from test_experiment_schema import WITHOUT_ANNOTATION, live
 
 from igrpo_nemo.config import load_config, with_problems
+from igrpo_nemo.config.checks import check_launch
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
-from igrpo_nemo.config.launch_checks import check_launch
 from igrpo_nemo.config.nemo_schema import keys_beyond
 from igrpo_nemo.nemo.master_config import without_flash_attention
 from igrpo_nemo.nemo.versions import entries

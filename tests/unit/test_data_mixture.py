@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from igrpo_nemo.config import load_config
-from igrpo_nemo.config.rules import broken_rules
+from igrpo_nemo.config.checks import launch_problems
 from igrpo_nemo.data.mixture import mixed
 from igrpo_nemo.data.order import Curriculum, EpochOrder, Position
 from igrpo_nemo.errors import UserError
@@ -161,5 +161,5 @@ def test_a_curriculum_goes_on_within_an_epoch_as_if_nothing_had_been(make_group)
 
 def test_nemo_rl_has_no_curriculum():
     config = load_config([HF, "engine=nemo_rl", "cluster=a100_1x8", "igrpo.curriculum_keep=0"])
-    (line,) = [each for each in broken_rules("NeMo-RL", config) if "curriculum" in each]
+    (line,) = [each for each in launch_problems(config) if "curriculum" in each]
     assert "igrpo.curriculum_keep=0.0: NeMo-RL orders the problems by itself" in line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from composed import PLENTY, config_of
 
-from igrpo_nemo.config.launch_checks import launch_problems
+from igrpo_nemo.config.checks import launch_problems
 from igrpo_nemo.config.machines import LowRank, low_rank, parallel
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.preflight.shape import adapter_parameters, shape_of
@@ -41,26 +41,26 @@ def test_the_weights_of_24_gb_are_trained_from_the_hosts_memory():
 def test_seven_billion_fit_with_adapters_alone():
     assert plan(*SEVEN, *SHORT, "cluster=one_gpu").problems != []
     found = plan(*SEVEN, *SHORT, "cluster=one_gpu", "lora=dtensor")
-    assert found.problems == [] and found.estimates is not None
-    memory = found.estimates.training
-    assert memory is not None and found.estimates.disk is not None
+    assert found.problems == []
+    memory = found.training
+    assert memory is not None and found.disk is not None
     # 28 layers, rank 32: q, o 2 x 7168; k, v 2 x 4096; gate, up, down 3 x 22528 channels.
     trained = 28 * 32 * (2 * 7168 + 2 * 4096 + 3 * 22528)
     assert (memory.gradients, memory.optimizer) == (4 * trained, 8 * trained)
     assert memory.weights > 4 * 7_615_616_512  # all of them in fp32
-    assert found.estimates.disk.each == 12 * trained
+    assert found.disk.each == 12 * trained
     assert f"rank 32, {trained:,} parameters are trained" in found.text()
 
 
 def test_megatrons_adapters_lie_on_its_fused_layers():
     words = (*SEVEN, *SHORT, "cluster=a100_1x8", "lora=megatron")
     found = plan(*words)
-    assert found.problems == [] and found.estimates is not None and found.shape is not None
+    assert found.problems == [] and found.shape is not None
     trained = 28 * 32 * ((3584 + 4608) + 7168 + (3584 + 2 * 18944) + 22528)
     adapters = low_rank(found.config)
     assert adapters is not None
     assert adapter_parameters(found.shape, adapters, "megatron") == trained
-    assert found.estimates.disk is not None and found.estimates.disk.each == 14 * trained
+    assert found.disk is not None and found.disk.each == 14 * trained
     everything = plan(*words[:-1])
     assert found.cost is not None and everything.cost is not None
     assert found.cost.training == pytest.approx(everything.cost.training * 3 / 4)

@@ -9,8 +9,7 @@ import pytest
 from composed import config_of
 
 from igrpo_nemo.preflight import preflight
-from igrpo_nemo.preflight.cost import Cost, other_method
-from igrpo_nemo.preflight.decoding import PromptGroup, Speed, decode_seconds
+from igrpo_nemo.preflight.cost import Cost, PromptGroup, Speed, decode_seconds, other_method
 from igrpo_nemo.preflight.shape import forward_flops
 from igrpo_nemo.preflight.tokens import KNOWN, context, questions, responses
 
@@ -134,9 +133,9 @@ def test_either_method_shows_the_same_two_costs():
 def test_training_time_is_arithmetic_over_the_stated_share_of_the_peak():
     """Forward, backward twice, and recomputation: four forward passes on eight A100 at 40 %."""
     plan = preflight(config_of(*B7, "igrpo.preflight.response_sigma=0"), environ={})
-    assert plan.cost is not None and plan.shape is not None and plan.estimates is not None
+    assert plan.cost is not None and plan.shape is not None and plan.context is not None
     row = plan.cost.trained_tokens / 512
-    assert row == round(plan.estimates.context.mean_question) + 12 + 2 * 1638
+    assert row == round(plan.context.mean_question) + 12 + 2 * 1638
     flops = 4 * 512 * forward_flops(plan.shape, row)
     assert plan.cost.training == pytest.approx(flops / (8 * 312e12 * 0.4))
 
