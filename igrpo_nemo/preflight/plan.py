@@ -97,15 +97,12 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values: bytes, seconds, tokens; absent parts are null."""
-        config, costs, vllm, disk = (
-            self.config,
-            ("step", "hours", "gpu_hours"),
-            self.vllm,
-            self.disk,
-        )
-        tokens = None if self.context is None else asdict(self.context)
-        for name in ("question", "draft_room") if tokens else ():  # JSON wants text for keys
-            tokens[name] = {str(quantile): count for quantile, count in tokens[name].items()}
+        config, vllm, disk = self.config, self.vllm, self.disk
+        costs = ("step", "hours", "gpu_hours")
+        tokens = _part(self.context)
+        if tokens is not None:
+            for name in ("question", "draft_room"):  # JSON wants text for keys
+                tokens[name] = {str(quantile): n for quantile, n in tokens[name].items()}
         at_once = vllm.at_once(vllm.max_model_len) if vllm else None
         return {
             "log_dir": config.logger.log_dir,
