@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason, Verdict
+from igrpo_nemo.rewards.accuracy import Reason, Verdict
 from igrpo_nemo.rewards.extract import AnswerFormat
 from igrpo_nemo.run import config_of_model, set_threads
 from igrpo_nemo.types import Problem, ScoreRequest
@@ -193,7 +193,7 @@ def score(
         item_timeout_s=item_timeout_s,
         # Nobody waits for the next step here: only the limit of each item counts.
         group_deadline_s=float("inf"),
-        settings=AccuracySettings(answer_format=_format(answer_format)),
+        answer_format=_format(answer_format),
         functions=functions,
     ) as pool:
         own = [CustomReward(path, pool) for path in functions]

@@ -1,6 +1,6 @@
 """Rewards: verifiable accuracy, format, an optional judge, and their weighted sum."""
 
-from igrpo_nemo.rewards.accuracy import AccuracySettings, Reason, Verdict
+from igrpo_nemo.rewards.accuracy import Reason, Verdict
 from igrpo_nemo.rewards.extract import AnswerFormat, extract_answer, format_reward
 from igrpo_nemo.rewards.weighted import (
     DEFAULT_WEIGHTS,
@@ -12,7 +12,6 @@ from igrpo_nemo.types import ScoreRequest
 
 __all__ = [
     "DEFAULT_WEIGHTS",
-    "AccuracySettings",
     "AnswerFormat",
     "Reason",
     "ScoreRequest",

@@ -32,11 +32,11 @@ class Reason(StrEnum):
     """No complete answer outside the thinking."""
     UNPARSEABLE = "unparseable"
     """There is an answer, but no mathematics could be read from it, and its text differs; or it is
-    nested deeper than `max_answer_depth`."""
+    nested deeper than `MOST_DEPTH`."""
     TIMEOUT = "timeout"
     """The comparison met its time or memory limit, or the group's deadline."""
     TOO_LONG = "too_long"
-    """The answer (or the reference) is longer than `max_answer_chars`."""
+    """The answer (or the reference) is longer than `MOST_CHARS`."""
     NO_REFERENCE = "no_reference"
     """The reference is empty or says that there is none (`NaN`): nothing is equal to it."""
 
@@ -53,17 +53,8 @@ class Verdict:
         return self.reason is Reason.MATCH
 
 
-@dataclass(frozen=True, slots=True)
-class AccuracySettings:
-    """How answers are found and compared; a decimal is exact up to `float_rounding` digits."""
-
-    answer_format: AnswerFormat = AnswerFormat.ANY
-    max_answer_chars: int = 2_000
-    max_answer_depth: int = 25
-    float_rounding: int = 6
-
-
-DEFAULT_SETTINGS = AccuracySettings()
+MOST_CHARS, MOST_DEPTH = 2_000, 25
+"""The longest and the most nested answer that is compared."""
 
 _BRACKET = re.compile(r"[()\[\]{}]")
 
@@ -101,7 +92,7 @@ def is_missing_reference(text: str) -> bool:
     return not bare or bare.casefold() in _NO_REFERENCE or _POINTER.fullmatch(bare) is not None
 
 
-def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:
+def gold_verdict(gold: str) -> Reason:
     """Whether a reference answer can serve as one. May hang: run it in the pool.
 
     MATCH where mathematics is read from it that equals itself, MISMATCH where it does not,
@@ -112,7 +103,7 @@ def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Re
         return Reason.NO_ANSWER
     if is_missing_reference(gold):
         return Reason.NO_REFERENCE
-    if len(gold) > settings.max_answer_chars:
+    if len(gold) > MOST_CHARS:
         return Reason.TOO_LONG
     if read_literal(gold.strip()) is not None:
         return Reason.MATCH
@@ -122,10 +113,10 @@ def gold_verdict(gold: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Re
     value = read(gold, reference=True)
     if isinstance(value, Text) and not (_has_substance(gold) and balanced(gold)):
         return Reason.UNPARSEABLE
-    return full_verdict(gold, gold, settings)
+    return full_verdict(gold, gold)
 
 
-def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SETTINGS) -> Reason:
+def full_verdict(gold: str, answer: str) -> Reason:
     """The verdict on an extracted answer. May hang: run it in the pool.
 
     Returns MATCH, MISMATCH, or UNPARSEABLE for an answer that is only a text, and another one.
@@ -138,7 +129,7 @@ def full_verdict(gold: str, answer: str, settings: AccuracySettings = DEFAULT_SE
         if _same_text(gold, answer):
             return Reason.MATCH
         value = read(answer)
-        if equal(read(gold, reference=True), value, float_rounding=settings.float_rounding):
+        if equal(read(gold, reference=True), value):
             return Reason.MATCH
     except (RecursionError, MemoryError, ValueError, TypeError, ArithmeticError, AttributeError):
         # The boundary to SymPy: text that breaks it is an answer nobody can read.
@@ -197,7 +188,7 @@ def _has_variable(gold: str) -> bool:
 def find_answer(
     gold: str,
     text: str,
-    settings: AccuracySettings = DEFAULT_SETTINGS,
+    answer_format: AnswerFormat = AnswerFormat.ANY,
     *,
     thinking_open: bool = False,
     truncated: bool = False,
@@ -207,7 +198,7 @@ def find_answer(
         return Verdict(Reason.NO_REFERENCE)
     answer = extract_answer(
         text,
-        settings.answer_format,
+        answer_format,
         thinking_open=thinking_open,
         truncated=truncated,
         several=_has_parts(gold),
@@ -215,9 +206,9 @@ def find_answer(
     )
     if answer is None:
         return Verdict(Reason.NO_ANSWER)
-    if max(len(answer), len(gold)) > settings.max_answer_chars:
+    if max(len(answer), len(gold)) > MOST_CHARS:
         return Verdict(Reason.TOO_LONG)
-    if len(answer) > settings.max_answer_depth and _depth(answer) > settings.max_answer_depth:
+    if len(answer) > MOST_DEPTH and _depth(answer) > MOST_DEPTH:
         # The parser's time grows exponentially with the nesting: it would only meet its limit.
         return Verdict(Reason.UNPARSEABLE)
     return answer
@@ -233,16 +224,12 @@ def _depth(text: str) -> int:
 
 
 def verify_completion(
-    gold: str,
-    text: str,
-    settings: AccuracySettings = DEFAULT_SETTINGS,
-    *,
-    thinking_open: bool = False,
-    truncated: bool = False,
+    gold: str, text: str, answer_format: AnswerFormat = AnswerFormat.ANY, **ending: bool
 ) -> Verdict:
-    """Extract and compare in this process, without a time limit: for trusted text and workers."""
-    answer = find_answer(gold, text, settings, thinking_open=thinking_open, truncated=truncated)
+    """Extract and compare in this process, without a time limit: for trusted text and tests.
+    `ending` as in `find_answer`."""
+    answer = find_answer(gold, text, answer_format, **ending)
     if isinstance(answer, Verdict):
         return answer
-    reason = quick_verdict(gold, answer) or full_verdict(gold, answer, settings)
+    reason = quick_verdict(gold, answer) or full_verdict(gold, answer)
     return Verdict(reason, answer)

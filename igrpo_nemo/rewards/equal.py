@@ -31,192 +31,195 @@ from igrpo_nemo.rewards.values import (
 
 # A rounded decimal must have this many digits to stand for an exact value.
 _FEWEST_DIGITS = 5
+# Decimals are equal to this many digits, relatively.
+_PLACES = 6
+_TOLERANCE = Rational(1, 10**_PLACES)
 
 
-def equal(gold: Value, answer: Value, *, float_rounding: int = 6) -> bool:
-    """Whether an answer equals a reference; decimals relatively, to `float_rounding` digits."""
-    return _Comparison(float_rounding).same(gold, answer)
+def equal(gold: Value, answer: Value) -> bool:
+    """Whether an answer equals a reference, by the first rule for what either of them is."""
+    for kinds, rule in (
+        (Text, _text),
+        (Named, _named),
+        (Choice, _choice),
+        (Relation, _relation),
+        ((Region, Span), _region),
+        (Several, _several),
+        (Ratio, _ratio),
+    ):
+        numbers = isinstance(gold, Number) and isinstance(answer, Number)
+        if not numbers and (isinstance(gold, kinds) or isinstance(answer, kinds)):
+            return rule(gold, answer)
+    match gold, answer:
+        case Number(), Number():
+            return _number(gold, answer)
+        case Clock(), Clock():
+            return _clock(gold, answer)
+        case Grid(), Grid():
+            rows = zip(gold.rows, answer.rows, strict=False)
+            return len(gold.rows) == len(answer.rows) and all(_pairs(*row) for row in rows)
+        case Congruence(), Congruence():
+            apart = (gold.residue - answer.residue) / gold.modulus
+            return gold.modulus == answer.modulus and bool(apart.is_integer)
+    return isinstance(gold, Based) and gold == answer
 
 
-class _Comparison:
-    def __init__(self, float_rounding: int) -> None:
-        self.places = float_rounding
-        self.tolerance = Rational(1, 10**float_rounding)
+def _text(gold: Value, answer: Value) -> bool:
+    return isinstance(gold, Text) and gold == answer and bool(gold.words.strip())
 
-    def same(self, gold: Value, answer: Value) -> bool:
-        """By the first rule for what either of them is."""
-        for kinds, rule in (
-            (Text, self._text),
-            (Named, self._named),
-            (Choice, self._choice),
-            (Relation, self._relation),
-            ((Region, Span), self._region),
-            (Several, self._several),
-            (Ratio, self._ratio),
-        ):
-            numbers = isinstance(gold, Number) and isinstance(answer, Number)
-            if not numbers and (isinstance(gold, kinds) or isinstance(answer, kinds)):
-                return rule(gold, answer)
-        match gold, answer:
-            case Number(), Number():
-                return self._number(gold, answer)
-            case Clock(), Clock():
-                return self._clock(gold, answer)
-            case Grid(), Grid():
-                rows = zip(gold.rows, answer.rows, strict=False)
-                return len(gold.rows) == len(answer.rows) and all(self._pairs(*row) for row in rows)
-            case Congruence(), Congruence():
-                apart = (gold.residue - answer.residue) / gold.modulus
-                return gold.modulus == answer.modulus and bool(apart.is_integer)
-        return isinstance(gold, Based) and gold == answer
 
-    def _text(self, gold: Value, answer: Value) -> bool:
-        return isinstance(gold, Text) and gold == answer and bool(gold.words.strip())
+def _pairs(gold: Sequence[Value], answer: Sequence[Value]) -> bool:
+    return len(gold) == len(answer) and all(map(equal, gold, answer))
 
-    def _pairs(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
-        return len(gold) == len(answer) and all(map(self.same, gold, answer))
 
-    def _number(self, gold: Number, answer: Number) -> bool:
-        factors = scales(gold.unit, answer.unit)
-        if factors is None:
-            return False
-        a, b = gold.expr * _rational(factors[0]), answer.expr * _rational(factors[1])
-        if not gold.percent and not answer.percent or gold.percent and answer.percent:
-            return self._close(a, b, gold, answer)
-        if any(unit is not None and unit.dimensions for unit in (gold.unit, answer.unit)):
-            return False
-        # `25%` stands for 25 and for 1/4.
-        for factor in (1, Rational(1, 100)):
-            x, y = (a * factor, b) if gold.percent else (a, b * factor)
-            if self._close(x, y, gold, answer):
-                return True
+def _number(gold: Number, answer: Number) -> bool:
+    factors = scales(gold.unit, answer.unit)
+    if factors is None:
         return False
-
-    def _close(self, a: Any, b: Any, gold: Number, answer: Number) -> bool:
-        if same_formula(a, b):
+    a, b = gold.expr * _rational(factors[0]), answer.expr * _rational(factors[1])
+    if not gold.percent and not answer.percent or gold.percent and answer.percent:
+        return _close(a, b, gold, answer)
+    if any(unit is not None and unit.dimensions for unit in (gold.unit, answer.unit)):
+        return False
+    # `25%` stands for 25 and for 1/4.
+    for factor in (1, Rational(1, 100)):
+        x, y = (a * factor, b) if gold.percent else (a, b * factor)
+        if _close(x, y, gold, answer):
             return True
-        if not gold.digits and not answer.digits:
-            return False
-        digits = min(number.digits for number in (gold, answer) if number.digits)
-        if digits < _FEWEST_DIGITS or a.free_symbols != b.free_symbols:
-            return False
-        if any(x.is_Integer and not number.digits for x, number in ((a, gold), (b, answer))):
-            return False  # Nobody rounds a whole number.
-        places = max(gold.places, answer.places)
-        if (digits > self.places or places >= self.places) and same_formula(a, b, self.tolerance):
-            return True
-        # An exact value, rounded to the places that were written.
-        if (gold.digits and answer.digits) or places < self.places or a.free_symbols:
-            return False
-        x, y = number_at(a, 30), number_at(b, 30)
-        return x is not None and y is not None and abs(x - y) <= 0.5000001 * 10.0**-places
+    return False
 
-    def _named(self, gold: Value, answer: Value) -> bool:
-        if isinstance(gold, Named) and isinstance(answer, Named):
-            if same_names(gold.name, answer.name):
-                return self.same(gold.value, answer.value)
-            a, b = as_equation(gold), as_equation(answer)
-            return a is not None and b is not None and proportional(a, b)
-        named = gold if isinstance(gold, Named) else answer
-        other = answer if named is gold else gold
-        assert isinstance(named, Named)
-        if isinstance(other, Relation):
-            equation = as_equation(named)
-            return (
-                equation is not None
-                and [sign for sign, _ in other.steps] == ["="]
-                and proportional(equation, other.steps[0][1])
-            )
-        return self.same(named.value, other) if named is gold else self.same(other, named.value)
 
-    def _choice(self, gold: Value, answer: Value) -> bool:
-        if isinstance(gold, Choice) and isinstance(answer, Choice):
-            if gold.letter != answer.letter:
-                return False
-            return not (gold.value and answer.value) or self.same(gold.value, answer.value)
-        choice, other = (gold, answer) if isinstance(gold, Choice) else (answer, gold)
-        assert isinstance(choice, Choice)
-        if choice.value is None:
-            return isinstance(other, Number) and str(other.expr) == choice.letter
-        return self.same(choice.value, other) if choice is gold else self.same(other, choice.value)
-
-    def _relation(self, gold: Value, answer: Value) -> bool:
-        if not (isinstance(gold, Relation) and isinstance(answer, Relation)):
-            return False
-        if [sign for sign, _ in gold.steps] != [sign for sign, _ in answer.steps]:
-            return False
-        return all(
-            proportional(a, b, positive=sign not in ("=", "!="))
-            for (sign, a), (_, b) in zip(gold.steps, answer.steps, strict=True)
-        )
-
-    def _region(self, gold: Value, answer: Value) -> bool:
-        if isinstance(gold, Region) and isinstance(answer, Region):
-            if gold.variable and answer.variable and gold.variable != answer.variable:
-                return False
-        if isinstance(gold, Span) and isinstance(answer, Span):
-            return (gold.left_open, gold.right_open) == (
-                answer.left_open,
-                answer.right_open,
-            ) and all(
-                same_formula(a, b) for a, b in ((gold.start, answer.start), (gold.end, answer.end))
-            )
-        a, b = as_set(gold), as_set(answer)
-        return a is not None and b is not None and _same_set(a, b)
-
-    def _several(self, gold: Value, answer: Value) -> bool:
-        a = gold.items if isinstance(gold, Several) else (gold,)
-        b = answer.items if isinstance(answer, Several) else (answer,)
-        kinds = [v.kind for v in (gold, answer) if isinstance(v, Several)]
-        if len(kinds) == 1:  # `\{5\}` and 5
-            return len(a) == len(b) == 1 and self.same(a[0], b[0])
-        named = [all(isinstance(item, Named) for item in items) for items in (a, b)]
-        if all(named):
-            return self._any_order(a, b)
-        if any(named):  # `x = 1, y = 2` and `(1, 2)`
-            strip = [
-                tuple(i.value if isinstance(i, Named) else i for i in items) for items in (a, b)
-            ]
-            return "set" not in kinds and self._pairs(*strip)
-        if set(kinds) == {"tuple", "set"}:
-            return False
-        if "tuple" in kinds or "ordered" in kinds:
-            return self._pairs(a, b)
-        return self._any_order(a, b)
-
-    def _any_order(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
-        """Each of the reference's values once, in any order."""
-        if len(gold) != len(answer) or len(gold) > 60:
-            return False
-        left = list(answer)
-        for item in gold:
-            found = next((i for i, other in enumerate(left) if self.same(item, other)), None)
-            if found is None:
-                return False
-            left.pop(found)
+def _close(a: Any, b: Any, gold: Number, answer: Number) -> bool:
+    if same_formula(a, b):
         return True
+    if not gold.digits and not answer.digits:
+        return False
+    digits = min(number.digits for number in (gold, answer) if number.digits)
+    if digits < _FEWEST_DIGITS or a.free_symbols != b.free_symbols:
+        return False
+    if any(x.is_Integer and not number.digits for x, number in ((a, gold), (b, answer))):
+        return False  # Nobody rounds a whole number.
+    places = max(gold.places, answer.places)
+    if (digits > _PLACES or places >= _PLACES) and same_formula(a, b, _TOLERANCE):
+        return True
+    # An exact value, rounded to the places that were written.
+    if (gold.digits and answer.digits) or places < _PLACES or a.free_symbols:
+        return False
+    x, y = number_at(a, 30), number_at(b, 30)
+    return x is not None and y is not None and abs(x - y) <= 0.5000001 * 10.0**-places
 
-    def _ratio(self, gold: Value, answer: Value) -> bool:
-        if isinstance(answer, Clock) and not answer.half and answer.minutes % 60 > 9:
-            # `4:10` may be a time of day, but not where the reference is `2:5`.
-            answer = Ratio(tuple(map(sympy.Integer, divmod(answer.minutes, 60))))
-        if isinstance(gold, Ratio) and isinstance(answer, Ratio):
-            if len(gold.parts) != len(answer.parts):
-                return False
-            a, b = gold.parts, answer.parts
-            return all(same_formula(x * b[0], y * a[0]) for x, y in zip(a[1:], b[1:], strict=True))
-        ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
-        assert isinstance(ratio, Ratio)
-        if not isinstance(other, Number) or len(ratio.parts) != 2 or other.unit is not None:
+
+def _named(gold: Value, answer: Value) -> bool:
+    if isinstance(gold, Named) and isinstance(answer, Named):
+        if same_names(gold.name, answer.name):
+            return equal(gold.value, answer.value)
+        a, b = as_equation(gold), as_equation(answer)
+        return a is not None and b is not None and proportional(a, b)
+    named = gold if isinstance(gold, Named) else answer
+    other = answer if named is gold else gold
+    assert isinstance(named, Named)
+    if isinstance(other, Relation):
+        equation = as_equation(named)
+        return (
+            equation is not None
+            and [sign for sign, _ in other.steps] == ["="]
+            and proportional(equation, other.steps[0][1])
+        )
+    return equal(named.value, other) if named is gold else equal(other, named.value)
+
+
+def _choice(gold: Value, answer: Value) -> bool:
+    if isinstance(gold, Choice) and isinstance(answer, Choice):
+        if gold.letter != answer.letter:
             return False
-        return same_formula(ratio.parts[0] / ratio.parts[1], other.expr)
+        return not (gold.value and answer.value) or equal(gold.value, answer.value)
+    choice, other = (gold, answer) if isinstance(gold, Choice) else (answer, gold)
+    assert isinstance(choice, Choice)
+    if choice.value is None:
+        return isinstance(other, Number) and str(other.expr) == choice.letter
+    return equal(choice.value, other) if choice is gold else equal(other, choice.value)
 
-    def _clock(self, gold: Clock, answer: Clock) -> bool:
-        if gold.half and answer.half:
-            return _of_day(gold) == _of_day(answer)
-        if gold.half or answer.half:
-            return gold.minutes == answer.minutes or _of_day(gold) == _of_day(answer)
-        return gold.minutes == answer.minutes
+
+def _relation(gold: Value, answer: Value) -> bool:
+    if not (isinstance(gold, Relation) and isinstance(answer, Relation)):
+        return False
+    if [sign for sign, _ in gold.steps] != [sign for sign, _ in answer.steps]:
+        return False
+    return all(
+        proportional(a, b, positive=sign not in ("=", "!="))
+        for (sign, a), (_, b) in zip(gold.steps, answer.steps, strict=True)
+    )
+
+
+def _region(gold: Value, answer: Value) -> bool:
+    if isinstance(gold, Region) and isinstance(answer, Region):
+        if gold.variable and answer.variable and gold.variable != answer.variable:
+            return False
+    if isinstance(gold, Span) and isinstance(answer, Span):
+        return (gold.left_open, gold.right_open) == (
+            answer.left_open,
+            answer.right_open,
+        ) and all(
+            same_formula(a, b) for a, b in ((gold.start, answer.start), (gold.end, answer.end))
+        )
+    a, b = as_set(gold), as_set(answer)
+    return a is not None and b is not None and _same_set(a, b)
+
+
+def _several(gold: Value, answer: Value) -> bool:
+    a = gold.items if isinstance(gold, Several) else (gold,)
+    b = answer.items if isinstance(answer, Several) else (answer,)
+    kinds = [v.kind for v in (gold, answer) if isinstance(v, Several)]
+    if len(kinds) == 1:  # `\{5\}` and 5
+        return len(a) == len(b) == 1 and equal(a[0], b[0])
+    named = [all(isinstance(item, Named) for item in items) for items in (a, b)]
+    if all(named):
+        return _any_order(a, b)
+    if any(named):  # `x = 1, y = 2` and `(1, 2)`
+        strip = [tuple(i.value if isinstance(i, Named) else i for i in items) for items in (a, b)]
+        return "set" not in kinds and _pairs(*strip)
+    if set(kinds) == {"tuple", "set"}:
+        return False
+    if "tuple" in kinds or "ordered" in kinds:
+        return _pairs(a, b)
+    return _any_order(a, b)
+
+
+def _any_order(gold: Sequence[Value], answer: Sequence[Value]) -> bool:
+    """Each of the reference's values once, in any order."""
+    if len(gold) != len(answer) or len(gold) > 60:
+        return False
+    left = list(answer)
+    for item in gold:
+        found = next((i for i, other in enumerate(left) if equal(item, other)), None)
+        if found is None:
+            return False
+        left.pop(found)
+    return True
+
+
+def _ratio(gold: Value, answer: Value) -> bool:
+    if isinstance(answer, Clock) and not answer.half and answer.minutes % 60 > 9:
+        # `4:10` may be a time of day, but not where the reference is `2:5`.
+        answer = Ratio(tuple(map(sympy.Integer, divmod(answer.minutes, 60))))
+    if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+        if len(gold.parts) != len(answer.parts):
+            return False
+        a, b = gold.parts, answer.parts
+        return all(same_formula(x * b[0], y * a[0]) for x, y in zip(a[1:], b[1:], strict=True))
+    ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
+    assert isinstance(ratio, Ratio)
+    if not isinstance(other, Number) or len(ratio.parts) != 2 or other.unit is not None:
+        return False
+    return same_formula(ratio.parts[0] / ratio.parts[1], other.expr)
+
+
+def _clock(gold: Clock, answer: Clock) -> bool:
+    if gold.half and answer.half:
+        return _of_day(gold) == _of_day(answer)
+    if gold.half or answer.half:
+        return gold.minutes == answer.minutes or _of_day(gold) == _of_day(answer)
+    return gold.minutes == answer.minutes
 
 
 def _of_day(clock: Clock) -> int:

@@ -28,15 +28,9 @@ from typing import Any
 
 import igrpo_nemo
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.rewards.accuracy import (
-    DEFAULT_SETTINGS,
-    AccuracySettings,
-    Reason,
-    Verdict,
-    find_answer,
-    quick_verdict,
-)
+from igrpo_nemo.rewards.accuracy import Reason, Verdict, find_answer, quick_verdict
 from igrpo_nemo.rewards.custom import NO_REPLY, Outcome
+from igrpo_nemo.rewards.extract import AnswerFormat
 from igrpo_nemo.rewards.worker import Pair, Task, WorkerOptions
 from igrpo_nemo.types import ScoreRequest
 
@@ -227,7 +221,7 @@ class VerifierPool:
         item_timeout_s: float = 5.0,
         group_deadline_s: float = 60.0,
         memory_limit_mb: int = 1_024,
-        settings: AccuracySettings = DEFAULT_SETTINGS,
+        answer_format: AnswerFormat = AnswerFormat.ANY,
         functions: Sequence[str] = (),
     ) -> None:
         for name, value, least in (
@@ -238,13 +232,13 @@ class VerifierPool:
         ):
             if value < least:
                 raise UserError(f"env.math.{name} is {value}: it must be at least {least}")
-        self.settings = settings
+        self._format = answer_format
         self._workers = workers
         self._group_deadline_s = group_deadline_s
         self._cache: dict[Pair, Reason] = {}
         self._lock = threading.Lock()
         self._processes = _Processes(
-            WorkerOptions(settings, workers, item_timeout_s, memory_limit_mb, functions)
+            WorkerOptions(workers, item_timeout_s, memory_limit_mb, functions)
         )
         # Also runs when the pool is forgotten, and at the interpreter's end.
         self._finalizer = weakref.finalize(self, self._processes.close)
@@ -266,7 +260,7 @@ class VerifierPool:
             find_answer(
                 request.problem.answer,
                 request.text,
-                self.settings,
+                self._format,
                 thinking_open=request.thinking_open,
                 truncated=request.truncated,
             )

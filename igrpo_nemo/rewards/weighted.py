@@ -8,16 +8,10 @@ reward = sum of weight x component                         (paper S.2: accuracy 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.rewards.accuracy import (
-    DEFAULT_SETTINGS,
-    AccuracySettings,
-    Verdict,
-    verify_completion,
-)
+from igrpo_nemo.rewards.accuracy import Verdict, verify_completion
 from igrpo_nemo.rewards.custom import Caller, CustomReward, Outcome, component_name, outcome
 from igrpo_nemo.rewards.extract import format_reward
 from igrpo_nemo.types import Score, ScoreRequest
@@ -47,18 +41,14 @@ class Verifier(Caller, Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
 class InProcessVerifier:
     """The verifier in this process, without a time limit: for trusted completions and tests."""
-
-    settings: AccuracySettings = DEFAULT_SETTINGS
 
     def verdicts(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
         return [
             verify_completion(
                 each.problem.answer,
                 each.text,
-                self.settings,
                 thinking_open=each.thinking_open,
                 truncated=each.truncated,
             )
@@ -154,8 +144,6 @@ def build_scorer(
     weights: Mapping[str, float] = DEFAULT_WEIGHTS,
     *,
     workers: int = 0,
-    item_timeout_s: float = 5.0,
-    settings: AccuracySettings = DEFAULT_SETTINGS,
     components: Mapping[str, Component] | None = None,
     functions: Sequence[str] = (),
     **pool_options: Any,
@@ -163,20 +151,14 @@ def build_scorer(
     """A scorer. With `workers` = 0 answers are compared in this process, without a time limit.
 
     Otherwise verdicts come from a pool of that many processes: `pool_options` are those of
-    `rewards.pool.VerifierPool` (`group_deadline_s`, `memory_limit_mb`, ...). `functions` are paths
+    `rewards.pool.VerifierPool` (`item_timeout_s`, `memory_limit_mb`, ...). `functions` are paths
     of reward functions (`rewards.custom`), which run there too, each a component of its own name.
     Raises UserError for an unknown component or no weight.
     """
-    verifier: Verifier = InProcessVerifier(settings)
+    verifier: Verifier = InProcessVerifier()
     if workers:
         from igrpo_nemo.rewards.pool import VerifierPool
 
-        verifier = VerifierPool(
-            workers=workers,
-            item_timeout_s=item_timeout_s,
-            settings=settings,
-            functions=functions,
-            **pool_options,
-        )
+        verifier = VerifierPool(workers=workers, functions=functions, **pool_options)
     own = {component_name(path): CustomReward(path, verifier) for path in functions}
     return WeightedScorer(weights, verifier, {**(components or {}), **own})

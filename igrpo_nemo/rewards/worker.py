@@ -31,7 +31,6 @@ from typing import Any
 
 from igrpo_nemo.by_path import function_at
 from igrpo_nemo.rewards.accuracy import (
-    AccuracySettings,
     Reason,
     full_verdict,
     gold_verdict,
@@ -58,7 +57,6 @@ Task = Pair | tuple[str, str, str]
 class WorkerOptions:
     """What the processes run with; `functions` are paths of reward functions."""
 
-    settings: AccuracySettings
     workers: int
     item_timeout_s: float
     memory_limit_mb: int
@@ -98,7 +96,7 @@ class _Worker:
                 each.close()
             _limit_memory(options.memory_limit_mb)
             sys.setrecursionlimit(3_000)
-            _serve(theirs, options.settings)
+            _serve(theirs)
             status = 0
         finally:
             os._exit(status)
@@ -219,23 +217,21 @@ class _Supervisor:
         return self._workers[at]
 
 
-def _serve(connection: socket.socket, settings: AccuracySettings) -> None:
+def _serve(connection: socket.socket) -> None:
     """A worker's life: read a task, reply with its result, until the socket closes."""
     with connection, connection.makefile("rwb") as stream:
         for line in stream:
-            stream.write(json.dumps([_result_of(json.loads(line), settings)]).encode() + b"\n")
+            stream.write(json.dumps([_result_of(json.loads(line))]).encode() + b"\n")
             stream.flush()
 
 
-def _result_of(task: list[Any], settings: AccuracySettings) -> Reason | Outcome:
+def _result_of(task: list[Any]) -> Reason | Outcome:
     try:
         if len(task) == 3:
             path, problem, text = task
             return outcome(path, Problem(*json.loads(problem)), text)
         gold, answer = task
-        if answer is None:
-            return gold_verdict(gold, settings)
-        return full_verdict(gold, answer, settings)
+        return gold_verdict(gold) if answer is None else full_verdict(gold, answer)
     except Exception:  # The boundary to SymPy: whatever it raises is the answer's fault.
         return Reason.UNPARSEABLE
 
