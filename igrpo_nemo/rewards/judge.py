@@ -29,27 +29,11 @@ from typing import Any
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards.accuracy import Verdict
-from igrpo_nemo.rewards.judge_prompt import RESPONSE_SCHEMA, judge_messages, read_score
+from igrpo_nemo.rewards.judge_prompt import TEXTS, judge_messages, read_score
 from igrpo_nemo.types import Problem, ScoreRequest
 
-# What the endpoint says about us rather than about the moment: retrying does not help.
-_REFUSALS = {
-    400: "does not accept the request",
-    401: "refuses the key",
-    403: "refuses the key",
-    404: "does not know the model",
-    422: "does not accept the request",
-}
-_TIMEOUT = "does not answer in time: raise igrpo.judge.attempt_timeout_s"
-
-# The request's parameters that are keys of `igrpo.judge`, and what works where one is refused.
-_PARAMETERS = {
-    "temperature": "igrpo.judge.temperature=null",
-    "max_completion_tokens": "igrpo.judge.max_completion_tokens=null igrpo.judge.max_tokens=1024",
-    "max_tokens": "igrpo.judge.max_tokens=null igrpo.judge.max_completion_tokens=8192",
-    "reasoning_effort": "igrpo.judge.reasoning_effort=null",
-    "response_format": "igrpo.judge.response_format=none",
-}
+_REFUSALS: dict[int, str] = TEXTS["refusals"]
+_PARAMETERS: dict[str, str] = TEXTS["parameters"]
 
 
 @dataclass(slots=True)
@@ -242,7 +226,8 @@ class Judge:
         given = {name: getattr(self.keys, name) for name in names}
         sent = {name: value for name, value in given.items() if value is not None}
         kind = self.keys.response_format
-        form = {"type": kind} | ({"json_schema": RESPONSE_SCHEMA} if kind == "json_schema" else {})
+        schema = {"json_schema": TEXTS["response_schema"]} if kind == "json_schema" else {}
+        form = {"type": kind, **schema}
         return sent if kind == "none" else {**sent, "response_format": form}
 
     def _refuse(self, error: Any) -> None:
@@ -280,18 +265,10 @@ class Judge:
 
         try:
             asyncio.run(ask())
-        except _Failed as failure:
-            what = {
-                "connection": "cannot be reached from this host: check igrpo.judge.base_url",
-                "timeout": _TIMEOUT,
-                "cut_off": "ends its reply at the limit: raise igrpo.judge.max_completion_tokens",
-                "malformed": "answers in another form: check igrpo.judge.response_format",
-            }.get(str(failure), f"fails with {failure}: try again later")
-        except TimeoutError:
-            what = _TIMEOUT
-        else:
-            return
-        raise UserError(f"{self._name} {what}")
+        except (_Failed, TimeoutError) as failure:
+            kind = "timeout" if isinstance(failure, TimeoutError) else str(failure)
+            what = TEXTS["failures"].get(kind, f"fails with {kind}: try again later")
+            raise UserError(f"{self._name} {what}") from None
 
     def _count(self, kind: str) -> None:
         with self._lock:
