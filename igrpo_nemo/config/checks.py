@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,7 @@ from igrpo_nemo.config.machines import (
     machines,
     parallel,
 )
-from igrpo_nemo.config.nemo_schema import (
-    keys_beyond,
-    nearest_name,
-    nemo_schema,
-    open_key_problems,
-)
+from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
 from igrpo_nemo.config.schema import Config, all_keys, unread
 from igrpo_nemo.config.section import ABSENT, at, shown
 from igrpo_nemo.errors import UserError
@@ -64,7 +59,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from broken_rules("any engine", facts)
     yield from _data(config)
     if config.igrpo.engine == "local":
-        for path, neutral in _rules()["lacking"].items():
+        for path, neutral in _table("rules")["lacking"].items():
             if (value := at(facts, path)) is not None and value != neutral:
                 wanted = shown(neutral)
                 yield f"{path}={shown(value)} is not known to engine local: set it to {wanted}"
@@ -85,7 +80,7 @@ def launch_problems(config: Config) -> list[str]:
     """
     if config.igrpo.engine == "local":
         return []
-    if wrong := list(open_key_problems(config)):
+    if wrong := list(_wrong_types(config)):
         return wrong
     facts = {**config.to_dict(), "is": _computed(config)}
     problems = [*broken_rules("NeMo-RL", facts), *_not_nemos(config)]
@@ -105,7 +100,7 @@ def broken_rules(section: str, facts: Facts) -> Iterator[str]:
         value = shown(at(facts, place[2]))
         return value if place[1] else f"{place[2]}={value}"
 
-    for rule in _rules()[section]:
+    for rule in _table("rules")[section]:
         if all(_holds(at(facts, key), wanted, facts) for key, wanted in rule["if"].items()):
             yield _PLACE.sub(written, rule["say"])
 
@@ -125,8 +120,8 @@ def _holds(value: Any, wanted: Any, facts: Facts) -> bool:
 
 
 @cache
-def _rules() -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
+def _table(name: str) -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _computed(config: Config) -> dict[str, Any]:
@@ -210,6 +205,33 @@ def _nemo_keys(config: Config) -> Iterator[str]:
         near = nearest_name(path)
         hint = f"did you mean {near}?" if near else "NeMo-RL 0.7.0 does not know it: leave it out"
         yield f"unknown key {path}: {hint}"
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "size": ("a whole number of 1 or more", lambda v: _is_integer(v) and v >= 1),
+    "boolean": ("true or false", lambda v: isinstance(v, bool)),
+    "share": ("a number above 0 and up to 1", lambda v: _is_number(v) and 0 < v <= 1),
+    "count": ("null or a whole number", lambda v: v is None or _is_integer(v) and v >= 0),
+    "granularity": ("full or selective", lambda v: v in ("full", "selective")),
+}
+"""The kinds of `nemo_types.yaml`: how to say one, and how to tell it."""
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _wrong_types(config: Config) -> Iterator[str]:
+    """A line for every wrong type inside the mappings that NeMo-RL checks, or trips over, late."""
+    values = config.to_dict()
+    for path, (kind, works) in _table("nemo_types").items():
+        value, (says, accepts) = at(values, path, ABSENT), _KINDS[kind]
+        if value is not ABSENT and not accepts(value):
+            yield f"{path}={shown(value)} should be {says}: set {path}={shown(works)}"
 
 
 def _data(config: Config) -> Iterator[str]:

@@ -26,9 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from igrpo_nemo.config.checks import check
 from igrpo_nemo.config.derive import derived
-from igrpo_nemo.config.schema import Config
+from igrpo_nemo.config.schema import Config, validated
 from igrpo_nemo.config.section import at
-from igrpo_nemo.config.validate import validated
 from igrpo_nemo.errors import UserError
 
 RESOLVERS: dict[str, Any] = {

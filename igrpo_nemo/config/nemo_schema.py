@@ -1,26 +1,19 @@
 """What may stand in the mappings that the typed config leaves open to NeMo-RL 0.7.0.
 
     nemo_schema.json (names alone, made from NeMo-RL's annotations) -> unknown keys of a config
-    nemo_types.yaml (what the checks and the preflight compute with) -> wrong types
 
 NeMo-RL lets unknown keys through without a word: a misspelt one would be a default in disguise.
-Over a wrong type its own code would trip late.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
-
-from igrpo_nemo.config.schema import Config
-from igrpo_nemo.config.section import ABSENT, at, shown
 
 FILE = Path(__file__).with_suffix(".json")
 
@@ -84,35 +77,3 @@ def _beyond(value: Any, path: str, known: frozenset[str]) -> Iterator[str]:
                 yield here
             elif here not in nemo_schema().open | nemo_schema().newer_open:
                 yield from _beyond(child, here, known)
-
-
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "size": ("a whole number of 1 or more", lambda v: _is_integer(v) and v >= 1),
-    "boolean": ("true or false", lambda v: isinstance(v, bool)),
-    "share": ("a number above 0 and up to 1", lambda v: _is_number(v) and 0 < v <= 1),
-    "count": ("null or a whole number", lambda v: v is None or _is_integer(v) and v >= 0),
-    "granularity": ("full or selective", lambda v: v in ("full", "selective")),
-}
-"""The kinds of `nemo_types.yaml`: how to say one, and how to tell it."""
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def open_key_problems(config: Config) -> Iterator[str]:
-    """A line for every wrong type inside the open mappings."""
-    values = config.to_dict()
-    for path, (kind, works) in _types().items():
-        value, (says, accepts) = at(values, path, ABSENT), KINDS[kind]
-        if value is not ABSENT and not accepts(value):
-            yield f"{path}={shown(value)} should be {says}: set {path}={shown(works)}"
-
-
-@cache
-def _types() -> dict[str, tuple[str, Any]]:
-    return yaml.safe_load(FILE.with_name("nemo_types.yaml").read_text(encoding="utf-8"))

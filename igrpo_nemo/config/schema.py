@@ -1,24 +1,43 @@
-"""The root of the typed config tree, and the tree as a list of dotted keys.
+"""The root of the typed config tree, what is wrong with plain values, and the tree as dotted keys.
 
-The list is for `igrpo keys`, and for messages about keys that nobody knows or reads.
+    plain values --validated--> Config | a line that says what works
+    Config --all_keys--> `igrpo keys`, and messages about keys that nobody knows or reads
+
+A run folder of an earlier version names every key: a gone key with a value that changed nothing is
+left out of what is read, with any other it is refused.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from igrpo_nemo.config import nemo_keys as nemo
 from igrpo_nemo.config.igrpo_keys import IGRPO, LOCAL_ONLY
-from igrpo_nemo.config.section import HostSection, Section
+from igrpo_nemo.config.nemo_schema import nemo_schema
+from igrpo_nemo.config.section import HostSection, Section, at
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import Feedback, feedback_class
+from igrpo_nemo.files.scrub import scrub
+
+SHOWN_PROBLEMS = 3
+"""A message names no more problems than this and counts the others."""
+
+GONE: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("gone_keys.yaml").read_text(encoding="utf-8")
+)
+"""Keys that earlier versions knew."""
 
 
 class Config(HostSection):
@@ -174,3 +193,74 @@ def _unread(section: Section, prefix: str, mark: object) -> Iterator[str]:
             yield from _unread(value, f"{prefix}{name}.", mark)
         elif mark in field.metadata and value not in (None, False, field.default):
             yield prefix + name
+
+
+def validated(
+    values: Mapping[str, Any],
+    groups: Iterable[str] = (),
+    default: Callable[[str], Any] = lambda path: None,
+) -> Config:
+    """The typed config of plain nested values; nothing is derived yet.
+
+    Raises `UserError` naming every unknown key (with the nearest known one), missing key and wrong
+    value by its dotted path, in one line. `groups` are names of config groups, which an unknown key
+    at the root may have meant; `default` knows what a key holds where nobody overrides it.
+    """
+    try:
+        config = Config.model_validate(without_gone(values))
+        unknown = [path for path in newer_keys(config) if path not in nemo_schema().newer]
+        if not unknown:
+            return config
+        problems = [_unknown(path, groups) for path in unknown]
+    except ValidationError as error:
+        problems = [_describe(problem, groups, default) for problem in error.errors()]
+    shown = "; ".join(problems[:SHOWN_PROBLEMS])
+    more = len(problems) - SHOWN_PROBLEMS
+    raise UserError(f"{shown}; and {more} more" if more > 0 else shown)
+
+
+def without_gone(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plain values without the gone keys that changed nothing."""
+    kept = copy.deepcopy(dict(values))
+    for path, gone in GONE.items():
+        parent, _, leaf = path.rpartition(".")
+        section = at(kept, parent)
+        if isinstance(section, dict) and leaf in section and section[leaf] in gone["unused"]:
+            del section[leaf]
+    return kept
+
+
+def _describe(problem: Any, groups: Iterable[str], default: Callable[[str], Any]) -> str:
+    path = ".".join(str(part) for part in problem["loc"] if part not in nemo.TAGS)
+    if problem["type"] == "extra_forbidden":
+        gone = next((key for key in GONE if f"{path}.".startswith(f"{key}.")), None)
+        if gone is not None:
+            return f"{gone} is gone: {GONE[gone]['say']}"
+        return _unknown(path, groups)
+    if problem["type"] == "missing":
+        return f"{path} is missing"
+    # pydantic writes "Input should be ..." or "String should have ...": the key stands there.
+    message = re.sub(r"^(Value error, |\w+ (?=should ))", "", problem["msg"])
+    # Scrubbed: what is refused may be a secret that stands in the wrong place.
+    value = scrub({path: problem["input"]})
+    wrong = _shown(value[path] if isinstance(value, dict) else None)
+    return f"{path}={wrong} {message}{_remedy(path, problem['input'], default(path))}"
+
+
+def _unknown(path: str, groups: Iterable[str]) -> str:
+    near = nearest_key(path, groups)
+    hint = f"did you mean {near}?" if near else "`igrpo keys` lists the known ones"
+    return f"unknown key {path}: {hint}"
+
+
+def _remedy(path: str, wrong: Any, works: Any) -> str:
+    """`: set key=value`, where a plain value is known to work."""
+    if works is None or works == wrong or not isinstance(works, bool | int | float | str):
+        return ""
+    text = str(works).lower() if isinstance(works, bool) else str(works)
+    return f": set {path}={text}" if text and not set(text) & set("\n {}'$") else ""
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

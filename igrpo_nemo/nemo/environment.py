@@ -20,8 +20,7 @@ import torch
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
 
-from igrpo_nemo.config.schema import Config
-from igrpo_nemo.config.validate import validated
+from igrpo_nemo.config.schema import Config, validated
 from igrpo_nemo.environment import Attempt, StepReturn, TwoStageEnvironment
 from igrpo_nemo.nemo.versions import component_rewards
 from igrpo_nemo.run.core import evaluation_scorer, prompt_builder, scorer_of

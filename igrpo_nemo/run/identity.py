@@ -63,7 +63,7 @@ def check_same_run(run_folder: Path, config: Mapping[str, Any]) -> None:
     stored = stored_config(run_folder)
     if not stored:
         return
-    from igrpo_nemo.config.validate import without_gone
+    from igrpo_nemo.config.schema import without_gone
 
     free = FREE_KEYS + (BUILT_IN_NAMES if at(config, "igrpo.model") else ())
     before = _settings(without_gone(stored))

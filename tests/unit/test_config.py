@@ -18,11 +18,9 @@ from igrpo_nemo.config import (
     RolloutBudget,
     load_config,
     read_config,
-    validate,
+    schema,
 )
-from igrpo_nemo.config.compose import (
-    BUILT_IN_GROUPS,
-)
+from igrpo_nemo.config.compose import BUILT_IN_GROUPS
 from igrpo_nemo.config.schema import all_keys, unread
 from igrpo_nemo.errors import UserError
 
@@ -190,7 +188,8 @@ def test_a_key_that_is_gone_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     assert "igrpo.short_circuit is gone: " in error_of("igrpo.short_circuit=first")
     assert "igrpo.warmup.slip is gone: " in error_of("igrpo.warmup.slip=0.1")
     assert config_of(*DEMO, "igrpo.warmup.slip=0.03") == config_of(*DEMO)
-    monkeypatch.setattr(validate, "GONE", {"igrpo.old": (("off", False), "leave it out")})
+    gone = {"igrpo.old": {"unused": ["off", False], "say": "leave it out"}}
+    monkeypatch.setattr(schema, "GONE", gone)
     assert error_of("igrpo.old=on") == "igrpo.old is gone: leave it out"
     assert error_of("igrpo.old.part=1") == "igrpo.old is gone: leave it out"
     assert config_of(*DEMO, "igrpo.old=off") == config_of(*DEMO)
