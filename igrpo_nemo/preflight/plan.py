@@ -9,7 +9,6 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.derive import warmup_updates
 from igrpo_nemo.config.machines import low_rank, machines, parallel, replicas
-from igrpo_nemo.preflight.checks import usable
 from igrpo_nemo.preflight.cost import Cost
 from igrpo_nemo.preflight.disk import CheckpointSpace
 from igrpo_nemo.preflight.memory import (
@@ -21,7 +20,7 @@ from igrpo_nemo.preflight.memory import (
     trained_parameters,
 )
 from igrpo_nemo.preflight.shape import Shape
-from igrpo_nemo.preflight.tokens import Context, Questions
+from igrpo_nemo.preflight.tokens import Context, Questions, usable
 
 PAPER_GPU_HOURS = {"grpo": 83.3, "igrpo": 94.1}
 """Table S.3."""

@@ -65,6 +65,13 @@ class Questions:
             return sum(tokens > limit for tokens in self.longest)
         return None
 
+    def said_above(self, limit: int) -> str | None:
+        """The same in words; None where there is none."""
+        count = self.above(limit)
+        if count is None:
+            return f"at least {len(self.longest)}" if self.longest else "some"
+        return str(count) if count else None
+
 
 _STAND_IN = "not at hand: MATH's questions stand in"
 
@@ -254,3 +261,11 @@ def context(config: Config, asked: Questions) -> Context:
         clipped=0.0 if room[0.5] >= new else lengths.above(room[0.5]),
         mean_draft=min(lengths.mean, room[0.5]),
     )
+
+
+def usable(config: Config, asked: Questions, budget: Context) -> int | None:
+    """Problems that are trained on: those whose question fits."""
+    if asked.count is None or not config.igrpo.drop_overlong_prompts:
+        return asked.count
+    above = asked.above(config.data.max_input_seq_length - budget.template)
+    return asked.count - (above or 0)
