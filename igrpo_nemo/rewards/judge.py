@@ -23,7 +23,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,7 @@ _REFUSALS: dict[int, str] = TEXTS["refusals"]
 _PARAMETERS: dict[str, str] = TEXTS["parameters"]
 
 
-@dataclass(slots=True)
-class JudgeStats:
-    """Counts since the judge was made."""
-
-    judged: int = 0  # completions that got the judge's score, cached ones included
-    cached: int = 0  # of these, from the cache or from an equal one in the group
-    fallbacks: int = 0  # completions that got the rule-based verdict instead
-    requests: int = 0  # retries included
-    failures: Counter[str] = field(default_factory=Counter)  # timeout, connection, status_500, ...
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
+_COUNTS = "judged cached fallbacks requests prompt_tokens completion_tokens cost".split()
 
 
 class Judge:
@@ -77,7 +65,7 @@ class Judge:
         if not key:
             raise UserError(f"the judge's key is not set: export {keys.api_key_env}")
         self.keys = keys
-        self.stats = JudgeStats()
+        self.stats: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
         self._openai = openai
         self._key = key
         self._backoff_s = backoff_s
@@ -103,16 +91,18 @@ class Judge:
         judged = sum(key in scores for key in keys)
         if fresh and not self._answered and not self._warned:
             self._warned = True
-            kinds = ", ".join(f"{n} {kind}" for kind, n in self.stats.failures.most_common())
+            failed = [
+                f"{n} {kind.partition('/')[2]}"
+                for kind, n in self.stats.most_common()
+                if kind.startswith("failures/")
+            ]
+            kinds = ", ".join(failed)
             warnings.warn(
                 f"{self._name} has given no score yet ({kinds or 'no reply in time'}): the "
                 "rule-based verdict stands in, counted in reward/judge/fallbacks",
                 stacklevel=2,
             )
-        with self._lock:
-            self.stats.judged += judged
-            self.stats.cached += known
-            self.stats.fallbacks += len(keys) - judged
+        self._count(judged=judged, cached=known, fallbacks=len(keys) - judged)
         return [
             scores.get(key, 1.0 if verdict.correct else 0.0)
             for key, verdict in zip(keys, verdicts, strict=True)
@@ -184,9 +174,9 @@ class Judge:
                     self._ask(client, messages), min(left, self.keys.attempt_timeout_s)
                 )
             except _Failed as failure:
-                self._count(str(failure))
+                self._count(**{f"failures/{failure}": 1})
             except TimeoutError:
-                self._count("timeout")
+                self._count(**{"failures/timeout": 1})
             pause = self._backoff_s * 2**attempt * (0.5 + random.random())
             await asyncio.sleep(min(pause, max(0.0, limit - time.monotonic())))
         return None
@@ -194,8 +184,7 @@ class Judge:
     async def _ask(self, client: Any, messages: list[dict[str, str]]) -> float:
         """One request. Raises _Failed with the kind of failure."""
         openai = self._openai
-        with self._lock:
-            self.stats.requests += 1
+        self._count(requests=1)
         try:
             reply = await client.chat.completions.create(
                 model=self.keys.model, messages=messages, **self._parameters()
@@ -270,27 +259,22 @@ class Judge:
             what = TEXTS["failures"].get(kind, f"fails with {kind}: try again later")
             raise UserError(f"{self._name} {what}") from None
 
-    def _count(self, kind: str) -> None:
+    def _count(self, **more: float) -> None:
         with self._lock:
-            self.stats.failures[kind] += 1
+            self.stats.update(more)
 
     def _count_tokens(self, usage: Any) -> None:
         prompt, completion = (
             int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")
         )
-        with self._lock:
-            self.stats.prompt_tokens += prompt
-            self.stats.completion_tokens += completion
-            self.stats.cost += prompt * self.keys.prompt_price / 1e6
-            self.stats.cost += completion * self.keys.completion_price / 1e6
+        cost = prompt * self.keys.prompt_price + completion * self.keys.completion_price
+        self._count(prompt_tokens=prompt, completion_tokens=completion, cost=cost / 1e6)
 
     def metrics(self) -> dict[str, float]:
-        """The counts of `stats` by name, failed requests by kind, since the judge was made."""
+        """Counts since the judge was made: completions `judged` (`cached` ones, or equal to another
+        of the group, included) and `fallbacks`; `requests` with retries, `failures/<kind>`."""
         with self._lock:
-            counts = {each.name: getattr(self.stats, each.name) for each in fields(self.stats)}
-            failures = dict(counts.pop("failures"))
-        counts.update({f"failures/{kind}": number for kind, number in failures.items()})
-        return {name: float(value) for name, value in counts.items()}
+            return {name: float(value) for name, value in self.stats.items()}
 
 
 def judge_problems(igrpo: Any) -> list[str]:
