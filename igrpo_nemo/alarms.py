@@ -12,7 +12,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
+
+import yaml
 
 _NAMED = 5
 """Problems that are named of a stage; the others are counted."""
@@ -28,26 +31,9 @@ class Headline:
     remedy: str
 
 
-HEADLINES = (
-    Headline(
-        "igrpo/draft_truncated_rate",
-        "drafts that met the token limit",
-        0.25,
-        "raise policy.generation.max_new_tokens, or shorten what the policy writes",
-    ),
-    Headline(
-        "igrpo/draft_clipped_rate",
-        "shown drafts that were cut to fit",
-        0.25,
-        "raise policy.max_total_sequence_length, or show less: igrpo.draft_content=answer",
-    ),
-    Headline(
-        "igrpo/zero_advantage_groups",
-        "groups without advantage",
-        0.8,
-        "choose problems that the policy sometimes solves and sometimes fails, or set "
-        "grpo.use_dynamic_sampling=true",
-    ),
+HEADLINES = tuple(
+    Headline(metric, **facts)
+    for metric, facts in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text()).items()
 )
 
 

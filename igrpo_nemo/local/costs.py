@@ -1,4 +1,4 @@
-"""Where a run's time goes, and what it costs: wall clock by part, rates, peak memory, summary."""
+"""Where a run's time goes, and what it costs: wall clock by part, rates, peak memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from igrpo_nemo.local.checkpoint import TrainerState
 from igrpo_nemo.types import Rollout
 
 
@@ -83,30 +81,3 @@ def performance(
         "perf/gpu_hours": total["seconds"] / 3600,
     }
     return metrics, total
-
-
-def summarize(state: TrainerState, seconds: float) -> dict[str, Any]:
-    """What a run came to: the content of `summary.json`.
-
-    `seconds` is the wall clock of the run, from its call on and with those it resumed; in the
-    summary with what the warm-up took when it was made, if it came from the cache.
-    Accuracies are fractions, on held-out problems, on the bare prompt.
-    """
-    extra = state.extra
-    training, completions = extra.get("seconds", 0.0), extra.get("completions", 0)
-    return {
-        "val_accuracy_start": extra.get("val_accuracy_start"),
-        "val_accuracy_end": extra.get("val_accuracy_end"),
-        "steps": state.step,
-        "seconds": seconds + cached_warmup(state),
-        "training_seconds": training,
-        "warmup_seconds": extra.get("warmup_seconds"),
-        "warmup_cached": bool(extra.get("warmup_cached")),
-        "completions": completions,
-        "completions_per_second": completions / training if training else None,
-    }
-
-
-def cached_warmup(state: TrainerState) -> float:
-    """Seconds that the warm-up took in another process, whose model this run found in the cache."""
-    return state.extra.get("warmup_seconds", 0.0) if state.extra.get("warmup_cached") else 0.0

@@ -24,7 +24,7 @@ from igrpo_nemo.errors import NonFiniteError
 from igrpo_nemo.feedback.protocol import memory_of
 from igrpo_nemo.local.answers import validate
 from igrpo_nemo.local.checkpoint import capture_rng
-from igrpo_nemo.local.costs import Stopwatch, cached_warmup, performance, summarize
+from igrpo_nemo.local.costs import Stopwatch, performance
 from igrpo_nemo.local.model import save_pretrained_folder
 from igrpo_nemo.local.parts import RunParts
 from igrpo_nemo.local.probe import PolicyProbe
@@ -247,14 +247,32 @@ class Trainer:
         self.saved_step = step
 
     def finish(self) -> None:
-        """The run's result: `summary.json`, the finished state on disk, and the marker."""
+        """The run's result: `summary.json`, the finished state on disk, and the marker.
+
+        Its `seconds` are the wall clock from the run's call on, with those it resumed, and with
+        what the warm-up took where its model came from the cache. Accuracies are fractions, on
+        held-out problems, on the bare prompt.
+        """
         self.save()
-        seconds, cached = time.monotonic() - self.began, cached_warmup(self.state)
-        summary = summarize(self.state, seconds)
-        self.parts.folder.write_summary(summary)
+        extra, seconds = self.state.extra, time.monotonic() - self.began
+        cached = extra.get("warmup_seconds", 0.0) if extra.get("warmup_cached") else 0.0
+        training, completions = extra.get("seconds", 0.0), extra.get("completions", 0)
+        start, end = extra.get("val_accuracy_start"), extra.get("val_accuracy_end")
+        self.parts.folder.write_summary(
+            {
+                "val_accuracy_start": start,
+                "val_accuracy_end": end,
+                "steps": self.state.step,
+                "seconds": seconds + cached,
+                "training_seconds": training,
+                "warmup_seconds": extra.get("warmup_seconds"),
+                "warmup_cached": bool(extra.get("warmup_cached")),
+                "completions": completions,
+                "completions_per_second": completions / training if training else None,
+            }
+        )
         self.parts.folder.mark_finished(self.state.step)
-        shares = (summary["val_accuracy_start"], summary["val_accuracy_end"])
-        start, end = ("not measured" if s is None else f"{100 * s:.1f} %" for s in shares)
+        start, end = ("not measured" if s is None else f"{100 * s:.1f} %" for s in (start, end))
         aside = f" (and {cached:.0f} s of warm-up, cached)" if cached else ""
         self.parts.console.note(
             f"done: {self.state.step} steps, {seconds:.0f} s{aside}, held-out accuracy "
