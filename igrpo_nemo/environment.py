@@ -16,7 +16,7 @@ from igrpo_nemo.feedback import Feedback, NextPrompt
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.rewards import Scorer, ScoreRequest
 from igrpo_nemo.rewards.extract import target_score
-from igrpo_nemo.types import Completion, Group, Problem, Prompt, Score, Selection, Stage, Target
+from igrpo_nemo.types import Completion, Group, Problem, Prompt, Selection, Stage, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +93,13 @@ def scored(scorer: Scorer, stage: Stage, attempts: Sequence[Attempt]) -> list[Gr
             stage,
             a.prompt,
             a.completions,
-            tuple(_target_score(a, c) if a.target else next(scores) for c in a.completions),
+            tuple(
+                target_score(a.target, c.text, a.prompt.thinking_open, c.truncated)
+                if a.target
+                else next(scores)
+                for c in a.completions
+            ),
             a.target,
         )
         for a in attempts
     ]
-
-
-def _target_score(attempt: Attempt, completion: Completion) -> Score:
-    assert attempt.target is not None
-    return target_score(
-        attempt.target,
-        completion.text,
-        thinking_open=attempt.prompt.thinking_open,
-        truncated=completion.truncated,
-    )

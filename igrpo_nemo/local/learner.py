@@ -273,7 +273,10 @@ class Learner:
             "grad_norm": float(grad_norm),
             "entropy/sampled": sampled / normalizer.num_tokens,
         }
-        _check_finite(result)
+        named = {"entropy/sampled": "mean log-prob", "loss": "loss", "grad_norm": "gradient's norm"}
+        for key, name in named.items():
+            if not math.isfinite(result[key]):
+                raise NonFiniteError(f"the {name} is {result[key]}")
         result["lr"] = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
@@ -291,14 +294,6 @@ class Learner:
             for i, logprobs_T in zip(indices, batch.each_row(), strict=True):
                 result[i] = logprobs_T.clone()
         return result
-
-
-def _check_finite(metrics: Mapping[str, float]) -> None:
-    """Raises `NonFiniteError` for an optimizer step that must not be taken."""
-    named = {"entropy/sampled": "mean log-prob", "loss": "loss", "grad_norm": "gradient's norm"}
-    for key, name in named.items():
-        if not math.isfinite(metrics[key]):
-            raise NonFiniteError(f"the {name} is {metrics[key]}")
 
 
 def _weights(rows: Sequence[TrainingRow]) -> list[float] | None:

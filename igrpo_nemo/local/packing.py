@@ -174,7 +174,11 @@ def completion_logprobs(
         batch = pack_rows(rows, model.device)
         predictions = batch.predictions
         if _fuses(model):
-            head, hidden_AI = None, _fused_logits(model, batch)
+            weights = decoder_weights(model)
+            rotary = rotary_tables(model, batch.positions_L, weights.norm)
+            hidden_LI = decode(weights, batch.input_L, rotary, batch.layout)
+            hidden_AI = hidden_LI[predictions.predicting_A - batch.layout.tail]
+            head, hidden_AI = None, decoder_logits(weights, hidden_AI)
         else:
             head, hidden_AI = head_of(model), _packed_hidden(model, batch)
     else:
@@ -225,14 +229,6 @@ def _fuses(model: PreTrainedModel) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and can_fuse(model)
     )
-
-
-def _fused_logits(model: PreTrainedModel, batch: PackedRows) -> Tensor:
-    weights = decoder_weights(model)
-    rotary = rotary_tables(model, batch.positions_L, weights.norm)
-    hidden_LI = decode(weights, batch.input_L, rotary, batch.layout)
-    predicting_A = batch.predictions.predicting_A - batch.layout.tail
-    return decoder_logits(weights, hidden_LI[predicting_A])
 
 
 def _packed_hidden(model: PreTrainedModel, batch: PackedRows) -> Tensor:

@@ -35,7 +35,6 @@ from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.tracking import Console, open_tracker
-from igrpo_nemo.types import Problem
 
 
 class RunParts:
@@ -64,7 +63,14 @@ class RunParts:
         self.environment = TwoStageEnvironment(prompts, scorer, config.feedback)
         self.sampler = open_sampler(config, self.policy)
         self.learner = open_learner(config, self.policy)
-        self.order = _epoch_order(config, self.problems)
+        keep, ids = config.igrpo.curriculum_keep, [problem.id for problem in self.problems]
+        self.order = EpochOrder(
+            len(ids),
+            batch_size=int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier),
+            seed=config.grpo.seed,
+            shuffle=config.data.shuffle,
+            curriculum=None if keep is None else Curriculum(ids, keep=keep, seed=config.grpo.seed),
+        )
         saves = config.checkpointing.enabled
         self.store = store = CheckpointStore(config.checkpointing) if saves else None
         newest = store and store.latest()
@@ -106,18 +112,6 @@ class RunParts:
         assert self.store is not None
         self.store.discard_after(state.step)
         self.console.note(f"resuming after step {state.step} from {checkpoint.path}")
-
-
-def _epoch_order(config: Config, problems: list[Problem]) -> EpochOrder:
-    seed, keep = config.grpo.seed, config.igrpo.curriculum_keep
-    ids = [problem.id for problem in problems]
-    return EpochOrder(
-        len(problems),
-        batch_size=int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier),
-        seed=seed,
-        shuffle=config.data.shuffle,
-        curriculum=None if keep is None else Curriculum(ids, keep=keep, seed=seed),
-    )
 
 
 def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:

@@ -122,7 +122,8 @@ def collect_batch(
         sampled += rollouts
         for rollout in rollouts:
             candidate = training_rows(rollout)
-            if not dynamic or (len(kept) < wanted and _has_advantage(candidate)):
+            groups = nonzero_groups([r.reward for r in candidate], [r.group for r in candidate])
+            if not dynamic or (len(kept) < wanted and any(groups.values())):
                 kept.append(rollout)
                 rows += candidate
         if not dynamic or len(kept) == wanted:
@@ -134,11 +135,6 @@ def collect_batch(
         "batches: raise grpo.dynamic_sampling_max_gen_batches, or choose problems that the policy "
         "sometimes solves and sometimes fails"
     )
-
-
-def _has_advantage(rows: Sequence[TrainingRow]) -> bool:
-    """Whether any group among the rows has rewards that differ."""
-    return any(nonzero_groups([r.reward for r in rows], [r.group for r in rows]).values())
 
 
 def shape_rows(rows: Sequence[TrainingRow], grpo: GRPO) -> list[TrainingRow]:

@@ -84,7 +84,9 @@ class Sampler:
         self.tokenizer = tokenizer
         limits = (context_of(model), max_model_len)
         self.max_model_len = min((limit for limit in limits if limit), default=None)
-        self.decoder = decoder or _fastest(model)
+        on_gpu = model.device.type == "cuda" and can_pack(model)
+        fastest: Decoder = "static" if on_gpu else "fused" if can_fuse(model) else "cached"
+        self.decoder = decoder or fastest
         if self.decoder == "cached":
             check_cache(model)
         self._static = StaticDecoder(model) if self.decoder == "static" else None
@@ -221,12 +223,6 @@ class Sampler:
     def _completion(self, row: _Row, reason: StopReason) -> Completion:
         ids = row.token_ids[:-1] if reason is StopReason.EOS else row.token_ids
         return Completion(self._text_of(ids), tuple(row.token_ids), tuple(row.logprobs), reason)
-
-
-def _fastest(model: PreTrainedModel) -> Decoder:
-    if model.device.type == "cuda" and can_pack(model):
-        return "static"
-    return "fused" if can_fuse(model) else "cached"
 
 
 def _cut(groups: Sequence[list[_Row]], limit: int) -> Iterator[list[list[_Row]]]:

@@ -76,7 +76,10 @@ class UniformTable:
     BLOCK = 256
 
     def __init__(self, names: Sequence[tuple[str, int]]) -> None:
-        self._generators = [_generator(f"{key}\0{row}") for key, row in names]
+        texts = (f"{key}\0{row}".encode() for key, row in names)
+        digests = (hashlib.blake2b(text, digest_size=16).digest() for text in texts)
+        keys = (np.frombuffer(digest, dtype=np.uint64) for digest in digests)
+        self._generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
 
     def keep(self, rows: Sequence[int]) -> None:
         self._generators = [self._generators[i] for i in rows]
@@ -137,11 +140,6 @@ class StepwiseBatch:
         raise NotImplementedError
 
     def _keep(self, rows: Sequence[int]) -> None: ...
-
-
-def _generator(name: str) -> np.random.Generator:
-    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
 
 
 def draw(
@@ -225,7 +223,10 @@ class StopStrings:
         self._may_end: dict[int, bool] = {}
 
     def reached(self, token_ids: Sequence[int]) -> bool:
-        if not self._strings or not self._is_candidate(token_ids[-1]):
+        newest = token_ids[-1]
+        if self._selective and newest not in self._may_end:
+            self._may_end[newest] = not self._last.isdisjoint(self._text_of([newest]))
+        if not self._strings or not self._may_end.get(newest, True):
             return False
         tail = self._text_of(token_ids[-self._window :])
         return any(string in tail for string in self._strings)
@@ -240,10 +241,3 @@ class StopStrings:
             if self.reached(ids):
                 return count
         return None
-
-    def _is_candidate(self, token_id: int) -> bool:
-        if not self._selective:
-            return True
-        if token_id not in self._may_end:
-            self._may_end[token_id] = not self._last.isdisjoint(self._text_of([token_id]))
-        return self._may_end[token_id]

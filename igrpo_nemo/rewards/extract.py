@@ -28,6 +28,7 @@ class AnswerFormat(StrEnum):
 
 _THINK_TAG = re.compile(r"</?think>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
+_BRACE = re.compile(r"\s*\{")
 _SIMPLE_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}\\]*)\}")
 # An escaped character (`\{` is a set brace, not a group), a brace, or the start of a box.
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
@@ -125,20 +126,13 @@ def _closed_boxes(text: str, start: int, truncated: bool) -> list[tuple[int, int
             if content is not None:
                 spans.append((content, token.start()))
         elif kind.startswith(("\\boxed", "\\fbox")):
-            brace = _skip_space(text, token.end())
-            if text.startswith("{", brace):
-                opened.append(brace + 1)
-                skip_to = brace + 1
+            if (brace := _BRACE.match(text, token.end())) is not None:
+                opened.append(brace.end())
+                skip_to = brace.end()
             elif (bare := _BRACELESS.match(text, token.end())) is not None:
                 if not truncated or bare.end() < len(text):
                     spans.append(bare.span(1))
     return spans
-
-
-def _skip_space(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
 
 
 def _together(text: str, spans: list[tuple[int, int]]) -> list[str]:
@@ -155,11 +149,6 @@ def _together(text: str, spans: list[tuple[int, int]]) -> list[str]:
         if content != contents[-1]:
             contents.append(content)
     return contents[::-1]
-
-
-def _plain_unit(text: str) -> str:
-    unit = _PLAIN_UNIT.fullmatch(text) if len(text) < 40 else None
-    return text if unit is None else f"{unit[1]}\\text{{ {unit[2]}}}{unit[3] or ''}"
 
 
 def extract_answer(
@@ -181,8 +170,10 @@ def extract_answer(
     if answer_format is not AnswerFormat.BOXED:
         tagged = last_tagged(visible)
         if tagged:
-            boxed = last_boxed(tagged, several=several)
-            return boxed or (_plain_unit(tagged) if plain_units else tagged)
+            if boxed := last_boxed(tagged, several=several):
+                return boxed
+            unit = _PLAIN_UNIT.fullmatch(tagged) if plain_units and len(tagged) < 40 else None
+            return f"{unit[1]}\\text{{ {unit[2]}}}{unit[3] or ''}" if unit else tagged
         if answer_format is AnswerFormat.TAGS:
             return None
     return last_boxed(visible, truncated=truncated, several=several) or None
@@ -215,7 +206,7 @@ def format_reward(text: str, *, thinking_open: bool = False) -> float:
 
 
 def target_score(
-    target: Target, text: str, *, thinking_open: bool = False, truncated: bool = False
+    target: Target, text: str, thinking_open: bool = False, truncated: bool = False
 ) -> Score:
     r"""`target.reward` where the answer begins with `target.word`, 0 otherwise.
 

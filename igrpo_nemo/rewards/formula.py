@@ -90,14 +90,9 @@ def _going_on(match: re.Match[str]) -> str:
             while start.endswith(digits[-length:]):
                 start = start[:-length]
             if len(start) <= 2:
-                return _repeating_of(match[1], start, digits[-length:])
+                written = f"{match[1]}.{start}\\overline{{{digits[-length:]}}}"
+                return _REPEATING.sub(_repeating, written)
     raise Unreadable(match[0])
-
-
-def _repeating_of(whole: str, start: str, period: str) -> str:
-    found = _REPEATING.fullmatch(f"{whole}.{start}\\overline{{{period}}}")
-    assert found is not None
-    return _repeating(found)
 
 
 def same_formula(a: Any, b: Any, tolerance: Any = None) -> bool:

@@ -217,7 +217,7 @@ def _fonts(text: str) -> str:
         out.append(text[at : match.start()])
         at = end
         if match[1] in ("color", "textcolor", "hat", "tilde"):
-            out.append(_marked(match[1], content))
+            out.append("" if "color" in match[1] else f"\\{match[1]}{{{content}}}")
             continue
         content = _fonts(content)
         if match[1] in ("mathbf", "bm", "boldsymbol") and content in ("i", "j", "k"):
@@ -239,10 +239,6 @@ def _fonts(text: str) -> str:
             )
     out.append(text[at:])
     return "".join(out)
-
-
-def _marked(command: str, content: str) -> str:
-    return "" if "color" in command else f"\\{command}{{{content}}}"
 
 
 def _worded(content: str) -> str:

@@ -82,7 +82,7 @@ class _Worker:
         self.job: _Job | None = None
         self.since = 0.0
         self._reply = b""
-        self._tasks = 0
+        self.tasks = 0
         supervisor = os.getpid()
         self._pid = os.fork()
         if self._pid:
@@ -101,14 +101,10 @@ class _Worker:
         finally:
             os._exit(status)
 
-    @property
-    def worn(self) -> bool:
-        return self._tasks >= _TASKS_PER_WORKER
-
     def begin(self, job: _Job) -> None:
         """Raises OSError where the process has died."""
         self.job, self.since, self._reply = job, time.monotonic(), b""
-        self._tasks += 1
+        self.tasks += 1
         self.socket.sendall(json.dumps(job.task).encode() + b"\n")
 
     def result(self) -> Any:
@@ -189,7 +185,7 @@ class _Supervisor:
             self._crashed(worker)
         else:
             if result is not None:
-                self._finish(worker, result, replace=worker.worn)
+                self._finish(worker, result, replace=worker.tasks >= _TASKS_PER_WORKER)
 
     def _crashed(self, worker: _Worker) -> None:
         """A job under which a worker died has another try."""
