@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,15 @@ def check(config: Config) -> None:
 def _problems(config: Config) -> Iterator[str]:
     yield from _nemo_keys(config)
     yield from config.feedback.problems()
-    facts = {**config.to_dict(), "is": _computed(config)}
-    yield from broken_rules("any engine", facts)
+    rules, facts = _table("rules"), {**config.to_dict(), "is": _computed(config)}
+    yield from broken_rules(rules["any engine"], facts)
     yield from _data(config)
     if config.igrpo.engine == "local":
-        for path, neutral in _table("rules")["lacking"].items():
+        for path, neutral in rules["lacking"].items():
             if (value := at(facts, path)) is not None and value != neutral:
                 wanted = shown(neutral)
                 yield f"{path}={shown(value)} is not known to engine local: set it to {wanted}"
-        yield from broken_rules("local", facts)
+        yield from broken_rules(rules["local"], facts)
 
 
 def check_launch(config: Config) -> None:
@@ -82,25 +82,27 @@ def launch_problems(config: Config) -> list[str]:
         return []
     if wrong := list(_wrong_types(config)):
         return wrong
-    facts = {**config.to_dict(), "is": _computed(config)}
-    problems = [*broken_rules("NeMo-RL", facts), *_not_nemos(config)]
+    rules, facts = _table("rules"), {**config.to_dict(), "is": _computed(config)}
+    problems = [*broken_rules(rules["NeMo-RL"], facts), *_not_nemos(config)]
     if config.igrpo.engine == "nemo_rl":
-        if unusable := list(broken_rules("backends", facts)):
+        if unusable := list(broken_rules(rules["backends"], facts)):
             return problems + unusable
         facts["is"] |= _sizes(config)
-        problems += list(broken_rules("replicas", facts)) or broken_rules("batch", facts)
-        problems += [*broken_rules("packs", facts), *broken_rules("machines", facts)]
+        problems += list(broken_rules(rules["replicas"], facts)) or broken_rules(
+            rules["batch"], facts
+        )
+        problems += [*broken_rules(rules["packs"], facts), *broken_rules(rules["machines"], facts)]
     return problems
 
 
-def broken_rules(section: str, facts: Facts) -> Iterator[str]:
-    """The lines of a section's rules that hold, in their order."""
+def broken_rules(rules: Sequence[Mapping[str, Any]], facts: Facts) -> Iterator[str]:
+    """The lines of the rules that hold, in their order; rules.yaml explains how one is written."""
 
     def written(place: re.Match[str]) -> str:
         value = shown(at(facts, place[2]))
         return value if place[1] else f"{place[2]}={value}"
 
-    for rule in _table("rules")[section]:
+    for rule in rules:
         if all(_holds(at(facts, key), wanted, facts) for key, wanted in rule["if"].items()):
             yield _PLACE.sub(written, rule["say"])
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from igrpo_nemo.config import Config, rollout_steps
-from igrpo_nemo.config.checks import launch_problems
+from igrpo_nemo.config.checks import broken_rules, launch_problems
 from igrpo_nemo.config.derive import largest_divisor
 from igrpo_nemo.config.igrpo_keys import time_in_seconds
 from igrpo_nemo.config.machines import TENSOR, low_rank, machines, parallel
@@ -37,13 +40,12 @@ from igrpo_nemo.preflight.memory import (
 )
 from igrpo_nemo.preflight.nearest import nearest, words
 from igrpo_nemo.preflight.plan import Plan
-from igrpo_nemo.preflight.shape import HEAD, Shape, differs_from_folder, shape_of
+from igrpo_nemo.preflight.shape import HEAD, Shape, shape_of
 from igrpo_nemo.preflight.tokens import Context, Questions, context, questions, responses, usable
 
 VLLM_TENSOR = f"policy.generation.vllm_cfg.{TENSOR}"
 KV_HEADS = "key-value heads"
-_CLIPPED = 0.25
-"""Share of shortened drafts from which a note says so."""
+_RULES = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
 
 
 def preflight(
@@ -65,11 +67,11 @@ def preflight(
     plan = estimated(config, environ)
     if plan.questions is None or plan.context is None:
         return plan
-    plan.problems += data_problems(config, plan.questions, plan.context)
+    facts = {**config.to_dict(), "is": _data_facts(plan, plan.questions, plan.context)}
+    plan.problems += broken_rules(_RULES["data"], facts)
     for kind, text in _shortages(plan):
         plan.problems.append(f"{text}{_remedy(config, kind, environ)}")
-    plan.notes += _model_notes(plan)
-    plan.notes += data_notes(config, plan.questions, plan.context, plan.steps)
+    plan.notes += broken_rules(_RULES["notes"], facts)
     for lacks, fatal in disk_shortages(config, plan.disk, plan.dumps, free):
         (plan.problems if fatal else plan.notes).append(lacks)
     if plan.fits:
@@ -88,7 +90,9 @@ def estimated(config: Config, environ: Mapping[str, str]) -> Plan:
         plan.problems += launch_problems(config)
     if not plan.problems and (shape := shape_of(config, environ)) is not None:
         plan.shape = shape
-        plan.problems += shape_problems(config, shape)
+        facts = {**config.to_dict(), "is": _shape_facts(config, shape)}
+        plan.problems += broken_rules(_RULES["shape"], facts)
+        plan.problems += _tensor_parallel(config, shape) if cluster else ()
     if plan.problems:
         return plan
     plan.questions = questions(config, environ)
@@ -164,49 +168,47 @@ def _add_cost(plan: Plan) -> None:
         plan.notes.append(f"about {jobs} jobs of {site.time}: igrpo launch --chain {jobs}")
 
 
-def _model_notes(plan: Plan) -> Iterator[str]:
-    config, shape, backend = plan.config, plan.shape, plan.config.policy.generation.backend
-    if shape is None:
-        yield (
-            f"{config.policy.model_name} has no config.json here and igrpo.architecture is null: "
-            "memory and cost are not estimated"
-        )
-    elif differs_from_folder(config, shape):
-        yield f"igrpo.architecture differs from {shape.source}: the file is believed"
-    if shape is not None and config.igrpo.engine != "nemo_rl":
-        yield f"memory and cost of engine {config.igrpo.engine} are not estimated"
-    elif shape is not None and plan.vllm is None:
-        yield (
-            f"generation with policy.generation.backend={backend} is not estimated, so there is no "
-            "cost"
-        )
-
-
-def shape_problems(config: Config, shape: Shape) -> Iterator[str]:
-    """What the model does not divide into, and what its context does not hold."""
-    total = config.policy.max_total_sequence_length
+def _shape_facts(config: Config, shape: Shape) -> dict[str, Any]:
+    """What rules.yaml asks of a shape: what its context holds, what does not divide it."""
+    spread, adapters = parallel(config), low_rank(config)
     overrides: dict[str, Any] = config.policy.hf_config_overrides or {}
-    limit = overrides.get("max_position_embeddings") or shape.context
-    if total > limit and not overrides.get("rope_scaling"):
-        yield (
-            f"policy.max_total_sequence_length={total} is more than the model's context of "
-            f"{limit}: set policy.max_total_sequence_length={limit}"
-        )
-    if config.igrpo.engine != "nemo_rl":
-        return
-    yield from _tensor_parallel(config, shape)
-    adapters, head = low_rank(config), HEAD[parallel(config).backend]
-    if adapters is not None and shape.tied and adapters.adapts(head):
-        yield (
-            f"{adapters.key} puts an adapter on {head}, which is the embedding of this model, so "
-            f"that vLLM would sample without it: set lora={parallel(config).backend}"
-        )
-    yield from _pipeline(config, shape)
-    if shape.mamba_layers and config.policy.sequence_packing.enabled:
-        yield (
-            "policy.sequence_packing.enabled=true, but the state of a Mamba layer would run from "
-            "one packed row into the next: set policy.sequence_packing.enabled=false"
-        )
+    stages = machines(config).training // (spread.tensor * spread.context)
+    head = HEAD[spread.backend]
+    return {
+        "cluster": config.igrpo.engine == "nemo_rl",
+        "held": overrides.get("max_position_embeddings") or shape.context,
+        "adapters": adapters.key if adapters else None,
+        "adapted_embedding": bool(adapters and shape.tied and adapters.adapts(head)),
+        "head": head,
+        "backend": spread.backend,
+        "depth": shape.depth,
+        "pipeline": spread.pipeline,
+        "fitting_pipeline": largest_divisor(math.gcd(shape.depth, stages), spread.pipeline),
+        "mamba_layers": shape.mamba_layers,
+    }
+
+
+def _data_facts(plan: Plan, asked: Questions, budget: Context) -> dict[str, Any]:
+    """What it asks of the data: problems for a batch, questions that do not fit, what is left."""
+    config, grpo = plan.config, plan.config.grpo
+    count, batch = (
+        usable(config, asked, budget),
+        round(grpo.num_prompts_per_step * grpo.batch_multiplier),
+    )
+    return {
+        "problems": asked.count,
+        "batch": batch,
+        "fitting_problems": int((asked.count or 0) / grpo.batch_multiplier),
+        "too_long": asked.said_above(config.data.max_input_seq_length - budget.template),
+        "longest": asked.tokens[1.0] + budget.template,
+        "described": plan.shape is not None,
+        "usable": count,
+        "left_over": (count or 0) % batch,
+        "two_stage": config.feedback.two_stage,
+        "clipped": budget.clipped,
+        "clipped_percent": f"{100 * budget.clipped:.0f}",
+        "steps": plan.steps,
+    }
 
 
 def _tensor_parallel(config: Config, shape: Shape) -> Iterator[str]:
@@ -234,66 +236,3 @@ def _undivided(shape: Shape, tensor: int, megatron: bool) -> str:
     if shape.mamba is not None:
         parts |= {"Mamba heads": shape.mamba.heads, "Mamba groups": shape.mamba.groups}
     return next((f"{count} {what}" for what, count in parts.items() if count % tensor), "")
-
-
-def _pipeline(config: Config, shape: Shape) -> Iterator[str]:
-    spread, megatron = parallel(config), config.policy.megatron
-    uneven = [megatron.get(f"num_layers_in_{end}_pipeline_stage") for end in ("first", "last")]
-    if shape.depth % spread.pipeline and uneven == [None, None]:
-        key = "policy.megatron_cfg.pipeline_model_parallel_size"
-        stages = machines(config).training // (spread.tensor * spread.context)
-        works = largest_divisor(math.gcd(shape.depth, stages), spread.pipeline)
-        yield (
-            f"{key}={spread.pipeline} does not divide the model's {shape.depth} layers: set "
-            f"{key}={works}"
-        )
-
-
-def data_problems(config: Config, asked: Questions, budget: Context) -> Iterator[str]:
-    """Too few problems for a batch, questions that do not fit."""
-    grpo, batch = config.grpo, _batch(config)
-    if asked.count is not None and asked.count < batch:
-        fits = int(asked.count / grpo.batch_multiplier)
-        yield (
-            f"grpo.num_prompts_per_step={grpo.num_prompts_per_step} draws batches of {batch} "
-            f"problems, and data.train has {asked.count}: set grpo.num_prompts_per_step={fits}"
-        )
-    limit, drop = config.data.max_input_seq_length, config.igrpo.drop_overlong_prompts
-    if (too_long := asked.said_above(limit - budget.template)) and not drop:
-        longest = asked.tokens[1.0] + budget.template
-        yield (
-            f"data.max_input_seq_length={limit}: {too_long} questions have more tokens with their "
-            f"template, up to {longest}, which would end the run at its start: set "
-            "igrpo.drop_overlong_prompts=true"
-        )
-
-
-def _batch(config: Config) -> int:
-    return round(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier)
-
-
-def data_notes(
-    config: Config, asked: Questions, budget: Context, steps: int | None
-) -> Iterator[str]:
-    """What is left out, shortened or not known; what batches and checkpoints make of the rest."""
-    limit = config.data.max_input_seq_length - budget.template
-    if config.igrpo.drop_overlong_prompts and (too_long := asked.said_above(limit)):
-        yield f"{too_long} questions are longer than data.max_input_seq_length and are left out"
-    count, batch = usable(config, asked, budget), _batch(config)
-    if count is None:
-        yield "the number of problems is known when the data is loaded: no steps, no cost of a run"
-    if config.feedback.two_stage and budget.clipped > _CLIPPED:
-        yield (
-            f"{100 * budget.clipped:.0f} % of the drafts are shortened in q' at the assumed "
-            "lengths: raise policy.max_total_sequence_length where the model allows it"
-        )
-    if count is not None and count >= batch and count % batch:
-        yield f"{count % batch} of {count} problems are left over in each epoch"
-    period = config.checkpointing.save_period
-    if steps is not None and config.checkpointing.enabled and period > steps:
-        yield (
-            f"checkpointing.save_period={period} is more than the {steps} steps: one checkpoint, "
-            "at the end"
-        )
-    if config.grpo.use_dynamic_sampling:
-        yield "dynamic sampling may draw several batches a step: the cost counts one"

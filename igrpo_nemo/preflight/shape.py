@@ -159,7 +159,11 @@ def shape_of(config: Config, environ: Mapping[str, str] = os.environ) -> Shape |
         }
         return _from_fields(fields, "igrpo.model")
     folder = model_folder(config.policy.model_name, environ)
-    return _described(config) if folder is None else _from_config_json(folder / "config.json")
+    if folder is not None:
+        return _from_config_json(folder / "config.json")
+    if (described := config.igrpo.architecture) is None:
+        return None
+    return _from_fields(described.model_dump(exclude_none=True), "igrpo.architecture")
 
 
 def model_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -176,23 +180,6 @@ def model_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path | N
         return None
     snapshot = repository / "snapshots" / reference.read_text().strip()
     return snapshot if (snapshot / "config.json").is_file() else None
-
-
-def differs_from_folder(config: Config, shape: Shape) -> bool:
-    """Whether `igrpo.architecture` describes another model than the folder's config.json."""
-    described = _described(config)
-    return described is not None and (described.hidden, described.depth, described.vocab) != (
-        shape.hidden,
-        shape.depth,
-        shape.vocab,
-    )
-
-
-def _described(config: Config) -> Shape | None:
-    architecture = config.igrpo.architecture
-    if architecture is None:
-        return None
-    return _from_fields(architecture.model_dump(exclude_none=True), "igrpo.architecture")
 
 
 def _from_config_json(path: Path) -> Shape | None:
