@@ -104,7 +104,7 @@ def evaluate(
         data=None if data is None else str(data),
         out=out,
         limit=limit,
-        refinement=Refinement(refine, choose) if refine is not None else None,
+        refinement=Refinement.of(refine, choose),
     )
 
 

@@ -21,22 +21,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, NO, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.cli.command import at_least
+from igrpo_nemo.cli.command import REFINE
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
-from igrpo_nemo.evaluation.refine import CHOICES, Refinement
+from igrpo_nemo.evaluation.refine import Refinement
 from igrpo_nemo.evaluation.skills.cluster_profile import cluster_profile
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.data import default_data_folder, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
     evaluate_here,
+    next_round,
     report,
     skills_evaluation,
 )
 from igrpo_nemo.evaluation.skills.program import find_environment
-from igrpo_nemo.evaluation.skills.refine import check_refinable, refined_evaluation
+from igrpo_nemo.evaluation.skills.refine import draft_prompts
 from igrpo_nemo.evaluation.skills.submit import placed, submit
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -70,18 +71,16 @@ def main(words: Sequence[str]) -> int:
         server_type=flags.server_type,
         address=flags.address,
         server_args=flags.server_args,
+        tokenizer=flags.model,
+        refinement=Refinement.of(flags.refine, flags.choose),
     )
-    refinement = Refinement(flags.refine, flags.choose) if flags.refine is not None else None
-    if refinement is not None:
-        check_refinable(evaluation, refinement, flags.model or model.name)
+    if flags.refine is not None:
+        draft_prompts(evaluation)  # what it cannot do it says before anything is sampled
     if flags.cluster:
-        return _on_cluster(flags, evaluation, refinement, overrides)
+        return _on_cluster(flags, evaluation, overrides)
     if flags.dry_run:
         return _print_commands(evaluation, Place(out=str(evaluation.out.absolute())))
     complete = evaluate_here(evaluation, os.environ, small=flags.serve, again=flags.again)
-    if complete and refinement is not None:
-        evaluation = refined_evaluation(evaluation, refinement, flags.model or model.name)
-        complete = evaluate_here(evaluation, os.environ, small=flags.serve, again=flags.again)
     return DONE if complete else NO
 
 
@@ -93,8 +92,8 @@ def _parser() -> ScriptParser:
     add("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
     add("--out", type=Path, metavar="DIR", help="output folder (one of the setting's own)")
     add("--check", type=Path, metavar="DIR", help="read and print what DIR holds, run nothing")
-    add("--refine", type=at_least(1), metavar="N", help="refined answers too: the best of N drafts")
-    add("--choose", choices=CHOICES, default="reward", help="the best by reward, or by majority")
+    for name, options in REFINE.items():
+        add(name, **options)
     add("--dry-run", action="store_true", help="print setting and commands, evaluate nothing")
     where = parser.add_argument_group("what answers, and where")
     where.add_argument("--address", metavar="URL", help="an OpenAI-compatible server, up to /v1")
@@ -110,26 +109,18 @@ def _parser() -> ScriptParser:
     return parser
 
 
-def _on_cluster(
-    flags: argparse.Namespace,
-    bare: SkillsEvaluation,
-    refinement: Refinement | None,
-    overrides: Sequence[str],
-) -> int:
+def _on_cluster(flags: argparse.Namespace, bare: SkillsEvaluation, overrides: Sequence[str]) -> int:
     config_dir = flags.config_dir or CHECKOUT / "configs" / "cluster_configs"
     profile = cluster_profile(flags.cluster, config_dir)
     site = with_site(bare.config, CHECKOUT, os.environ, overrides).igrpo.site
     if not flags.dry_run:
         profile.check_own()
-    evaluation, place = placed(bare, profile, site, flags.jobs)
+    evaluation, place = placed(next_round(bare), profile, site, flags.jobs)
     sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run, again=flags.again)
     if flags.dry_run:
         return _print_commands(evaluation, place)
-    if not sent and refinement is not None:
+    if evaluation.out != bare.out:
         report(bare.out, bare.names)
-        refined = refined_evaluation(bare, refinement, flags.model or bare.setting.model)
-        evaluation, place = placed(refined, profile, site, flags.jobs)
-        sent = submit(evaluation, place, os.environ, again=flags.again)
     if not sent:
         return DONE if report(evaluation.out, evaluation.names) else NO
     print(f"sent as {place.expname}; once the jobs have ended, the same command checks the results")

@@ -20,6 +20,7 @@ from igrpo_nemo.chain.experiment import SAMPLES, Experiment
 from igrpo_nemo.chain.here import plan_here, run_here
 from igrpo_nemo.chain.on_slurm import slurm_plan, submit_all
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
+from igrpo_nemo.cli.command import REFINE
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples each")
     what.add_argument("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
     what.add_argument("--samples", type=int, default=SAMPLES, help="on a run's own problems (4)")
+    for name, options in REFINE.items():
+        what.add_argument(name, **options)
     what.add_argument("--address", metavar="URL", help="a server of the model, up to /v1")
     what.add_argument("--server-args", default="", help="further arguments of a job's server")
     where = parser.add_argument_group("Slurm")

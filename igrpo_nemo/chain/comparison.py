@@ -7,6 +7,7 @@ from pathlib import Path
 
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.results import REFINED
 from igrpo_nemo.evaluation.systems import (
     Published,
     System,
@@ -42,15 +43,18 @@ def compare(
 
 def compare_chain(chain: Experiment, folder: Path) -> str:
     """Compares a chain's own evaluation in `folder` with the others; what a terminal shows."""
-    systems, experiments = compared_names(chain, folder)
+    systems, experiments = compared_names(chain, folder / REFINED if chain.refine else folder)
     return compare(systems, chain.comparison, experiments=experiments, anyway=chain.anyway)
 
 
 def compared_names(chain: Experiment, folder: Path) -> tuple[list[str], list[str]]:
     """The systems of a chain's comparison, its own evaluation in `folder` being the last one, and
-    its published figures."""
+    its published figures. Refined answers stand behind their bare ones."""
     published = [f"{chain.label}={chain.name}"] if is_published(chain.name) else []
-    return [*chain.against, f"{chain.label}={folder}"], published
+    own = [f"{chain.label}={folder}"]
+    if folder.name == REFINED:
+        own = [f"{chain.label}={folder.parent}", f"{chain.label} {REFINED}={folder}"]
+    return [*chain.against, *own], published
 
 
 def _published(names: Sequence[str], systems: Sequence[System]) -> dict[str, Published]:

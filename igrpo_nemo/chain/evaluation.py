@@ -55,6 +55,15 @@ def evaluated(chain: Experiment) -> Config:
     )
 
 
+def check_refinable(chain: Experiment, with_skills: bool) -> None:
+    """Raises `UserError`, before anything is trained, where there are fewer samples than drafts."""
+    if (refinement := chain.refinement) is not None:
+        own = {"a run's own problems": chain.samples}
+        counts = evaluated(chain).igrpo.evaluation.benchmarks if with_skills else own
+        for name, samples in counts.items():
+            refinement.check(samples, name)
+
+
 def chain_evaluation(
     chain: Experiment, environment: SkillsEnvironment, *, hf_home: str | None = None
 ) -> SkillsEvaluation:
@@ -78,6 +87,7 @@ def chain_evaluation(
         base=chain.evaluations,
         address=chain.address,
         server_args=chain.server_args,
+        refinement=chain.refinement,
     )
 
 
@@ -97,6 +107,8 @@ def embedded_command(chain: Experiment) -> tuple[list[str], Path]:
     out = chain.evaluations / f"igrpo-{chain.weights()[-8:]}-{setting}"
     command = ["igrpo", "evaluate", "--model", str(chain.model), "--samples", str(chain.samples)]
     command += ["--temperature", str(keys.temperature), "--top-p", str(keys.top_p)]
+    if chain.refine is not None:
+        command += ["--refine", str(chain.refine), "--choose", chain.choose]
     return [*command, "--limit", str(limit), "--out", str(out)], out
 
 

@@ -20,6 +20,7 @@ from igrpo_nemo.cluster.launch import is_finished
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.refine import Choice, Refinement
 from igrpo_nemo.files.scrub import flat, scrub
 from igrpo_nemo.run.folder import stored_config
 from igrpo_nemo.run.identity import FREE_KEYS, check_same_run
@@ -49,6 +50,8 @@ class Experiment:
     server_args: str = ""
     samples: int = SAMPLES
     """Samples a problem where the benchmark is the run's own held-out problems."""
+    refine: int | None = None
+    choose: Choice = "reward"
     against: Sequence[str] = ()
     anyway: bool = False
     checkout: Path = Path()
@@ -78,6 +81,10 @@ class Experiment:
     def evaluations(self) -> Path:
         """The folder of this checkpoint's evaluations."""
         return self.run / "evaluation" / self.which
+
+    @property
+    def refinement(self) -> Refinement | None:
+        return Refinement.of(self.refine, self.choose)
 
     @property
     def comparison(self) -> Path:

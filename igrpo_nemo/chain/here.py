@@ -9,7 +9,13 @@ from pathlib import Path
 
 from igrpo_nemo.chain.comparison import compare_chain
 from igrpo_nemo.chain.conversion import check_convertible, convert
-from igrpo_nemo.chain.evaluation import chain_evaluation, embedded_command, evaluated, uses_skills
+from igrpo_nemo.chain.evaluation import (
+    chain_evaluation,
+    check_refinable,
+    embedded_command,
+    evaluated,
+    uses_skills,
+)
 from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
 from igrpo_nemo.chain.script import DONE, NO, STOPPED, run_to_its_end
 from igrpo_nemo.config import Config
@@ -30,6 +36,7 @@ def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
     """
     check_convertible(chain.config)
     with_skills = uses_skills(chain, environ)
+    check_refinable(chain, with_skills)
     if code := train_here(chain.config, chain.words):
         return _stopped("train", code)
     made = convert(chain.run, chain.which, inputs=training_inputs(chain.config))
@@ -56,6 +63,8 @@ def plan_here(chain: Experiment, environ: Mapping[str, str]) -> str:
         names = " ".join(f"{name}:{samples}" for name, samples in keys.benchmarks.items())
         setting = f"temperature {keys.temperature:g}, top-p {keys.top_p:g}, {keys.profile}"
         evaluate = f"NeMo-Skills on {names} ({setting}) -> {chain.evaluations}"
+        if chain.refine is not None:
+            evaluate += f"\nrefined answers: the best of {chain.refine} drafts by {chain.choose}"
     else:
         evaluate = shlex.join(embedded_command(chain)[0])
     systems = " ".join([*chain.against, chain.label])
@@ -86,7 +95,7 @@ def _evaluate_embedded(chain: Experiment) -> tuple[int, Path]:
     command, out = embedded_command(chain)
     try:
         found = read_results(out).benchmarks.values()
-        complete = all(one.num_samples == chain.samples for one in found)
+        complete = all(one.num_samples == chain.samples for one in found) and not chain.refine
     except UserError:
         complete = False  # `igrpo evaluate` completes it, or says why it cannot
     if complete:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from igrpo_nemo.chain.comparison import compare_chain, compared_names
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
-from igrpo_nemo.chain.evaluation import chain_evaluation, evaluated
+from igrpo_nemo.chain.evaluation import chain_evaluation, check_refinable, evaluated
 from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
 from igrpo_nemo.cluster.launch import Launch, plan_text, prepare_launch, submit_launch
 from igrpo_nemo.cluster.site import job_settings, with_site
@@ -32,7 +32,7 @@ from igrpo_nemo.cluster.stage import (
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile, profile_for
 from igrpo_nemo.evaluation.skills.command import Place
-from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, is_complete
+from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, is_complete, next_round
 from igrpo_nemo.evaluation.skills.program import find_environment
 from igrpo_nemo.evaluation.skills.submit import evaluation_text, placed, submit
 
@@ -55,7 +55,7 @@ def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
     composed = _composed(chain, where, environ, chain.run / "stages")
     evaluation = composed.evaluation
     if _is_evaluated(chain, evaluation):
-        print(compare_chain(chain, evaluation.out))
+        print(compare_chain(chain, evaluation.out.parent if chain.refine else evaluation.out))
         return 0
     composed.profile.check_own()
     # NeMo-Skills checks every argument while nothing is submitted yet.
@@ -69,6 +69,8 @@ def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
         raise UserError(f"{error}{told}") from error
     print(f"the tables of the comparison will be in {chain.comparison}")
     print("the same command later checks what is done and submits what is missing")
+    if evaluation.refinement is not None:
+        print("refined answers come after the bare ones: give it again once these are there")
     return 0
 
 
@@ -184,6 +186,7 @@ def _surroundings(chain: Experiment, environ: Mapping[str, str]) -> Surroundings
     if chain.evaluator == "igrpo":
         raise UserError("--evaluator igrpo evaluates here: leave out --cluster")
     check_convertible(chain.config)
+    check_refinable(chain, with_skills=True)
     is_trained(chain.config)
     config = with_site(chain.config, chain.checkout, environ, chain.words)
     settings = job_settings(config, chain.checkout, environ)
@@ -197,7 +200,8 @@ def _composed(
 ) -> Composed:
     """The evaluation and where it runs; the chain's NeMo-Skills profile is put into `folder`."""
     site = where.site
-    evaluation = chain_evaluation(chain, find_environment(environ), hf_home=site.hf_home)
+    bare = chain_evaluation(chain, find_environment(environ), hf_home=site.hf_home)
+    evaluation = next_round(bare)
     name = chain.skills_profile or f"slurm_{site.gpu.partition('_')[0]}"
     config_dir = chain.config_dir or chain.checkout / "configs" / "cluster_configs"
     profile = profile_for(site, name, config_dir, run_folders(where), folder)

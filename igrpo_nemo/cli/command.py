@@ -49,6 +49,19 @@ def switch(meaning: str) -> dict[str, Any]:
     return {"action": "store_true", "help": meaning}
 
 
+REFINE = {
+    "--refine": {
+        "type": at_least(1),
+        "metavar": "N",
+        "help": "refined answers too, from the best of N drafts",
+    },
+    "--choose": {
+        "choices": ["reward", "majority"],
+        "default": "reward",
+        "help": "the draft by reward, or by a vote that looks at no gold (reward)",
+    },
+}
+
 CONFIG_DIR = {
     "--config-dir": {
         "type": Path,

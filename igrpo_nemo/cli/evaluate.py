@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.cli.command import Command, at_least
+from igrpo_nemo.cli.command import REFINE, Command, at_least
 
 EXAMPLES = """\
   igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8
@@ -34,16 +34,7 @@ FLAGS = {
     "--max-tokens": {"type": at_least(1), "help": "tokens of an answer (as trained)"},
     "--limit": {"type": at_least(1), "metavar": "N", "help": "the first N problems alone"},
     "--seed": {"type": int, "default": 0, "help": "seed of the samples (0)"},
-    "--refine": {
-        "type": at_least(1),
-        "metavar": "N",
-        "help": "refined answers from the best of N drafts, too",
-    },
-    "--choose": {
-        "choices": ["reward", "majority"],
-        "default": "reward",
-        "help": "the draft by reward, or by a vote that looks at no gold (reward)",
-    },
+    **REFINE,
     "--out": {"type": Path, "metavar": "DIR", "help": "where samples and metrics.json go"},
 }
 

@@ -23,8 +23,9 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import bench_metrics, format_table
 from igrpo_nemo.evaluation.model import default_base, model_folder
-from igrpo_nemo.evaluation.refine import REFINED, Refinement, RefiningPrompts
+from igrpo_nemo.evaluation.refine import Refinement, RefiningPrompts
 from igrpo_nemo.evaluation.results import (
+    REFINED,
     RESULTS_FOLDER,
     done_path,
     finished_files,

@@ -20,11 +20,7 @@ from igrpo_nemo.evaluation.results import sample_path
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.types import Problem, Prompt
 
-REFINED = "refined"
-"""The folder of the refined answers, an evaluation's output inside that of the bare ones."""
-
 Choice = Literal["reward", "majority"]
-CHOICES: tuple[Choice, ...] = ("reward", "majority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +34,11 @@ class Refinement:
     drafts: int
     choose: Choice = "reward"
 
+    @classmethod
+    def of(cls, drafts: int | None, choose: Choice) -> Refinement | None:
+        """What the flags `--refine` and `--choose` ask for; None for bare answers alone."""
+        return None if drafts is None else cls(drafts, choose)
+
     def check(self, samples: int, benchmark: str) -> None:
         """Raises `UserError` where there are fewer bare answers than drafts."""
         if samples < self.drafts:
@@ -48,7 +49,10 @@ class Refinement:
 
     def chosen(self, folder: Path) -> list[str]:
         """The draft of each problem, in the data's order, from a benchmark's finished samples."""
-        columns = [_rows(sample_path(folder, seed)) for seed in range(self.drafts)]
+        files = [sample_path(folder, seed) for seed in range(self.drafts)]
+        columns = [
+            [json.loads(line) for line in file.read_bytes().split(b"\n") if line] for file in files
+        ]
         return [
             whole_reply(rows[chosen_draft(rows, self.choose)])
             for rows in zip(*columns, strict=True)
@@ -91,7 +95,3 @@ class RefiningPrompts:
 
     def question(self, problem: Problem) -> Prompt:
         return self.prompts.refinement(problem, self.drafts[problem.id])
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]

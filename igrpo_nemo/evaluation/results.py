@@ -37,6 +37,8 @@ from igrpo_nemo.files.atomic import write_atomic
 SETTING_FILE = "setting.json"
 EMBEDDED_FILE = "evaluation.json"
 RESULTS_FOLDER = "eval-results"
+REFINED = "refined"
+"""The folder of the refined answers, an evaluation's output inside that of the bare ones."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import yaml
 
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.refine import REFINED
 from igrpo_nemo.evaluation.results import (
     EMBEDDED_FILE,
+    REFINED,
     RESULTS_FOLDER,
     BenchmarkResults,
     Results,
@@ -230,8 +230,8 @@ def compared(
 ) -> Comparison:
     """Systems against the first of them, on the benchmarks that all have.
 
-    Raises `UserError` naming what differs between the evaluations unless `anyway`, and where they
-    share no benchmark or no problem.
+    Raises `UserError` naming what differs between the evaluations unless `anyway` (bare and refined
+    answers of one evaluation may), and where they share no benchmark or no problem.
     """
     reference, *others = systems
     shared = [name for name in reference.benchmarks if all(name in s.benchmarks for s in others)]
@@ -241,10 +241,14 @@ def compared(
             "on the same ones"
         )
     differing = [*_differing_settings(systems), *_differing_problems(systems, shared)]
-    if differing and not anyway:
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+    # Who gives an evaluation and its own refined answers wants to see what refining does.
+    folders = {system.folder.resolve() for system in systems}
+    pairs = {each.parent for each in folders if each.name == REFINED} & folders
+    apart = "answers" if pairs else None
+    if (refused := [each for each in differing if each.name != apart]) and not anyway:
+        more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
         raise UserError(
-            f"the evaluations differ in {differing[0]}{more}: evaluate alike, or compare --anyway"
+            f"the evaluations differ in {refused[0]}{more}: evaluate alike, or compare --anyway"
         )
     differences = {system.label: _differences(system, reference, shared) for system in others}
     return Comparison(systems, tuple(shared), differing, differences, published or {})

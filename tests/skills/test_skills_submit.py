@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +29,12 @@ from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
     check_not_running,
     evaluate_here,
+    next_round,
     prepare,
+    skills_evaluation,
 )
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
-from igrpo_nemo.evaluation.skills.refine import check_refinable, refined_evaluation
+from igrpo_nemo.evaluation.skills.refine import BOXED_TOKENS, draft_prompts
 from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit, write_note
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
@@ -220,33 +224,53 @@ def test_an_evaluation_that_lacks_nothing_sends_nothing(cluster: Cluster) -> Non
     assert not (evaluation.out / "submitted.json").exists() and not cluster.calls()
 
 
+@pytest.mark.parametrize("profile", ["answer_tags", "boxed"])
 def test_refined_answers_are_sent_once_the_bare_ones_are_there(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, profile: str
 ) -> None:
     build_small_tokenizer(["user assistant"], 300).save_pretrained(tmp_path / "model")
-    refinement, model = Refinement(2), str(tmp_path / "model")
-    check_refinable(cluster.evaluation, refinement, model)
-    with pytest.raises(UserError, match="toy: 2 of 2 samples are missing|no samples"):
-        refined_evaluation(cluster.evaluation, refinement, model)
-    refined = refined_evaluation(finish(cluster), refinement, model)
+    setting = replace(cluster.evaluation.setting, profile=profile)
+    refining = {"refinement": Refinement(2), "tokenizer": str(tmp_path / "model")}
+    cluster = replace(cluster, evaluation=replace(cluster.evaluation, setting=setting, **refining))
+    assert next_round(cluster.evaluation) is cluster.evaluation
+    finish(cluster)
+    refined = next_round(cluster.evaluation)
     assert submit(refined, cluster.place, os.environ) == [101]
     (call,) = cluster.calls()
     assert "toy:2,toy-long:2" in call and "tokens_to_generate=32505" in call
     assert refined.out == cluster.out / "refined"
-    drafts = [one["draft"] for one in read_benchmark(refined.out / "data", "toy").rows]
-    assert drafts[0].endswith("<draft>\n<answer>4</answer>\n</draft>")  # the right one
+    rows = read_benchmark(refined.out / "data", "toy").rows
+    shown, draft = rows[0].get("draft", rows[0]["problem"]), "<draft>\n<answer>4</answer>\n</draft>"
+    assert shown.endswith(draft)  # the right one
+    assert ("draft" in rows[0]) == (profile == "answer_tags")
+    assert rows[0]["problem"].startswith("toy problem 0?") and rows[0]["id"] == "toy-0"
     asked = json.loads((refined.out / "setting.json").read_text())
     assert (asked["refine"], asked["choose"]) == (2, "reward")
     prompt = yaml.safe_load((refined.out / "profile" / "prompt.yaml").read_text())
     assert prompt["user"] == "{problem}{draft}"
 
 
+def test_a_draft_behind_a_problem_stays_text_in_their_own_prompts(
+    skills: SkillsEnvironment,
+) -> None:
+    problem = "a {b}?\n<draft>\n{x} {{y}} \\boxed{4}\n</draft>"
+    code = "import sys; from nemo_skills.prompt.utils import get_prompt as p\n" + (
+        "for n in ('generic/math', 'eval/aai/mcq-10choices'):"
+        " print([p(n, None).fill({'problem': sys.argv[1]})[-1]['content']])"
+    )
+    command = [skills.python, "-c", code, problem]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        (text,) = ast.literal_eval(line)
+        words = text.removesuffix(problem)
+        assert text.endswith(problem) and len(words.encode()) < BOXED_TOKENS
+
+
 def test_what_cannot_be_refined_is_said_before_anything_is_sampled(cluster: Cluster) -> None:
-    boxed = replace(cluster.evaluation.setting, profile="boxed")
-    for evaluation, drafts, message in (
-        (cluster.evaluation, 3, "--refine 3 chooses among the first 3 bare answers, toy has 2"),
-        (replace(cluster.evaluation, setting=boxed), 2, "use profile answer_tags"),
-        (cluster.evaluation, 2, "the tokenizer of org/none, which is not on this machine"),
-    ):
-        with pytest.raises(UserError, match=message):
-            check_refinable(evaluation, Refinement(drafts), "org/none")
+    bare, model = cluster.evaluation, Model("org/none", "w", 65_010)
+    with pytest.raises(UserError, match="--refine 3 chooses among the first 3 .*, toy has 2"):
+        skills_evaluation(
+            bare.config, model, Path(), bare.environment, base=Path(), refinement=Refinement(3)
+        )
+    with pytest.raises(UserError, match="the tokenizer of org/none, which is not on this machine"):
+        draft_prompts(replace(bare, refinement=Refinement(2), tokenizer="org/none"))

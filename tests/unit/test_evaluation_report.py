@@ -238,14 +238,17 @@ def test_aime_is_pooled_over_its_years(tmp_path):
     assert "aime24+aime25" in as_csv(comparison) and "aime24+aime25" in as_markdown(comparison, "t")
 
 
-def test_refined_answers_are_another_evaluation(tmp_path, grpo):
+def test_refined_answers_are_another_evaluation(tmp_path, grpo, igrpo):
     refined = {"aime24": draw(RATES, 16, 9), "amc23": draw(RATES, 4, 8)}
     write_evaluation(grpo / "refined", refined, refine=4, choose="reward")
     assert evaluation_folder(tmp_path / "grpo") == grpo
-    words = "answers (grpo: bare, grpo refined: refined from the best of 4 by reward)"
+    words = "answers (igrpo: bare, grpo refined: refined from the best of 4 by reward)"
     with pytest.raises(UserError, match=re.escape(words)):
-        compared(load_systems([grpo, grpo / "refined"]))
-    compared(load_systems([grpo, grpo / "refined"]), anyway=True)
+        compared(load_systems([igrpo, grpo / "refined"]))
+    compared(load_systems([igrpo, grpo / "refined"]), anyway=True)
+    # Beside the bare ones that they are made from, the difference is what is asked for.
+    (differing,) = compared(load_systems([grpo, grpo / "refined"])).differing
+    assert differing.name == "answers" and differing.values["grpo"] == "bare"
 
 
 def test_csv_holds_every_number_of_the_page(grpo, igrpo):

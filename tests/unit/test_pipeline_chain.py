@@ -130,6 +130,16 @@ def test_another_temperature_gets_a_folder_of_its_own_and_is_not_compared_silent
     assert "minus cold" in done.stdout and "temperature" in done.stdout
 
 
+def test_refined_answers_join_the_comparison(work, again):
+    done = again(flags=("--refine", "3"))
+    assert done.returncode == 2 and "a run's own problems has 2 a problem" in done.stderr
+    done = again(flags=("--refine", "2", "--choose", "majority"))
+    assert done.returncode == 0, done.stderr
+    assert "arithmetic, refined" in done.stdout and "minus demo" in done.stdout
+    assert "refined from the best of 2 by majority" in done.stdout
+    again()  # the comparison of the bare answers
+
+
 def test_dry_run_prints_the_stages_and_starts_nothing(again, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = again(flags=("--dry-run",))

@@ -1,8 +1,9 @@
 """An evaluation from its parts to checked results: prepared, completed, never believed unread.
 
-config + model + data folder --skills_evaluation--> SkillsEvaluation
+config + model + data folder --skills_evaluation--> SkillsEvaluation (bare answers)
 --prepare--> OUT/{setting.json,data/,profile/} --repair--> sample files to continue
 --ns eval, for what is missing--> OUT/eval-results/ --inspect--> what is missing still
+--next_round--> the same for refined answers, once the bare ones are complete
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import format_table
 from igrpo_nemo.evaluation.model import Model, attention_heads
+from igrpo_nemo.evaluation.refine import Refinement
 from igrpo_nemo.evaluation.results import RESULTS_FOLDER, BenchmarkResults, inspect, inspected
 from igrpo_nemo.evaluation.setting import (
     Setting,
@@ -47,6 +49,7 @@ from igrpo_nemo.evaluation.skills.program import (
     server_answers,
     vllm_serving,
 )
+from igrpo_nemo.evaluation.skills.refine import refined_evaluation
 from igrpo_nemo.evaluation.skills.repair import repair
 from igrpo_nemo.run import set_threads
 from igrpo_nemo.run.lock import alone_in
@@ -60,7 +63,11 @@ NEVER = "DependencyNeverSatisfied"
 
 @dataclass(frozen=True, slots=True)
 class SkillsEvaluation:
-    """What to evaluate, and with what. `setting` holds the benchmarks of this call alone."""
+    """What to evaluate, and with what. `setting` holds the benchmarks of this call alone.
+
+    With a `refinement` there is a second round, whose drafts the tokenizer of the model `tokenizer`
+    (a folder, or a name on the hub) cuts to size.
+    """
 
     config: Config
     setting: Setting
@@ -68,6 +75,8 @@ class SkillsEvaluation:
     server: Server
     out: Path
     environment: SkillsEnvironment
+    tokenizer: str = ""
+    refinement: Refinement | None = None
 
     @property
     def names(self) -> list[str]:
@@ -85,13 +94,19 @@ def skills_evaluation(
     server_type: str = "vllm",
     address: str | None = None,
     server_args: str = "",
+    tokenizer: str | None = None,
+    refinement: Refinement | None = None,
 ) -> SkillsEvaluation:
     """The evaluation of `igrpo.evaluation` for a model, which need not exist yet.
 
     `out` is by default a folder of the setting's own below `base`. `server_type` is NeMo-Skills'
-    name; its "openai" changes the sampling. Raises `UserError` for data that is not prepared.
+    name; its "openai" changes the sampling. `tokenizer` is by default the model's. Raises
+    `UserError` for data that is not prepared, and for fewer samples than drafts.
     """
     keys = config.igrpo.evaluation
+    if refinement is not None:
+        for name, samples in keys.benchmarks.items():
+            refinement.check(samples, name)
     data = tuple(read_benchmark(data_dir, name) for name in keys.benchmarks)
     setting = setting_of(
         config, model, data, server_type=server_type, nemo_skills=environment.version
@@ -99,7 +114,15 @@ def skills_evaluation(
     gpus = tensor_parallel(keys.server_gpus, attention_heads(model.name, config))
     server = Server(model.name, server_type, address, gpus, server_args)
     out = out or default_folder(base, setting)
-    return SkillsEvaluation(config, setting, data, server, out, environment)
+    tokenizer = tokenizer or model.name
+    return SkillsEvaluation(config, setting, data, server, out, environment, tokenizer, refinement)
+
+
+def next_round(evaluation: SkillsEvaluation) -> SkillsEvaluation:
+    """The evaluation itself, or that of its refined answers once its own are complete."""
+    if evaluation.refinement is None or not is_complete(evaluation):
+        return evaluation
+    return refined_evaluation(evaluation)
 
 
 def evaluate_here(
@@ -126,7 +149,11 @@ def evaluate_here(
                 if address is None:
                     address = stack.enter_context(_serving(evaluation, environ, small))
                 _sample(evaluation, address, [one.benchmark for one in lacking], environ)
-    return report(evaluation.out, evaluation.names)
+    complete = report(evaluation.out, evaluation.names)
+    if complete and evaluation.refinement is not None:
+        refined = refined_evaluation(evaluation)
+        return evaluate_here(refined, environ, small=small, again=again)
+    return complete
 
 
 def _serving(
