@@ -19,7 +19,7 @@ from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.compose import composed_values, config_folders, config_groups
 from igrpo_nemo.config.schema import validated
-from igrpo_nemo.evaluation.skills.cluster_profile import WORKSPACE, cluster_text, cluster_values
+from igrpo_nemo.evaluation.skills.cluster import WORKSPACE, cluster_text, cluster_values
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.comparison import compare
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code
+from igrpo_nemo.chain.stages import compare
 
 
 def main(words: Sequence[str]) -> int:

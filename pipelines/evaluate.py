@@ -26,7 +26,7 @@ from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
 from igrpo_nemo.evaluation.refine import Refinement
-from igrpo_nemo.evaluation.skills.cluster_profile import cluster_profile
+from igrpo_nemo.evaluation.skills.cluster import cluster_profile, placed, submit
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.data import default_data_folder, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
@@ -38,7 +38,6 @@ from igrpo_nemo.evaluation.skills.evaluate import (
 )
 from igrpo_nemo.evaluation.skills.program import find_environment
 from igrpo_nemo.evaluation.skills.refine import draft_prompts
-from igrpo_nemo.evaluation.skills.submit import placed, submit
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

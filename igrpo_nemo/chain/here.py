@@ -7,17 +7,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from igrpo_nemo.chain.comparison import compare_chain
 from igrpo_nemo.chain.conversion import check_convertible, convert
-from igrpo_nemo.chain.evaluation import (
+from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
+from igrpo_nemo.chain.script import DONE, NO, STOPPED, run_to_its_end
+from igrpo_nemo.chain.stages import (
     chain_evaluation,
     check_refinable,
+    compare_chain,
     embedded_command,
     evaluated,
     uses_skills,
 )
-from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
-from igrpo_nemo.chain.script import DONE, NO, STOPPED, run_to_its_end
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.results import read_results

@@ -15,26 +15,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from igrpo_nemo.chain.comparison import compare_chain, compared_names
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
-from igrpo_nemo.chain.evaluation import chain_evaluation, check_refinable, evaluated
 from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
-from igrpo_nemo.cluster.launch import Launch, plan_text, prepare_launch, submit_launch
-from igrpo_nemo.cluster.site import job_settings, with_site
-from igrpo_nemo.cluster.stage import (
+from igrpo_nemo.chain.stages import (
+    chain_evaluation,
+    check_refinable,
+    compare_chain,
+    compared_names,
+    evaluated,
+)
+from igrpo_nemo.cluster.job import (
     StageJob,
     Surroundings,
-    run_folders,
     script_path,
     script_text,
     submit_stage,
 )
+from igrpo_nemo.cluster.launch import Launch, plan_text, prepare_launch, submit_launch
+from igrpo_nemo.cluster.site import job_settings, with_site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile, profile_for
+from igrpo_nemo.evaluation.skills.cluster import (
+    ClusterProfile,
+    evaluation_text,
+    placed,
+    profile_for,
+    submit,
+)
 from igrpo_nemo.evaluation.skills.command import Place
 from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, is_complete, next_round
 from igrpo_nemo.evaluation.skills.program import find_environment
-from igrpo_nemo.evaluation.skills.submit import evaluation_text, placed, submit
 
 Jobs = Sequence[int | str]
 """Numbers of jobs that Slurm gave, or names that stand for them in a plan."""
@@ -204,7 +213,7 @@ def _composed(
     evaluation = next_round(bare)
     name = chain.skills_profile or f"slurm_{site.gpu.partition('_')[0]}"
     config_dir = chain.config_dir or chain.checkout / "configs" / "cluster_configs"
-    profile = profile_for(site, name, config_dir, run_folders(where), folder)
+    profile = profile_for(site, name, config_dir, where.run_folders, folder)
     return Composed(profile, *placed(evaluation, profile, site, chain.jobs))
 
 

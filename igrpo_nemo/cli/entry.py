@@ -14,13 +14,9 @@ from typing import NoReturn
 from igrpo_nemo import __version__
 from igrpo_nemo.cli import (
     data,
-    evaluate,
-    export,
-    keys,
     launch,
-    report,
+    runs,
     score,
-    status,
     study,
     train,
 )
@@ -28,17 +24,17 @@ from igrpo_nemo.cli.command import Command, switch
 from igrpo_nemo.errors import UserError
 
 COMMANDS: tuple[Command, ...] = (
-    train.COMMAND,
+    train.TRAIN,
     train.PREFLIGHT,
     launch.COMMAND,
-    status.COMMAND,
-    evaluate.COMMAND,
-    score.COMMAND,
+    runs.STATUS,
+    score.EVALUATE,
+    score.SCORE,
     data.COMMAND,
-    report.COMMAND,
+    runs.REPORT,
     study.COMMAND,
-    export.COMMAND,
-    keys.COMMAND,
+    runs.EXPORT,
+    train.KEYS,
 )
 
 EXIT_FAILURE = 1

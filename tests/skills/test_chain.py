@@ -19,8 +19,8 @@ from sample_files import row, write_metrics, write_sample
 from skills_runs import pipeline, write_problems
 
 from igrpo_nemo.chain.conversion import convert
-from igrpo_nemo.chain.evaluation import chain_evaluation
 from igrpo_nemo.chain.experiment import Experiment, training_inputs
+from igrpo_nemo.chain.stages import chain_evaluation
 from igrpo_nemo.config import load_config
 from igrpo_nemo.evaluation.skills.evaluate import prepare
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment

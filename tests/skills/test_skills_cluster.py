@@ -14,7 +14,7 @@ from skills_runs import CHECKOUT, evaluate, pipeline, write_problems
 from igrpo_nemo.cluster.site import VARIABLES
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.cluster_profile import (
+from igrpo_nemo.evaluation.skills.cluster import (
     cluster_profile,
     cluster_values,
     sbatch_options,

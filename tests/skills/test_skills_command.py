@@ -13,7 +13,7 @@ import yaml
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import Setting
-from igrpo_nemo.evaluation.skills.cluster_profile import ClusterProfile
+from igrpo_nemo.evaluation.skills.cluster import ClusterProfile
 from igrpo_nemo.evaluation.skills.command import (
     Place,
     Server,

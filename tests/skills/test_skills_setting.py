@@ -10,8 +10,8 @@ import pytest
 from sample_files import whole_benchmark
 from skills_runs import write_problems
 
-from igrpo_nemo.chain import evaluation as pipeline
 from igrpo_nemo.chain import on_slurm as slurm_chain
+from igrpo_nemo.chain import stages as pipeline
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError

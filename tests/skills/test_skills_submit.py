@@ -23,6 +23,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import Model
 from igrpo_nemo.evaluation.refine import Refinement
 from igrpo_nemo.evaluation.setting import setting_of
+from igrpo_nemo.evaluation.skills.cluster import evaluation_text, submit, write_note
 from igrpo_nemo.evaluation.skills.command import Place, Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
@@ -35,7 +36,6 @@ from igrpo_nemo.evaluation.skills.evaluate import (
 )
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 from igrpo_nemo.evaluation.skills.refine import BOXED_TOKENS, draft_prompts
-from igrpo_nemo.evaluation.skills.submit import evaluation_text, submit, write_note
 from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 NS = """\
@@ -181,7 +181,7 @@ def test_a_call_that_is_killed_leaves_its_note(
         assert cluster.note["jobs"] == []  # what a kill -9 leaves
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("igrpo_nemo.evaluation.skills.submit.run_logged", killed)
+    monkeypatch.setattr("igrpo_nemo.evaluation.skills.cluster.run_logged", killed)
     with pytest.raises(KeyboardInterrupt):
         cluster.send()
     assert cluster.note["expname"] == "eval-1234"

@@ -7,12 +7,11 @@ import pytest
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.checks import launch_problems
-from igrpo_nemo.data.mixture import mixed
-from igrpo_nemo.data.order import Curriculum, EpochOrder, Position
+from igrpo_nemo.data.order import Curriculum, EpochOrder, Position, mixed
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.preflight.tokens import questions
-from igrpo_nemo.run.problems import expected_problems, training_problems, validation_problems
+from igrpo_nemo.run.core import expected_problems, training_problems, validation_problems
 from igrpo_nemo.types import Problem, Rollout, Selection
 
 HF = "policy.model_name=x/y"

@@ -12,11 +12,11 @@ import yaml
 
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.chain.script import exit_code
-from igrpo_nemo.cluster.stage import HOST_PATHS, StageJob, Surroundings, script_text
+from igrpo_nemo.cluster.job import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.skills.cluster_profile import profile_for
+from igrpo_nemo.evaluation.skills.cluster import profile_for
 
 pytestmark = pytest.mark.slow
 
