@@ -16,10 +16,9 @@ from pathlib import Path
 
 from igrpo_nemo.chain.experiment import is_trained
 from igrpo_nemo.chain.here import train_here
-from igrpo_nemo.chain.on_slurm import training_launch
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.cli import main as igrpo
-from igrpo_nemo.cluster.launch import plan_text, submit_launch
+from igrpo_nemo.cluster.launch import plan_text, prepare_launch, submit_launch
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -43,9 +42,9 @@ def main(words: Sequence[str]) -> int:
     if not flags.dry_run and is_trained(config):
         print(f"train: {config.logger.log_dir} is finished")
         return DONE
-    dry_run = flags.dry_run
-    launch = training_launch(overrides, flags.chain, CHECKOUT, os.environ, dry_run=dry_run)
-    if dry_run:
+    jobs = flags.chain if flags.chain > 1 else None
+    launch = prepare_launch(overrides, CHECKOUT, os.environ, chain=jobs, dry_run=flags.dry_run)
+    if flags.dry_run:
         print(plan_text(launch), end="")
     else:
         submit_launch(launch, os.environ)

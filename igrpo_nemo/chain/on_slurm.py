@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
 from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
@@ -49,26 +50,28 @@ Jobs = Sequence[int | str]
 """Numbers of jobs that Slurm gave, or names that stand for them in a plan."""
 
 
-@dataclass(frozen=True, slots=True)
-class Composed:
+class Composed(NamedTuple):
     """The evaluation before anything is submitted: nothing of it can fail any more."""
 
     profile: ClusterProfile
     evaluation: SkillsEvaluation
     place: Place
 
+    @property
+    def out(self) -> Path:
+        return self.evaluation.out
+
 
 def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
     """Submits what is not done yet; 0. Raises `UserError` naming what was submitted before that."""
     where = _surroundings(chain, environ)
     composed = _composed(chain, where, environ, chain.run / "stages")
-    evaluation = composed.evaluation
-    if _is_evaluated(chain, evaluation):
-        print(compare_chain(chain, evaluation.out.parent if chain.refine else evaluation.out))
+    if _is_evaluated(chain, composed.evaluation):
+        print(compare_chain(chain, composed.out.parent if chain.refine else composed.out))
         return 0
     composed.profile.check_own()
     # NeMo-Skills checks every argument while nothing is submitted yet.
-    submit(evaluation, composed.place, environ, dry_run=True)
+    submit(composed.evaluation, composed.place, environ, dry_run=True)
     sent: list[int] = []
     try:
         _submit_stages(chain, where, environ, composed, sent)
@@ -78,7 +81,7 @@ def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
         raise UserError(f"{error}{told}") from error
     print(f"the tables of the comparison will be in {chain.comparison}")
     print("the same command later checks what is done and submits what is missing")
-    if evaluation.refinement is not None:
+    if composed.evaluation.refinement is not None:
         print("refined answers come after the bare ones: give it again once these are there")
     return 0
 
@@ -94,20 +97,18 @@ def _submit_stages(
     if is_trained(chain.config):
         print(f"train: {chain.run} is finished", flush=True)
     else:
-        launch = training_launch(chain.words, chain.continuations, chain.checkout, environ)
-        sent += submit_launch(launch, environ)
+        sent += submit_launch(_launch(chain, environ), environ)
     if _is_converted(chain):
         print(f"convert: {chain.model} is there", flush=True)
     else:
-        sent.append(submit_stage(convert_job(chain, sent[-1:]), where, environ))
+        sent.append(submit_stage(_convert_job(chain, sent[-1:]), where, environ))
         print(f"convert: job {sent[-1]}", flush=True)
     # None where mending the files made it complete.
-    place = replace(composed.place, after=tuple(sent[-1:]))
-    jobs, out = submit(composed.evaluation, place, environ), composed.evaluation.out
-    numbers = " ".join(map(str, jobs))
-    print(f"evaluate: jobs {numbers}, into {out}" if jobs else f"evaluate: {out} is complete")
+    jobs = submit(composed.evaluation, replace(composed.place, after=tuple(sent[-1:])), environ)
+    told = f"jobs {' '.join(map(str, jobs))}, into {composed.out}"
+    print(f"evaluate: {told if jobs else f'{composed.out} is complete'}")
     sent += jobs
-    sent.append(submit_stage(compare_job(chain, out, jobs or sent[-1:]), where, environ))
+    sent.append(submit_stage(_compare_job(chain, composed.out, jobs or sent[-1:]), where, environ))
     print(f"compare: job {sent[-1]}", flush=True)
 
 
@@ -117,28 +118,25 @@ def slurm_plan(chain: Experiment, environ: Mapping[str, str]) -> str:
     where = _surroundings(chain, environ)
     parts, after = {"train": f"{chain.run} is finished"}, list[str]()
     if not is_trained(chain.config):
-        words, checkout = chain.words, chain.checkout
-        launch = training_launch(words, chain.continuations, checkout, environ, dry_run=True)
-        parts["train"] = f"TRAIN is the last of these jobs\n{plan_text(launch)}"
-        after = ["TRAIN"]
+        text = plan_text(_launch(chain, environ, dry_run=True))
+        parts["train"], after = f"TRAIN is the last of these jobs\n{text}", ["TRAIN"]
     parts["convert"] = f"{chain.model} is there"
     if not _is_converted(chain):
-        parts["convert"], after = _script_plan(convert_job(chain, after), where), ["CONVERT"]
+        parts["convert"], after = _script_plan(_convert_job(chain, after), where), ["CONVERT"]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             composed = _composed(chain, where, environ, Path(scratch))
         except UserError as error:
             keys = evaluated(chain).igrpo.evaluation.model_dump()
             setting = "\n".join(f"# {name}: {value}" for name, value in keys.items())
-            out, parts["evaluate"] = chain.run, f"not composed: {error}\n{setting}"
-            after = ["EVALUATE"]
+            out, after = chain.run, ["EVALUATE"]
+            parts["evaluate"] = f"not composed: {error}\n{setting}"
         else:
-            out = composed.evaluation.out
-            parts["evaluate"] = f"{out} is complete"
+            out, parts["evaluate"] = composed.out, f"{composed.out} is complete"
             if not _is_evaluated(chain, composed.evaluation):
                 parts["evaluate"] = _evaluation_plan(chain, composed, after, environ)
                 after = ["EVALUATE"]
-    parts["compare"] = _script_plan(compare_job(chain, out, after), where)
+    parts["compare"] = _script_plan(_compare_job(chain, out, after), where)
     return "\n".join(f"##### {name}\n# {text.rstrip()}\n" for name, text in parts.items())
 
 
@@ -161,28 +159,18 @@ def _evaluation_plan(
     return f"{title}\n{evaluation_text(composed.evaluation, place, environ, profile)}"
 
 
-def training_launch(
-    words: Sequence[str],
-    jobs: int,
-    checkout: Path,
-    environ: Mapping[str, str],
-    *,
-    dry_run: bool = False,
-) -> Launch:
-    """What `igrpo launch` would submit, with `jobs` continuation jobs; a single one continues
-    itself. Raises `UserError` where the launch is refused."""
-    chain = jobs if jobs > 1 else None
-    return prepare_launch(words, checkout, environ, chain=chain, dry_run=dry_run)
+def _launch(chain: Experiment, environ: Mapping[str, str], *, dry_run: bool = False) -> Launch:
+    """The training's jobs; a single one continues itself."""
+    jobs = chain.continuations if chain.continuations > 1 else None
+    return prepare_launch(chain.words, chain.checkout, environ, chain=jobs, dry_run=dry_run)
 
 
-def convert_job(chain: Experiment, after: Jobs) -> StageJob:
-    """The conversion, behind the last of the training's jobs."""
+def _convert_job(chain: Experiment, after: Jobs) -> StageJob:
     command = ("python", "pipelines/convert.py", "--checkpoint", chain.which, *chain.words)
     return StageJob("convert", command, gpus=1, time="04:00:00", after=tuple(after))
 
 
-def compare_job(chain: Experiment, evaluation: Path, after: Jobs) -> StageJob:
-    """The comparison, behind all of the evaluation's jobs."""
+def _compare_job(chain: Experiment, evaluation: Path, after: Jobs) -> StageJob:
     systems, experiments = compared_names(chain, evaluation)
     flags = [word for name in experiments for word in ("--experiment", name)]
     flags += ["--anyway"] if chain.anyway else []
@@ -200,7 +188,7 @@ def _surroundings(chain: Experiment, environ: Mapping[str, str]) -> Surroundings
     config = with_site(chain.config, chain.checkout, environ, chain.words)
     settings = job_settings(config, chain.checkout, environ)
     where = Surroundings(config.igrpo.site, chain.checkout, chain.run, settings)
-    script_text(convert_job(chain, ()), where)  # both stages' have the same options
+    script_text(_convert_job(chain, ()), where)  # both stages' have the same options
     return where
 
 
@@ -210,11 +198,10 @@ def _composed(
     """The evaluation and where it runs; the chain's NeMo-Skills profile is put into `folder`."""
     site = where.site
     bare = chain_evaluation(chain, find_environment(environ), hf_home=site.hf_home)
-    evaluation = next_round(bare)
     name = chain.skills_profile or f"slurm_{site.gpu.partition('_')[0]}"
     config_dir = chain.config_dir or chain.checkout / "configs" / "cluster_configs"
     profile = profile_for(site, name, config_dir, where.run_folders, folder)
-    return Composed(profile, *placed(evaluation, profile, site, chain.jobs))
+    return Composed(profile, *placed(next_round(bare), profile, site, chain.jobs))
 
 
 def _is_converted(chain: Experiment) -> bool:

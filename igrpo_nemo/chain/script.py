@@ -12,15 +12,15 @@ import argparse
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.stop import EXIT_INTERRUPTED, handling
 
-DONE, NO, STOPPED, INTERRUPTED = 0, 1, 75, 130
+DONE, NO, STOPPED, INTERRUPTED = 0, 1, EXIT_INTERRUPTED, 130
 """Exit codes: done; a check said no; stopped with its state saved; Ctrl-C. An error has its own."""
 
 
@@ -70,9 +70,6 @@ def overrides_of(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
-Handler = Callable[[int, FrameType | None], object]
-
-
 def run_to_its_end(
     command: Sequence[str], *, cwd: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> int:
@@ -100,15 +97,3 @@ def run_to_its_end(
             child.send_signal(number)
         code = child.wait()
     return code if code >= 0 else 128 - code
-
-
-@contextmanager
-def handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
-    """Signal handlers for as long as the block takes; main thread only."""
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            # None: installed by native code, which Python cannot put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -201,23 +201,21 @@ def settings_table(comparison: Comparison) -> Table:
 
 def findings(comparison: Comparison) -> list[str]:
     """What the intervals allow to say, a sentence a system; who is ahead does not matter."""
-    reference = comparison.reference.label
+    first, reference = comparison.benchmarks[0], comparison.reference.label
     sentences = []
     for label, by_name in comparison.differences.items():
-        where = "on average" if AVERAGE in by_name else f"on {comparison.benchmarks[0]}"
-        difference = by_name.get(AVERAGE) or by_name[comparison.benchmarks[0]]
-        ahead, behind = (label, reference) if difference.mean > 0 else (reference, label)
-        lead = f"{ahead} is ahead of {behind} by {abs(100 * difference.mean):.1f} points {where}"
-        if difference.low is None or difference.high is None:
+        where = "on average" if AVERAGE in by_name else f"on {first}"
+        d = by_name.get(AVERAGE) or by_name[first]
+        ahead, behind = (label, reference) if d.mean > 0 else (reference, label)
+        lead = f"{ahead} is ahead of {behind} by {abs(100 * d.mean):.1f} points {where}"
+        if d.low is None or d.high is None:
             sentences.append(f"{lead}; one problem gives no interval.")
-        elif difference.excludes_zero:
-            ends = sorted(abs(100 * end) for end in (difference.low, difference.high))
-            sentences.append(f"{lead} ({ends[0]:.1f} to {ends[1]:.1f}).")
+        elif d.excludes_zero:
+            low, high = sorted(abs(100 * end) for end in (d.low, d.high))
+            sentences.append(f"{lead} ({low:.1f} to {high:.1f}).")
         else:
-            sentences.append(
-                f"{label} and {reference}: no difference {where} that these problems can show "
-                f"({points(difference)})."
-            )
+            none = f"{label} and {reference}: no difference {where} that these problems can show"
+            sentences.append(f"{none} ({points(d)}).")
     return sentences
 
 
@@ -307,19 +305,8 @@ def _csv_rows(comparison: Comparison) -> Iterator[tuple[str | int | float | None
             errors = (d.mean, d.stderr, sampling_error(comparison, label, name), d.low, d.high)
             yield (label, name, "difference", None, *errors, d.problems, None)
     for arm, name, mean, spread, _ in _over_seeds(comparison) if comparison.arms else ():
-        yield (
-            arm,
-            name,
-            "seeds_mean",
-            None,
-            mean.mean,
-            None,
-            None,
-            mean.low,
-            mean.high,
-            None,
-            None,
-        )
+        interval = (mean.mean, None, None, mean.low, mean.high)
+        yield (arm, name, "seeds_mean", None, *interval, None, None)
         yield (arm, name, "seeds_spread", None, spread, *[None] * 6)
     for label, published in comparison.published.items():
         for name, value in {**published.benchmarks, AVERAGE: published.average}.items():

@@ -17,7 +17,7 @@ import yaml
 
 from igrpo_nemo.files.display_text import shorten
 from igrpo_nemo.report.runs import Run, load_run
-from igrpo_nemo.report.tables import headline_facts
+from igrpo_nemo.report.tables import headline_facts, template
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _METHODS = {"best_draft": "iGRPO, two-stage GRPO", "none": "GRPO"}
@@ -39,19 +39,10 @@ _KEYS = (
 
 def model_card(folder: Path, name: str) -> str:
     """The card of the run in `folder`, for a model that is to be called `name`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     run = load_run(folder)
     base, feedback = _base(run), str(run.setting("igrpo.feedback"))
     comparison = folder / "comparison" / "comparison.md"
-    return environment.get_template("card.md.j2").render(
+    return template("card.md.j2", autoescape=False).render(
         front_matter=yaml.safe_dump(_front_matter(run, name), sort_keys=False, allow_unicode=True),
         name=_cell(name),
         base=f"`{_cell(base)}`" if base else "A small model",

@@ -22,7 +22,7 @@ from igrpo_nemo.evaluation.tables import tables as evaluation_tables
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.figures import EVALUATION, Figure, draw_figures, group_colors, pass_figure
 from igrpo_nemo.report.runs import Run, load_runs
-from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows
+from igrpo_nemo.report.tables import budget_rows, headline_facts, run_rows, sample_rows, template
 
 SECTIONS = ("Outcome", "Two stages", "Policy", "Optimisation", "Cost")
 HERE = Path(__file__).parent
@@ -68,15 +68,6 @@ def render(
     evaluation: Comparison | None = None,
 ) -> str:
     """The page as text, of runs, of evaluations, or of both."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = draw_figures(runs) if runs else []
     sections = SECTIONS if runs else ()
     if evaluation is not None:
@@ -85,7 +76,7 @@ def render(
     samples, total_samples = sample_rows(runs)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         title=title,
         introduction=introduction,
         tables=tables,

@@ -1,4 +1,4 @@
-"""The tables of a report: headline numbers, rollout budget, and samples.
+"""The tables of a report: headline numbers, rollout budget, and samples; its templates.
 
 Everything is plain data (strings and numbers); escaping is the template's.
 """
@@ -6,17 +6,35 @@ Everything is plain data (strings and numbers); escaping is the template's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from igrpo_nemo.alarms import HEADLINES, Headline
 from igrpo_nemo.files.display_text import clock
 from igrpo_nemo.report.charts import format_value
 from igrpo_nemo.report.runs import Curve, Run
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 SAMPLE_LIMIT = 60
 """Samples shown on the page, over all runs."""
 TEXT_LIMIT = 6000
 """Characters of one model text; the tail is kept, since that is where the answer is."""
+
+
+def template(name: str, *, autoescape: bool = True) -> Template:
+    """A Jinja template of this folder."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    ).get_template(name)
 
 
 class Fact(NamedTuple):

@@ -17,9 +17,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Self
 
 EXIT_INTERRUPTED = 75
 """Exit code of a run that stopped on request with its state saved (EX_TEMPFAIL: run it again)."""
@@ -59,6 +61,21 @@ class StopFile:
         return self._seen
 
 
+Handler = Callable[[int, FrameType | None], object]
+
+
+@contextmanager
+def handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    """Signal handlers for as long as the block takes; main thread only."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: installed by native code, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def _announce_on_stderr(line: str) -> None:
     # Not print(): a handler may run inside a print, whose buffer is not re-entrant.
     try:
@@ -84,22 +101,16 @@ class InterruptFlag:
         self._announce = announce
         self._interrupts = 0
         self._owner = os.getpid()
-        self._previous: dict[signal.Signals, object] = {}
+        self._handlers = ExitStack()
 
-    def __enter__(self) -> InterruptFlag:
+    def __enter__(self) -> Self:
         self._owner = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._handle)
+            self._handlers.enter_context(handling(dict.fromkeys(SIGNALS, self._handle)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
+    def __exit__(self, *_: object) -> None:
+        self._handlers.close()
 
     @property
     def requested(self) -> bool:
@@ -109,17 +120,11 @@ class InterruptFlag:
             self._announce(f"{self._stop_file.path}: finishing the micro-batch, then saving")
         return self._requested
 
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            # None: installed by native code, which Python cannot put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             # A forked worker inherits the handler but trains nothing: it must stay killable,
             # or a pool that terminates its workers would wait for ever.
-            self._restore()
+            self._handlers.close()
             os.kill(os.getpid(), number)
             return
         name = signal.Signals(number).name

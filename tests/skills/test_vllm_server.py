@@ -36,12 +36,12 @@ note = dict(words=sys.argv[1:], slurm="SLURM_NTASKS" in os.environ, pids=[os.get
 with open({notes!r}, "a") as file:
     file.write(json.dumps(note) + "\\n")
 port = int(sys.argv[sys.argv.index("--port") + 1])
-def answer(problem, seed):
-    with open({notes!r} + ".asked", "a") as file:
-        file.write(json.dumps(stub.bodies[-1]["messages"][-1]["content"]) + "\\n")
-    return Reply({reply!r})
-stub = Stub(answer, port=port)
-stub.start()
+class Noting(Stub):
+    def chat(self, body):
+        with open({notes!r} + ".asked", "a") as file:
+            file.write(json.dumps(body["messages"][-1]["content"]) + "\\n")
+        return super().chat(body)
+Noting(lambda problem, seed: Reply({reply!r}), port=port).start()
 time.sleep(600)
 """
 # What must stay text where a draft is shown: braces, a forged delimiter, a control string.

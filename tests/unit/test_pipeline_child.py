@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_nemo.chain.script import handling, run_to_its_end
+from igrpo_nemo.chain.script import run_to_its_end
+from igrpo_nemo.run.stop import handling
 
 # Stands in for `igrpo train`: takes longer to save than subprocess.run waits after Ctrl-C.
 TRAINER = """\
