@@ -71,7 +71,7 @@ def report(flags: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError("igrpo report needs a run or evaluation folder, such as runs/demo")
     from igrpo_nemo.report.page import build_report
 
-    print(build_report(list(words), flags.out, anyway=flags.anyway))
+    print(build_report([Path(word) for word in words], flags.out, anyway=flags.anyway))
     return 0
 
 

@@ -55,7 +55,7 @@ class BenchmarkResults:
     seeds: tuple[int, ...] = ()
     """K seeds, ascending."""
     problems: tuple[str, ...] = ()
-    """P keys that two evaluations of the same data share: the row's id, else a hash of its text."""
+    """P keys (`problem_key`)."""
     samples_P_K: Sequence[Sequence[SampleResult]] = ()
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -64,32 +64,24 @@ class BenchmarkResults:
         """K."""
         return len(self.seeds)
 
-    def _array(self, name: str, dtype: type) -> np.ndarray:
-        return np.array([[getattr(s, name) for s in row] for row in self.samples_P_K], dtype=dtype)
-
     @cached_property
     def correct_P_K(self) -> np.ndarray:
         """bool: the evaluator's verdict."""
-        return self._array("correct", bool)
-
-    @cached_property
-    def answers_P_K(self) -> np.ndarray:
-        """object: the extracted answer, None without one."""
-        return self._array("predicted_answer", object)
+        return np.array([[s.correct for s in row] for row in self.samples_P_K])
 
     @cached_property
     def no_answer_P_K(self) -> np.ndarray:
-        return np.vectorize(lambda answer: answer is None, otypes=[bool])(self.answers_P_K)
+        return np.array([[s.predicted_answer is None for s in row] for row in self.samples_P_K])
 
     @cached_property
     def tokens_P_K(self) -> np.ndarray:
         """int: tokens of the reply, its thinking included; 0 where the server did not say."""
-        return self._array("tokens", np.int64)
+        return np.array([[s.tokens for s in row] for row in self.samples_P_K])
 
     @cached_property
     def truncated_P_K(self) -> np.ndarray:
         """bool: the reply was cut at its token limit."""
-        return self._array("truncated", bool)
+        return np.array([[s.truncated for s in row] for row in self.samples_P_K])
 
     @cached_property
     def accuracy(self) -> Estimate:
@@ -288,34 +280,37 @@ def whole_file(path: Path) -> list[tuple[str, SampleResult]] | None:
 
 
 def parsed_file(path: Path) -> list[tuple[str, SampleResult]]:
-    """A key of the problem, the row's id or else a hash of its text, and the result, of each row.
-
-    Raises `UserError` naming the first line that is not a result.
-    """
+    """`problem_key` and result of each row. Raises `UserError` naming the first that is none."""
+    rows: list[tuple[str, SampleResult]] = []
     # Only "\n" ends a row: str.splitlines would also cut at separators inside a model's text.
     with path.open("rb") as file:
-        return [_parsed_row(path, number, line) for number, line in enumerate(file, start=1)]
+        for line in file:
+            try:
+                rows.append(_parsed_row(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{path}:{len(rows) + 1} is not a row of results ({error!r}): "
+                    "delete the file and its .done file and evaluate again"
+                ) from None
+    return rows
 
 
-def _parsed_row(path: Path, number: int, line: bytes) -> tuple[str, SampleResult]:
-    try:
-        row = json.loads(line)
-        key = row.get("id")
-        if key is None:
-            key = hashlib.sha256(str(row.get("problem", "")).encode()).hexdigest()[:16]
-        return str(key), SampleResult(
-            correct=bool(row["symbolic_correct"]),
-            predicted_answer=row["predicted_answer"],
-            tokens=int(row.get("num_generated_tokens") or 0),
-            started=row.get("generation_start_time"),
-            ended=row.get("generation_end_time"),
-            truncated=row.get("finish_reason") == "length",
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}:{number} is not a row of results ({error!r}): "
-            "delete the file and its .done file and evaluate again"
-        ) from None
+def _parsed_row(row: Mapping[str, Any]) -> tuple[str, SampleResult]:
+    return problem_key(row), SampleResult(
+        correct=bool(row["symbolic_correct"]),
+        predicted_answer=row["predicted_answer"],
+        tokens=int(row.get("num_generated_tokens") or 0),
+        started=row.get("generation_start_time"),
+        ended=row.get("generation_end_time"),
+        truncated=row.get("finish_reason") == "length",
+    )
+
+
+def problem_key(row: Mapping[str, Any]) -> str:
+    """What two evaluations of the same problem share: the row's id, else a hash of its text."""
+    if (key := row.get("id")) is not None:
+        return str(key)
+    return hashlib.sha256(str(row.get("problem", "")).encode()).hexdigest()[:16]
 
 
 def _shown(seeds: Sequence[int]) -> str:

@@ -14,9 +14,9 @@ from igrpo_nemo.rewards import AnswerFormat
 
 def _run(capsys, *words: str) -> dict:
     parser = argparse.ArgumentParser()
-    score.COMMAND.add_flags(parser)
+    score.SCORE.add_flags(parser)
     flags, rest = parser.parse_known_args(words)
-    assert score.run(flags, rest) == 0
+    assert score.run_score(flags, rest) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -131,10 +131,10 @@ def test_the_output_is_looked_at_before_the_work(completions, monkeypatch, out, 
     (folder / "folder").mkdir()
     monkeypatch.setattr(score, "score_file", None)
     parser = argparse.ArgumentParser()
-    score.COMMAND.add_flags(parser)
+    score.SCORE.add_flags(parser)
     words = ["--answer-key", "a", "--completion-key", "c", "--out", str(folder / out)]
     with pytest.raises(UserError, match=message):
-        score.run(parser.parse_args(words), [str(completions)])
+        score.run_score(parser.parse_args(words), [str(completions)])
     assert completions.read_bytes() == before
 
 

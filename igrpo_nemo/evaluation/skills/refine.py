@@ -8,14 +8,13 @@ NeMo-Skills fills a prompt in one pass: braces in a row stay text.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import cached_folder, model_folder
 from igrpo_nemo.evaluation.refine import Refinement
-from igrpo_nemo.evaluation.results import REFINED, RESULTS_FOLDER, read_results
+from igrpo_nemo.evaluation.results import REFINED, RESULTS_FOLDER, problem_key, read_results
 from igrpo_nemo.evaluation.skills.data import BenchmarkData, read_benchmark, write_benchmark
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.run.core import prompt_builder
@@ -63,9 +62,8 @@ def _with_drafts(
     for row, draft in zip(one.rows, drafts, strict=True):
         text = prompts.draft_text(Problem(one.name, row["problem"], ""), draft)
         if evaluation.setting.profile == "boxed":
-            # The bare answer's key, by which the two are compared.
-            key = row.get("id", hashlib.sha256(row["problem"].encode()).hexdigest()[:16])
-            rows.append({**row, "id": key, "problem": row["problem"] + text})
+            # With the bare answer's key, by which the two are compared.
+            rows.append({**row, "id": problem_key(row), "problem": row["problem"] + text})
         else:
             rows.append({**row, "draft": text})
     folder = evaluation.out / REFINED / "drafts" / f"{refinement.choose}-{refinement.drafts}"
