@@ -211,11 +211,20 @@ def check_convertible(config: Any) -> None:
 
 
 def _make(checkpoint: Checkpoint, target: Path, gpus: int | None, python: str | None) -> None:
-    """The folder: a link to the weights, or made beside it and renamed once it is whole."""
+    """The folder: a link to the weights, or made beside it and renamed once it is whole.
+
+    A made one gets the tokenizer that was trained with, over the base model's, and its chat
+    template. One that stands in the config alone is in no tokenizer that a converter writes:
+    NeMo-RL's Megatron-Core worker saves none, and the converters take the base model's.
+    """
     partial, weights = target.with_name(f".{target.name}.partial"), checkpoint.weights.resolve()
     saved = checkpoint.folder / "policy" / "tokenizer"
+    has_tokenizer = not saved.is_dir() or (
+        (weights / "tokenizer_config.json").is_file()
+        and stored_chat_template(weights) == stored_chat_template(saved)
+    )
     try:
-        if checkpoint.form is Form.HUGGING_FACE and _has_tokenizer(weights, saved):
+        if checkpoint.form is Form.HUGGING_FACE and has_tokenizer:
             target.symlink_to(os.path.relpath(weights, target.parent.resolve()))
             return
         shutil.rmtree(partial, ignore_errors=True)
@@ -229,20 +238,16 @@ def _make(checkpoint: Checkpoint, target: Path, gpus: int | None, python: str | 
             merge_adapters(weights, _policy(checkpoint)["model_name"], partial)
         else:
             _run_converter(checkpoint, partial, gpus, python)
-        _add_tokenizer(checkpoint, saved, partial)
+        if saved.is_dir():
+            shutil.copytree(saved, partial, dirs_exist_ok=True)
+        configured = at(_policy(checkpoint), "tokenizer.chat_template")
+        if template := stored_chat_template(saved) or chat_template_text(configured):
+            write_chat_template(partial, template)
         if missing := missing_files(partial):
             raise UserError(f"the converter left {partial} without {', '.join(missing)}")
         partial.rename(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-
-
-def _has_tokenizer(weights: Path, saved: Path) -> bool:
-    """Whether the trained tokenizer lies with the weights."""
-    return not saved.is_dir() or (
-        (weights / "tokenizer_config.json").is_file()
-        and stored_chat_template(weights) == stored_chat_template(saved)
-    )
 
 
 def _run_converter(
@@ -255,19 +260,6 @@ def _run_converter(
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if code := run_to_its_end(command, cwd=root, environ=environ):
         raise UserError(f"NeMo-RL's converter ended with exit code {code}: see its lines above")
-
-
-def _add_tokenizer(checkpoint: Checkpoint, saved: Path, folder: Path) -> None:
-    """The tokenizer as it was trained with, over the base model's, and its chat template.
-
-    A template that stands in the config alone is in no tokenizer that a converter writes: NeMo-RL's
-    Megatron-Core worker saves none, and the converters take the base model's.
-    """
-    if saved.is_dir():
-        shutil.copytree(saved, folder, dirs_exist_ok=True)
-    configured = at(_policy(checkpoint), "tokenizer.chat_template")
-    if template := stored_chat_template(saved) or chat_template_text(configured):
-        write_chat_template(folder, template)
 
 
 def _policy(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from igrpo_nemo.chain.conversion import check_convertible, convert
 from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
-from igrpo_nemo.chain.script import DONE, NO, STOPPED, run_to_its_end
+from igrpo_nemo.chain.script import DONE, IGRPO, NO, STOPPED, run_to_its_end
 from igrpo_nemo.chain.stages import (
     chain_evaluation,
     check_refinable,
@@ -24,9 +24,6 @@ from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.evaluate import evaluate_here
 from igrpo_nemo.evaluation.skills.program import find_environment
 from igrpo_nemo.run.folder import FINISHED
-
-IGRPO = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())")
-"""The command `igrpo` of this interpreter, wherever it is installed."""
 
 
 def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:

@@ -23,6 +23,9 @@ from igrpo_nemo.run.stop import EXIT_INTERRUPTED, handling
 DONE, NO, STOPPED, INTERRUPTED = 0, 1, EXIT_INTERRUPTED, 130
 """Exit codes: done; a check said no; stopped with its state saved; Ctrl-C. An error has its own."""
 
+IGRPO = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())")
+"""The command `igrpo` of this interpreter, wherever it is installed."""
+
 
 class ScriptParser(argparse.ArgumentParser):
     """argparse whose complaints are `UserError`s, with the script's docstring as its help."""

@@ -105,12 +105,11 @@ def chosen_model(model: str | None, address: str | None, config: Config) -> Mode
 def local_model(path: Path, config: Config) -> Model:
     """The model of a Hugging Face folder, or of a checkpoint that holds one in `model/`."""
     folder = model_folder(path).absolute()
-    values = shape(folder)
-    if values is None:
+    if (values := shape(folder)) is None:
         raise UserError(f"{path} is no model folder: it has no config.json (nor model/config.json)")
     context = values.get("max_position_embeddings") or configured_context(config)
-    opened = opens_thinking(folder, config)
-    return Model(plain_path(folder), weights_fingerprint(folder), context, opened)
+    weights, opened = weights_fingerprint(folder), opens_thinking(folder, config)
+    return Model(plain_path(folder), weights, context, opened)
 
 
 def named_model(name: str, config: Config, context: int | None = None) -> Model:
@@ -193,11 +192,16 @@ def cached_folder(model: str | Path, hf_home: str | None) -> Path | None:
     return None
 
 
+def open_models(address: str, timeout: float) -> Any:
+    """The reply to the question for a server's models. A proxy would answer for a dead server."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(f"{address.rstrip('/')}/models", timeout=timeout)
+
+
 def _served_models(address: str) -> dict[str, dict[str, Any]]:
     """Name -> what a server says of a model; none of one that has no such list."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:  # boundary: a server of somebody's
-        with opener.open(f"{address.rstrip('/')}/models", timeout=10) as reply:
+        with open_models(address, timeout=10) as reply:
             return {str(one.get("id")): one for one in json.load(reply)["data"]}
     except urllib.request.HTTPError:
         return {}

@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+from igrpo_nemo.chain.script import IGRPO
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_atomic
 from igrpo_nemo.report.runs import load_run
 from igrpo_nemo.study.grid import Cell
 
-TRAIN = (sys.executable, "-c", "from igrpo_nemo.cli import main; raise SystemExit(main())", "train")
+TRAIN = (*IGRPO, "train")
 MARK = "study.json"
 """Beside a run: which settings it has, and the CPU seconds that it took."""
 

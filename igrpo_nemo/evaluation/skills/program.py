@@ -14,7 +14,6 @@ import socket
 import subprocess
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.evaluation.model import open_models
 from igrpo_nemo.files import cache_folder
 from igrpo_nemo.files.display_text import shorten
 
@@ -242,10 +242,8 @@ def processes_with(word: str) -> list[int]:
 
 def server_answers(address: str) -> bool:
     """Whether something listens at an OpenAI-compatible address. A busy server counts as alive."""
-    # A proxy would answer in the place of a dead server.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        opener.open(f"{address.rstrip('/')}/models", timeout=5).close()
+        open_models(address, timeout=5).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError) as error:
