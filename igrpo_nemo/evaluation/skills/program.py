@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 import urllib.error
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,27 +158,59 @@ def run_logged(
     Raises `ServerDied` once `alive` has been false for `SILENT_S` seconds. Whatever ends this call,
     no process of the command outlives it.
     """
-    below: set[psutil.Process] = set()
-    with started(command, log, environ=environ, cwd=cwd) as process:
-        seen, waiting = time.monotonic(), Waiting(log)
-        try:
-            while process.poll() is None:
-                below = _descendants(process)
-                waiting.tell()
-                if alive():
-                    seen = time.monotonic()
-                elif time.monotonic() - seen > SILENT_S:
-                    raise ServerDied
-                time.sleep(POLL_S)
-            return process.returncode
-        finally:
-            _end({process, *below})  # some may have lost their parent
+    with started(command, log, environ=environ, cwd=cwd) as running:
+        seen = 0.0
+        while (code := running.code()) is None:
+            if alive():
+                seen = running.seconds
+            elif running.seconds - seen > SILENT_S:
+                raise ServerDied
+            time.sleep(POLL_S)
+        return code
+
+
+class Running:
+    """A command at work: what its log says last is printed every `PROGRESS_S` seconds."""
+
+    def __init__(self, process: psutil.Popen, log: Path) -> None:
+        self._process, self._log = process, log
+        self._began, self._next = time.monotonic(), PROGRESS_S
+        self._below: set[psutil.Process] = set()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def code(self) -> int | None:
+        """The exit code; None while it runs."""
+        if (code := self._process.poll()) is not None:
+            return code
+        self._below = _descendants(self._process)
+        if self.seconds >= self._next:
+            self._next += PROGRESS_S
+            said = shorten(last_line(self._log), 150)
+            print(f"{self._log.stem}, {self.seconds:.0f} s: {said}", flush=True)
+        return None
+
+    def end(self) -> None:
+        """SIGTERM to it and all below it, and SIGKILL after `GRACE_S`; what was started meanwhile
+        is ended too, and what has lost its parent."""
+        known = {self._process, *self._below}
+        everyone = {each for one in known for each in (one, *_descendants(one))}
+        for one in everyone:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                one.terminate()
+        _, left = psutil.wait_procs(everyone, timeout=GRACE_S)
+        for one in left:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                one.kill()
+        self._process.wait()
 
 
 @contextmanager
 def started(
     command: Sequence[str], log: Path, *, environ: Mapping[str, str], **options: Any
-) -> Iterator[psutil.Popen]:
+) -> Iterator[Running]:
     """A command without input, its output added to `log`; ended with all that it started."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
@@ -190,23 +222,11 @@ def started(
             env=dict(environ),
             **options,
         )
+        running = Running(process, log)
         try:
-            yield process
+            yield running
         finally:
-            _end([process])
-            process.wait()
-
-
-def _end(processes: Iterable[psutil.Process]) -> None:
-    """SIGTERM, and SIGKILL after `GRACE_S`; what was started meanwhile is ended too."""
-    everyone = {each for one in processes for each in (one, *_descendants(one))}
-    for one in everyone:
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            one.terminate()
-    _, left = psutil.wait_procs(everyone, timeout=GRACE_S)
-    for one in left:
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            one.kill()
+            running.end()
 
 
 def _descendants(process: psutil.Process) -> set[psutil.Process]:
@@ -214,24 +234,6 @@ def _descendants(process: psutil.Process) -> set[psutil.Process]:
         return set(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return set()
-
-
-class Waiting:
-    """Prints what a log says last, every `PROGRESS_S` seconds."""
-
-    def __init__(self, log: Path) -> None:
-        self._log, self._began = log, time.monotonic()
-        self._next = PROGRESS_S
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def tell(self) -> None:
-        if self.seconds >= self._next:
-            self._next += PROGRESS_S
-            said = shorten(last_line(self._log), 150)
-            print(f"{self._log.stem}, {self.seconds:.0f} s: {said}", flush=True)
 
 
 def processes_with(word: str) -> list[int]:
@@ -289,15 +291,13 @@ def vllm_serving(
     # Slurm's variables of tasks torch and MPI would take for a launch of theirs.
     child = {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
     # Ctrl-C is for the evaluation, which ends the server last.
-    with started(command, log, environ=child, start_new_session=True) as process:
-        waiting = Waiting(log)
+    with started(command, log, environ=child, start_new_session=True) as running:
         while not server_answers(address):
-            if (code := process.poll()) is not None:
+            if (code := running.code()) is not None:
                 said = last_line(log)
                 raise UserError(f"vllm serve ended with exit code {code}: {said}; see {log}")
-            if waiting.seconds > START_S:
+            if running.seconds > START_S:
                 raise UserError(f"vllm serve did not answer within {START_S:.0f} s; see {log}")
-            waiting.tell()
             time.sleep(0.5)
         yield address
 
