@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +34,22 @@ HUB = "hub:"
 TOKEN = "HF_TOKEN"
 
 
-def export(
-    run: Path,
-    to: str,
-    *,
-    which: str = "last",
-    private: bool = False,
-    environ: Mapping[str, str] = os.environ,
-) -> str:
+def export(run: Path, to: str, *, which: str = "last", private: bool = False) -> str:
     """Writes the model of a run, with its card and config, to a new folder `to`, or to the
     repository NAME of the hub where `to` is `hub:NAME`; where it went.
 
     `which` is last, best or a step. Raises `UserError` for a checkpoint that is not there, a
     folder that holds something, and a hub that refuses.
     """
-    if to.startswith(HUB) and not environ.get(TOKEN):
+    if to.startswith(HUB) and not os.environ.get(TOKEN):
         raise UserError(f"{TOKEN} is not set: export it in the shell, with the right to write")
     weights = _weights(run, which)
     if not to.startswith(HUB):
-        return str(_write(run, weights, Path(to), environ))
+        return str(_write(run, weights, Path(to)))
     name = to.removeprefix(HUB)
     with tempfile.TemporaryDirectory(prefix="igrpo-export-") as scratch:
-        folder = _write(run, weights, Path(scratch) / name.rpartition("/")[2], environ)
-        return _upload(folder, name, private, environ)
+        folder = _write(run, weights, Path(scratch) / name.rpartition("/")[2])
+        return _upload(folder, name, private)
 
 
 def _weights(run: Path, which: str) -> Path:
@@ -68,7 +61,7 @@ def _weights(run: Path, which: str) -> Path:
     return model_folder(run, which)
 
 
-def _write(run: Path, weights: Path, folder: Path, environ: Mapping[str, str]) -> Path:
+def _write(run: Path, weights: Path, folder: Path) -> Path:
     """The folder appears under its name once it is whole."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give a new folder with --to")
@@ -84,18 +77,18 @@ def _write(run: Path, weights: Path, folder: Path, environ: Mapping[str, str]) -
             shutil.copytree(weights, made)
             made.chmod(0o755)
             for name, text in texts.items():
-                (made / name).write_text(scrub_text(text, environ), encoding="utf-8")
+                (made / name).write_text(scrub_text(text, os.environ), encoding="utf-8")
             os.replace(made, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
 
 
-def _upload(folder: Path, name: str, private: bool, environ: Mapping[str, str]) -> str:
+def _upload(folder: Path, name: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
     try:  # boundary: other people's service, of whose errors the first line says what happened
-        hub = HfApi(token=environ[TOKEN])
+        hub = HfApi(token=os.environ[TOKEN])
         repository = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(
             repo_id=repository.repo_id,
@@ -104,7 +97,7 @@ def _upload(folder: Path, name: str, private: bool, environ: Mapping[str, str]) 
         )
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"the hub refused {name}: {scrub_text(reason, environ)}") from error
+        raise UserError(f"the hub refused {name}: {scrub_text(reason, os.environ)}") from error
     return str(repository)
 
 

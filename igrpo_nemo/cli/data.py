@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from igrpo_nemo.cli.command import Command, at_least, switch
+from igrpo_nemo.cli.command import Command, switch
 from igrpo_nemo.data import DataSpec, load_with_report
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.display_text import shorten
@@ -89,14 +89,8 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
     """`igrpo data inspect NAME`: prints the table and returns 0."""
     if len(words) != 2 or words[0] != "inspect":
         raise UserError("igrpo data inspect NAME: give one name, file or hub id")
-    chosen = ("data_path", "input_key", "output_key", "subset", "split", "seed")
-    spec = DataSpec(
-        dataset_name=words[1],
-        num_problems=flags.subset_size,
-        drop_duplicates=flags.drop_duplicates,
-        drop_overlap=flags.drop_overlap,
-        **{name: getattr(flags, name) for name in chosen},
-    )
+    chosen = ("data_path", "input_key", "output_key", "subset", "split")
+    spec = DataSpec(words[1], **{name: getattr(flags, name) for name in chosen})
     inspection = inspect(spec, flags.tokenizer)
     print(json.dumps(inspection) if flags.json else render(inspection))
     return 0
@@ -113,10 +107,6 @@ COMMAND = Command(
         "--subset": {"help": "configuration of a hub data set"},
         "--input-key": {"help": "column of the question"},
         "--output-key": {"help": "column of the answer or solution"},
-        "--subset-size": {"type": at_least(1), "help": "take that many usable problems"},
-        "--seed": {"type": int, "default": 0, "help": "seed of the subset"},
-        "--drop-duplicates": switch("drop repeated questions"),
-        "--drop-overlap": switch("drop questions of the evaluation sets"),
         "--tokenizer": {"help": "folder or hub id; lengths are then in tokens"},
         "--json": switch("print one JSON object"),
     },

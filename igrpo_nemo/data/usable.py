@@ -74,7 +74,7 @@ _CHECK_VERSION = 4
 _ITEM_LIMIT_S = 10.0
 
 
-def check_golds(golds: Sequence[str], *, workers: int | None = None) -> list[Reason]:
+def check_golds(golds: Sequence[str]) -> list[Reason]:
     """`gold_verdict` of each reference, in order. Plain numbers never leave this process."""
     verdicts: dict[str, Reason] = {}
     formulas: list[str] = []
@@ -83,11 +83,11 @@ def check_golds(golds: Sequence[str], *, workers: int | None = None) -> list[Rea
             verdicts[gold] = gold_verdict(gold)
         else:
             formulas.append(gold)
-    verdicts.update(_check_formulas(formulas, workers))
+    verdicts.update(_check_formulas(formulas))
     return [verdicts[gold] for gold in golds]
 
 
-def _check_formulas(formulas: list[str], workers: int | None) -> dict[str, Reason]:
+def _check_formulas(formulas: list[str]) -> dict[str, Reason]:
     if not formulas:
         return {}
     from igrpo_nemo.rewards.pool import VerifierPool
@@ -96,8 +96,9 @@ def _check_formulas(formulas: list[str], workers: int | None) -> dict[str, Reaso
     path = cache_folder() / "references" / f"{digest[:32]}.json"
     cached = _read(path, len(formulas))
     if cached is None:
-        processes = workers or min(8, os.cpu_count() or 1)
-        with VerifierPool(workers=processes, item_timeout_s=_ITEM_LIMIT_S) as pool:
+        with VerifierPool(
+            workers=min(8, os.cpu_count() or 1), item_timeout_s=_ITEM_LIMIT_S
+        ) as pool:
             cached = pool.check_golds(formulas)
         if Reason.TIMEOUT not in cached:  # Which may be the machine's fault, and not for ever.
             try:

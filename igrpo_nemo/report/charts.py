@@ -116,9 +116,9 @@ def smoothing_window(count: int) -> int:
     return 1 if count < 40 else max(2, count // 20)
 
 
-def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
-    """At most `limit` points: means over neighbours, so that no spike moves in time."""
-    size = math.ceil(len(line.x) / limit)
+def thin_out(line: Line) -> Line:
+    """At most `MAX_POINTS` points: means over neighbours, so that no spike moves in time."""
+    size = math.ceil(len(line.x) / MAX_POINTS)
     if size <= 1:
         return line
 
@@ -171,9 +171,9 @@ def _y_scale(values: Sequence[float], axis: Axis) -> Scale:
     return Scale(min(low, first), highest, BOTTOM, TOP)
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`."""
-    raw = (high - low) / count
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -67,10 +67,10 @@ def corrected(confidence: float, comparisons: int) -> float:
     return 1 - (1 - confidence) / max(1, comparisons)
 
 
-def arm_results(runs: Runs, reference: str, confidence: float = CONFIDENCE) -> list[ArmResult]:
+def arm_results(runs: Runs, reference: str) -> list[ArmResult]:
     """One result an arm, in the mapping's order. Runs without validation are left out."""
     ends = {arm: _measured(by_seed, "accuracy") for arm, by_seed in runs.items()}
-    confidence = corrected(confidence, len(runs) - 1)
+    confidence = corrected(CONFIDENCE, len(runs) - 1)
     results = []
     for arm, by_seed in runs.items():
         seeds = tuple(sorted(ends[arm]))

@@ -24,6 +24,7 @@ from igrpo_nemo.chain.stages import chain_evaluation
 from igrpo_nemo.config import load_config
 from igrpo_nemo.evaluation.skills.evaluate import prepare
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
+from igrpo_nemo.run.tokenizer import build_small_tokenizer
 
 # NeMo-Skills composes its jobs for seconds of CPU, several times a test.
 pytestmark = pytest.mark.timeout(600)
@@ -230,6 +231,14 @@ def test_only_what_is_missing_is_submitted_and_at_the_end_compared(cluster, skil
     assert cluster.sent() == sent
     assert "measured - published" in text and (cluster.run / "comparison/report.html").is_file()
     assert "is complete" in sections(cluster.chain("--dry-run"))["evaluate"]
+
+    # Refined answers need the bare ones, which are there: now they are sent, and then compared.
+    build_small_tokenizer(["user assistant"], 300).save_pretrained(cluster.run / "hf" / "last")
+    assert "chooses among the first 3" in cluster.chain("--refine", "3", code=2)
+    assert "compare: job" in cluster.chain("--refine", "2")
+    *evaluate, compare = (file for job, file in cluster.sent().items() if job not in sent)
+    assert evaluate and all("/refined" in file for file in evaluate)
+    assert f"'{EXPERIMENT} refined=" in compare and f" {EXPERIMENT}=" in compare
 
 
 def test_what_cannot_work_is_refused_before_anything_is_sent(cluster, monkeypatch):

@@ -101,12 +101,12 @@ class Batcher:
 
 @contextmanager
 def serving(
-    model: Path, *, port: int = 0, precision: str = "float32", chat_template: str | None = None
+    model: Path, *, precision: str = "float32", chat_template: str | None = None
 ) -> Iterator[str]:
     """Serves a model folder on loopback; yields the address, ending in /v1. `chat_template` is
     that of the config, None the model's own."""
     engine = Batcher(open_policy(model, precision=precision, chat_template=chat_template))
-    server = _Server(engine, str(model.absolute()), port)
+    server = _Server(engine, str(model.absolute()))
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()
     try:
@@ -121,8 +121,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024  # NeMo-Skills opens hundreds of connections at once
 
-    def __init__(self, engine: Batcher, name: str, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self, engine: Batcher, name: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.engine = engine
         self.name = name
 
