@@ -27,8 +27,6 @@ _STEP = re.compile(r"step_(\d+)")
 
 
 class Form(Enum):
-    """How the weights of a checkpoint are stored."""
-
     HUGGING_FACE = "Hugging Face"
     """A folder that transformers and vLLM load as it is."""
     MEGATRON = "Megatron-Core"

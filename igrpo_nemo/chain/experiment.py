@@ -70,7 +70,6 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """The system's name in tables."""
         return self.name or self.run.name
 
     @property

@@ -45,7 +45,6 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def switch(meaning: str) -> dict[str, Any]:
-    """A flag without a value."""
     return {"action": "store_true", "help": meaning}
 
 

@@ -58,7 +58,6 @@ def _token_lengths(questions: Sequence[str], tokenizer: str) -> list[int]:
 
 
 def render(inspection: Mapping[str, Any]) -> str:
-    """The inspection as plain text."""
     report = inspection["report"]
     name, dropped = report["name"], report["dropped"]
     lines = [f"{name}  ({report['source']})", ""]
@@ -86,7 +85,6 @@ def _table(rows: Sequence[tuple[str, object]]) -> list[str]:
 
 
 def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    """`igrpo data inspect NAME`: prints the table and returns 0."""
     if len(words) != 2 or words[0] != "inspect":
         raise UserError("igrpo data inspect NAME: give one name, file or hub id")
     chosen = ("data_path", "input_key", "output_key", "subset", "split")

@@ -19,7 +19,6 @@ RUNS = Path("runs")
 
 
 def status(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    """Where runs stand, from their folders and from Slurm's queue."""
     from igrpo_nemo.cluster.status import block, is_run, log_tail, run_status, table
 
     # Runs stand one or two levels deep.
@@ -66,7 +65,6 @@ def _run_folder(word: str) -> Path:
 
 
 def report(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    """One self-contained HTML page for runs overlaid and evaluations compared."""
     if not words:
         raise UserError("igrpo report needs a run or evaluation folder, such as runs/demo")
     from igrpo_nemo.report.page import build_report
@@ -76,7 +74,6 @@ def report(flags: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def export(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    """A run's model with a model card, in a folder or on the hub."""
     if len(words) != 1:
         raise UserError("igrpo export needs one run folder, such as runs/demo")
     from igrpo_nemo.chain.export import export

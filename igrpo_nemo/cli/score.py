@@ -67,7 +67,6 @@ def _field(row: Row, key: str, where: str) -> Any:
 
 
 def run_score(flags: argparse.Namespace, words: Sequence[str]) -> int:
-    """`igrpo score FILE`: writes the verdicts, prints the summary as the last line, returns 0."""
     if len(words) != 1:
         raise UserError("igrpo score FILE: give one file of completions")
     path = Path(words[0])

@@ -41,7 +41,6 @@ class Job:
 
 
 def has_slurm() -> bool:
-    """Whether this machine has Slurm's client commands."""
     return shutil.which("squeue") is not None
 
 

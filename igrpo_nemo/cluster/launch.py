@@ -69,7 +69,6 @@ class Launch:
 
 
 def composed(words: Sequence[str], checkout: Path, environ: Mapping[str, str]) -> Config:
-    """The config of overrides, with the cluster profile."""
     return with_site(load_config(words), checkout, environ, words)
 
 
@@ -218,7 +217,6 @@ def _finished_text(job: Submission) -> str:
 
 
 def _submitted_text(job: Submission, numbers: Sequence[int]) -> str:
-    """The job ids, the run folder, and the commands that one wants next."""
     first, ids = numbers[0], " ".join(map(str, numbers))
     folder = shlex.quote(str(job.run_folder))
     lines = [f"submitted job{'s' if len(numbers) > 1 else ''} {ids} ({job.name})"]

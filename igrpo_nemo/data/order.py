@@ -38,7 +38,6 @@ class Curriculum:
         self._epoch, self._left_out = 0, frozenset[int]()
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
-        """Measures the problems of a step."""
         for rollout in rollouts:
             if scores := rollout.drafts.scores:
                 rate = sum(score.correct for score in scores) / len(scores)
@@ -110,7 +109,6 @@ class EpochOrder:
         return self._order
 
     def take(self, position: Position) -> tuple[list[int], Position]:
-        """The batch at a position, and the position behind it."""
         if position.index + self.batch_size > len(self.order(position.epoch)):
             position = Position(position.epoch + 1, 0)
         end = position.index + self.batch_size

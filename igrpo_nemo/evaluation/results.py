@@ -61,7 +61,6 @@ class BenchmarkResults:
 
     @property
     def num_samples(self) -> int:
-        """K."""
         return len(self.seeds)
 
     @cached_property
@@ -94,7 +93,6 @@ class BenchmarkResults:
 
     @cached_property
     def bayes(self) -> Estimate:
-        """Bayes@K."""
         return bayes_at_n(self.correct_P_K.sum(axis=1), self.num_samples)
 
     @cached_property
@@ -252,7 +250,6 @@ def json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def write_metrics(where: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the `metrics.json` of the benchmark whose folder this is."""
     write_atomic(where / "metrics.json", json.dumps({where.name: metrics}, indent=2))
 
 

@@ -41,8 +41,6 @@ TAKES_TEMPLATE = ("vllm", "sglang")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An evaluation, as setting.json holds it."""
-
     model: str
     weights: str
     """Tells two sets of weights at one path apart; of a served model, its name."""

@@ -148,7 +148,6 @@ def _published_rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether a folder is an evaluation's output."""
     return (folder / RESULTS_FOLDER).is_dir()
 
 

@@ -190,7 +190,6 @@ def _detail_row(label: str, one: BenchmarkResults) -> tuple[str, ...]:
 
 
 def settings_table(comparison: Comparison) -> Table:
-    """What was not the same in all evaluations."""
     labels = [system.label for system in comparison.systems]
     rows = tuple(
         (each.name, *(each.values.get(label, "–") for label in labels))
@@ -245,7 +244,6 @@ def summary(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison, title: str) -> str:
-    """All tables and findings as a Markdown page."""
     setting = common_setting(comparison)
     parts = [f"# {title}", *(["", setting, ""] if setting else [""])]
     parts += [f"- {sentence}" for sentence in findings(comparison)]
@@ -280,7 +278,6 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def _csv_rows(comparison: Comparison) -> Iterator[tuple[str | int | float | None, ...]]:
-    """Rows under `CSV_HEADER`; what is unknown is None."""
     for system in comparison.systems:
         for name, one in system.measured.items():
             K = one.num_samples

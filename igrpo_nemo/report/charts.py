@@ -56,8 +56,6 @@ class Axis:
 
 
 class Scale(NamedTuple):
-    """Data to pixels, linear or logarithmic."""
-
     low: float
     high: float
     start: float

@@ -24,7 +24,6 @@ TEXT_LIMIT = 6000
 
 
 def template(name: str, *, autoescape: bool = True) -> Template:
-    """A Jinja template of this folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(

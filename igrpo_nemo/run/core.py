@@ -22,7 +22,6 @@ from igrpo_nemo.types import Problem
 
 
 def prompt_profile(config: Config) -> PromptProfile:
-    """`igrpo.prompt`."""
     texts = config.igrpo.prompt
     return PromptProfile(texts.system, texts.draft_intro, texts.draft_tag)
 

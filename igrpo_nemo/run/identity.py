@@ -113,7 +113,6 @@ def check_same_inputs(
 
 
 def problems_fingerprint(problems: Sequence[Problem]) -> str:
-    """Short hash of questions, answers and kept columns, in their order."""
     digest = hashlib.sha256()
     for problem in problems:
         more = [problem.columns] if problem.columns else []

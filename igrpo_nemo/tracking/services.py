@@ -135,7 +135,6 @@ class WandbSink:
 
 
 def show_in_wandb(run: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table `samples` at this step of a run."""
     if table := table_rows(step, rows):
         data = [list(row.values()) for row in table]
         shown = import_module("wandb").Table(columns=list(table[0]), data=data)

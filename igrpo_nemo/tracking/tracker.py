@@ -212,7 +212,6 @@ class Console:
                     self._line(f"  {part} ({_verdict(row, part)}): {_text(row, part, 200)}")
 
     def note(self, text: str) -> None:
-        """A line of the program's own."""
         self._line(printable(text))
 
     def _seconds_left(self, step: int) -> float:
@@ -237,7 +236,6 @@ class Console:
 
 
 def _verdict(row: Mapping[str, object], part: str) -> str:
-    """`reward 2.00, correct` of one of a row's `SAMPLE_PARTS`."""
     reward, correct = row.get(f"{part}_reward"), row.get(f"{part}_correct")
     told = f"reward {reward:.2f}" if isinstance(reward, (int, float)) else "no reward"
     return told if correct is None else f"{told}, {'correct' if correct else 'wrong'}"

@@ -150,7 +150,6 @@ def _profile_arguments(setting: Setting, kind: Kind, folder: str) -> list[str]:
 
 
 def generation_config_dir() -> Path:
-    """The folder of the shipped generation configs."""
     return builtin_config_dir() / "skills"
 
 
