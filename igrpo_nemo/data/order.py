@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,34 +24,77 @@ class Position:
     index: int = 0
 
 
-class Curriculum:
+class EpochOrder:
+    """Hands out problem numbers in batches; the last partial batch of an epoch is dropped.
+
+    What a run measures changes nothing here: that is the `Curriculum`'s part. Raises ValueError
+    where there are fewer problems than one batch.
+    """
+
+    def __init__(
+        self, num_problems: int, *, batch_size: int, seed: int, shuffle: bool = True
+    ) -> None:
+        if num_problems < batch_size:
+            raise ValueError(f"{num_problems} problems do not make a batch of {batch_size}")
+        self.num_problems = num_problems
+        self.batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch, self._order = -1, list[int]()
+
+    def order(self, epoch: int) -> list[int]:
+        """The problem numbers of an epoch (counted from 0) in their order."""
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._ordered(epoch)
+        return self._order
+
+    def take(self, position: Position) -> tuple[list[int], Position]:
+        """The batch at a position, and the position behind it."""
+        if position.index + self.batch_size > len(self.order(position.epoch)):
+            position = Position(position.epoch + 1, 0)
+        end = position.index + self.batch_size
+        return self.order(position.epoch)[position.index : end], Position(position.epoch, end)
+
+    def add(self, rollouts: Sequence[Rollout]) -> None:
+        """What a step has sampled."""
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs beside the position, as plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """`state` may be empty: of a run that measured nothing."""
+
+    def _ordered(self, epoch: int) -> list[int]:
+        order = list(range(self.num_problems))
+        if self._shuffle:
+            random.Random(f"{self._seed}/epoch/{epoch}").shuffle(order)
+        return order
+
+
+class Curriculum(EpochOrder):
     """Leaves out of an epoch what was always or never solved when it was last sampled.
 
     `keep` is the share of such problems that an epoch has all the same, chosen by the seed: 0 drops
-    them. A problem's solve rate is the share of right answers to q. What an epoch leaves out is
-    decided where it begins and is part of the state, so a resume goes on in the same order.
+    them; an epoch has a batch at least. A problem's solve rate is the share of right answers to q.
+    What an epoch leaves out is decided where it begins and is part of the state, so a resume goes
+    on in the same order.
     """
 
-    def __init__(self, ids: Sequence[str], *, keep: float, seed: int) -> None:
-        self._ids, self._keep, self._seed = ids, keep, seed
+    def __init__(self, ids: Sequence[str], *, keep: float, **order: Any) -> None:
+        super().__init__(len(ids), **order)
+        self._ids, self._keep = ids, keep
         self._rates: dict[str, float] = {}
-        self._epoch, self._left_out = 0, frozenset[int]()
+        self._decided, self._left_out = 0, frozenset[int]()
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
         for rollout in rollouts:
             if scores := rollout.drafts.scores:
                 rate = sum(score.correct for score in scores) / len(scores)
                 self._rates[rollout.problem.id] = rate
-
-    def kept(self, epoch: int, order: Sequence[int], at_least: int) -> list[int]:
-        """An epoch's order without what is left out; never fewer than `at_least` problems."""
-        if epoch != self._epoch:
-            rng = random.Random(f"{self._seed}/curriculum/{epoch}")
-            ends = [n for n in order if self._rates.get(self._ids[n]) in (0.0, 1.0)]
-            left_out = [n for n in ends if rng.random() >= self._keep]
-            self._epoch = epoch
-            self._left_out = frozenset(left_out[: max(0, len(order) - at_least)])
-        return [n for n in order if n not in self._left_out]
 
     def metrics(self) -> dict[str, float]:
         """Shares of the problems: left out of this epoch; always and never solved, of those that
@@ -64,55 +107,23 @@ class Curriculum:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs, as plain values."""
         left_out = sorted(self._left_out)
-        return {"rates": dict(self._rates), "epoch": self._epoch, "left_out": left_out}
+        return {"rates": dict(self._rates), "epoch": self._decided, "left_out": left_out}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rates, self._epoch = dict(state["rates"]), state["epoch"]
-        self._left_out = frozenset(state["left_out"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self._rates, self._decided = dict(state["rates"]), state["epoch"]
+            self._left_out = frozenset(state["left_out"])
 
-
-class EpochOrder:
-    """Hands out problem numbers in batches; the last partial batch of an epoch is dropped.
-
-    Raises ValueError where there are fewer problems than one batch.
-    """
-
-    def __init__(
-        self,
-        num_problems: int,
-        *,
-        batch_size: int,
-        seed: int,
-        shuffle: bool = True,
-        curriculum: Curriculum | None = None,
-    ) -> None:
-        if num_problems < batch_size:
-            raise ValueError(f"{num_problems} problems do not make a batch of {batch_size}")
-        self.num_problems = num_problems
-        self.batch_size = batch_size
-        self.curriculum = curriculum
-        self._seed = seed
-        self._shuffle = shuffle
-        self._epoch, self._order = -1, list[int]()
-
-    def order(self, epoch: int) -> list[int]:
-        """The problem numbers of an epoch (counted from 0) in their order."""
-        if epoch != self._epoch:
-            order = list(range(self.num_problems))
-            if self._shuffle:
-                random.Random(f"{self._seed}/epoch/{epoch}").shuffle(order)
-            if self.curriculum is not None:
-                order = self.curriculum.kept(epoch, order, self.batch_size)
-            self._epoch, self._order = epoch, order
-        return self._order
-
-    def take(self, position: Position) -> tuple[list[int], Position]:
-        if position.index + self.batch_size > len(self.order(position.epoch)):
-            position = Position(position.epoch + 1, 0)
-        end = position.index + self.batch_size
-        return self.order(position.epoch)[position.index : end], Position(position.epoch, end)
+    def _ordered(self, epoch: int) -> list[int]:
+        order = super()._ordered(epoch)
+        if epoch != self._decided:
+            rng = random.Random(f"{self._seed}/curriculum/{epoch}")
+            ends = [n for n in order if self._rates.get(self._ids[n]) in (0.0, 1.0)]
+            left_out = [n for n in ends if rng.random() >= self._keep]
+            self._decided = epoch
+            self._left_out = frozenset(left_out[: len(order) - self.batch_size])
+        return [n for n in order if n not in self._left_out]
 
 
 def mixed(

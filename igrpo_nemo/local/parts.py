@@ -68,13 +68,14 @@ class RunParts:
         self.environment = TwoStageEnvironment(prompts, scorer, config.feedback)
         self.sampler = open_sampler(config, self.policy)
         self.learner = open_learner(config, self.policy)
+        batch = {
+            "batch_size": int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier),
+            "seed": config.grpo.seed,
+            "shuffle": config.data.shuffle,
+        }
         keep, ids = config.igrpo.curriculum_keep, [problem.id for problem in self.problems]
-        self.order = EpochOrder(
-            len(ids),
-            batch_size=int(config.grpo.num_prompts_per_step * config.grpo.batch_multiplier),
-            seed=config.grpo.seed,
-            shuffle=config.data.shuffle,
-            curriculum=None if keep is None else Curriculum(ids, keep=keep, seed=config.grpo.seed),
+        self.order = (
+            EpochOrder(len(ids), **batch) if keep is None else Curriculum(ids, keep=keep, **batch)
         )
         saves = config.checkpointing.enabled
         self.store = store = CheckpointStore(config.checkpointing) if saves else None
@@ -111,8 +112,7 @@ class RunParts:
         self.learner.load_state_dict(tensors, with_schedule=same_schedule)
         if memory := memory_of(self.environment.feedback):
             memory.load_state_dict(tensors["feedback"])
-        if self.order.curriculum and (measured := tensors.get("curriculum")):
-            self.order.curriculum.load_state_dict(measured)
+        self.order.load_state_dict(tensors.get("curriculum", {}))
         self.state = replace(state, extra={**state.extra, "scheduler": stages})
         assert self.store is not None
         self.store.discard_after(state.step)

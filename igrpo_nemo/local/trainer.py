@@ -123,8 +123,7 @@ class Trainer:
                 learned = parts.learner.update(shape_rows(batch.rows, grpo))
             if self.memory is not None:
                 self.memory.add(batch.sampled, self.at_step)
-            if parts.order.curriculum is not None:
-                parts.order.curriculum.add(batch.sampled)
+            parts.order.add(batch.sampled)
             self.state = replace(
                 self.state,
                 step=self.state.step + 1,
@@ -177,9 +176,8 @@ class Trainer:
             **rollout_metrics(batch.rollouts, batch.rows),
             **parts.environment.scorer.metrics(),
             **costs,
+            **parts.order.metrics(),
         }
-        if parts.order.curriculum is not None:
-            metrics |= parts.order.curriculum.metrics()
         if grpo.use_dynamic_sampling:
             metrics["igrpo/dynamic_sampling_draws"] = float(batch.draws)
         last = step == parts.total_steps
@@ -234,8 +232,8 @@ class Trainer:
         tensors = {**parts.learner.state_dict(), "rng": capture_rng()}
         if self.memory is not None:
             tensors["feedback"] = self.memory.state_dict()
-        if parts.order.curriculum is not None:
-            tensors["curriculum"] = parts.order.curriculum.state_dict()
+        if measured := parts.order.state_dict():
+            tensors["curriculum"] = measured
         policy = parts.policy
         with self.watch("checkpoint"):
             parts.store.save(

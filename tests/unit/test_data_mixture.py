@@ -102,8 +102,11 @@ def test_metrics_name_the_sets_of_a_mixture(make_group):
     assert not [name for name in rollout_metrics(rollouts[:2], []) if name.startswith("data/")]
 
 
-def curriculum(keep: float, make_group, solved: dict[int, list[float]]) -> Curriculum:
-    found = Curriculum([f"p/{n}" for n in range(10)], keep=keep, seed=1)
+IDS = [f"p/{n}" for n in range(10)]
+
+
+def curriculum(keep: float, make_group, solved: dict[int, list[float]], size: int) -> Curriculum:
+    found = Curriculum(IDS, keep=keep, batch_size=size, seed=5)
     found.add(
         [
             Rollout(Problem(f"p/{n}", "", ""), make_group(rewards), None, ())
@@ -114,48 +117,42 @@ def curriculum(keep: float, make_group, solved: dict[int, list[float]]) -> Curri
 
 
 def test_what_was_always_or_never_solved_is_left_out_of_the_next_epoch(make_group):
-    solved = {0: [1, 1], 1: [0, 0], 2: [1, 0]}
-    dropping = curriculum(0.0, make_group, solved)
-    order = EpochOrder(10, batch_size=4, seed=5, curriculum=dropping)
+    order = curriculum(0.0, make_group, {0: [1, 1], 1: [0, 0], 2: [1, 0]}, 4)
     whole = EpochOrder(10, batch_size=4, seed=5)
     assert order.order(0) == whole.order(0), "nothing is left out of the first epoch"
     assert order.order(1) == [n for n in whole.order(1) if n not in (0, 1)]
     assert order.take(Position(1, 4))[1] == Position(1, 8)
     assert order.take(Position(1, 8))[1] == Position(2, 4)
-    assert dropping.metrics() == {
+    assert order.metrics() == {
         "data/left_out": 0.2,
         "data/always_solved": pytest.approx(1 / 3),
         "data/never_solved": pytest.approx(1 / 3),
     }
     all_ends = {n: [1, 1] for n in range(10)}
-    assert (
-        len(
-            EpochOrder(
-                10, batch_size=4, seed=5, curriculum=curriculum(0, make_group, all_ends)
-            ).order(1)
-        )
-        == 4
-    )
-    some = EpochOrder(10, batch_size=4, seed=5, curriculum=curriculum(0.5, make_group, all_ends))
+    assert len(curriculum(0, make_group, all_ends, 4).order(1)) == 4
+    some = curriculum(0.5, make_group, all_ends, 4)
     kept = [frozenset(some.order(epoch)) for epoch in range(1, 20)]
     assert len(set(kept)) > 5 and 4 <= min(map(len, kept)) < max(map(len, kept)) <= 10
 
 
 def test_a_curriculum_goes_on_within_an_epoch_as_if_nothing_had_been(make_group):
-    first = curriculum(0.0, make_group, {0: [1, 1], 1: [0, 0]})
-    order = EpochOrder(10, batch_size=2, seed=5, curriculum=first)
+    solved = {0: [1, 1], 1: [0, 0]}
+    order = curriculum(0.0, make_group, solved, 2)
     expected = list(order.order(1))
     late = [Rollout(Problem("p/3", "", ""), make_group([1, 1]), None, ())]
-    first.add(late)
-    assert order.order(1) == expected and 3 not in order.order(2)
-    order.order(1)
-    resumed = curriculum(0.0, make_group, {0: [1, 1], 1: [0, 0]})
-    EpochOrder(10, batch_size=2, seed=5, curriculum=resumed).order(1)
-    resumed.add(late)
-    again = Curriculum([f"p/{n}" for n in range(10)], keep=0.0, seed=1)
-    again.load_state_dict(json.loads(json.dumps(resumed.state_dict())))
-    fresh = EpochOrder(10, batch_size=2, seed=5, curriculum=again)
+    order.add(late)
+    assert order.order(1) == expected
+    state = json.loads(json.dumps(order.state_dict()))
+    assert 3 not in order.order(2)
+    fresh = Curriculum(IDS, keep=0.0, batch_size=2, seed=5)
+    fresh.load_state_dict(state)
     assert fresh.order(1) == expected and 3 not in fresh.order(2)
+    # A run that measured nothing has no state, and takes none.
+    plain = EpochOrder(10, batch_size=2, seed=5)
+    plain.add(late)
+    assert plain.state_dict() == plain.metrics() == {}
+    fresh.load_state_dict({})
+    assert 3 not in fresh.order(2)
 
 
 def test_nemo_rl_has_no_curriculum():
