@@ -71,8 +71,8 @@ def run_score(flags: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError("igrpo score FILE: give one file of completions")
     path = Path(words[0])
     out = flags.out or path.with_name(f"{path.name.removesuffix('.jsonl')}.verdicts.jsonl")
-    if out.is_dir():
-        raise UserError(f"cannot write {out}: it is a folder; give a file with --out")
+    if out.exists() and not out.is_file():
+        raise UserError(f"cannot write {out}: it is no regular file; give another one with --out")
     if out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"--out {out} is the file of completions: give another file")
     check_folder(out.parent, "give another file with --out")

@@ -44,6 +44,8 @@ _COMPARISONS = {
     "=": operator.eq,
     "%": operator.mod,
 }
+MOST_GENERATED = 1_000_000
+"""Problems of a generated task; making more of them takes minutes without a sign of life."""
 
 
 def check(config: Config) -> None:
@@ -253,6 +255,11 @@ def _data(config: Config) -> Iterator[str]:
             for key in ("num_problems", "lengths"):
                 if not getattr(dataset, key):
                     yield f"{path}.{key} is missing: generated problems need it"
+            if (count := dataset.num_problems or 0) > MOST_GENERATED:
+                yield (
+                    f"{path}.num_problems={count:,}: at most {MOST_GENERATED:,} problems are "
+                    "generated"
+                )
         elif dataset.lengths is not None:
             yield f"{path}.lengths is for generated problems, not for {dataset.dataset_name}"
 

@@ -60,8 +60,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def write_or_refuse(path: Path, data: bytes | str) -> None:
     """`write_atomic` into a folder that is made if need be, for a file that the user asked for.
 
-    Raises UserError, which names the file, where the file system refuses.
+    Raises UserError, which names the file, where the file system refuses, and for a device or a
+    pipe, whose place a file would take.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is no regular file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)

@@ -55,19 +55,31 @@ def open_policy(
     in float32, because bf16 brings nothing there. `tokenizer_name` is another folder's tokenizer
     (default: the model's own). `chat_template` is a Jinja text or the path of a `.jinja` file that
     replaces the tokenizer's own. Raises `UserError` for a folder that is not there or lacks weights
-    or a tokenizer.
+    or a tokenizer, and for a tokenizer with ids that the model does not know.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(folder, device=device)
     if device.type == "cuda" and can_pack(model):
         fuse_norms(model)
     tokenizer = load_tokenizer(tokenizer_name or folder)
+    _check_vocabulary(model, tokenizer)
     if template := chat_template_text(chat_template):
         tokenizer.chat_template = template
     if device.type == "cpu" or precision != "bfloat16":
         return LoadedPolicy(model, tokenizer, nullcontext, "float32")
     autocast = partial(torch.autocast, "cuda", dtype=torch.bfloat16)
     return LoadedPolicy(model, tokenizer, autocast, precision)
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} has ids up to {highest}, but the model's "
+            f"embedding has only {rows} rows: choose the model's own tokenizer, or enlarge the "
+            "model with resize_token_embeddings"
+        )
 
 
 def context_of(model: PreTrainedModel) -> int | None:

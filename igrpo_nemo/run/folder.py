@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,10 @@ class _LineFile:
 
     def truncate_after(self, step: int) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if _step_of(line) <= step]
+        steps = [_step_of(line) for line in lines]
+        kept = [line for line, at in zip(lines, steps, strict=True) if at <= step]
+        if damaged := steps.count(math.inf):
+            warnings.warn(f"{self.path}: {damaged} damaged lines are left out", stacklevel=2)
         if len(kept) < len(lines):
             self.close()
             try:

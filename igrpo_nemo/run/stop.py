@@ -117,7 +117,7 @@ class InterruptFlag:
         """Whether to save and stop, by a signal or by the stop file."""
         if not self._requested and self._stop_file:
             self._requested = True
-            self._announce(f"{self._stop_file.path}: finishing the micro-batch, then saving")
+            self._announce(f"{self._stop_file.path}: finishing what is being computed, then saving")
         return self._requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -135,7 +135,8 @@ class InterruptFlag:
         if not self._requested:
             self._requested = True
             self._announce(
-                f"{name}: finishing the micro-batch, then saving; press again to stop at once"
+                f"{name}: finishing what is being computed, then saving; "
+                "press again to stop at once"
             )
 
 

@@ -133,6 +133,14 @@ def test_a_context_shorter_than_the_longest_sequence_is_found_first(policy, tmp_
         tiny_runs.run(config)
 
 
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(policy, tmp_path):
+    tokenizer = load_tokenizer(policy)
+    tokenizer.add_tokens([f"<extra{n}>" for n in range(400)])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="embedding has only .* rows: choose the model's own"):
+        open_policy(policy, precision="float32", tokenizer_name=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("rope", "context"),
     [

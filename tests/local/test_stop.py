@@ -39,7 +39,7 @@ def test_a_signal_sets_the_flag_and_says_so_once(number):
         assert flag.requested
         signal.raise_signal(signal.SIGTERM)
     assert lines == [
-        f"{number.name}: finishing the micro-batch, then saving; press again to stop at once"
+        f"{number.name}: finishing what is being computed, then saving; press again to stop at once"
     ]
 
 
@@ -114,7 +114,7 @@ def test_a_process_ends_with_its_own_exit_code_and_one_line():
     _, errors = process.communicate(timeout=30)
     assert process.returncode == EXIT_INTERRUPTED == 75
     assert errors.strip() == (
-        "SIGTERM: finishing the micro-batch, then saving; press again to stop at once"
+        "SIGTERM: finishing what is being computed, then saving; press again to stop at once"
     )
 
 
@@ -151,7 +151,7 @@ def test_the_flag_is_raised_by_the_file_and_says_so_once(tmp_path):
     with InterruptFlag(announce=lines.append, stop_file=StopFile(path)) as flag:
         path.touch()
         assert flag.requested and flag.requested
-    assert lines == [f"{path}: finishing the micro-batch, then saving"]
+    assert lines == [f"{path}: finishing what is being computed, then saving"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_stop_file_saves_and_the_run_ends_bit_for_bit_the_same(
     assert seen.code == 75 and not (run / "finished").exists()
     assert (run / "checkpoints" / "step_00000002").is_dir()
     assert len(tiny_runs.learned(run)) == 2
-    assert f"{stop}: finishing the micro-batch, then saving" in capfd.readouterr().err
+    assert f"{stop}: finishing what is being computed, then saving" in capfd.readouterr().err
     # Asked again before anything is done, it saves nothing new and stops.
     assert tiny_runs.run(config).code == 75
     stop.unlink()

@@ -13,10 +13,10 @@ FOLDER = local_folder()
 
 
 def shared_file(name: str) -> Path:
-    """The path of a shared file; skips the test where the folder is absent."""
+    """The path of a shared file; skips the test without it, always with the same line."""
     path = FOLDER / name
     if not path.exists():
-        pytest.skip(f"{name} is not at hand: IGRPO_DATA_DIR names the folder of such files")
+        pytest.skip("real data is not at hand: IGRPO_DATA_DIR names its folder")
     return path
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import pytest
 from shared_data import shared_file
@@ -121,7 +122,8 @@ def test_a_row_without_a_reference_is_not_counted_as_wrong(tmp_path, capsys):
     [
         ("c.jsonl", "is the file of completions: give another file"),
         ("link.jsonl", "is the file of completions: give another file"),
-        ("folder", "it is a folder; give a file with --out"),
+        ("folder", "it is no regular file; give another one with --out"),
+        ("pipe", "it is no regular file; give another one with --out"),
         ("c.jsonl/x", "cannot write into .*/c.jsonl: File exists; give another file with --out"),
     ],
 )
@@ -129,6 +131,7 @@ def test_the_output_is_looked_at_before_the_work(completions, monkeypatch, out, 
     folder, before = completions.parent, completions.read_bytes()
     (folder / "link.jsonl").symlink_to(completions)
     (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
     monkeypatch.setattr(score, "score_file", None)
     parser = argparse.ArgumentParser()
     score.SCORE.add_flags(parser)
