@@ -23,10 +23,15 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 NAMED = re.compile(
     r"(?<![\w./~$<{-])(?!https?:)([a-z_.][\w./-]*(?:/|\.(?:py|md|sh|toml|yaml)))(?![\w*{])"
 )
+PATH = re.compile(
+    r"(?<![\w./~$<{-])((?:igrpo_nemo|configs|pipelines|slurm|tests|benchmarks|examples|docs)"
+    r"/[\w./-]*\w)(?![\w*{/-])"
+)
 MADE_BY_RUNS = (
     "runs/",
     "cluster.local.yaml",
     "configs/cluster_configs/mine.yaml",
+    "configs/cluster_configs/NAME.yaml",
     "pipelines/X.py",
 )
 STARTS = re.compile(r"\b(?:igrpo|python -m igrpo_nemo) ([a-z]+)|\bpython (pipelines/\w+\.py)")
@@ -88,6 +93,18 @@ def test_a_wrong_flag_and_a_wrong_value_are_seen(monkeypatch: pytest.MonkeyPatch
     assert train[1] == ["experiment=demo", "--cluster", "slurm_a100"]
     with pytest.raises(UserError, match="slurm_a100"):
         parsed(*train, monkeypatch)
+
+
+@pytest.mark.parametrize("page", [*PAGES, CHECKOUT / "CHANGELOG.md"], ids=lambda page: page.stem)
+def test_paths_of_the_checkout_and_targets_of_make_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if page.stem == "CHANGELOG":  # the first column of its tables names what is gone
+        text = re.sub(r"^\|[^|]*\|", "", text, flags=re.MULTILINE)
+    paths = set(PATH.findall(text)) - set(MADE_BY_RUNS)
+    assert [path for path in paths if not (CHECKOUT / path).exists()] == []
+    targets = re.findall(r"(?:`|^|&& )make ([a-z][\w-]*)", text, flags=re.MULTILINE)
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    assert [name for name in targets if f"\n{name}:" not in makefile] == []
 
 
 @pytest.mark.parametrize("page", ROOT_PAGES, ids=lambda page: page.stem)

@@ -70,10 +70,12 @@ def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
         assert [url for url in Links(page).loaded if urlsplit(url).netloc] == [], page
 
 
-def test_every_page_says_its_command_at_the_top() -> None:
-    for page in (CHECKOUT / "docs").glob("*.md"):
-        head = "\n".join(page.read_text(encoding="utf-8").splitlines()[:14])
-        assert "```" in head or "`make " in head or "`igrpo " in head, page.name
+@pytest.mark.parametrize("page", (CHECKOUT / "docs").glob("*.md"), ids=lambda page: page.stem)
+def test_a_page_says_what_it_is_for_and_its_command_at_the_top(page: Path) -> None:
+    title, _, purpose, *head = page.read_text(encoding="utf-8").splitlines()[:16]
+    assert title.startswith("# ") and purpose[:1].isalpha()
+    commands = r"^(igrpo|make|python|pip|bash|export) |`make "
+    assert re.search(commands, "\n".join([purpose, *head]), flags=re.MULTILINE)
 
 
 def test_the_lock_file_meets_what_the_package_asks_for() -> None:
