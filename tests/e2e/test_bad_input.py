@@ -20,18 +20,6 @@ def test_a_process_ends_with_code_2_and_one_line(process):
     assert "igrpo.num_drafts" in refused(process.fresh, "train", *SMALL, "igrpo.num_draft=4")
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("igrpo.num_drafts=5", "igrpo.budget=8"),
-        ("experiment=nothing", "nothing"),
-        ("grpo.seed=abc", "grpo.seed"),
-    ],
-)
-def test_config(igrpo, override, message):
-    assert message in refused(igrpo, "train", *SMALL, override, "logger.log_dir=run")
-
-
 def test_data_files_are_named_with_the_line(igrpo):
     data = ("data=jsonl", "data.max_input_seq_length=64", "data.train.num_problems=null")
     words = ("train", *QUICK, *data, "logger.log_dir=run")
@@ -44,32 +32,6 @@ def test_data_files_are_named_with_the_line(igrpo):
         path = str(igrpo.folder / f"{name}.jsonl")
         message = refused(igrpo, *words, *both.format(path).split())
         assert expected in message
-
-
-def test_models_that_are_not_there_or_incomplete(igrpo):
-    from igrpo_nemo.config.igrpo_keys import SmallModel
-    from igrpo_nemo.local.model import save_pretrained_folder
-    from igrpo_nemo.local.warmup import build_small_model
-    from igrpo_nemo.run.tokenizer import build_small_tokenizer
-
-    words = ("train", "data=arithmetic", "data.max_input_seq_length=64", "logger.log_dir=run")
-    assert "nowhere" in refused(igrpo, *words, "policy.model_name=./nowhere")
-    tokenizer = build_small_tokenizer(["1+1="], 280)
-    shape = SmallModel(
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        intermediate_size=32,
-        vocab_size=280,
-    )
-    model = build_small_model(shape, tokenizer, context=64, seed=0)
-    folder = igrpo.folder / "model"
-    save_pretrained_folder(model, tokenizer, folder)
-    for file in folder.glob("*token*"):
-        file.unlink()
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    assert "tokenizer" in refused(igrpo, *words, f"policy.model_name={folder}")
 
 
 def test_a_prompt_that_is_too_long_is_named(igrpo):

@@ -113,15 +113,3 @@ def test_stage_2_is_shown_the_draft_that_was_chosen(igrpo):
     assert lengths["none"] == shown["none"]["igrpo/prompt_tokens"]
     assert min(lengths[choice] for choice in reward) > lengths["none"]
     assert not {"igrpo/selected_draft_reward", "igrpo/lift"} & shown["none"].keys()
-
-
-def test_a_finished_run_is_not_repeated_a_changed_one_refused_and_a_longer_one_goes_on(igrpo):
-    words = (*QUICK, "grpo.max_num_steps=2", "logger.log_dir=run")
-    igrpo("train", *words)
-    before = (igrpo.folder / "run" / "metrics.jsonl").read_text()
-    igrpo("train", *words)
-    assert (igrpo.folder / "run" / "metrics.jsonl").read_text() == before
-    done = igrpo("train", *words, "grpo.seed=7", code=2)
-    assert "holds a run with" in done.stderr and "Traceback" not in done.stderr
-    igrpo("train", *words, "grpo.max_num_steps=4")
-    assert sorted(records(igrpo.folder / "run", "train")) == [1, 2, 3, 4]

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 
 import gpu
+import gpu_bench
+import gpu_parts
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def toy_size(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+# Speaks a worker's protocol, without its imports.
+WORKER = """\
+import json, sys
+if "hidden" in json.loads(sys.argv[1])["setting"]:
+    sys.exit("no such size: hidden")
+print('{"done": true}', flush=True)
+for line in sys.stdin:
+    part = json.loads(line)["part"]
+    if part == "step":
+        sys.exit("out of memory")
+    print(json.dumps({"part": part, "failed": "cut off after 1 s"}))
+    print('{"done": true}', flush=True)
+"""
 
 
 def measured(capsys, tmp_path, *words):
@@ -26,7 +38,8 @@ def measured(capsys, tmp_path, *words):
 
 
 @pytest.mark.slow
-def test_every_part_measures(capsys, tmp_path):
+def test_every_part_measures(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     parts = "ceilings,step,update,decode"
     if importlib.util.find_spec("trl"):
         parts += ",trl"
@@ -49,16 +62,26 @@ def test_every_part_measures(capsys, tmp_path):
         assert found.keys() == {"two", "one"} and min(found.values()) > 0
 
 
-def test_a_part_is_left_at_its_limit_and_the_next_one_measured(capsys, tmp_path):
-    words = ("--parts", "step,ceilings", "--limit", "1", "problems=400", "matrix=64", "copy_mb=1")
-    code, results, printed = measured(capsys, tmp_path, *words)
-    assert code == 1
+def test_a_part_is_left_at_its_limit_and_the_next_one_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_bench, "PROTOCOL", said := io.StringIO())
+    setting = gpu_bench.setting_of("cpu", {"problems": "400", "matrix": "64", "copy_mb": "1"})
+    bench = gpu_bench.Bench(tmp_path, "cpu", 1, setting)
+    for part, limit_s in (("step", 1.0), ("ceilings", 60.0)):
+        with bench.within(part, limit_s):
+            gpu_parts.PARTS[part](bench)
+    results = [json.loads(line) for line in said.getvalue().splitlines()]
     assert results[-3] == {"part": "step", "failed": "cut off after 1 s"}
-    assert "FAILED: cut off after 1 s" in printed[-3]
     assert results[-1]["part"] == "ceilings" and results[-1]["matrix"] == 64
 
 
-def test_a_wrong_word_is_named(capsys, tmp_path):
+def test_what_fails_is_told_and_the_rest_measured(capsys, tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setattr(gpu, "WORKER", tmp_path / "worker.py")
+    code, results, printed = measured(capsys, tmp_path, "--parts", "step,ceilings", "--limit", "1")
+    assert code == 1
+    assert results[0]["failed"] == "its process ended; out of memory"
+    assert results[1] == {"part": "ceilings", "failed": "cut off after 1 s"}
+    assert "FAILED: cut off after 1 s" in printed[1]
     for words, message in (
         (["--parts", "steps"], "unknown part steps: use ceilings, step, update, decode, trl"),
         (["problems"], "problems is no NAME=VALUE"),
@@ -66,5 +89,7 @@ def test_a_wrong_word_is_named(capsys, tmp_path):
         with pytest.raises(SystemExit):
             gpu.main(words)
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="no such size: hidden; there are hidden_size, "):
+    with pytest.raises(SystemExit, match="no such size: hidden"):
         gpu.main(["--parts", "ceilings", "hidden=3"])
+    with pytest.raises(ValueError, match="no such size: hidden; there are hidden_size, "):
+        gpu_bench.setting_of("cpu", {"hidden": "3"})

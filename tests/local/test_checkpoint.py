@@ -391,13 +391,13 @@ def test_kill_9_while_saving_in_a_loop(tmp_path, saver):
     order, outcome = saver
     generator = random.Random(0)
     steps = [0]
-    for _ in range(10):
+    for _ in range(6):
         child = order("loop", tmp_path)
         time.sleep(generator.uniform(0.05, 0.3))
         os.kill(child, signal.SIGKILL)
         assert outcome() == -signal.SIGKILL
         steps.append(loaded_step(tmp_path))
-    assert steps == sorted(steps) and steps[-1] > 10
+    assert steps == sorted(steps) and steps[-1] > 6
     save(store_in(tmp_path, "val:accuracy", keep_top_k=1), steps[-1] + 1)
     assert all(path.name.startswith("step_") for path in tmp_path.iterdir())
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -5,10 +6,22 @@ import tiny_runs
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.data.order import Position
+from igrpo_nemo.environment import StepReturn
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.feedback import NoFeedback
-from igrpo_nemo.local.rollout import collect_batch
-from igrpo_nemo.types import Completion, Group, Problem, Prompt, Rollout, Score, Stage, StopReason
+from igrpo_nemo.feedback import NextPrompt, NoFeedback
+from igrpo_nemo.local.rollout import TwoStageRollout, collect_batch, shape_rows
+from igrpo_nemo.local.sampling import SamplingParams
+from igrpo_nemo.types import (
+    Completion,
+    Group,
+    Problem,
+    Prompt,
+    Rollout,
+    Score,
+    Stage,
+    StopReason,
+    TrainingRow,
+)
 
 COMPLETION = Completion("x", (1,), (-1.0,), StopReason.EOS)
 
@@ -31,6 +44,52 @@ def collect(batches, wanted, max_draws=10):
     )
     draws = ((batch, Position(0, n)) for n, batch in enumerate(batches, start=1))
     return collect_batch(draws, grpo, NoFeedback(2).training_rows)
+
+
+class Recorder:
+    """Sampler and environment in one: keeps the names of draws, and gives two prompts a problem."""
+
+    def __init__(self):
+        self.keys = []
+
+    def sample(self, requests, params, on_progress):
+        self.keys += [request.seed_key for request in requests]
+        return [[COMPLETION] * request.num_samples for request in requests]
+
+    def reset(self, problem):
+        return NextPrompt(Prompt("q", (1,)), 2)
+
+    def step(self, stage, attempts, *, step):
+        groups = [Group(a.problem, stage, a.prompt, a.completions, ()) for a in attempts]
+        following = (NextPrompt(Prompt("q'", (2,)), 1),) * (2 if stage is Stage.DRAFT else 0)
+        return [StepReturn(group, None, following, not following) for group in groups]
+
+
+def test_every_draw_of_a_run_has_a_name_of_its_own():
+    """By seed, step, draw, stage, problem and prompt: what is sampled follows from it alone."""
+    recorder, problems = Recorder(), [Problem(name, "q", "a") for name in "ab"]
+    for seed, step, draw in itertools.product((0, 1), (1, 2), (0, 1)):
+        roll_out = TwoStageRollout(recorder, recorder, SamplingParams(1), seed)
+        rollouts = roll_out(problems, step=step, draw=draw)
+        assert [len(each.refinements) for each in rollouts] == [2, 2]
+    assert len(set(recorder.keys)) == len(recorder.keys) == 2 * 2 * 2 * (2 + 4)
+
+
+def test_rewards_are_scaled_and_then_shaped_by_length():
+    cut = Completion("x", (1,) * 95, (-1.0,) * 95, StopReason.LENGTH)
+    rows = [TrainingRow("g", Stage.REFINE, (1,), c, 2.0) for c in (COMPLETION, cut)]
+    grpo = load_config(["experiment=demo", "objective=dapo"]).grpo
+    length = {"max_response_length": 100, "overlong_buffer_length": 10}
+    shaping = grpo.reward_shaping.model_copy(update={**length, "overlong_buffer_penalty": 1.0})
+    scaling = grpo.reward_scaling.model_copy(update={"source_max": 4.0, "target_max": 1.0})
+
+    def rewards(**shaped):
+        keys = {"reward_scaling": scaling, "reward_shaping": shaping.model_copy(update=shaped)}
+        return [row.reward for row in shape_rows(rows, grpo.model_copy(update=keys))]
+
+    full = scaling.target_min + (1.0 - scaling.target_min) / 2
+    assert rewards() == pytest.approx([full, full - 0.5])
+    assert rewards(stop_properly_penalty_coef=0.25) == pytest.approx([full, full / 4])
 
 
 def test_groups_without_advantage_are_replaced_by_later_ones():
@@ -61,9 +120,8 @@ def test_giving_up_says_what_to_change():
         collect([[rollout("a", [1, 1])]] * 3, wanted=1, max_draws=2)
 
 
-def test_a_run_ends_with_the_problems_of_its_epochs(tmp_path, capsys):
+def test_a_run_ends_with_the_problems_of_its_epochs(policy, tmp_path, capsys):
     """A step draws as many batches as it takes, so that there are fewer steps than batches."""
-    policy = tiny_runs.tiny_policy(tmp_path / "policy")
     sampling = [
         "grpo.use_dynamic_sampling=true",
         "grpo.batch_multiplier=1",
@@ -88,6 +146,10 @@ def test_a_run_ends_with_the_problems_of_its_epochs(tmp_path, capsys):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == steps and summary["val_accuracy_end"] is not None
     assert f"2 epochs are used up after step {steps}" in capsys.readouterr().out
+
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    consumed = json.loads((newest / "state.json").read_text())["consumed_problems"]
+    assert consumed == sum(map(len, seen.rollouts[:steps])) > steps * 4
 
     again = tiny_runs.run(config(2))
     assert again.code == 0 and again.rollouts == [], "there is nothing left to do"

@@ -1,4 +1,4 @@
-"""A feedback that the project does not know: its path in the config makes it train."""
+"""A feedback that the project does not know trains by its path; what remembers resumes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import pytest
 import tiny_runs
 from every_draft import PATH
 
-from igrpo_nemo.config import RolloutBudget, load_config
-from igrpo_nemo.errors import UserError
+from igrpo_nemo.config import RolloutBudget
 
 
-def test_a_feedback_is_a_class_and_its_path(tmp_path):
-    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+def test_a_feedback_is_a_class_and_its_path(policy, tmp_path):
     options = (f"igrpo.feedback={PATH}", "grpo.max_num_steps=1")
     config = tiny_runs.tiny_config(policy, tmp_path / "run", *options)
     seen = tiny_runs.run(config)
@@ -28,14 +26,14 @@ def test_a_feedback_is_a_class_and_its_path(tmp_path):
     assert (budget.drafts, budget.refinements, budget.trained_rows) == (16, 16, 16)
 
 
-def test_a_curriculum_leaves_out_what_is_solved_and_resumes_in_the_same_order(tmp_path):
-    """Bit for bit, in the second epoch, which leaves out what the first one measured."""
-    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+def test_what_remembers_earlier_steps_resumes_with_them(policy, tmp_path):
+    """Bit for bit: the curriculum leaves out of the second epoch what the first one measured, and
+    what Stage 2 is shown depends on the solutions of the steps before."""
 
     def config(name):
-        options = ("igrpo.curriculum_keep=0.2", "data.train.num_problems=12")
-        more = ("grpo.max_num_epochs=4", "grpo.max_num_steps=6")
-        return tiny_runs.tiny_config(policy, tmp_path / name, *options, *more)
+        options = ("feedback=self_verification_short", "igrpo.feedback_options.buffer_age=2")
+        options += ("igrpo.curriculum_keep=0.2", "data.train.num_problems=12")
+        return tiny_runs.tiny_config(policy, tmp_path / name, *options, "grpo.max_num_epochs=4")
 
     def killed(step):
         if step == 5:
@@ -47,48 +45,11 @@ def test_a_curriculum_leaves_out_what_is_solved_and_resumes_in_the_same_order(tm
     rest = tiny_runs.run(config("resumed"))
     kept = tiny_runs.learned(tmp_path / "whole")
     assert kept[0]["data/left_out"] == 0.0 < kept[-1]["data/left_out"]
+    remembered = [[each.selection.remembered for each in step] for step in whole.rollouts]
+    assert not any(remembered[0]) and sum(map(len, remembered)) == 24
+    assert sum(each is not None for step in remembered for each in step) > 10
     assert [tiny_runs.texts(step) for step in rest.rollouts] == [
         tiny_runs.texts(step) for step in whole.rollouts[4:]
     ]
     assert tiny_runs.same_weights(rest.final, whole.final)
     assert tiny_runs.learned(tmp_path / "resumed") == kept
-
-
-def test_a_run_that_remembers_earlier_steps_resumes_with_them(tmp_path):
-    """Bit for bit: what is sampled in Stage 2 depends on the solutions of the steps before."""
-    policy = tiny_runs.tiny_policy(tmp_path / "policy")
-
-    def config(name):
-        options = ("feedback=self_verification_short", "igrpo.feedback_options.buffer_age=2")
-        return tiny_runs.tiny_config(policy, tmp_path / name, *options)
-
-    def killed(step):
-        if step == 4:
-            raise KeyboardInterrupt
-
-    whole = tiny_runs.run(config("whole"))
-    with pytest.raises(KeyboardInterrupt):
-        tiny_runs.run(config("resumed"), before_update=killed)
-    rest = tiny_runs.run(config("resumed"))
-    remembered = [[each.selection.remembered for each in step] for step in whole.rollouts]
-    assert not any(remembered[0]) and sum(map(len, remembered)) == 24
-    assert sum(each is not None for step in remembered for each in step) > 10
-    assert [tiny_runs.texts(step) for step in rest.rollouts] == [
-        tiny_runs.texts(step) for step in whole.rollouts[3:]
-    ]
-    assert tiny_runs.same_weights(rest.final, whole.final)
-    assert tiny_runs.learned(tmp_path / "resumed") == tiny_runs.learned(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("igrpo.num_drafts=1", "igrpo.num_drafts=1: a group needs"),
-        ("igrpo.feedback=no_such", "igrpo.feedback='no_such' should be 'none' or 'best_draft' or"),
-    ],
-)
-def test_its_own_contradictions_and_unknown_names_are_one_line(override, message):
-    options = [f"igrpo.feedback={PATH}", "igrpo.budget=null", override]
-    with pytest.raises(UserError) as error:
-        load_config(["experiment=demo", *options])
-    assert message in str(error.value) and "\n" not in str(error.value)

@@ -273,18 +273,3 @@ def test_micro_batches_respect_max_rows_and_single_rows_above_the_limit(make_row
     by_tokens = split_micro_batches(rows, max_tokens=20, max_rows=None)
     assert sum(map(len, by_tokens)) == 6
     assert [len(b) for b in split_micro_batches(rows, max_tokens=None, max_rows=None)] == [6]
-
-
-def test_micro_batch_gradients_add_up(make_model, make_rows):
-    model, rows = make_model("qwen2"), make_rows(SHAPE)
-
-    def gradient(batches):
-        model.zero_grad()
-        for batch in batches:
-            picked = [rows[i] for i in batch]
-            completion_logprobs(model, picked, temperature=1.0).logprobs_RT.sum().div(10).backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters()}
-
-    whole = gradient([range(len(rows))])
-    split = gradient(split_micro_batches(rows, max_tokens=16, max_rows=None))
-    assert _largest_difference(whole, split) < 1e-5

@@ -7,6 +7,7 @@ its keys are laid over a copy of that, as Hydra would, and what follows is the p
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 
 from hydra import compose, initialize_config_dir
@@ -49,6 +50,11 @@ def made(*overrides: str) -> Config:
 
 
 config_of = cache(made)
+
+
+def load_config(overrides: Sequence[str]) -> Config:
+    """In the place of `igrpo_nemo.config.load_config`, for what is not about Hydra's own part."""
+    return made(*overrides)
 
 
 @cache

@@ -1,9 +1,9 @@
 """From rows to problems: references, dropped rows, subsets, duplicates, overlap, the real sets."""
 
 import json
-import math
 
 import pytest
+from cases import cases
 from shared_data import FOLDER, shared_file, shared_rows
 
 from igrpo_nemo.data import DataSpec, load_problems, load_with_report, usable
@@ -13,6 +13,8 @@ from igrpo_nemo.data.usable import fingerprint
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
 from igrpo_nemo.rewards.accuracy import Reason
+
+CASES = cases(__file__)
 
 
 @pytest.fixture(autouse=True)
@@ -34,47 +36,12 @@ def spec(path, **keys):
     return DataSpec(data_path=path, **keys)
 
 
-@pytest.mark.parametrize(
-    ("value", "answer"),
-    [
-        ("5", "5"),
-        (5, "5"),
-        (27.0, "27"),
-        (0.5, "0.5"),
-        (1e-05, "0.00001"),
-        (1.5e16, "15000000000000000"),
-        (-0.0, "0"),
-        (["5"], "5"),
-        ([[0.25]], "0.25"),
-        ({"style": "rule", "ground_truth": "\\boxed{7}"}, "7"),
-        ({"value": 5}, "5"),
-        ("so $\\boxed{4}$, then $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
-        ("$x=\\boxed{2}$ and $x=\\boxed{3}$.", "2,3"),
-        ("48/2 = <<48/2=24>>24\n#### 1,072", "1,072"),
-        ("<answer> 7 </answer>", "7"),
-    ],
-)
+@pytest.mark.parametrize(("value", "answer"), CASES["reference"])
 def test_the_reference_is_cut_out_of_a_column(value, answer):
     assert reference_answer(value) == answer
 
 
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        ("there are $\\boxed{}$ primes", "no_answer"),
-        ("\\boxed{12", "no_answer"),
-        (None, "no_answer"),
-        (True, "no_answer"),
-        ("", "no_answer"),
-        ([], "no_answer"),
-        (math.nan, "no_reference"),
-        (math.inf, "no_reference"),
-        (["7", "8"], "several_answers"),
-        ({"x": 1}, "answer_not_text"),
-        ({"answer": 1, "target": 2}, "answer_not_text"),
-        ("\ud800", "not_unicode"),
-    ],
-)
+@pytest.mark.parametrize(("value", "reason"), CASES["no_reference"])
 def test_what_is_no_reference_has_a_reason(value, reason):
     with pytest.raises(Unusable) as unusable:
         reference_answer(value)
@@ -90,24 +57,7 @@ def turn(role, content):
     return {"role": role, "content": content}
 
 
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (" 1+1? ", None),
-        ([turn("user", "1+1?")], None),
-        ([turn("system", "Think."), turn("user", [{"type": "text", "text": "1+1?"}])], None),
-        (
-            [turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
-            "question_not_one_message",
-        ),
-        ([turn("system", "Think.")], "question_not_one_message"),
-        ([turn("user", [{"type": "image"}])], "question_not_text"),
-        ([turn("user", None)], "no_question"),
-        (5, "no_question"),
-        (["1+1?"], "question_not_one_message"),
-        ("bad \ud800", "not_unicode"),
-    ],
-)
+@pytest.mark.parametrize(("value", "reason"), CASES["question"])
 def test_a_question_is_a_text_or_a_chat_of_one_message(value, reason):
     if reason is None:
         assert question_text(value) == "1+1?"
@@ -271,17 +221,7 @@ def test_math_train_keeps_what_can_be_recovered(monkeypatch):
     assert usable.check_golds(sample) == [Reason.MATCH] * len(sample)
 
 
-@pytest.mark.parametrize(
-    ("name", "split", "count", "first"),
-    [
-        ("gsm8k", "train", 7_473, "72"),
-        ("openai/gsm8k", "test", 1_319, "18"),
-        ("math500", None, 500, "\\left( 3, \\frac{\\pi}{2} \\right)"),
-        ("aime24", None, 30, "73"),
-        ("amc23", None, 40, "27"),
-        ("minerva", None, 272, "1.6"),
-    ],
-)
+@pytest.mark.parametrize(("name", "split", "count", "first"), CASES["named_sets"])
 def test_named_sets_are_whole(name, split, count, first, monkeypatch):
     shared_file("math500.jsonl")
     monkeypatch.setenv("IGRPO_DATA_DIR", str(FOLDER))

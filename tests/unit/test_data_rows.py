@@ -3,10 +3,14 @@
 import json
 
 import pytest
+from cases import cases
 
 from igrpo_nemo.data import DataSpec, load_problems
 from igrpo_nemo.data.rows import read_rows
 from igrpo_nemo.errors import UserError
+
+CASES = cases(__file__)
+
 
 ROWS = [{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": "3"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -95,19 +99,7 @@ def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"data_path": "missing.jsonl"}, "missing.jsonl is not there"),
-        ({"data_path": "a.jsonl", "split": "test"}, "single file and has no split 'test'"),
-        ({"data_path": "a.jsonl", "input_key": "q"}, "no column 'q': the columns are problem, an"),
-        ({"data_path": "a.jsonl", "output_key": "a"}, "no column 'a': the columns are problem, an"),
-        ({"data_path": "b.parquet"}, "none of the columns problem, .*: the columns are x, y; name"),
-        ({"dataset_name": "mth"}, "unknown data set 'mth': known are math, gsm8k"),
-        ({"dataset_name": "gsm8k", "split": "dev"}, "gsm8k has no split 'dev': it has train, test"),
-        ({"dataset_name": "jsonl"}, "give a dataset_name or a data_path"),
-    ],
-)
+@pytest.mark.parametrize(("keys", "message"), CASES["missing"])
 def test_what_is_missing_is_told(tmp_path, monkeypatch, keys, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text(LINES)

@@ -4,7 +4,7 @@ from igrpo_nemo.environment import Attempt, TwoStageEnvironment
 from igrpo_nemo.feedback import BestDraft, NoFeedback, SelfVerification
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.rewards import build_scorer
-from igrpo_nemo.types import Completion, Problem, Stage, StopReason
+from igrpo_nemo.types import Completion, Problem, Stage, StopReason, Target
 
 RIGHT = "<think>1+1 is 2</think><answer>2</answer>"
 WRONG = "<think>1+1 is 3</think><answer>3</answer>"
@@ -73,6 +73,20 @@ def test_a_thinking_part_opened_by_the_template_earns_the_format_reward(tokenize
         None, [attempt(environment, problem, ["1+1 is 2</think><answer>2</answer>", "2"])]
     )
     assert result.group.rewards == (2.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "box"), [(None, "2"), (Target("yes", ("yes", "no"), 1.0), "\\text{yes}")]
+)
+def test_an_answer_that_may_go_on_behind_the_limit_counts_as_none(environment, target, box):
+    problem = Problem("a", "1+1=", "2")
+
+    def correct(reason):
+        completion = Completion(f"it is \\boxed {box}", (5, 6), (-1.0, -1.0), reason)
+        at = Attempt(problem, environment.reset(problem).prompt, (completion,), target)
+        return environment.step(None, [at])[0].group.scores[0].correct
+
+    assert (correct(StopReason.EOS), correct(StopReason.LENGTH)) == (True, False)
 
 
 def test_attempts_at_a_target_are_scored_against_it_among_others(tokenizer):

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from cases import cases
 from evaluation_folders import draw, write_evaluation
 
 from igrpo_nemo.cli import main
@@ -31,6 +32,9 @@ from igrpo_nemo.evaluation.tables import (
 )
 from igrpo_nemo.report import build_report
 from igrpo_nemo.report.figures import pass_figure
+
+CASES = cases(__file__)
+
 
 RATES = np.random.default_rng(0).beta(0.8, 1.2, size=30)
 
@@ -103,18 +107,7 @@ def test_equal_systems_are_not_told_apart(tmp_path):
     assert "b and a: no difference on aime24" in findings(comparison)[0]
 
 
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"temperature": 0.7}, "temperature (a: 0.6, b: 0.7)"),
-        ({"max_tokens": 1000}, "max_tokens (a: 65000, b: 1000)"),
-        ({"profile": "boxed"}, "profile (a: answer_tags, b: boxed)"),
-        ({"without": ("top_p",)}, "top_p (a: 0.95, b: unknown)"),
-        ({"system_prompt": "Answer."}, "system_prompt (a: Think, then answer., b: Answer.)"),
-        ({"data": "1"}, "data of aime24 (a: 0, b: 1)"),
-        ({"temperature": 0.7, "top_p": 1.0}, "and 1 more"),
-    ],
-)
+@pytest.mark.parametrize(("changed", "words"), CASES["settings"])
 def test_different_settings_are_refused_and_shown(tmp_path, changed, words):
     first = write_evaluation(tmp_path / "a", {"aime24": draw(RATES, 4, 1)})
     second = write_evaluation(tmp_path / "b", {"aime24": draw(RATES, 4, 2)}, **changed)

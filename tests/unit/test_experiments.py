@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cases import cases
 from composed import CONFIGS, GROUPS, config_of
 
 from igrpo_nemo.config import Config, RolloutBudget, rollout_steps, with_problems
@@ -17,6 +18,9 @@ from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
 from igrpo_nemo.config.section import at as config_at
 from igrpo_nemo.evaluation.systems import published_results
 from igrpo_nemo.run.core import expected_problems
+
+CASES = cases(__file__)
+
 
 MODELS = {
     "nemotron_h_8b": "nvidia/Nemotron-H-8B-Base-8K",
@@ -35,15 +39,13 @@ PAIRS = [
     ("tableS3_igrpo", "tableS3_grpo"),
 ]
 """iGRPO and what it is compared with."""
-BETAS = {"0": 0.0, "1e-4": 1e-4, "1e-3": 1e-3, "1e-2": 1e-2}
-COMPLETIONS = (4, 8, 16, 32)
 BASELINES = [f"table1_{m}_{name}" for m in TABLE_1 for name in ("self_verification", "critique")]
 ALONE = [
     *BASELINES,
     "table3_judge",
     "tableS1_openmath_nemotron_14b_igrpo",
-    *(f"tableS4_beta_{beta}" for beta in BETAS),
-    *(f"tableS4_completions_{count}" for count in COMPLETIONS),
+    *(f"tableS4_beta_{beta}" for beta in ("0", "1e-4", "1e-3", "1e-2")),
+    *(f"tableS4_completions_{count}" for count in (4, 8, 16, 32)),
     "literal_deepseek_r1_distill_qwen_7b_igrpo",
 ]
 EXPERIMENTS = [*(name for pair in PAIRS for name in pair), *ALONE]
@@ -64,14 +66,14 @@ def at(config: Config, key: str) -> Any:
     return config_at(config.to_dict(), key)
 
 
-def test_every_run_of_the_paper_has_a_file() -> None:
+def test_every_run_of_the_paper_has_a_file():
     assert sorted(EXPERIMENTS) == sorted(
         set(GROUPS["experiment"]) - {"demo", "demo_grpo", "laptop"}
     )
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_names_its_run_folder_and_its_machines(experiment: str) -> None:
+def test_an_experiment_names_its_run_folder_and_its_machines(experiment):
     config = composed(experiment)
     assert config.logger.log_dir == f"runs/{experiment}"
     assert config.igrpo.engine == "nemo_rl"
@@ -95,7 +97,7 @@ HYBRID_ALONE = {"policy.generation.vllm_cfg.enable_prefix_caching"}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_has_no_key_that_nemo_rl_does_not_annotate(experiment: str) -> None:
+def test_an_experiment_has_no_key_that_nemo_rl_does_not_annotate(experiment):
     schema = nemo_schema()
     extra = keys_beyond(composed(experiment).to_dict(), schema.annotated | schema.open)
     hybrid = HYBRID_ALONE if "nemotron_h" in experiment else set()
@@ -104,7 +106,7 @@ def test_an_experiment_has_no_key_that_nemo_rl_does_not_annotate(experiment: str
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_dtensor_alternative_differs_in_the_backend_alone(model: str) -> None:
+def test_a_dtensor_alternative_differs_in_the_backend_alone(model):
     base = ["engine=nemo_rl", "cluster=a100_5x8"]
     megatron = config_of(*base, f"model={model}")
     dtensor = config_of(*base, f"model={model}_dtensor")
@@ -125,7 +127,7 @@ def test_a_dtensor_alternative_differs_in_the_backend_alone(model: str) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
-def test_a_comparison_differs_in_the_feedback_alone(pair: tuple[str, str]) -> None:
+def test_a_comparison_differs_in_the_feedback_alone(pair):
     ours, baseline = map(composed, pair)
     budgets = [RolloutBudget.of(config, expected_problems(config)) for config in (ours, baseline)]
     assert budgets[0].completions == budgets[1].completions == 1024
@@ -150,7 +152,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[1]}-{row[3]}-{row[4]}")
-def test_a_value_of_the_paper(row: tuple[str, str, str, str, Any, int | None]) -> None:
+def test_a_value_of_the_paper(row):
     experiment, _, _, key, value, decision = row
     found = at(composed(experiment), key)
     assert found == (pytest.approx(value) if isinstance(value, float) else value)
@@ -168,7 +170,7 @@ def decisions() -> dict[int, str]:
 
 
 @pytest.mark.parametrize("experiment", BASELINES)
-def test_a_baseline_differs_from_igrpo_in_what_its_method_is(experiment: str) -> None:
+def test_a_baseline_differs_from_igrpo_in_what_its_method_is(experiment):
     model, _, method = experiment.removeprefix("table1_").partition("b_")
     igrpo = composed(f"table1_{model}b_igrpo")
     ours = composed(experiment)
@@ -184,16 +186,11 @@ def test_a_baseline_differs_from_igrpo_in_what_its_method_is(experiment: str) ->
     assert ours.igrpo.shaping_gamma == (0.1 if method == "critique" else None)
 
 
-def test_the_decisions_are_numbered_without_gaps() -> None:
+def test_the_decisions_are_numbered_without_gaps():
     assert list(decisions()) == list(range(1, len(decisions()) + 1))
 
 
-def test_a_step_samples_the_batch_of_section_4_1() -> None:
-    for experiment in (SEVEN, FOURTEEN, "table1_nemotron_h_8b_grpo"):
-        assert RolloutBudget.of(composed(experiment)).completions == 1024
-
-
-def test_the_system_prompt_is_the_papers() -> None:
+def test_the_system_prompt_is_the_papers():
     prompt = composed(SEVEN).igrpo.prompt.system
     assert prompt.startswith("You are a helpful AI Assistant that provides well-reasoned and")
     assert "then give the answer: <think>...</think><answer>...</answer>. If the" in prompt
@@ -202,27 +199,13 @@ def test_the_system_prompt_is_the_papers() -> None:
     assert composed("table1_nemotron_h_8b_grpo").igrpo.prompt.system == prompt
 
 
-@pytest.mark.parametrize("beta", BETAS)
-def test_table_s4_kl_coefficients(beta: str) -> None:
-    config = composed(f"tableS4_beta_{beta}")
-    assert config.loss_fn.reference_policy_kl_penalty == BETAS[beta]
-    assert config.grpo.skip_reference_policy_logprobs_calculation is (beta == "0")
-    assert config.loss_fn.kl_input_clamp_value is config.loss_fn.kl_output_clamp_value is None
-
-
-@pytest.mark.parametrize("count", COMPLETIONS)
-def test_table_s4_completions(count: int) -> None:
-    igrpo = composed(f"tableS4_completions_{count}").igrpo
-    assert (igrpo.num_drafts, igrpo.num_refinements, igrpo.budget) == (count / 2, count / 2, count)
-
-
 def same_training(left: str, right: str) -> bool:
     values = [composed(name).to_dict() for name in (left, right)]
     sections = ("igrpo", "grpo", "loss_fn", "policy", "data", "cluster")
     return all(values[0][section] == values[1][section] for section in sections)
 
 
-def test_rows_of_table_s4_that_are_table_1s() -> None:
+def test_rows_of_table_s4_that_are_table_1s():
     assert same_training("tableS4_beta_0", SEVEN)
     assert same_training("tableS4_completions_8", SEVEN)
     assert not same_training("tableS4_beta_1e-4", SEVEN)
@@ -239,9 +222,7 @@ def test_rows_of_table_s4_that_are_table_1s() -> None:
         ("table2_gspo", 7_498, 58, 6),
     ],
 )
-def test_the_schedule_follows_from_data_batch_and_epochs(
-    experiment: str, problems: int, steps: int, warmup: int
-) -> None:
+def test_the_schedule_follows_from_data_batch_and_epochs(experiment, problems, steps, warmup):
     written = config_of(f"experiment={experiment}")
     assert at(written, "policy.megatron_cfg.scheduler.lr_decay_iters") is None
     config = composed(experiment)
@@ -255,27 +236,15 @@ def test_the_schedule_follows_from_data_batch_and_epochs(
     assert at(twice, "policy.megatron_cfg.scheduler.lr_decay_iters") == 2 * steps
 
 
-def test_a_given_megatron_schedule_is_kept() -> None:
+def test_a_given_megatron_schedule_is_kept():
     given = [f"policy.megatron_cfg.scheduler.lr_warmup_{key}" for key in ("iters=1", "init=1.0e-9")]
     scheduler = at(composed(SEVEN, *given), "policy.megatron_cfg.scheduler")
     assert (scheduler["lr_decay_iters"], scheduler["lr_warmup_iters"]) == (58, 1)
     assert scheduler["lr_warmup_init"] == 1e-9
 
 
-@pytest.mark.parametrize(
-    ("overrides", "problems"),
-    [
-        ([], 7_498),
-        (["data=gsm8k"], 7_473),
-        (["data=gsm8k", "data.train.split=test"], None),
-        (["data.train.num_problems=1000"], 1_000),
-        (["data.train.drop_overlap=true"], None),
-        (["data.train.data_path=mine.jsonl"], None),
-        (["data=jsonl", "data.train.data_path=a", "data.validation.data_path=b"], None),
-        (["data.validation=null", "data.train.split_validation_size=0.1"], 7_498 - 750),
-    ],
-)
-def test_expected_problems(overrides: list[str], problems: int | None) -> None:
+@pytest.mark.parametrize(("overrides", "problems"), CASES["expected_problems"])
+def test_expected_problems(overrides, problems):
     assert expected_problems(config_of("policy.model_name=x", *overrides)) == problems
 
 
@@ -283,7 +252,7 @@ def published() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((CONFIGS / "paper_results.yaml").read_text(encoding="utf-8"))
 
 
-def test_published_averages_are_recomputed() -> None:
+def test_published_averages_are_recomputed():
     for name, row in published().items():
         columns = [v for k, v in row.items() if isinstance(v, float) and "average" not in k]
         if len(columns) != 6:
@@ -306,7 +275,7 @@ UNPUBLISHED = {
 
 
 @pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - UNPUBLISHED))
-def test_the_file_of_an_experiment_says_what_was_published(experiment: str) -> None:
+def test_the_file_of_an_experiment_says_what_was_published(experiment):
     lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
     row = published()[experiment]
@@ -318,12 +287,12 @@ def test_the_file_of_an_experiment_says_what_was_published(experiment: str) -> N
     assert figures or "cost" in row
 
 
-def test_published_rows_are_experiments_or_untrained_models() -> None:
+def test_published_rows_are_experiments_or_untrained_models():
     for name in published():
         assert name in EXPERIMENTS or name.endswith("_base")
 
 
-def test_benchmarks_of_an_evaluation_and_of_the_paper_share_their_names() -> None:
+def test_benchmarks_of_an_evaluation_and_of_the_paper_share_their_names():
     row = published_results(SEVEN)
     assert set(row.benchmarks) == set(composed(SEVEN).igrpo.evaluation.benchmarks)
     gain = published()["figure2_openreasoning_nemotron_7b_igrpo"]["gain"]
@@ -331,18 +300,8 @@ def test_benchmarks_of_an_evaluation_and_of_the_paper_share_their_names() -> Non
     assert set(gain) - {"average"} <= set(names)
 
 
-@pytest.mark.parametrize(
-    ("option", "samples", "profile"),
-    [
-        ("paper", {"aime24": 64, "gsm8k": 8}, "answer_tags"),
-        ("paper_boxed", {"aime24": 64, "gsm8k": 8}, "boxed"),
-        ("all_64", {"aime24": 64, "gsm8k": 64, "math-500": 64}, "answer_tags"),
-        ("general", {"gpqa": 8, "mmlu-pro": 8}, "answer_tags"),
-        ("pass_at_256", {"aime24": 256, "aime25": 256}, "answer_tags"),
-        ("figure2", {"aime24": 64, "math-500": 8, "gpqa": 8}, "answer_tags"),
-    ],
-)
-def test_evaluations(option: str, samples: dict[str, int], profile: str) -> None:
+@pytest.mark.parametrize(("option", "samples", "profile"), CASES["evaluations"])
+def test_evaluations(option, samples, profile):
     evaluation = config_of("policy.model_name=x", f"eval={option}").igrpo.evaluation
     assert samples.items() <= evaluation.benchmarks.items()
     assert evaluation.profile == profile
@@ -350,19 +309,8 @@ def test_evaluations(option: str, samples: dict[str, int], profile: str) -> None
     assert len(evaluation.benchmarks) == sizes.get(option, 8)
 
 
-SHAPES = {
-    # hidden, layers, heads, key-value heads, feed-forward, vocabulary, context
-    "nemotron_h_8b": (4096, 52, 32, 8, 21504, 131072, 8192),
-    "deepseek_r1_distill_qwen_7b": (3584, 28, 28, 4, 18944, 152064, 131072),
-    "deepseek_r1_distill_qwen_14b": (5120, 48, 40, 8, 13824, 152064, 131072),
-    "openmath_nemotron_7b": (3584, 28, 28, 4, 18944, 152064, 131072),
-    "openmath_nemotron_14b": (5120, 48, 40, 8, 13824, 152064, 131072),
-    "openreasoning_nemotron_7b": (3584, 28, 28, 4, 18944, 152064, 131072),
-}
-
-
 @pytest.mark.parametrize("model", MODELS)
-def test_a_models_shape_and_the_parallel_sizes_fit(model: str) -> None:
+def test_a_models_shape_and_the_parallel_sizes_fit(model):
     config = config_of("engine=nemo_rl", "cluster=a100_5x8", f"model={model}")
     shape = config.igrpo.architecture
     assert shape is not None
@@ -374,7 +322,7 @@ def test_a_models_shape_and_the_parallel_sizes_fit(model: str) -> None:
         shape.intermediate_size,
         shape.vocab_size,
         shape.max_position_embeddings,
-    ) == SHAPES[model]
+    ) == tuple(CASES["shapes"][model])
     assert config.policy.max_total_sequence_length <= shape.max_position_embeddings
     tensor = at(config, "policy.megatron_cfg.tensor_model_parallel_size")
     for size in (shape.num_attention_heads, shape.num_key_value_heads, shape.vocab_size):
@@ -387,19 +335,14 @@ def test_a_models_shape_and_the_parallel_sizes_fit(model: str) -> None:
         assert [pattern.count(letter) for letter in "M-*"] == [24, 24, 4]
 
 
-def test_the_hybrid_model_has_what_its_layers_need() -> None:
+def test_the_hybrid_model_samples_all_at_once():
     config = composed("table1_nemotron_h_8b_igrpo")
     assert not config.policy.sequence_packing.enabled
-    assert not at(config, "policy.megatron_cfg.sequence_parallel")
-    assert not at(config, "policy.megatron_cfg.apply_rope_fusion")
-    assert not at(config, "policy.generation.vllm_cfg.enable_prefix_caching")
-    assert at(config, "policy.generation.vllm_kwargs.mamba_ssm_cache_dtype") == "float32"
-    assert config.policy.make_sequence_length_divisible_by == 8
     sequences = RolloutBudget.of(composed("table1_nemotron_h_8b_grpo")).completions / 8
     assert at(config, "policy.generation.vllm_kwargs.max_num_seqs") >= sequences
 
 
-def test_a_base_models_template_shows_the_whole_conversation(tokenizer: Any) -> None:
+def test_a_base_models_template_shows_the_whole_conversation(tokenizer):
     from igrpo_nemo.run.core import prompt_builder
     from igrpo_nemo.types import Problem
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from composed import load_config
 
 from igrpo_nemo.cli import main
-from igrpo_nemo.config import load_config
 from igrpo_nemo.run.folder import RunFolder
 
 CITATION = Path(__file__).parents[2] / "CITATION.cff"

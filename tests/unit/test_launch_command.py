@@ -73,28 +73,19 @@ def test_it_submits_and_says_what_next(checkout, slurm, capsys, monkeypatch):
     ]
 
 
-def test_a_named_script_is_found_from_anywhere(checkout, slurm, monkeypatch):
-    elsewhere = checkout / "elsewhere"
-    elsewhere.mkdir()
+def test_a_named_script_is_found_from_anywhere_and_brings_its_experiment(checkout, slurm, capsys):
+    (checkout / "elsewhere").mkdir()
     for name in ("slurm/train_igrpo_7b.sh", "train_igrpo_7b.sh", f"{checkout}/slurm/train.sh"):
         assert launch("--script", name, TRAIN) == 0
     scripts = [call.words[call.words.index(TRAIN) - 1] for call in slurm.calls("sbatch")]
     assert scripts == ["slurm/train_igrpo_7b.sh", "slurm/train_igrpo_7b.sh", "slurm/train.sh"]
-
-
-def test_a_named_script_brings_its_experiment(checkout, slurm, capsys):
     (checkout / "slurm" / "train_igrpo_7b.sh").write_text("#!/bin/bash\nEXPERIMENT=demo_grpo\n")
+    capsys.readouterr()
     assert launch("--script", "slurm/train_igrpo_7b.sh", "grpo.seed=7") == 0
     assert launch("--script", "slurm/train_igrpo_7b.sh", "experiment=demo") == 0
     runs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run folder")]
     assert [Path(line).name for line in runs] == ["demo_grpo", "demo"]
-    assert slurm.calls("sbatch")[0].words[-2:] == ["experiment=demo_grpo", "grpo.seed=7"]
-
-
-def test_a_script_that_is_not_there(capsys):
-    assert launch("--script", "slurm/nope.sh", TRAIN) == 2
-    expected = "there is no script slurm/nope.sh: use slurm/evaluate.sh, slurm/train.sh"
-    assert expected in capsys.readouterr().err
+    assert slurm.calls("sbatch")[3].words[-2:] == ["experiment=demo_grpo", "grpo.seed=7"]
 
 
 @pytest.fixture
@@ -107,12 +98,9 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
     return tmp_path / "own"
 
 
-def test_without_scripts_it_says_where_it_works(elsewhere, capsys):
+def test_outside_of_a_checkout_it_works_in_its_own(elsewhere, capsys):
     assert launch(TRAIN) == 2
     assert "run igrpo launch in a checkout" in capsys.readouterr().err
-
-
-def test_outside_of_a_checkout_it_works_in_its_own(elsewhere, capsys):
     (elsewhere / "slurm").mkdir(parents=True)
     (elsewhere / "slurm" / "train.sh").write_text("#!/bin/bash\n")
     assert launch(TRAIN, "--dry-run") == 0
@@ -166,23 +154,18 @@ def test_the_shipped_scripts_pass_their_own_preflight(script, monkeypatch, capsy
     assert not (script.parents[1] / "runs" / "never").exists()
 
 
-def test_dry_run_of_a_chain_could_be_run(capsys):
+def test_a_chain_awaits_each_job(slurm, capsys):
     assert launch(TRAIN, "--dry-run", "--chain", "2") == 0
     one, two = [line for line in capsys.readouterr().out.splitlines() if line.startswith("JOB")]
     assert one.startswith("JOB1=$(sbatch --parsable ") and "--dependency=singleton" in one
     assert two.startswith("JOB2=$(") and " --dependency=afterok:$JOB1,singleton " in two
-
-
-def test_a_chain_awaits_each_job(slurm, capsys):
     assert launch(TRAIN, "--chain", "3") == 0
-    dependencies = [
-        [w for w in call.words if w.startswith("--dependency")] for call in slurm.calls("sbatch")
-    ]
-    assert dependencies == [
-        ["--dependency=singleton"],
-        ["--dependency=afterok:101,singleton"],
-        ["--dependency=afterok:102,singleton"],
-    ]
+    assert [
+        word.partition("=")[2]
+        for call in slurm.calls("sbatch")
+        for word in call.words
+        if word.startswith("--dependency=")
+    ] == ["singleton", "afterok:101,singleton", "afterok:102,singleton"]
     assert "submitted jobs 101 102 103 " in capsys.readouterr().out
 
 
@@ -195,12 +178,6 @@ def test_a_chain_that_breaks_off_names_what_is_queued(slurm, capsys):
     )
 
 
-@pytest.mark.parametrize("length", ["0", "-1", "101", "two"])
-def test_the_length_of_a_chain(length, capsys):
-    assert launch(TRAIN, "--chain", length) == 2
-    assert "argument --chain" in capsys.readouterr().err
-
-
 def test_one_job_of_a_run_at_a_time(checkout, slurm, capsys):
     name = job_name(checkout / "runs" / "demo")
     slurm.answers("squeue", squeue_line(7, "RUNNING", "other") + squeue_line(9, "PENDING", name))
@@ -209,38 +186,28 @@ def test_one_job_of_a_run_at_a_time(checkout, slurm, capsys):
     assert slurm.calls("sbatch") == []
     assert launch(TRAIN, "--chain", "1") == 0
     assert "--dependency=afterok:9,singleton" in slurm.calls("sbatch")[0].words
-
-
-def test_a_job_submitted_by_hand_counts_by_its_logs(checkout, slurm, capsys):
     (checkout / "runs" / "demo" / "slurm" / "7-0").mkdir(parents=True)
+    # A job submitted by hand counts by its logs.
     slurm.answers("squeue", squeue_line(7, "RUNNING", "igrpo-7b"))
     assert launch(TRAIN) == 2
     slurm.answers("squeue", squeue_line(7, "COMPLETED", "igrpo-7b"))
     assert launch(TRAIN) == 0
 
 
-def test_a_finished_run_is_not_submitted_again(checkout, slurm, capsys):
-    run = checkout / "runs" / "demo"
-    run.mkdir(parents=True)
-    (run / "finished").write_text("100\n")
-    (run / "config.yaml").write_text("grpo: {max_num_steps: 100, max_num_epochs: 1}\n")
-    words = [TRAIN, "grpo.max_num_steps=100", "igrpo.site.account=a"]
-    with_settings = ["--job-settings", *words]
-    for flags in (words, with_settings):
-        assert launch(*flags) == 0
-        assert (run / "finished").exists()
-    assert "is finished: nothing to submit" in capsys.readouterr().out
-    assert slurm.calls("sbatch") == []
-
-
 @pytest.mark.parametrize("flags", [[], ["--job-settings"]])
-def test_a_finished_run_goes_on_for_more_steps(flags, checkout, slurm):
+def test_a_finished_run_is_not_submitted_again_and_goes_on_for_more_steps(
+    flags, checkout, slurm, capsys
+):
     run = checkout / "runs" / "demo"
     run.mkdir(parents=True)
     (run / "finished").write_text("100\n")
     assert launch(*flags, TRAIN, "grpo.max_num_steps=200") == 0
     assert (run / "finished").exists(), "without a config there is nothing to compare with"
     (run / "config.yaml").write_text("grpo: {max_num_steps: 100, max_num_epochs: 1}\n")
+    words = [TRAIN, "grpo.max_num_steps=100", "igrpo.site.account=a"]
+    assert launch(*flags, *words) == 0 and (run / "finished").exists()
+    assert flags or "is finished: nothing to submit" in capsys.readouterr().out
+    assert slurm.calls("sbatch") == []
     assert launch(*flags, TRAIN, "grpo.max_num_steps=200") == 0
     assert not (run / "finished").exists()
     assert len(slurm.calls("sbatch")) == (0 if flags else 1)
@@ -268,17 +235,6 @@ def test_an_evaluation_keeps_its_words_and_its_shape(checkout, slurm, capsys, mo
     assert not [word for word in call.words if word.startswith(options)]
     assert capsys.readouterr().out.splitlines()[0] == "submitted job 101 (evaluate)"
     assert slurm.calls("squeue") == []
-    assert launch("--script", "slurm/evaluate.sh", "--chain", "2") == 2
-    assert launch("--script", "slurm/train.sh", "--model", "x") == 2
-    assert "unknown flag --model" in capsys.readouterr().err
-
-
-def test_slurms_reason_is_passed_on(slurm, capsys):
-    slurm.refuses("sbatch", "Invalid account", "Batch job submission failed: Invalid account")
-    assert launch(TRAIN) == 2
-    assert capsys.readouterr().err == (
-        "error: sbatch says: Invalid account; Batch job submission failed: Invalid account\n"
-    )
 
 
 def test_without_slurm_one_line(no_slurm, capsys):
@@ -294,10 +250,7 @@ def test_job_settings_read_the_profile(checkout, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "HF_HOME=/from/shell\n" in text and "NCCL_DEBUG=WARN\n" in text
     assert f"IGRPO_RUN_DIR={checkout}/runs/demo\n" in text and "hunter2" not in text
-
-
-def test_the_words_of_an_evaluation_make_settings_for_its_machine(checkout, capsys):
-    """Of all its words the profile's alone: the engine that evaluates would use one GPU at most."""
+    # Of an evaluation's words the profile's alone: its engine would use one GPU at most.
     words = ["--model", "/m", "eval=all_64", "cluster=a100_1x8", "igrpo.site.offline=false"]
     assert launch("--script", "slurm/evaluate.sh", "--job-settings", *words) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -325,6 +278,10 @@ def test_env_prints_a_profile(checkout, capsys, monkeypatch):
         (["--env", "laptop", TRAIN], "igrpo launch --env takes igrpo.site.* alone, not experiment"),
         (["experiment=nope"], "experiment=nope does not exist"),
         (["--job-settings", TRAIN, "igrpo.site.gpu=v100"], "igrpo.site.gpu='v100'"),
+        (["--script", "slurm/nope.sh", TRAIN], "there is no script slurm/nope.sh: use slurm/eval"),
+        (["--script", "slurm/train.sh", "--model", "x"], "unknown flag --model"),
+        (["--script", "slurm/evaluate.sh", "--chain", "2"], ""),
+        *(([TRAIN, "--chain", length], "argument --chain") for length in ("0", "-1", "101", "two")),
     ],
 )
 def test_bad_words(words, expected, slurm, capsys):

@@ -7,12 +7,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cases import cases
+from composed import load_config
 
 from igrpo_nemo.cluster.job import Submission, job_name, sbatch_command
 from igrpo_nemo.cluster.site import assignments, exports, job_settings, sbatch_environment
-from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
+
+CASES = cases(__file__)
+
 
 CLUSTER = ["engine=nemo_rl", "cluster=a100_2x8", "policy.model_name=/models/7b"]
 SITE = Site(
@@ -116,21 +120,7 @@ def test_job_names_are_the_runs_own(tmp_path, monkeypatch):
     assert job_name(tmp_path / "link" / "run 1") == job_name(one)
 
 
-@pytest.mark.parametrize(
-    ("kept", "dropped"),
-    [
-        # What the profile has taken up has no second say.
-        (
-            {"SBATCH_WCKEY": "w", "HF_HOME": "/h", "HF_TOKEN": "t"},
-            {"SBATCH_ACCOUNT": "a", "SBATCH_SIGNAL": "B:USR1@900"},
-        ),
-        # An allocation that the shell is in is not handed on.
-        (
-            {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "t"},
-            {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_GPU": "1", "SLURM_MEM_PER_GPU": "4G"},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("kept", "dropped"), CASES["what_a_job_inherits"])
 def test_what_a_job_inherits(kept, dropped):
     assert sbatch_environment({**kept, **dropped}) == kept
 
@@ -172,31 +162,7 @@ CONVERSIONS = "NRL_MEGATRON_CHECKPOINT_DIR"
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE")
 
 
-@pytest.mark.parametrize(
-    ("site", "environ", "expected"),
-    [
-        # A model is converted where all nodes see it.
-        ({"container": "img"}, {}, {CONVERSIONS: "/checkout/runs/a/megatron"}),
-        # NeMo-RL's own choice: HF_HOME/nemo_rl.
-        ({"container": "img", "hf_home": "/hf"}, {}, {CONVERSIONS: "", "HF_HOME": "/hf"}),
-        ({"container": "img"}, {CONVERSIONS: "/shared"}, {CONVERSIONS: "/shared"}),
-        # On bare metal the home folder is everybody's.
-        ({}, {}, {CONVERSIONS: ""}),
-        # Relative folders start at the checkout.
-        ({}, {}, {"IGRPO_RUN_DIR": "/checkout/runs/a"}),
-        ({}, {}, {"IGRPO_CHECKPOINT_DIR": "/checkout/runs/a/checkpoints"}),
-        # Kernels are built for the GPUs; an image names others.
-        ({"gpu": "cpu"}, {"TORCH_CUDA_ARCH_LIST": "9.0 10.0"}, {"TORCH_CUDA_ARCH_LIST": ""}),
-        ({"gpu": "a100_40gb"}, {"TORCH_CUDA_ARCH_LIST": "9.0"}, {"TORCH_CUDA_ARCH_LIST": "8.0"}),
-        ({"gpu": "a100_80gb"}, {}, {"TORCH_CUDA_ARCH_LIST": "8.0"}),
-        ({"gpu": "h100_80gb"}, {}, {"TORCH_CUDA_ARCH_LIST": "9.0"}),
-        # The offline switches go together.
-        ({"offline": True}, {}, dict(zip(SWITCHES, ("1", "1", "offline"), strict=True))),
-        ({"offline": False}, {}, dict(zip(SWITCHES, ("0", "0", "online"), strict=True))),
-        ({"offline": True}, {"WANDB_MODE": "disabled"}, {"WANDB_MODE": "disabled"}),
-        ({"interface": "ib0"}, {}, {"IGRPO_INTERFACE": "ib0"}),
-    ],
-)
+@pytest.mark.parametrize(("site", "environ", "expected"), CASES["settings_follow_the_profile"])
 def test_settings_follow_the_profile(site, environ, expected):
     settings = settings_of(Path("runs/a"), Site(**site), Path("/checkout"), **environ)
     assert {name: settings[name] for name in expected} == expected

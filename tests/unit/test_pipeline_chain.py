@@ -1,17 +1,18 @@
 """A whole chain on this machine with the embedded engine, and the batch scripts of its stages."""
 
 import csv
-import os
 import runpy
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
+from igrpo_nemo.chain import here
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.chain.script import exit_code
+from igrpo_nemo.cli import main
 from igrpo_nemo.cluster.job import HOST_PATHS, StageJob, Surroundings, script_text
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
@@ -38,44 +39,38 @@ SMALL = (
 )
 
 
+SCRIPT = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
+COMMAND = (*SMALL, "--evaluator", "igrpo", "--samples", "2")
+
+
+def here_in_process(command: Sequence[str]) -> int:
+    """`igrpo` without a process of its own; `test_pipeline_child` has what a process adds."""
+    assert tuple(command[: len(here.IGRPO)]) == here.IGRPO
+    return main(command[len(here.IGRPO) :])
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A working folder with a finished chain in runs/demo."""
     folder = tmp_path_factory.mktemp("chain")
-    done = chain(folder)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(here, "run_to_its_end", here_in_process)
+        assert exit_code(runpy.run_path(SCRIPT)["main"], [*COMMAND]) == 0
     return folder
-
-
-SCRIPT = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
-
-
-def arguments(*words: str, flags: tuple[str, ...] = ()) -> list[str]:
-    return [*SMALL, "--evaluator", "igrpo", "--samples", "2", *flags, *words]
-
-
-def chain(folder: Path) -> subprocess.CompletedProcess:
-    """The script as a user starts it."""
-    environ = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments()],
-        cwd=folder,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
 
 
 @pytest.fixture
 def again(work, monkeypatch, capfd):
-    """Another call in the same folder, in this process."""
-    main = runpy.run_path(SCRIPT)["main"]
+    """Another call in the same folder."""
     monkeypatch.chdir(work)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work / "cache"))
+    monkeypatch.setattr(here, "run_to_its_end", here_in_process)
 
     def call(*words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         capfd.readouterr()
-        code = exit_code(main, arguments(*words, flags=flags))
+        code = exit_code(runpy.run_path(SCRIPT)["main"], [*COMMAND, *flags, *words])
         return subprocess.CompletedProcess(words, code, *capfd.readouterr())
 
     return call

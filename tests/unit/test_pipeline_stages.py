@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from composed import load_config
 
 from igrpo_nemo.chain.checkpoints import Form, find_checkpoint
 from igrpo_nemo.chain.conversion import (
@@ -20,7 +21,6 @@ from igrpo_nemo.chain.conversion import (
 )
 from igrpo_nemo.chain.experiment import is_trained, training_inputs
 from igrpo_nemo.chain.script import exit_code, overrides_of
-from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 
 INPUTS = {"grpo.seed": 1, "policy.model_name": "m", "igrpo.train_stages": ["refine"]}

@@ -6,12 +6,16 @@ import json
 import random
 
 import pytest
+from cases import cases
 from composed import config_of
 
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.cost import Cost, PromptGroup, Speed, decode_seconds, other_method
 from igrpo_nemo.preflight.shape import forward_flops
 from igrpo_nemo.preflight.tokens import KNOWN, context, questions, responses
+
+CASES = cases(__file__)
+
 
 B7 = ["model=deepseek_r1_distill_qwen_7b", "data=math", "engine=nemo_rl", "cluster=a100_2x8"]
 
@@ -140,27 +144,7 @@ def test_training_time_is_arithmetic_over_the_stated_share_of_the_peak():
     assert plan.cost.training == pytest.approx(flops / (8 * 312e12 * 0.4))
 
 
-@pytest.mark.parametrize(
-    ("change", "part", "direction"),
-    [
-        (["igrpo.preflight.response_share=0.8"], "generation", 1),
-        (["igrpo.preflight.train_mfu=0.8"], "training", -1),
-        (["igrpo.draft_prefetch=fused"], "generation", -1),
-        (["policy.generation.vllm_cfg.async_engine=false"], "generation", 1),
-        (["cluster=h100_2x8"], "step", -1),
-        (["loss_fn.force_on_policy_ratio=true"], "logprobs", -1),
-        (
-            [
-                "loss_fn.reference_policy_kl_penalty=0.01",
-                "grpo.skip_reference_policy_logprobs_calculation=false",
-            ],
-            "logprobs",
-            1,
-        ),
-        (["policy.megatron_cfg.activation_checkpointing=false"], "training", -1),
-        (["policy.sequence_packing.enabled=false"], "training", 1),
-    ],
-)
+@pytest.mark.parametrize(("change", "part", "direction"), CASES["what_changes_the_cost"])
 def test_what_changes_the_cost(change, part, direction):
     before, after = getattr(costs()[1], part), getattr(costs(*change)[1], part)
     assert (after - before) * direction > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cases import cases
 from composed import config_of
 
 from igrpo_nemo.config import Config
@@ -17,6 +18,9 @@ from igrpo_nemo.preflight.memory import (
     vllm_memory,
 )
 from igrpo_nemo.preflight.shape import Shape, shape_of
+
+CASES = cases(__file__)
+
 
 B7 = ["model=deepseek_r1_distill_qwen_7b", "data=math", "engine=nemo_rl", "cluster=a100_2x8"]
 MEGATRON = "policy.megatron_cfg"
@@ -51,17 +55,7 @@ def test_megatrons_static_memory_by_hand():
     assert memory.logits == 76_032 * (3 * 2 * 9728 + chunk)
 
 
-@pytest.mark.parametrize(
-    ("change", "part", "factor"),
-    [
-        ([f"{TENSOR}=4"], "weights", 1 / 2),
-        ([f"{TENSOR}=4"], "layer_inputs", 1 / 2),
-        (["cluster=a100_5x8"], "optimizer", 1 / 4),
-        ([f"{MEGATRON}.distributed_data_parallel_config.grad_reduce_in_fp32=true"], "gradients", 2),
-        ([f"{MEGATRON}.optimizer.use_precision_aware_optimizer=false"], "optimizer", 1.6),
-        (["policy.sequence_packing.train_mb_tokens=19456"], "layer_inputs", 2),
-    ],
-)
+@pytest.mark.parametrize(("change", "part", "factor"), CASES["changes"])
 def test_what_changes_a_part_of_the_memory(change, part, factor):
     before, after = getattr(training(), part), getattr(training(*change), part)
     assert after == pytest.approx(factor * before, rel=0.002)

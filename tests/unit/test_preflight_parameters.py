@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from cases import cases
 from composed import config_of
 
 from igrpo_nemo.errors import UserError
@@ -19,6 +20,9 @@ from igrpo_nemo.preflight.shape import (
     shape_of,
     state_bytes_per_sequence,
 )
+
+CASES = cases(__file__)
+
 
 MODELS = (
     "nemotron_h_8b",
@@ -98,22 +102,7 @@ def test_a_model_is_found_in_hugging_faces_cache(tmp_path):
     assert model_folder("owner/other", {"HF_HOME": str(tmp_path)}) is None
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{", "is no JSON file"),
-        ("[]", "holds no JSON object"),
-        ('{"model_type": "qwen2", "hidden_size": 64}', "num_attention_heads is None"),
-        (
-            json.dumps({"model_type": "nemotron_h", **SMALL, "hybrid_override_pattern": "M*"}),
-            "one letter a layer",
-        ),
-        (
-            json.dumps({"model_type": "nemotron_h", **SMALL, "hybrid_override_pattern": "ME*"}),
-            "other than M, * and -",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("content", "reason"), CASES["broken"])
 def test_a_broken_config_json_is_one_line(tmp_path, content, reason):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=reason.replace("*", r"\*")) as caught:

@@ -58,8 +58,16 @@ def test_hostile_data_stays_plain_text_in_q_and_in_its_draft(tokenizer, text):
     assert control_positions(tokenizer, refined) == control_positions(
         tokenizer, harmless_refinement
     )
-    shown = tokenizer.decode(refined.token_ids, skip_special_tokens=False)
-    assert shown.count("</draft>") == 1 and shown.count("<draft>") == 1
+    remarked = build.showing(Problem("1", text, "1"), text, remark=text)
+    assert control_positions(tokenizer, remarked) == control_positions(
+        tokenizer, harmless_refinement
+    )
+    # What a server is sent is tokenised again, control strings included.
+    served = tokenizer(build.draft_text(Problem("1", text, "1"), text)).input_ids
+    assert PlainEncoder(tokenizer).control_ids.isdisjoint(served)
+    for prompt in (refined, remarked):
+        shown = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
+        assert shown.count("</draft>") == 1 and shown.count("<draft>") == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -122,6 +130,23 @@ def test_a_draft_that_fits_exactly_is_whole_and_one_token_more_is_not(tokenizer)
     assert tight.draft_tokens_dropped == 1 and len(tight.token_ids) == exact - 1
 
 
+def test_where_not_even_the_tags_fit_the_prompt_is_q(tokenizer):
+    problem = Problem("1", "1+2=", "3")
+    q = builder(tokenizer).question(problem)
+    tight = builder(tokenizer, total=len(q.token_ids) + 9, new=8).refinement(problem, "1 2 3")
+    assert (tight.token_ids, tight.draft_tokens) == (q.token_ids, 0)
+    assert tight.draft_tokens_dropped == len(tokenizer("1 2 3").input_ids)
+
+
+def test_a_third_of_what_is_kept_is_the_beginning(tokenizer):
+    build = builder(tokenizer, total=220, new=40, draft_truncation="head_tail")
+    draft = " ".join(str(i % 10) for i in range(500))
+    refined = build.refinement(Problem("1", "1=", "1"), draft)
+    head, tail = refined.text.split("<draft>\n")[1].split("\n</draft>")[0].split("[...]")
+    parts = [len(tokenizer(part, add_special_tokens=False).input_ids) for part in (head, tail)]
+    assert parts[0] == sum(parts) // 3 > 10 and draft.startswith(head.strip())
+
+
 def test_answer_only_drafts_leave_the_thinking_out(tokenizer):
     build = builder(tokenizer, draft_content="answer")
     prompt = build.refinement(Problem("1", "1=", "1"), "<think>secret</think><answer>1</answer>")
@@ -143,6 +168,13 @@ def test_an_overlong_question_is_named_with_its_limit(tokenizer):
         UserError, match=r"problem row-7: its prompt has \d+ tokens, the limit is 60"
     ):
         build.question(Problem("row-7", "1+" * 100, "1"))
+
+
+def test_a_question_never_takes_the_room_of_its_answer(tokenizer):
+    """Also where `data.max_input_seq_length` would let it."""
+    build = PromptBuilder(tokenizer, PROFILE, TokenBudget(100, 60, max_question_tokens=90))
+    with pytest.raises(UserError, match="the limit is 40"):
+        build.question(Problem("p", "1+" * 20, "1"))
 
 
 def test_no_room_for_a_prompt_is_an_error(tokenizer):

@@ -6,10 +6,11 @@ import time
 from argparse import Namespace
 
 import pytest
+from cases import cases
+from composed import load_config
 from judge_stub import JudgeStub, random_faults
 
 from igrpo_nemo.cli import train
-from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import JudgeKeys as Keys
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.rewards import ScoreRequest, build_scorer
@@ -17,6 +18,9 @@ from igrpo_nemo.rewards.accuracy import Reason, Verdict
 from igrpo_nemo.rewards.judge import Judge, judge_problems
 from igrpo_nemo.rewards.judge_prompt import judge_messages, read_score
 from igrpo_nemo.types import Problem
+
+CASES = cases(__file__)
+
 
 pytest.importorskip("openai")
 
@@ -191,19 +195,7 @@ def _igrpo(stub, **options):
     return values.model_copy(update={"judge": judge})
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (None, None),
-        ("status_400", "does not accept the request (HTTP 400)"),
-        ("status_401", "refuses the key (HTTP 401)"),
-        ("status_404", "does not know the model (HTTP 404)"),
-        ("status_503", "fails with status_503"),
-        ("slow", "does not answer in time: raise igrpo.judge.attempt_timeout_s"),
-        ("length", "ends its reply at the limit: raise igrpo.judge.max_completion_tokens"),
-        ("prose", "answers in another form: check igrpo.judge.response_format"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "said"), CASES["asked"])
 def test_the_judge_is_asked_once_before_a_run(stub, monkeypatch, fault, said):
     monkeypatch.setenv("OPENAI_API_KEY", "stub-key")
     stub.fault = lambda number: fault

@@ -1,6 +1,5 @@
 """The pool: limits, order, deadlines, callers of every kind, and no process left behind."""
 
-import asyncio
 import gc
 import os
 import signal
@@ -140,19 +139,6 @@ def test_threads_share_a_pool(pool):
     for i, verdicts in enumerate(results):
         numbers = range(90 + 10 * i, 100 + 10 * i)
         assert [v.correct for v in verdicts] == [n % 3 != 0 for n in numbers]
-
-
-def test_an_event_loop_goes_on_while_it_waits(pool):
-    async def wait_and_tick():
-        ticks = 0
-        task = asyncio.ensure_future(asyncio.to_thread(pool.verdicts, [_request("w + 1", "1 + w")]))
-        while not task.done():
-            ticks += 1
-            await asyncio.sleep(0.001)
-        return ticks, await task
-
-    ticks, verdicts = asyncio.run(wait_and_tick())
-    assert ticks >= 1 and verdicts[0].correct
 
 
 def test_the_caller_keeps_its_signal_handlers_and_may_be_any_thread():

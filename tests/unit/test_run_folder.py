@@ -94,29 +94,6 @@ def test_config_and_summary_are_written_whole_and_scrubbed(tmp_path):
     assert not list(tmp_path.glob(".*.writing"))
 
 
-HOLDER = (
-    "import sys, time; from igrpo_nemo.run.folder import RunFolder\n"
-    "folder = RunFolder(sys.argv[1]); print('held', flush=True); time.sleep(60)"
-)
-
-
-def test_two_runs_never_share_a_folder(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"{tmp_path} is being written by pid {holder.pid} on"):
-            RunFolder(tmp_path)
-    finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-    with RunFolder(tmp_path):  # a killed run leaves the folder free
-        with pytest.raises(UserError, match="this process"):
-            RunFolder(tmp_path)
-    RunFolder(tmp_path).close()
-
-
 def test_a_forked_worker_does_not_hold_the_folder_of_its_dead_parent(tmp_path):
     run = RunFolder(tmp_path)
     child = os.fork()

@@ -71,33 +71,30 @@ def test_an_earlier_start_of_the_same_job_is_dead(tmp_path, held, no_slurm):
     RunLock(tmp_path, environ(7, 2)).release()
 
 
-@pytest.mark.parametrize("state", ["COMPLETED", "NODE_FAIL", "CANCELLED", "PENDING"])
-def test_a_job_that_slurm_has_ended_is_dead(tmp_path, held, slurm, state):
+GONE, AWAY = "Invalid job id specified", "Unable to contact slurm controller"
+
+
+@pytest.mark.parametrize(
+    ("answer", "dead"),
+    [
+        *((state, True) for state in ("COMPLETED", "NODE_FAIL", "CANCELLED", "PENDING")),
+        *((state, False) for state in ("RUNNING", "COMPLETING", "SUSPENDED")),
+        *((GONE, True), (AWAY, False)),
+    ],
+)
+def test_a_job_that_slurm_has_ended_or_forgotten_is_dead(tmp_path, held, slurm, answer, dead):
+    """What Slurm does not answer proves nothing."""
     held("pid 3 on node1, Slurm job 7, restart 0\n")
-    slurm.answers("squeue", f"{state}\n")
-    RunLock(tmp_path, environ(8)).release()
+    if answer in (GONE, AWAY):
+        slurm.refuses("squeue", answer)
+    else:
+        slurm.answers("squeue", f"{answer}\n")
+    if dead:
+        RunLock(tmp_path, environ(8)).release()
+    else:
+        with pytest.raises(UserError, match="Slurm job 7, restart 0"):
+            RunLock(tmp_path, environ(8))
     assert "--jobs=7" in slurm.calls("squeue")[0].words
-
-
-def test_a_job_that_slurm_has_forgotten_is_dead(tmp_path, held, slurm):
-    held("pid 3 on node1, Slurm job 7, restart 0\n")
-    slurm.refuses("squeue", "Invalid job id specified")
-    RunLock(tmp_path, {}).release()
-
-
-@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING", "SUSPENDED"])
-def test_a_job_that_runs_keeps_its_folder(tmp_path, held, slurm, state):
-    held("pid 3 on node1, Slurm job 7, restart 0\n")
-    slurm.answers("squeue", f"{state}\n")
-    with pytest.raises(UserError, match="Slurm job 7, restart 0: wait until that run ends"):
-        RunLock(tmp_path, environ(8))
-
-
-def test_what_slurm_does_not_answer_proves_nothing(tmp_path, held, slurm):
-    held("pid 3 on node1, Slurm job 7, restart 0\n")
-    slurm.refuses("squeue", "Unable to contact slurm controller")
-    with pytest.raises(UserError, match="Slurm job 7"):
-        RunLock(tmp_path, environ(8))
 
 
 def test_a_holder_on_this_host_is_alive(tmp_path, held, slurm):
@@ -187,14 +184,6 @@ def test_the_queue_as_data(slurm):
     assert f"--user={os.getuid()}" in slurm.calls("squeue")[0].words
 
 
-def test_nothing_listed_proves_nothing(slurm):
-    """Of other people's jobs a site may show nothing; one that is forgotten is an invalid id."""
-    slurm.answers("squeue", "")
-    assert not has_no_nodes(7)
-    slurm.refuses("squeue", "Invalid job id specified")
-    assert has_no_nodes(7)
-
-
 @pytest.mark.parametrize(
     ("state", "free"),
     [
@@ -217,6 +206,9 @@ def test_a_job_and_its_process_judge_a_holder_alike(tmp_path, slurm, state, free
 
 
 def test_filters_of_the_shell_hide_no_job(slurm, monkeypatch):
+    """Of other people's jobs a site may show nothing: that proves nothing."""
+    slurm.answers("squeue", "")
+    assert not has_no_nodes(7)
     monkeypatch.setenv("SQUEUE_PARTITION", "debug")
     slurm.answers("squeue", "RUNNING\n")
     assert not has_no_nodes(7) and not my_jobs()

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from composed import load_config
 
-from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
 from igrpo_nemo.run.core import fitting_problems, training_problems, validation_problems

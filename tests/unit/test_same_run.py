@@ -1,7 +1,8 @@
 import pytest
 import yaml
+from composed import load_config
 
-from igrpo_nemo.config import load_config, with_problems
+from igrpo_nemo.config import with_problems
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.scrub import scrub
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run

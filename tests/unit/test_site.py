@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cases import cases
+from composed import load_config
 
 from igrpo_nemo.cluster.site import LOCAL_PROFILE, VARIABLES, slurm_time, with_site
-from igrpo_nemo.config import load_config
-from igrpo_nemo.config.igrpo_keys import SECRET_NAMES, Site, time_in_seconds
+from igrpo_nemo.config.igrpo_keys import SECRET_NAMES, time_in_seconds
 from igrpo_nemo.errors import UserError
+
+CASES = cases(__file__)
 
 
 def profile(folder: Path, local: str = "", environ: dict[str, str] | None = None, *overrides: str):
@@ -76,19 +79,7 @@ def test_env_is_merged_name_by_name(tmp_path):
     assert profile(tmp_path, local, {}, "igrpo.site.env={B: c}").env == {"B": "c"}
 
 
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ("60", "01:00:00"),
-        ("90:30", "01:30:30"),
-        ("4:00:00", "04:00:00"),
-        ("12:00:00", "12:00:00"),
-        ("1-0", "1-00:00:00"),
-        ("1-12:30", "1-12:30:00"),
-        ("2-00:00:00", "2-00:00:00"),
-        ("30:00:00", "1-06:00:00"),
-    ],
-)
+@pytest.mark.parametrize(("written", "meant"), CASES["time_limits"])
 def test_a_time_limit_in_each_of_slurms_forms(tmp_path, written, meant):
     assert slurm_time(written) == meant
     # YAML 1.1 reads 12:00:00 as a number of base 60.
@@ -101,23 +92,7 @@ def test_seconds_of_a_time_limit():
     assert time_in_seconds("2-00:00:10") == 2 * 86400 + 10
 
 
-@pytest.mark.parametrize(
-    ("local", "environ", "expected"),
-    [
-        (
-            "acount: x",
-            {},
-            "cluster.local.yaml: unknown key acount: the known ones are gpu, account",
-        ),
-        ("gpu: v100", {}, "cluster.local.yaml: gpu='v100': Input should be 'cpu'"),
-        ("time: soon", {}, "cluster.local.yaml: time='soon': write HH:MM:SS or D-HH:MM:SS"),
-        ("mounts: [/a]", {}, "mounts.0='/a': write SOURCE:DESTINATION[:ro]"),
-        ("", {"CPUS_PER_NODE": "many"}, "CPUS_PER_NODE in the environment: cpus_per_node='many'"),
-        ("", {"SBATCH_TIMELIMIT": "UNLIMITED"}, "SBATCH_TIMELIMIT in the environment: time="),
-        ("- a", {}, "holds no keys: write key: value"),
-        ("a: [", {}, "is no YAML file"),
-    ],
-)
+@pytest.mark.parametrize(("local", "environ", "expected"), CASES["refused"])
 def test_what_cannot_be_used_is_named_in_one_line(tmp_path, local, environ, expected):
     assert expected in refusal(tmp_path, local, environ)
 
@@ -140,10 +115,6 @@ def test_names_of_secrets_and_names_that_only_sound_alike():
 def test_an_unreadable_file_is_a_clear_error(tmp_path):
     (tmp_path / LOCAL_PROFILE).mkdir()
     assert "cannot read" in refusal(tmp_path)
-
-
-def test_every_variable_names_a_key_of_the_profile():
-    assert VARIABLES.keys() <= Site.model_fields.keys()
 
 
 def test_the_example_profile_can_be_used(tmp_path):

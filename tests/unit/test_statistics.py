@@ -30,7 +30,7 @@ def beta_rates(generator: np.random.Generator, P: int) -> np.ndarray:
     return generator.beta(0.8, 1.2, size=P)
 
 
-def test_estimate_by_hand() -> None:
+def test_estimate_by_hand():
     result = estimate(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]))
     means = [0.5, 0.25, 1.0]
     within = [1 / 3, 1 / 4, 0]  # sample variances of the rows
@@ -42,20 +42,13 @@ def test_estimate_by_hand() -> None:
     )
 
 
-def test_estimate_is_the_cluster_robust_error_with_its_correction() -> None:
-    values = np.random.default_rng(1).random((9, 5))
-    residual_sums = (values - values.mean()).sum(axis=1)
-    sandwich = math.sqrt((residual_sums**2).sum()) / values.size
-    assert estimate(values).problems == pytest.approx(sandwich * math.sqrt(9 / 8))
-
-
-def test_errors_that_cannot_be_known_are_none() -> None:
+def test_errors_that_cannot_be_known_are_none():
     assert estimate(np.array([[1.0], [0.0]])).sampling is None
     assert estimate(np.array([[1.0, 0.0]])).problems is None
     assert over_problems([1, 0, 0, 0]).sampling is None
 
 
-def test_sampling_error_covers_with_problems_fixed() -> None:
+def test_sampling_error_covers_with_problems_fixed():
     generator = np.random.default_rng(2)
     rates, trials, hits = beta_rates(generator, 30), 4000, 0
     for _ in range(trials):
@@ -64,7 +57,7 @@ def test_sampling_error_covers_with_problems_fixed() -> None:
     assert covers(hits, trials, slack=0.01)
 
 
-def test_error_over_problems_covers_with_problems_drawn() -> None:
+def test_error_over_problems_covers_with_problems_drawn():
     generator = np.random.default_rng(3)
     trials, hits, naive = 4000, 0, 0
     for _ in range(trials):
@@ -76,7 +69,7 @@ def test_error_over_problems_covers_with_problems_drawn() -> None:
     assert naive / trials < 0.7  # what P * K independent samples would promise
 
 
-def test_macro_average_weighs_benchmarks_equally() -> None:
+def test_macro_average_weighs_benchmarks_equally():
     small, large = estimate(np.eye(4)), estimate(np.ones((1000, 2)))
     both = macro_average([small, large])
     assert both.mean == pytest.approx((0.25 + 1.0) / 2)
@@ -85,7 +78,7 @@ def test_macro_average_weighs_benchmarks_equally() -> None:
     assert macro_average([small, over_problems([1, 0])]).sampling is None
 
 
-def test_pass_at_k_curve_averages_problems() -> None:
+def test_pass_at_k_curve_averages_problems():
     curve = pass_at_k_curve([0, 3, 6], 6)
     assert list(curve) == [1, 2, 4, 6] == curve_points(6)
     assert curve[1].mean == pytest.approx((0 + 0.5 + 1) / 3)
@@ -94,7 +87,7 @@ def test_pass_at_k_curve_averages_problems() -> None:
     assert pass_at_k_curve([1], 2, [2])[2].mean == 1.0
 
 
-def test_pass_at_1_is_the_accuracy_with_its_errors() -> None:
+def test_pass_at_1_is_the_accuracy_with_its_errors():
     correct = np.random.default_rng(4).random((12, 9)) < 0.4
     first, whole = pass_at_k_curve(correct.sum(axis=1), 9)[1], estimate(correct)
     assert first.mean == pytest.approx(whole.mean)
@@ -102,7 +95,7 @@ def test_pass_at_1_is_the_accuracy_with_its_errors() -> None:
     assert first.problems == pytest.approx(whole.problems)
 
 
-def test_bayes_at_n_is_the_posterior_of_each_problem() -> None:
+def test_bayes_at_n_is_the_posterior_of_each_problem():
     found = bayes_at_n([0, 3, 4], 4)
     assert found.mean == pytest.approx((1 / 6 + 4 / 6 + 5 / 6) / 3)
     beta = [(1, 5), (4, 2), (5, 1)]  # variance of Beta(a, b): ab / ((a+b)^2 (a+b+1))
@@ -111,7 +104,7 @@ def test_bayes_at_n_is_the_posterior_of_each_problem() -> None:
     assert bayes_at_n([4, 4], 4).sampling > 0 == estimate(np.ones((2, 4))).sampling
 
 
-def test_the_interval_over_seeds_is_students_and_welchs() -> None:
+def test_the_interval_over_seeds_is_students_and_welchs():
     found = over_seeds([0.5, 0.6, 0.7])
     half = t_quantile(0.975, 2) * 0.1 / math.sqrt(3)
     assert (found.mean, found.problems) == (pytest.approx(0.6), 3)
@@ -125,30 +118,8 @@ def test_the_interval_over_seeds_is_students_and_welchs() -> None:
     assert over_seeds([0.5], [0.4, 0.6]).low is None
 
 
-def test_pass_at_k_is_unbiased_and_the_plug_in_is_not() -> None:
-    generator = np.random.default_rng(5)
-    rates, n, k = beta_rates(generator, 20), 16, 8
-    truth = (1 - (1 - rates) ** k).mean()
-    estimates, plug_in = [], []
-    for _ in range(2000):
-        correct_P = generator.binomial(n, rates)
-        estimates.append(pass_at_k_curve(correct_P, n, [k])[k].mean)
-        plug_in.append((1 - (1 - correct_P / n) ** k).mean())
-    error = np.std(estimates) / math.sqrt(len(estimates))
-    assert abs(np.mean(estimates) - truth) < 4 * error
-    assert abs(np.mean(plug_in) - truth) > 8 * error
-
-
-def test_pass_at_256_keeps_its_digits() -> None:
-    curve = pass_at_k_curve([1, 0], 256)
-    assert list(curve)[-1] == 256
-    for k, value in curve.items():
-        assert value.mean == pytest.approx(k / 256 / 2, rel=1e-12)  # one right sample of 256
-    assert curve[256].sampling is None
-
-
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 2), (6, 1, 4), (7, 5, 3)])
-def test_sampling_error_of_pass_at_k_is_the_jackknife(n: int, c: int, k: int) -> None:
+def test_sampling_error_of_pass_at_k_is_the_jackknife(n, c, k):
     samples = [1] * c + [0] * (n - c)
 
     def passes(rest: list[int]) -> float:
@@ -160,11 +131,10 @@ def test_sampling_error_of_pass_at_k_is_the_jackknife(n: int, c: int, k: int) ->
     assert pass_at_k_curve([c], n, [k])[k].sampling == pytest.approx(math.sqrt(expected))
 
 
-@pytest.mark.parametrize("P", [30, 198])
-def test_bootstrap_interval_covers(P: int) -> None:
+def test_bootstrap_interval_covers():
     """Two systems of unequal strength on shared problems: the truth is the mean of the shift."""
-    generator = np.random.default_rng(P)
-    trials, hits, K = 600, 0, 8
+    generator = np.random.default_rng(30)
+    trials, hits, P, K = 300, 0, 30, 8
     for trial in range(trials):
         base = beta_rates(generator, P)
         better = base + 0.3 * (1 - base) * generator.random(P)  # E = 0.3 * 0.6 * 0.5
@@ -175,9 +145,9 @@ def test_bootstrap_interval_covers(P: int) -> None:
     assert covers(hits, trials)
 
 
-def test_bootstrap_interval_of_a_macro_average_covers() -> None:
+def test_bootstrap_interval_of_a_macro_average_covers():
     generator = np.random.default_rng(6)
-    trials, hits = 600, 0
+    trials, hits = 300, 0
     sizes = {"aime24": 30, "amc23": 40, "gsm8k": 400}
     for trial in range(trials):
         ours, theirs = {}, {}
@@ -190,7 +160,7 @@ def test_bootstrap_interval_of_a_macro_average_covers() -> None:
     assert covers(hits, trials)
 
 
-def test_bootstrap_of_normal_differences_is_students_interval() -> None:
+def test_bootstrap_of_normal_differences_is_students_interval():
     """For normal data the corrected interval is the t-interval: here, on normal scores."""
     from statistics import NormalDist
 
@@ -203,7 +173,7 @@ def test_bootstrap_of_normal_differences_is_students_interval() -> None:
     assert found.high - found.low == pytest.approx(2 * half, rel=0.04)
 
 
-def test_bootstrap_is_paired_and_seeded() -> None:
+def test_bootstrap_is_paired_and_seeded():
     generator = np.random.default_rng(7)
     base = generator.random(50)
     shifted = {"b": base + 0.1 + generator.normal(0, 1e-3, 50)}
@@ -217,7 +187,7 @@ def test_bootstrap_is_paired_and_seeded() -> None:
     assert wide.high - wide.low > 0.1
 
 
-def test_bootstrap_without_spread_or_without_problems() -> None:
+def test_bootstrap_without_spread_or_without_problems():
     same = paired_bootstrap({"b": np.ones(5)}, {"b": np.ones(5)})
     assert (same.mean, same.low, same.high, same.excludes_zero) == (0.0, 0.0, 0.0, False)
     single = paired_bootstrap({"b": np.ones(1)}, {"b": np.zeros(1)})
@@ -228,5 +198,5 @@ def test_bootstrap_without_spread_or_without_problems() -> None:
     ("probability", "degrees", "value"),
     [(0.975, 1, 12.7062047), (0.975, 29, 2.0452296), (0.95, 7, 1.8945786), (0.975, 5000, 1.9600)],
 )
-def test_t_quantile_equals_tables(probability: float, degrees: float, value: float) -> None:
+def test_t_quantile_equals_tables(probability, degrees, value):
     assert t_quantile(probability, degrees) == pytest.approx(value, rel=2e-4)

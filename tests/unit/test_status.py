@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cases import cases
 from fake_slurm import squeue_line
 
 from igrpo_nemo.cli import main
@@ -15,6 +16,8 @@ from igrpo_nemo.cluster.job import job_name
 from igrpo_nemo.cluster.status import log_tail, run_status
 from igrpo_nemo.files.scrub import scrub_text
 from igrpo_nemo.run.folder import RunFolder
+
+CASES = cases(__file__)
 
 
 @pytest.fixture(autouse=True)
@@ -193,18 +196,7 @@ def test_a_huge_log_is_read_from_its_end(tmp_path):
     assert log_tail(tmp_path, 1, {}).lines == ("end",)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "HF_TOKEN=hunter2",
-        "{'wandb_api_key': 'hunter2'}",
-        "password: hunter2",
-        "Authorization: Bearer hunter2",
-        "https://me:hunter2@host/path",
-        "loaded hf_hunter2hunter2hunter2",
-        "the value is long-hunter2-value indeed",
-    ],
-)
+@pytest.mark.parametrize("text", CASES["secrets"])
 def test_no_secret_is_shown(tmp_path, text):
     environ = {"JUDGE_API_KEY": "long-hunter2-value", "HOME": "/root"}
     start(tmp_path, "9-0", driver=f"{text}\n")

@@ -143,7 +143,7 @@ def gradient(
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_value_and_gradient_equal_the_closed_form(name: str, scale: float) -> None:
+def test_value_and_gradient_equal_the_closed_form(name, scale):
     config, batch = OBJECTIVES[name], make_batch(scale)
     loss, grad = gradient(batch, config)
     value, coefficients = closed_form(batch, config)
@@ -154,9 +154,7 @@ def test_value_and_gradient_equal_the_closed_form(name: str, scale: float) -> No
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("gamma", [0.1, 0.7])
-def test_weights_and_shaped_rows_equal_the_closed_form(
-    name: str, scale: float, gamma: float
-) -> None:
+def test_weights_and_shaped_rows_equal_the_closed_form(name, scale, gamma):
     """Among the shaped rows are positive and negative advantages, and ratios beyond every clip."""
     config = replace(OBJECTIVES[name], shaping_gamma=gamma)
     shaped = torch.tensor([False, True, True, False, False, True, False, False])
@@ -171,7 +169,7 @@ def test_weights_and_shaped_rows_equal_the_closed_form(
         gradient(batch, OBJECTIVES[name])
 
 
-def test_a_weight_of_one_changes_nothing_and_a_weight_counts_as_often_as_a_row() -> None:
+def test_a_weight_of_one_changes_nothing_and_a_weight_counts_as_often_as_a_row():
     batch = make_batch()
     loss, grad = gradient(batch, GRPO)
     weighted = replace(batch, weights=torch.ones(len(LENGTHS), dtype=torch.float64))
@@ -191,15 +189,24 @@ def test_a_weight_of_one_changes_nothing_and_a_weight_counts_as_often_as_a_row()
 
 
 @pytest.mark.parametrize("extreme", [-1e4, 0.0])
-def test_the_shaped_term_is_finite_for_hopeless_and_certain_tokens(extreme: float) -> None:
+def test_the_shaped_term_is_finite_for_hopeless_and_certain_tokens(extreme):
     batch = replace(make_batch(), shaped=torch.ones(len(LENGTHS), dtype=torch.bool))
     batch = replace(batch, logprobs=torch.full_like(batch.old, extreme))
     loss, grad = gradient(batch, replace(GRPO, shaping_gamma=0.1))
     assert bool(torch.isfinite(loss)) and bool(torch.isfinite(grad).all())
 
 
+def test_a_shaped_row_has_no_ratio():
+    """It counts as 1 in the metrics, however far the policy has moved."""
+    batch = replace(make_batch(2.0), shaped=torch.ones(len(LENGTHS), dtype=torch.bool))
+    config, normalizer = replace(GRPO, shaping_gamma=0.1), Normalizer.from_lengths(LENGTHS)
+    got = finish_metrics([clipped_surrogate(batch.inputs(), config, normalizer)[1]])
+    assert got["policy/ratio_mean"] == got["policy/ratio_max"] == 1.0
+    assert got["policy/clip_fraction"] == 0.0
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_batches_reach_every_branch_of_the_clip(name: str) -> None:
+def test_the_batches_reach_every_branch_of_the_clip(name):
     """Otherwise the closed-form test would prove less than it says."""
     config = OBJECTIVES[name]
     seen, above_dual_clip = set(), False
@@ -218,7 +225,7 @@ def test_the_batches_reach_every_branch_of_the_clip(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_parameter_gradient_is_eq29_on_a_softmax_policy(name: str) -> None:
+def test_parameter_gradient_is_eq29_on_a_softmax_policy(name):
     """Down to the parameters: with logits z as parameters, grad log pi(o) = onehot(o) - pi."""
     config, batch = OBJECTIVES[name], make_batch()
     rows, tokens, vocabulary = len(LENGTHS), max(LENGTHS), 11
@@ -243,7 +250,7 @@ def test_parameter_gradient_is_eq29_on_a_softmax_policy(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("cuts", [[8], [1] * 8, [3, 5], [6, 2], [2, 2, 4]])
-def test_micro_batches_add_up_to_the_full_batch(name: str, cuts: list[int]) -> None:
+def test_micro_batches_add_up_to_the_full_batch(name, cuts):
     config, batch = OBJECTIVES[name], make_batch()
     normalizer = Normalizer.from_lengths(LENGTHS)
     whole_loss, whole_grad = gradient(batch, config)
@@ -272,7 +279,7 @@ def test_micro_batches_add_up_to_the_full_batch(name: str, cuts: list[int]) -> N
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("filler", [math.nan, -math.inf, math.inf, 1e30])
-def test_padding_may_hold_anything(name: str, filler: float) -> None:
+def test_padding_may_hold_anything(name, filler):
     config, batch = OBJECTIVES[name], make_batch()
     padding = torch.arange(max(LENGTHS)) >= batch.lengths[:, None]
     loss, grad = gradient(batch, config)
@@ -290,7 +297,19 @@ def test_padding_may_hold_anything(name: str, filler: float) -> None:
     assert all(math.isfinite(float(value)) for value in metrics.values())
 
 
-def test_groups_without_spread_have_no_gradient_but_stay_in_the_denominator() -> None:
+def test_the_padding_of_an_objective_of_ones_own_may_hold_anything():
+    batch = make_batch()
+    padding = torch.arange(max(LENGTHS)) >= batch.lengths[:, None]
+
+    def own(inputs, config):
+        return (inputs.logprobs_RT * inputs.advantages_R[:, None]).masked_fill(padding, math.nan)
+
+    loss, _ = clipped_surrogate(batch.inputs(), GRPO, Normalizer.from_lengths(LENGTHS), own)
+    (grad,) = torch.autograd.grad(loss, batch.logprobs)
+    assert math.isfinite(float(loss.detach())) and bool(torch.isfinite(grad).all())
+
+
+def test_groups_without_spread_have_no_gradient_but_stay_in_the_denominator():
     batch = make_batch()
     silent = group_advantages(torch.where(torch.arange(8) < 4, 0.7, REWARDS), GROUPS, delta=0)
     half = replace(batch, advantages=silent)
@@ -300,7 +319,7 @@ def test_groups_without_spread_have_no_gradient_but_stay_in_the_denominator() ->
     assert torch.equal(half_grad[4:], grad[4:])
 
 
-def test_on_policy_loss_is_minus_the_mean_advantage_and_gradient_is_eq19() -> None:
+def test_on_policy_loss_is_minus_the_mean_advantage_and_gradient_is_eq19():
     batch = make_batch()
     batch = replace(batch, logprobs=batch.old.clone())
     loss, grad = gradient(batch, GRPO)
@@ -310,7 +329,7 @@ def test_on_policy_loss_is_minus_the_mean_advantage_and_gradient_is_eq19() -> No
         assert grad[j, :length].tolist() == pytest.approx([wanted] * length, abs=1e-15)
 
 
-def test_an_overflowing_ratio_sends_no_nan_through_the_clip() -> None:
+def test_an_overflowing_ratio_sends_no_nan_through_the_clip():
     inputs = SurrogateInputs(
         torch.tensor([[-1.0]], requires_grad=True),
         torch.tensor([[-200.0]]),
@@ -325,7 +344,7 @@ def test_an_overflowing_ratio_sends_no_nan_through_the_clip() -> None:
     assert math.isfinite(float(metrics["ratio_max"]))
 
 
-def test_low_precision_log_probs_are_computed_in_fp32() -> None:
+def test_low_precision_log_probs_are_computed_in_fp32():
     batch = make_batch()
     low = replace(batch, logprobs=batch.logprobs.detach().bfloat16(), old=batch.old.bfloat16())
     loss, metrics = clipped_surrogate(low.inputs(), GRPO, Normalizer.from_lengths(LENGTHS))
@@ -334,7 +353,7 @@ def test_low_precision_log_probs_are_computed_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("kl_type", ["k1", "k2", "k3"])
-def test_kl_types_and_clamps(kl_type: str) -> None:
+def test_kl_types_and_clamps(kl_type):
     batch = make_batch()
     config = SurrogateConfig(
         reference_policy_kl_penalty=0.5,
@@ -362,7 +381,7 @@ def test_kl_types_and_clamps(kl_type: str) -> None:
     assert float(penalised - plain) == pytest.approx(0.5 * total / sum(LENGTHS), abs=1e-12)
 
 
-def test_metrics_are_token_means_and_count_the_clipped_tokens() -> None:
+def test_metrics_are_token_means_and_count_the_clipped_tokens():
     ratios = [[1.5, 0.5, 1.0], [1.5, 0.5, 9.0]]
     inputs = SurrogateInputs(
         torch.tensor(ratios, dtype=torch.float64).log(),
@@ -388,7 +407,7 @@ def test_metrics_are_token_means_and_count_the_clipped_tokens() -> None:
     assert finish_metrics(parts)["policy/clip_fraction"] == pytest.approx(3 / 5)
 
 
-def test_a_kl_without_reference_is_named() -> None:
+def test_a_kl_without_reference_is_named():
     inputs = replace(make_batch().inputs(), reference_logprobs_RT=None)
     with pytest.raises(ValueError, match="needs reference_logprobs_RT"):
         clipped_surrogate(inputs, GRPO_KL, Normalizer.from_lengths(LENGTHS))
