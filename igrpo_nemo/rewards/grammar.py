@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 from sympy import E, I, Integer, Rational, Symbol, pi
 
-from igrpo_nemo.rewards.spelling import FUNCTIONS, is_word
+from igrpo_nemo.rewards.spelling import FUNCTIONS, WORDS, is_word
 
 _TOKEN = re.compile(
     r"\\[a-zA-Z]+|\\.|\d+\.\d+|\.\d+|\d+\.?|[a-zA-Z]+|[-+*/^_!'|()\[\]{},=<>:%&;]|\S"
@@ -24,14 +24,7 @@ _MAX_TOKENS = 1_500
 # Results with more bits stay powers, so that nothing written in a line fills the memory.
 _MAX_BITS = 1 << 21
 
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
-    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega "
-    "ell hbar".split()
-)
-_MARKS = frozenset(
-    "vec hat bar tilde dot ddot widehat overrightarrow overleftrightarrow mathbb".split()
-)
+_GREEK, _MARKS = frozenset(WORDS["greek_names"].split()), frozenset(WORDS["marks"].split())
 
 
 class Unreadable(ValueError):
@@ -42,12 +35,10 @@ def _log(value: Any, base: Any) -> Any:
     return sympy.log(value) / sympy.log(base)
 
 
-_SAME = "sin cos tan cot sec csc sinh cosh tanh coth asin acos atan exp floor arg cbrt".split()
-_OTHERS = "arcsin=asin arccos=acos arctan=atan arccot=acot ln=log abs=Abs ceil=ceiling Re=re Im=im"
-_CALLS: dict[str, Callable[..., Any]] = {name: getattr(sympy, name) for name in _SAME}
-_CALLS |= {a: getattr(sympy, b) for a, b in (pair.split("=") for pair in _OTHERS.split())}
-_INVERTED = "sin cos tan cot sec csc sinh cosh tanh".split()
-_INVERSES = {name: getattr(sympy, f"a{name}") for name in _INVERTED}
+_CALLS: dict[str, Callable[..., Any]] = {
+    name: getattr(sympy, known) for known, names in WORDS["calls"].items() for name in names.split()
+}
+_INVERSES = {name: getattr(sympy, f"a{name}") for name in WORDS["inverted"].split()}
 _SEVERAL = {"gcd": sympy.gcd, "lcm": sympy.lcm, "max": sympy.Max, "min": sympy.Min}
 _TRIG = frozenset("sin cos tan cot sec csc".split())
 

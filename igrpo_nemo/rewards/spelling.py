@@ -18,15 +18,15 @@ import yaml
 
 from igrpo_nemo.rewards.units import counted
 
-_WORDS = yaml.safe_load((Path(__file__).parent / "spelling.yaml").read_text(encoding="utf-8"))
-_TABLE = str.maketrans({c: name for name, chars in _WORDS["symbols"].items() for c in chars})
+WORDS = yaml.safe_load((Path(__file__).parent / "spelling.yaml").read_text(encoding="utf-8"))
+_TABLE = str.maketrans({c: name for name, chars in WORDS["symbols"].items() for c in chars})
 _GREEK_TABLE = str.maketrans(
-    {char: f"\\{name} " for name, chars in _WORDS["greek"].items() for char in chars}
+    {char: f"\\{name} " for name, chars in WORDS["greek"].items() for char in chars}
 )
-_NAMES = {name: text for text, names in _WORDS["names"].items() for name in names.split()}
-FUNCTIONS = frozenset(_WORDS["functions"].split())
-_SHORT_WORDS = frozenset(_WORDS["short_words"].split())
-_BARE_UNITS = frozenset(_WORDS["bare_units"].split())
+_NAMES = {name: text for text, names in WORDS["names"].items() for name in names.split()}
+FUNCTIONS = frozenset(WORDS["functions"].split())
+_SHORT_WORDS = frozenset(WORDS["short_words"].split())
+_BARE_UNITS = frozenset(WORDS["bare_units"].split())
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁽⁾ⁿⁱˣ", "0123456789-+()nix")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₋₊ₙₓᵢₖ", "0123456789-+nxik")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁽⁾ⁿⁱˣ]+")
