@@ -51,7 +51,7 @@ def dry_run_text(config: Config, overrides: Sequence[str], config_dir: Path | No
     if problems is not None:
         config = with_problems(config, problems)
     known = [] if problems is None else [f"training problems: {problems:,}"]
-    budget = [*known, *RolloutBudget.of(config, problems).lines()]
+    budget = [*known, *RolloutBudget(config, problems).lines()]
     made_of = [*merged_files(overrides, config_dir), "command line", "config/derive.py"]
     lines = ["", "made of (the later one wins)", *(f"  {each}" for each in made_of)]
     lines += ["", "rollout budget", *(f"  {line}" for line in budget)]

@@ -11,7 +11,6 @@ an error that says what to change.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from igrpo_nemo.config.schema import Config
@@ -191,41 +190,26 @@ def _product(config: Config) -> str:
     return f"grpo.num_prompts_per_step={P} times {rows} rows per problem"
 
 
-@dataclass(frozen=True, slots=True)
 class RolloutBudget:
-    """What a run samples and trains; counts per step unless they say otherwise.
+    """What a run samples and trains, from a derived config; counts per step unless they say
+    otherwise.
 
     `steps` is None where the number of problems is not known before the data is loaded.
     `max_draws` multiplies the samples of a step at most, under dynamic sampling.
     """
 
-    problems: int
-    drafts: int
-    refinements: int
-    trained_rows: int
-    updates: int
-    steps: int | None
-    max_new_tokens: int
-    max_draws: float
-
-    @classmethod
-    def of(cls, config: Config, num_problems: int | None = None) -> RolloutBudget:
-        """The budget of a derived config."""
-        igrpo, grpo = config.igrpo, config.grpo
-        P, feedback = grpo.num_prompts_per_step, config.feedback
+    def __init__(self, config: Config, num_problems: int | None = None) -> None:
+        grpo, feedback = config.grpo, config.feedback
         if num_problems is None and config.data.generated:
             num_problems = config.data.generated.num_problems
+        self.problems = P = grpo.num_prompts_per_step
+        self.drafts, self.refinements = P * feedback.num_drafts, P * feedback.num_refinements
+        self.trained_rows = P * grpo.num_generations_per_prompt
+        self.updates = config.igrpo.updates_per_rollout
+        self.steps = None if num_problems is None else rollout_steps(config, num_problems)
+        self.max_new_tokens = config.policy.generation.max_new_tokens
         draws = grpo.dynamic_sampling_max_gen_batches * grpo.batch_multiplier
-        return cls(
-            problems=P,
-            drafts=P * feedback.num_drafts,
-            refinements=P * feedback.num_refinements,
-            trained_rows=P * grpo.num_generations_per_prompt,
-            updates=igrpo.updates_per_rollout,
-            steps=None if num_problems is None else rollout_steps(config, num_problems),
-            max_new_tokens=config.policy.generation.max_new_tokens,
-            max_draws=draws if grpo.use_dynamic_sampling else 1,
-        )
+        self.max_draws = draws if grpo.use_dynamic_sampling else 1
 
     @property
     def completions(self) -> int:

@@ -22,7 +22,7 @@ def test_a_feedback_is_a_class_and_its_path(policy, tmp_path):
     (metrics,) = tiny_runs.learned(tmp_path / "run")
     assert metrics["igrpo/nonzero_advantage_groups"] > 0
     assert not tiny_runs.same_weights(seen.weights[0], seen.final)
-    budget = RolloutBudget.of(config)
+    budget = RolloutBudget(config)
     assert (budget.drafts, budget.refinements, budget.trained_rows) == (16, 16, 16)
 
 

@@ -69,7 +69,7 @@ def test_dry_run_prints_config_and_budget(capsys):
     text = capsys.readouterr().out
     config = load_config(overrides)
     assert yaml.safe_load(text) == config.to_dict()
-    for line in RolloutBudget.of(config).lines():
+    for line in RolloutBudget(config).lines():
         assert f"#   {line}\n" in text
     assert "steps: 5, optimizer updates: 5" in text
     assert "not read by engine local" not in text

@@ -73,7 +73,7 @@ def test_every_group_is_in_the_defaults_list_and_every_key_described():
 def test_defaults_and_objectives_are_the_papers():
     """What `paper_values.yaml` asks of the experiments, of a config that names a model alone."""
     config = config_of(*HF)
-    budget = RolloutBudget.of(config)
+    budget = RolloutBudget(config)
     assert (budget.completions, budget.trained_rows, budget.updates) == (1024, 512, 1)
     assert (config.igrpo.num_drafts, config.igrpo.num_refinements, config.igrpo.budget) == (4, 4, 8)
     assert config.igrpo.feedback == "best_draft" and config.igrpo.train_stages == ["refine"]
@@ -220,7 +220,7 @@ def test_a_folder_of_further_groups(tmp_path):
 
 def test_demo_and_its_baseline_differ_in_feedback_alone():
     ours, baseline = config_of("experiment=demo"), config_of("experiment=demo_grpo")
-    assert RolloutBudget.of(ours).completions == RolloutBudget.of(baseline).completions
+    assert RolloutBudget(ours).completions == RolloutBudget(baseline).completions
     assert (ours.igrpo.feedback, baseline.igrpo.feedback) == ("best_draft", "none")
     for section in ("loss_fn", "data", "env"):
         assert getattr(ours, section) == getattr(baseline, section)

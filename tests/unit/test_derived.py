@@ -30,15 +30,15 @@ def test_steps_are_whole_batches_of_all_epochs(
 
 
 def test_budget_counts_both_stages() -> None:
-    budget = RolloutBudget.of(config_of(*HF), 7500)
+    budget = RolloutBudget(config_of(*HF), 7500)
     assert (budget.drafts, budget.refinements, budget.steps) == (512, 512, 58)
     assert budget.max_tokens == 1024 * 4096
     text = "\n".join(budget.lines())
     assert "completions in all: 59,392" in text
-    assert "steps: known when the data is loaded" in RolloutBudget.of(config_of(*HF)).lines()
-    alone = RolloutBudget.of(config_of(*HF, "feedback=none"), 7500)
+    assert "steps: known when the data is loaded" in RolloutBudget(config_of(*HF)).lines()
+    alone = RolloutBudget(config_of(*HF, "feedback=none"), 7500)
     assert (alone.drafts, alone.refinements, alone.trained_rows) == (1024, 0, 1024)
-    dapo = RolloutBudget.of(config_of(*HF, "objective=dapo"), 7500)
+    dapo = RolloutBudget(config_of(*HF, "objective=dapo"), 7500)
     assert "dynamic sampling: at most 30 times these samples" in dapo.lines()
 
 

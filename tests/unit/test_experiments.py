@@ -129,7 +129,7 @@ def test_a_dtensor_alternative_differs_in_the_backend_alone(model):
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
 def test_a_comparison_differs_in_the_feedback_alone(pair):
     ours, baseline = map(composed, pair)
-    budgets = [RolloutBudget.of(config, expected_problems(config)) for config in (ours, baseline)]
+    budgets = [RolloutBudget(config, expected_problems(config)) for config in (ours, baseline)]
     assert budgets[0].completions == budgets[1].completions == 1024
     assert budgets[0].steps == budgets[1].steps
     assert budgets[0].updates == budgets[1].updates
@@ -174,7 +174,7 @@ def test_a_baseline_differs_from_igrpo_in_what_its_method_is(experiment):
     model, _, method = experiment.removeprefix("table1_").partition("b_")
     igrpo = composed(f"table1_{model}b_igrpo")
     ours = composed(experiment)
-    assert ours.igrpo.feedback == method and RolloutBudget.of(ours).completions == 1024
+    assert ours.igrpo.feedback == method and RolloutBudget(ours).completions == 1024
     assert ours.feedback.num_trained == {"self_verification": 8, "critique": 5}[method]
     for section in ("data", "cluster", "env", "policy"):
         left, right = at(ours, section), at(igrpo, section)
@@ -338,7 +338,7 @@ def test_a_models_shape_and_the_parallel_sizes_fit(model):
 def test_the_hybrid_model_samples_all_at_once():
     config = composed("table1_nemotron_h_8b_igrpo")
     assert not config.policy.sequence_packing.enabled
-    sequences = RolloutBudget.of(composed("table1_nemotron_h_8b_grpo")).completions / 8
+    sequences = RolloutBudget(composed("table1_nemotron_h_8b_grpo")).completions / 8
     assert at(config, "policy.generation.vllm_kwargs.max_num_seqs") >= sequences
 
 
