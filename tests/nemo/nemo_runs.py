@@ -52,6 +52,11 @@ def tiny_policy(folder: Path) -> str:
     config = load_config(
         [
             *TASK,
+            "igrpo.model.hidden_size=96",
+            "igrpo.model.num_heads=6",
+            "igrpo.model.num_kv_heads=6",
+            "igrpo.model.intermediate_size=384",
+            "igrpo.warmup.lr=2.5e-3",
             "igrpo.warmup.steps=150",
             "igrpo.warmup.batch_size=64",
             "igrpo.warmup.broken_format=0.5",
