@@ -113,7 +113,8 @@ def plain(text: str) -> str:
         bare = _SAID.sub("", bare) or bare
         return _SYNONYMS.get(bare, bare)
     text = re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", lambda m: f'"{m[1].casefold()}"', text)
-    return re.sub(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])", "", text).strip(".,;")
+    text = re.sub(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])", "", text).rstrip(".,;")
+    return re.sub(r"^(?:[,;]|\.(?!\d))+", "", text)  # a point before digits is a decimal one
 
 
 def _dollars(text: str) -> str:

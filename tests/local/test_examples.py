@@ -80,7 +80,6 @@ def test_a_reward_of_ones_own_trains_on_its_rows(tmp_path, monkeypatch):
     policy = tiny_runs.tiny_policy(tmp_path / "policy")
     keys = [key for key in tiny_runs.TASK if not key.startswith("data.")]
     keys += ["data=jsonl", f"data.train.data_path={rows}", f"data.validation.data_path={rows}"]
-    keys += [f"data.{part}.num_problems=null" for part in ("train", "validation")]
     keys += ["igrpo.reward.accuracy=0", "igrpo.reward.format=0", "grpo.max_num_steps=3"]
     keys += ["igrpo.reward.custom={custom_reward:score: 1.0}", f"logger.log_dir={tmp_path}/run"]
     keys += [f"policy.model_name={policy}", "policy.max_total_sequence_length=256"]
