@@ -10,6 +10,7 @@ A failure raises `RolloutError` with the problem's id; a group is complete or th
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -47,15 +48,13 @@ class TwoStageMap(RunMap):
 
 class ValidationMap(RunMap):
     """Validates as NeMo-RL does, single shot on q, as often and as greedily as `igrpo.validation`
-    says, and then, beside it, under q' (`igrpo.val_draft_conditioned`).
-
-    `conditioned` collects, for each refinement, whether it was right; whoever logs a validation
-    takes them out.
+    says, and then, beside it, the reward of its answers (functions of the user's) and answers
+    under q' (`igrpo.val_draft_conditioned`). `measured` collects them, by metric.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conditioned: list[bool] = []
+        self.measured: defaultdict[str, list[float]] = defaultdict(list)
 
     def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
         # Before NeMo-RL's own, which writes the answers behind the prompts.
@@ -65,16 +64,23 @@ class ValidationMap(RunMap):
         if spec.val_greedy:
             asked["greedy"] = True
         returned = self.watched(replace(call, arguments=asked), items, "validation")
+        if spec.val_reward:
+            answered = (each for each in items if not each.overlong)
+            groups = [_group(returned[0], each, spec.val_samples, {}) for each in answered]
+            graded = asyncio.run(_graded(client_of(call, self), groups))
+            rewards = [score.reward for group in graded for score in group.scores]
+            self.measured["val/reward"] += rewards
         if spec.val_conditioned:
             rollouts, _ = two_stages(call, self, items)
             groups = [group for rollout in rollouts for group in rollout.refinements]
-            self.conditioned += [score.correct for group in groups for score in group.scores]
+            rights = [float(score.correct) for group in groups for score in group.scores]
+            self.measured["val/draft_conditioned_accuracy"] += rights
         return returned
 
-    def take(self) -> list[bool]:
-        """Of the validation that is over."""
-        taken, self.conditioned = self.conditioned, []
-        return taken
+    def take(self) -> dict[str, float]:
+        """Means over the validation that is over."""
+        taken, self.measured = self.measured, defaultdict(list)
+        return {name: sum(values) / len(values) for name, values in taken.items() if values}
 
 
 class SingleStageMap(RunMap):
@@ -99,14 +105,12 @@ class SingleStageMap(RunMap):
 
     async def _verified(self, groups: Sequence[Group], call: RolloutCall) -> list[Group]:
         """With the verdict on accuracy, which a reward without it does not tell."""
-        client = client_of(call, self)
-        attempts = [Attempt(each.problem, each.prompt, each.completions) for each in groups]
-        steps = await together([client.step(None, each, judged=False) for each in attempts])
+        found = await _graded(client_of(call, self), groups, judged=False)
         verified = []
-        for group, step in zip(groups, steps, strict=True):
+        for group, graded in zip(groups, found, strict=True):
             scores = tuple(
                 Score(score.reward, {**score.components, "accuracy": float(v.correct)}, v.reason)
-                for score, v in zip(group.scores, step.group.scores, strict=True)
+                for score, v in zip(group.scores, graded.scores, strict=True)
             )
             verified.append(replace(group, scores=scores))
         return verified
@@ -154,6 +158,15 @@ def client_of(call: RolloutCall, task_to_env: RunMap) -> EnvironmentClient:
     """The environment of a call's problems; its steps bear the number of the training step."""
     task = str(call.arguments["input_batch"]["task_name"][0])
     return EnvironmentClient(task_to_env[task], task_to_env.clock.finished + 1)
+
+
+async def _graded(
+    client: EnvironmentClient, groups: Sequence[Group], *, judged: bool = True
+) -> list[Group]:
+    """Groups that NeMo-RL sampled, as the environment scores them."""
+    attempts = [Attempt(each.problem, each.prompt, each.completions) for each in groups]
+    steps = await together([client.step(None, each, judged=judged) for each in attempts])
+    return [step.group for step in steps]
 
 
 def step_metrics(problems: Sequence[tuple[Rollout, Sequence[TrainingRow]]]) -> dict[str, Any]:

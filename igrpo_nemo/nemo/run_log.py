@@ -69,18 +69,18 @@ class RunLog:
         tracker: Tracker,
         task_to_env: RunMap,
         *,
-        conditioned: Callable[[], Sequence[bool]] = list,
+        measured: Callable[[], Mapping[str, float]] = dict,
         peak_memory: Callable[[], float | None] = lambda: None,
         progress: Progress | None = None,
     ) -> None:
-        """`task_to_env` has the step clock and the rollouts of the last step, `conditioned()` says
-        whether the answers under q' of the last validation were right, `peak_memory()` the bytes of
-        the fullest training GPU. `progress` is what a resumed run did before, and goes on here."""
+        """`task_to_env` has the step clock and the rollouts of the last step, `measured()` has
+        what was measured beside the last validation, `peak_memory()` the bytes of the fullest
+        training GPU. `progress` is what a resumed run did before, and goes on here."""
         self._logger = logger
         self._config = config
         self._tracker = tracker
         self._run = task_to_env
-        self._conditioned = conditioned
+        self._measured = measured
         self._peak_memory = peak_memory
         self._pending: dict[str, Any] = {}
         self._draws: list[dict[str, float]] = []
@@ -212,10 +212,9 @@ class RunLog:
                 named[f"val/pass_at_{k}"] = sum(any(group) for group in groups) / len(groups)
         if "avg_length" in metrics:
             named["val/tokens"] = float(metrics["avg_length"])
-        if conditioned := self._conditioned():
-            accuracy = sum(conditioned) / len(conditioned)
-            named["val/draft_conditioned_accuracy"] = accuracy
-            named["val/transfer_gap"] = accuracy - named["val/accuracy"]
+        named |= self._measured()
+        if (conditioned := named.get("val/draft_conditioned_accuracy")) is not None:
+            named["val/transfer_gap"] = conditioned - named["val/accuracy"]
         self._tracker.log("val", step, named)
         self.progress.validated(named["val/accuracy"])
 

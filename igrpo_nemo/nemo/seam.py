@@ -111,7 +111,8 @@ class RolloutSpec:
     """What a rollout must know; plain data that travels to other processes.
 
     `weights` are the reward's, by component. Validation asks for `val_samples` answers to each q,
-    greedy ones or at the training temperature, and `val_conditioned`: to q' too.
+    greedy ones or at the training temperature, and `val_conditioned`: to q' too; `val_reward`: what
+    they would be rewarded with is measured beside their accuracy.
     """
 
     feedback: Feedback
@@ -119,6 +120,7 @@ class RolloutSpec:
     val_samples: int = 1
     val_greedy: bool = False
     val_conditioned: bool = False
+    val_reward: bool = False
     stall_alarm_s: float = 0.0
 
     @property

@@ -64,7 +64,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         config,
         Tracker([JsonlSink(folder), LoggersTables(arguments["logger"])]),
         task_to_env,
-        conditioned=validation.take if isinstance(validation, ValidationMap) else list,
+        measured=validation.take if isinstance(validation, ValidationMap) else dict,
         peak_memory=lambda: peak_training_memory(arguments["policy"]),
         progress=Progress.before(folder.path, clock.finished),
     )
@@ -152,6 +152,7 @@ def maps(config: Config, made: dict[str, Any], clock: StepClock) -> tuple[RunMap
         val_samples=igrpo.validation.samples,
         val_greedy=igrpo.validation.temperature == 0,
         val_conditioned=two and igrpo.val_draft_conditioned,
+        val_reward=bool(igrpo.reward.functions),
         stall_alarm_s=igrpo.stall_alarm_s,
     )
     validation = made["val_task_to_env"]

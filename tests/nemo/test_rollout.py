@@ -18,7 +18,7 @@ from igrpo_nemo.environment import StepReturn, TwoStageEnvironment
 from igrpo_nemo.feedback import NextPrompt, NoFeedback
 from igrpo_nemo.nemo import data, rollout
 from igrpo_nemo.nemo.failure import RolloutError
-from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap
+from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
 from igrpo_nemo.nemo.seam import RolloutCall, RolloutSpec
 from igrpo_nemo.nemo.stages import Item, Wanted
 from igrpo_nemo.nemo.versions import component_key
@@ -297,11 +297,12 @@ class Verifier:
 
     def __init__(self, actor, step_number):
         assert (actor, step_number) == ("actor", 1)
+        self.judged.clear()
 
-    async def step(self, stage, attempt, *, judged):
+    async def step(self, stage, attempt, *, judged=True):
         self.judged.append(judged)
         scores = tuple(
-            Score(0.0, {"accuracy": float(c.text == "right")}, "verdict")
+            Score(float(len(c.text)), {"accuracy": float(c.text == "right")}, "verdict")
             for c in attempt.completions
         )
         group = Group(attempt.problem, Stage.DRAFT, attempt.prompt, attempt.completions, scores)
@@ -346,3 +347,16 @@ def test_accuracy_is_the_verifiers_where_a_judge_is_the_reward(monkeypatch):
     assert metrics["igrpo/draft_reward"] == pytest.approx(1.5)
     assert metrics["reward/reason/verdict"] == 1.0
     assert Verifier.judged == [False]
+
+
+def test_validation_measures_what_a_function_of_the_users_rewards(monkeypatch):
+    """Beside NeMo-RL's accuracy, with every answer to a problem: what the environment gives it."""
+    monkeypatch.setattr(rollout, "EnvironmentClient", Verifier)
+    spec = RolloutSpec(NoFeedback(2), {"score": 1.0}, val_samples=2, val_reward=True)
+    task_to_env = ValidationMap({"igrpo": "actor"}, spec)
+    batch = BatchedDataDict(_answered(["wrong", "right"]))
+    given = {"input_batch": batch.slice(0, 1)}
+    returned, _ = task_to_env.roll_out(RolloutCall(lambda input_batch: (batch, {}), given, True))
+    assert returned is batch and Verifier.judged == [True]
+    assert task_to_env.take() == {"val/reward": 5.0}
+    assert task_to_env.take() == {}
