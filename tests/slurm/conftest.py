@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 from side_stories import NEMO_SOURCE, STORIES
 from slurm_jobs import Run
 from virtual_slurm import Unavailable, VirtualSlurm
+
+# Ray's own 15 lets workers starve beside the other tests of this machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")
