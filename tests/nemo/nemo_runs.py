@@ -27,6 +27,7 @@ TASK = [
     "grpo.val_period=0",
     "grpo.val_at_start=false",
     "grpo.val_at_end=false",
+    "igrpo.val_draft_conditioned=false",
     "checkpointing.enabled=false",
     "checkpointing.metric_name=null",
     "policy.max_total_sequence_length=128",

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(600)
 
 PROBLEMS, SAMPLES = 100, 2
 WORDS = (
-    "experiment=demo", "data.train.lengths=[3]", "igrpo.warmup.steps=150",
+    "experiment=demo", "data.train.lengths=[3]", "igrpo.warmup.steps=250",
     "igrpo.warmup.batch_size=24", "igrpo.threads=1", "grpo.num_prompts_per_step=4",
     "grpo.max_num_steps=2", f"grpo.max_val_samples={PROBLEMS}", "grpo.val_period=0",
     "grpo.val_at_start=false", "grpo.val_at_end=false", "checkpointing.metric_name=null",
