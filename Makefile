@@ -60,11 +60,9 @@ test: install ## unit, engine and end-to-end tests
 
 test-hosts: test-nemo test-nemo-main test-skills test-slurm ## what igrpo-nemo is hosted by: NeMo-RL, NeMo-Skills, Slurm
 
-# CI runs those that start Ray (ray) and the others (no_ray) beside each other.
-NEMO_MARK ?=
 test-nemo: install ## tests against NeMo-RL, for whoever has its source (NEMO_RL_SRC; see docs/install.md)
 	@test ! -d "$(NEMO_RL_SRC)/nemo_rl" || $(BIN)/python -c 'import tensordict' 2>/dev/null || $(MAKE) install-nemo
-	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest -m "$(NEMO_MARK)" tests/nemo
+	NEMO_RL_SRC="$(NEMO_RL_SRC)" $(BIN)/pytest tests/nemo
 
 # CI runs the guard alone (MAIN_TESTS): all of them take half as long as test-nemo.
 MAIN_TESTS ?= tests/nemo

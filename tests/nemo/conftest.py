@@ -28,13 +28,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.OK
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        starts = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker("ray" if starts else "no_ray")
-
-
 @pytest.fixture(scope="session")
 def ray_cluster():
     """Four places: TransferQueue keeps three, and every other actor starts in one.
