@@ -106,8 +106,11 @@ class Trainer:
         if self.state.step < parts.total_steps:
             parts.folder.unmark_finished()
             self.probe.check_agreement()
-        if self.state.step == 0 and grpo.val_at_start and not parts.resumed:
+        if self._owes_validation():
             self._validate()
+            if self.state.step:
+                self.saved_step = -1
+                self.save()
         self.watch.lap()
         while self.state.step < parts.total_steps:
             self._stop_if_asked()
@@ -152,15 +155,15 @@ class Trainer:
         given more epochs goes on with the next one.
         """
         epochs, state = self.config.grpo.max_num_epochs, self.state
-        if (state.epoch, state.index) == (epochs, 0):
-            return  # resumed, and nothing was added
-        self.state = replace(state, epoch=epochs, index=0)
-        self.parts.console.note(
-            f"the problems of {epochs} epochs are used up after step {state.step}"
-        )
-        if self.config.grpo.val_at_end and state.extra.get("val_step") != state.step:
+        if (state.epoch, state.index) != (epochs, 0):  # not resumed, or something was added
+            self.state = replace(state, epoch=epochs, index=0)
+            self.saved_step = -1
+            self.parts.console.note(
+                f"the problems of {epochs} epochs are used up after step {state.step}"
+            )
+        if self._owes_validation(last=True):
             self._validate()
-        self.saved_step = -1
+            self.saved_step = -1
 
     def _after_step(self, batch: Batch, learned: dict[str, float]) -> None:
         """Metrics, then what is due: samples, validation, checkpoint."""
@@ -180,9 +183,6 @@ class Trainer:
         }
         if grpo.use_dynamic_sampling:
             metrics["igrpo/dynamic_sampling_draws"] = float(batch.draws)
-        last = step == parts.total_steps
-        if (grpo.val_period and step % grpo.val_period == 0) or (last and grpo.val_at_end):
-            self._validate()
         parts.tracker.log("train", step, metrics)
         parts.console.step(step, metrics)
         self.headlines.step(metrics)
@@ -192,8 +192,21 @@ class Trainer:
             parts.tracker.log_samples(step, samples)
             parts.console.samples(step, samples)
         self.metrics = {**self.metrics, **metrics}
-        if parts.store is not None and (parts.store.due(step) or last):
+        if self._owes_validation():
+            self._validate()
+        if parts.store is not None and (parts.store.due(step) or step == parts.total_steps):
             self.save()
+
+    def _owes_validation(self, *, last: bool = False) -> bool:
+        """Whether it is due after the step that is done, and was not made: a stop may come first.
+
+        `last`: no other step follows, though the number of steps does not say so.
+        """
+        grpo, step = self.config.grpo, self.state.step
+        due = grpo.val_at_start if step == 0 else grpo.val_period and step % grpo.val_period == 0
+        if last or step == self.parts.total_steps:
+            due = due or grpo.val_at_end
+        return bool(due) and self.state.extra.get("val_step") != step
 
     def _validate(self) -> None:
         with self.watch("val"), self.parts.policy.autocast():

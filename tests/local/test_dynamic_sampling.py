@@ -9,8 +9,10 @@ from igrpo_nemo.data.order import Position
 from igrpo_nemo.environment import StepReturn
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback import NextPrompt, NoFeedback
+from igrpo_nemo.local import trainer
 from igrpo_nemo.local.rollout import TwoStageRollout, collect_batch, shape_rows
 from igrpo_nemo.local.sampling import SamplingParams
+from igrpo_nemo.run.stop import EXIT_INTERRUPTED
 from igrpo_nemo.types import (
     Completion,
     Group,
@@ -156,3 +158,35 @@ def test_a_run_ends_with_the_problems_of_its_epochs(policy, tmp_path, capsys):
     longer = tiny_runs.run(config(3))
     assert sum(len(rollouts) for rollouts in longer.rollouts) == 16, "the third epoch"
     assert len(tiny_runs.learned(tmp_path / "run")) > steps
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("grpo.max_num_steps=2",),
+        # Nobody knows that the second step is the last one.
+        ("grpo.max_num_steps=1000", "grpo.max_num_epochs=1", "data.train.num_problems=8"),
+    ],
+    ids=["steps", "data"],
+)
+def test_a_last_validation_that_a_stop_ended_is_made_when_the_run_goes_on(
+    tmp_path, monkeypatch, words
+):
+    policy = tiny_runs.tiny_policy(tmp_path / "policy")
+    keys = ("grpo.val_at_start=false", "grpo.val_period=0", "grpo.val_at_end=true", *words)
+    config = tiny_runs.tiny_config(policy, tmp_path / "run", *keys)
+
+    def stopped(*_):
+        raise trainer.StopRequested
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "validate", stopped)
+        assert tiny_runs.run(config).code == EXIT_INTERRUPTED
+    assert tiny_runs.run(config).code == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [(row["kind"], row["step"]) for row in map(json.loads, lines)]
+    assert logged == [("train", 1), ("train", 2), ("val", 2)]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["val_accuracy_end"] is not None
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json"
+    assert json.loads(checkpoint.read_text())["extra"]["val_step"] == 2
