@@ -1,6 +1,6 @@
 """What the tags of a completion hold: the answer, and whether the format is the prompt's.
 
-    completion --visible_text--> what the reader is told --extract_answer--> answer | None
+    completion --visible_parts--> what the reader is told --extract_answer--> answer | None
 
 The text after the thinking, then `<answer>`, then a box. A chat template may end the prompt with
 `<think>`; then the completion need not open it again (`thinking_open`). Every function is linear in
@@ -45,15 +45,15 @@ _NEXT_STEP = re.compile(r"\b(?:then|so|hence|thus|therefore|gives|becomes|wait|a
 _BOX_WINDOW_CHARS = 200_000
 
 
-def visible_text(text: str, *, thinking_open: bool = False) -> str:
-    """The parts of a completion outside its thinking, joined.
+def visible_parts(text: str, *, thinking_open: bool = False) -> list[str]:
+    """The parts of a completion outside its thinking.
 
     A `</think>` that nothing opened closes a part which the chat template opened. A part that is
     never closed hides everything after it: an answer inside the thinking does not count.
     """
     tags = list(_THINK_TAG.finditer(text)) if "think>" in text else []
     if not tags:
-        return "" if thinking_open else text
+        return [] if thinking_open else [text]
     inside = thinking_open or tags[0].group() == "</think>"
     parts: list[str] = []
     start = 0
@@ -68,7 +68,7 @@ def visible_text(text: str, *, thinking_open: bool = False) -> str:
         start = tag.end()
     if not inside:
         parts.append(text[start:])
-    return "\n".join(parts)
+    return parts
 
 
 def last_tagged(text: str) -> str | None:
@@ -80,7 +80,9 @@ def last_tagged(text: str) -> str | None:
     if close < 0:
         return None
     start = text.rfind("<answer>", 0, close)
-    return None if start < 0 else text[start + len("<answer>") : close].strip()
+    if start < 0:
+        return None
+    return text[start + len("<answer>") : text.find("</answer>", start)].strip()
 
 
 def last_boxed(text: str, *, truncated: bool = False, several: bool = False) -> str | None:
@@ -166,17 +168,17 @@ def extract_answer(
     outside is looked for (format `any`). `several` as in `last_boxed`. With `plain_units` (for a
     reference without variables) a letter behind a number in tags is a unit: `12m`.
     """
-    visible = visible_text(text, thinking_open=thinking_open)
+    parts = visible_parts(text, thinking_open=thinking_open)
     if answer_format is not AnswerFormat.BOXED:
-        tagged = last_tagged(visible)
-        if tagged:
+        found = (last_tagged(part) for part in reversed(parts))  # none reaches over a thinking tag
+        if tagged := next((each for each in found if each is not None), None):
             if boxed := last_boxed(tagged, several=several):
                 return boxed
             unit = _PLAIN_UNIT.fullmatch(tagged) if plain_units and len(tagged) < 40 else None
             return f"{unit[1]}\\text{{ {unit[2]}}}{unit[3] or ''}" if unit else tagged
         if answer_format is AnswerFormat.TAGS:
             return None
-    return last_boxed(visible, truncated=truncated, several=several) or None
+    return last_boxed("\n".join(parts), truncated=truncated, several=several) or None
 
 
 _COMMAND = re.compile(r"\\[a-zA-Z]+")

@@ -24,7 +24,7 @@ from igrpo_nemo.rewards.extract import (
     format_reward,
     last_boxed,
     target_score,
-    visible_text,
+    visible_parts,
 )
 from igrpo_nemo.rewards.literal import read_literal
 from igrpo_nemo.types import Target
@@ -42,7 +42,7 @@ def test_what_the_prompt_opened_the_format_and_the_end_decide_where_is_looked():
     both = "\\boxed{4}</think>\\boxed{5}"
     assert extract_answer("\\boxed{4}", thinking_open=True) is None
     assert extract_answer(both, thinking_open=True) == "5"
-    assert visible_text("a<think>b</think>c", thinking_open=False) == "a\nc"
+    assert visible_parts("a<think>b</think>c", thinking_open=False) == ["a", "c"]
     text = "\\boxed{4} <answer>5</answer>"
     assert extract_answer(text, AnswerFormat.TAGS) == "5"
     assert extract_answer(text, AnswerFormat.BOXED) == "4"
