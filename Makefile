@@ -41,14 +41,14 @@ install-bench: install ## TRL, for the benchmarks that compare with it
 install-skills: install ## an environment for NeMo-Skills, from its source (NEMO_SKILLS_SRC; see docs/evaluation.md)
 	NEMO_SKILLS_SRC="$(NEMO_SKILLS_SRC)" $(BIN)/python tests/skills/skills_environment.py
 
-demo: install ## train a small model with iGRPO on this machine (about 3 minutes)
+demo: install ## train a small model with iGRPO on this machine (about 4 minutes)
 	$(BIN)/igrpo train experiment=demo
 	$(BIN)/igrpo report runs/demo
 
 evaluate: install ## the demo's model through NeMo-Skills' ns eval (see docs/evaluation.md)
 	$(BIN)/python pipelines/train_and_evaluate.py experiment=demo --evaluator nemo_skills
 
-compare: install ## GRPO, iGRPO and the controls at one budget, three seeds each
+compare: install ## GRPO, iGRPO, its controls and the two baselines at one budget, three seeds each
 	$(BIN)/igrpo study compare
 
 docs: install ## the docs as a site, in build/docs/VERSION; a broken link ends it

@@ -1,6 +1,6 @@
 """iGRPO in one file: Algorithm 1 of the paper over Transformers, to be read from top to bottom.
 
-    python examples/minimal_igrpo.py    three and a half minutes on two CPU cores, warm-up included
+    python examples/minimal_igrpo.py    two and a half minutes on two CPU cores, warm-up included
 
 The pieces that make the method are the package's own: prompts (q and q'), feedback (which draft is
 kept), rewards, advantages (Eq. 4) and the clipped surrogate (Eq. 5). What `igrpo train` adds is
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="iGRPO on chained arithmetic, in one file.")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--problems", type=int, default=32, help="problems a step (P)")
-    parser.add_argument("--warmup-steps", type=int, default=1000, help="of the small model")
+    parser.add_argument("--warmup-steps", type=int, default=1200, help="of the small model")
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = random.Random(0)

@@ -3,7 +3,7 @@
     evaluate.py --model PATH                                         with vLLM, on this machine
     evaluate.py --model NAME --address http://127.0.0.1:8000/v1      a server that runs
     evaluate.py --model PATH --cluster mine                          jobs that start their own
-    evaluate.py --model runs/demo/checkpoints/step_00000100 --serve  a small model, served here
+    evaluate.py --model runs/demo/checkpoints/step_00000060 --serve  a small model, served here
     evaluate.py --check DIR                                          only read what is there
 
 Settings are `igrpo.evaluation` of the config: eval=all_64, igrpo.evaluation.profile=boxed, ...

@@ -2,25 +2,20 @@
 
 RUN/checkpoints/step_N/model/                       embedded engine: a Hugging Face folder
 RUN/checkpoints/step_N/policy/weights/...           NeMo-RL: Megatron-Core, DTensor or Hugging Face
-
-Low-rank adapters of DTensor are merged here: BASE/*.safetensors + (alpha / r) B A. NeMo-RL does so
-on the way to vLLM (`_maybe_merge_lora_weight` of its DTensor v2 worker), and has no converter for
-the folder that Automodel saves: adapter_model.safetensors and adapter_config.json, as peft's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.chain.adapters import WEIGHTS
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.preflight.shape import model_folder
 from igrpo_nemo.run.folder import CONFIG, stored_config
 
 _STEP = re.compile(r"step_(\d+)")
@@ -129,53 +124,3 @@ def _weights(folder: Path) -> tuple[Form, Path]:
             "train with checkpointing.save_consolidated=true"
         )
     raise UserError(f"{folder} holds no weights in a known form: choose another checkpoint")
-
-
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-_PREFIX = "base_model.model."
-
-
-def merge_adapters(adapters: Path, base: str, target: Path) -> None:
-    """Writes the merged model to the folder `target`, in the types of `base`, shard by shard.
-
-    `base` is a folder, or a name in Hugging Face's cache. Raises `UserError` where it is not there,
-    and where an adapter belongs to no tensor of it.
-    """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    settings = json.loads((adapters / SETTINGS).read_text(encoding="utf-8"))
-    if settings.get("use_dora"):
-        raise UserError(f"{adapters} holds DoRA adapters, which cannot be merged here: use LoRA")
-    scale = settings["lora_alpha"] / settings["r"]
-    parts = load_file(adapters / WEIGHTS)
-    left = {
-        name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        for name in parts
-        if name.endswith(".lora_A.weight")
-    }
-    source = model_folder(base)
-    if source is None or not any(source.glob("*.safetensors")):
-        raise UserError(
-            f"{base} is no folder with *.safetensors, nor in Hugging Face's cache here: adapters "
-            "are merged into the model that they were trained on"
-        )
-    target.mkdir(parents=True)
-    for file in sorted(path for path in source.iterdir() if path.is_file()):
-        if file.suffix != ".safetensors":
-            shutil.copy(file, target / file.name)
-            continue
-        tensors = load_file(file)
-        for name in left & {name.removesuffix(".weight") for name in tensors}:
-            a, b = (parts[f"{_PREFIX}{name}.lora_{part}.weight"].float() for part in "AB")
-            weight = tensors[f"{name}.weight"]
-            tensors[f"{name}.weight"] = torch.addmm(weight.float(), b, a, alpha=scale).to(
-                weight.dtype
-            )
-            left.remove(name)
-        save_file(tensors, target / file.name, {"format": "pt"})
-    if left:
-        raise UserError(
-            f"{base} has no {sorted(left)[0]}.weight, which {adapters} changes: put the model back "
-            "that they were trained on"
-        )

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.chain.adapters import merge_adapters
 from igrpo_nemo.chain.checkpoints import (
     Checkpoint,
     Form,
     find_checkpoint,
     is_hugging_face,
-    merge_adapters,
 )
 from igrpo_nemo.chain.experiment import model_folder
 from igrpo_nemo.chain.script import run_to_its_end

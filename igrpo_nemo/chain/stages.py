@@ -105,7 +105,7 @@ def chain_evaluation(
 
 
 def _write_own_problems(config: Config, folder: Path) -> None:
-    from igrpo_nemo.run.core import validation_problems
+    from igrpo_nemo.run.problems import validation_problems
 
     problems = validation_problems(config.replaced("grpo", max_val_samples=_limit(config)))
     rows = [{"id": p.id, "problem": p.question, "expected_answer": p.answer} for p in problems]

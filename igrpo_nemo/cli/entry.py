@@ -14,6 +14,8 @@ from typing import NoReturn
 from igrpo_nemo import __version__
 from igrpo_nemo.cli import (
     data,
+    evaluate,
+    keys,
     launch,
     runs,
     score,
@@ -28,13 +30,13 @@ COMMANDS: tuple[Command, ...] = (
     train.PREFLIGHT,
     launch.COMMAND,
     runs.STATUS,
-    score.EVALUATE,
-    score.SCORE,
+    evaluate.COMMAND,
+    score.COMMAND,
     data.COMMAND,
     runs.REPORT,
     study.COMMAND,
     runs.EXPORT,
-    train.KEYS,
+    keys.COMMAND,
 )
 
 EXIT_FAILURE = 1

@@ -114,7 +114,7 @@ REPORT = Command(
     examples="""\
   igrpo report runs/demo
   igrpo report runs/demo runs/demo_grpo --out comparison.html
-  igrpo report runs/demo_grpo/evaluation/step_00000100 runs/demo/evaluation/step_00000100
+  igrpo report runs/demo_grpo/evaluation/step_00000060 runs/demo/evaluation/step_00000060
 """,
 )
 EXPORT = Command(

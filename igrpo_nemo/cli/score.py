@@ -1,14 +1,10 @@
-"""`igrpo score FILE.jsonl`: verdicts on a file of completions; `igrpo evaluate`: a model's answers.
+"""`igrpo score FILE.jsonl`: verdicts on a file of completions.
 
     rows (answer, completion or list of completions) --pool--> FILE.verdicts.jsonl + a summary
 
 A verdict line is `{"row", "sample", "correct", "reason"}`, counted from 0; the last line printed is
 `{"accuracy": 0..1, "n": ..., "reasons": {...}}`. A row without a reference has the reason
 `no_reference`: it is in the file, and in neither `accuracy` nor `n`.
-
-The prompt of `igrpo evaluate` must be the one that the model was trained with. A checkpoint of a
-run carries it: the run's own `config.yaml` is used, with the overrides on top. Any other model is
-described by overrides alone.
 """
 
 from __future__ import annotations
@@ -20,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from igrpo_nemo.api import LONGEST_ITEM_S, Scores, evaluate, score, texts_of_row
-from igrpo_nemo.cli.command import REFINE, Command, at_least, switch
+from igrpo_nemo.api import LONGEST_ITEM_S, Scores, score, texts_of_row
+from igrpo_nemo.cli.command import Command, at_least, switch
 from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import check_folder, write_or_refuse
 from igrpo_nemo.rewards.extract import AnswerFormat
 
-SCORE_EXAMPLES = """\
+EXAMPLES = """\
   igrpo score samples.jsonl --answer-key answer --completion-key completions
   igrpo score samples.jsonl --answer-key gold --completion-key text --answer-format boxed
 """
@@ -66,7 +62,7 @@ def _field(row: Row, key: str, where: str) -> Any:
     return row[key]
 
 
-def run_score(flags: argparse.Namespace, words: Sequence[str]) -> int:
+def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
     if len(words) != 1:
         raise UserError("igrpo score FILE: give one file of completions")
     path = Path(words[0])
@@ -99,11 +95,11 @@ def _seconds(text: str) -> float:
     return value
 
 
-SCORE = Command(
+COMMAND = Command(
     name="score",
     help="score a file of completions against reference answers",
     words="FILE",
-    run=run_score,
+    run=run,
     flags={
         "--answer-key": {"required": True, "help": "column of the reference answer"},
         "--completion-key": {
@@ -136,48 +132,5 @@ SCORE = Command(
             "the prompt ended with <think>: text before </think> is thinking"
         ),
     },
-    examples=SCORE_EXAMPLES,
-)
-
-
-EVALUATE_EXAMPLES = """\
-  igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8
-  igrpo evaluate --model PATH --data problems.jsonl --samples 64 --out results prompt=paper
-  igrpo evaluate --model runs/demo/checkpoints/step_00000100 --samples 8 --refine 4
-"""
-
-
-EVALUATE_FLAGS = {
-    "--model": {"type": Path, "required": True, "metavar": "PATH", "help": "folder or checkpoint"},
-    "--data": {"metavar": "NAME_OR_FILE", "help": "problems (default: the config's validation)"},
-    "--samples": {
-        "type": at_least(1),
-        "default": 1,
-        "metavar": "K",
-        "help": "answers a problem (1)",
-    },
-    "--temperature": {"type": float, "default": 0.6, "help": "0 is greedy (0.6)"},
-    "--top-p": {"type": float, "default": 0.95, "help": "share of the probability mass (0.95)"},
-    "--max-tokens": {"type": at_least(1), "help": "tokens of an answer (as trained)"},
-    "--limit": {"type": at_least(1), "metavar": "N", "help": "the first N problems alone"},
-    "--seed": {"type": int, "default": 0, "help": "seed of the samples (0)"},
-    **REFINE,
-    "--out": {"type": Path, "metavar": "DIR", "help": "where samples and metrics.json go"},
-}
-
-
-def run_evaluate(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    names = [name[2:].replace("-", "_") for name in EVALUATE_FLAGS]
-    settings = {name: getattr(flags, name) for name in names}
-    print(evaluate(settings.pop("model"), overrides, **settings))
-    return 0
-
-
-EVALUATE = Command(
-    name="evaluate",
-    help="sample answers of a model and measure their accuracy",
-    words="[key=value ...]",
-    run=run_evaluate,
-    flags=EVALUATE_FLAGS,
-    examples=EVALUATE_EXAMPLES,
+    examples=EXAMPLES,
 )

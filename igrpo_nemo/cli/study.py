@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from igrpo_nemo.study.grid import Cell
 
 EXAMPLES = """\
-  igrpo study compare                              GRPO, iGRPO and its controls on the demo's task
+  igrpo study compare                              GRPO, iGRPO, controls and baselines
   igrpo study compare --arms igrpo,critique --seeds 5 grpo.max_num_steps=50
   igrpo study claims --processes 2                 the paper's claims in miniature
   igrpo study mine.yaml --submit                   a study of cluster experiments, as Slurm jobs
@@ -52,13 +52,16 @@ def run(flags: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _submit(cells: Sequence[Cell]) -> None:
-    """A Slurm job for every run that is neither finished nor queued."""
-    from igrpo_nemo.cluster.job import find_checkout
+    """A Slurm job for every run that has none which runs or waits."""
+    from igrpo_nemo.cluster.client import my_jobs
+    from igrpo_nemo.cluster.job import find_checkout, jobs_of
     from igrpo_nemo.cluster.launch import prepare_launch, submit_launch
 
-    checkout = find_checkout(Path.cwd())
+    checkout, jobs = find_checkout(Path.cwd()), my_jobs()
     for cell in cells:
         folder = cell.folder.absolute()
+        if any(job.active for job in jobs_of(folder, jobs)):
+            continue
         words = [*cell.overrides, f"logger.log_dir={folder}"]
         submit_launch(prepare_launch(words, checkout, os.environ), os.environ)
 

@@ -9,9 +9,8 @@ Never two jobs of a run at once; in a chain each job awaits the last.
 from __future__ import annotations
 
 import shlex
-import subprocess
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from igrpo_nemo.cluster.job import (
     sbatch_command,
     script_words,
 )
-from igrpo_nemo.cluster.site import absolute, sbatch_environment, with_site
+from igrpo_nemo.cluster.site import sbatch_environment, with_site
+from igrpo_nemo.cluster.worker_environments import check_worker_environments
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
@@ -39,13 +39,7 @@ NO_RUN = ("engine=nemo_rl", "policy.model_name=none")
 """Makes a config complete of which only the cluster profile is wanted."""
 EVALUATION_LOGS = "runs/evaluate"
 
-WORKERS_FOLDER = "NEMO_RL_VENV_DIR"
-"""Where NeMo-RL's workers have an environment each, at CLASS/bin/python."""
-ONE_FOR_ALL = "NEMO_RL_PY_EXECUTABLES_SYSTEM"
-"""Set to 1, all workers run in the driver's environment."""
-
 _LENGTH = ("max_num_steps", "max_num_epochs")
-_FIND = "import importlib.util as u; s = u.find_spec('nemo_rl'); print(s.origin if s else '')"
 
 
 class PreflightRefusal(UserError):
@@ -223,64 +217,3 @@ def _submitted_text(job: Submission, numbers: Sequence[int]) -> str:
     if job.trains:
         lines += [f"run folder: {job.run_folder}", f"  igrpo status {folder}"]
     return "\n".join([*lines, f"  tail -F {folder}/{LOGS}/{first}.out", f"  scancel {ids}"])
-
-
-def check_worker_environments(config: Config, checkout: Path, environ: Mapping[str, str]) -> None:
-    """Raises `UserError` naming the environments of workers that are missing, and how to make them.
-
-    NeMo-RL makes one as the run starts (nemo_rl/utils/venvs.py), which needs a network that compute
-    nodes rarely have. Nothing is said in a container, with a network, with one environment for all,
-    or where this machine has no NeMo-RL to look at.
-    """
-    site = config.igrpo.site
-    environ = {**environ, **site.env}
-    if config.igrpo.engine != "nemo_rl" or site.container or not site.offline:
-        return
-    python = (absolute(site.venv, checkout) if site.venv else checkout / ".venv") / "bin" / "python"
-    if environ.get(ONE_FOR_ALL) == "1" or (folder := _folder(python, environ)) is None:
-        return
-    missing = [name for name in workers(config) if not (folder / name / "bin/python").exists()]
-    if missing:
-        kinds = " ".join(name.rpartition(".")[2] for name in missing)
-        raise UserError(
-            f"{folder} has no environment for NeMo-RL's {kinds}, and compute nodes have no network "
-            f"to make one (igrpo.site.offline): run {WORKERS_FOLDER}={folder} {python} -m "
-            f"nemo_rl.utils.prefetch_venvs {kinds} here, or set igrpo.site.env.{ONE_FOR_ALL}=1 "
-            "where one environment has everything"
-        )
-
-
-def workers(config: Config) -> Iterator[str]:
-    """The classes of a run that NeMo-RL's ray_actor_environment_registry gives environments."""
-    policy, models = config.policy, "nemo_rl.models"
-    dtensor = policy.dtensor_cfg or {}
-    if (policy.megatron_cfg or {}).get("enabled"):
-        yield f"{models}.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
-    elif dtensor.get("_v2"):
-        yield f"{models}.policy.workers.dtensor_policy_worker_v2.DTensorPolicyWorkerV2"
-    else:
-        yield f"{models}.policy.workers.dtensor_policy_worker.DTensorPolicyWorker"
-    if policy.generation.backend == "vllm":
-        if (policy.generation.vllm_cfg or {}).get("async_engine"):
-            yield f"{models}.generation.vllm.vllm_worker_async.VllmAsyncGenerationWorker"
-        else:
-            yield f"{models}.generation.vllm.vllm_worker.VllmGenerationWorker"
-    if (config.grpo.async_grpo or {}).get("enabled"):
-        yield "nemo_rl.algorithms.async_utils.AsyncTrajectoryCollector"
-        yield "nemo_rl.algorithms.async_utils.ReplayBuffer"
-    if (config.data_plane or {}).get("enabled"):
-        yield "nemo_rl.experience.sync_rollout_actor.SyncRolloutActor"
-
-
-def _folder(python: Path, environ: Mapping[str, str]) -> Path | None:
-    """Where NeMo-RL keeps the environments; None where `python` has no NeMo-RL."""
-    if named := environ.get(WORKERS_FOLDER):
-        return Path(named)
-    if not python.exists():
-        return None
-    done = subprocess.run(
-        [str(python), "-c", _FIND], env=dict(environ), capture_output=True, text=True,
-        timeout=60,
-    )  # fmt: skip
-    origin = done.stdout.strip()
-    return Path(origin).parents[1] / "venvs" if origin else None

@@ -25,8 +25,9 @@ from igrpo_nemo.data.columns import (
     reference_answer,
     value_at,
 )
+from igrpo_nemo.data.golds import check_golds
+from igrpo_nemo.data.overlap import repeated, shared_with_evaluation
 from igrpo_nemo.data.rows import Row, read_rows
-from igrpo_nemo.data.usable import check_golds, repeated, shared_with_evaluation
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.display_text import shorten
 from igrpo_nemo.rewards.accuracy import Reason

@@ -103,7 +103,8 @@ def evaluate(
     """
     from igrpo_nemo.local.model import open_policy
     from igrpo_nemo.local.sampling import sampling_params
-    from igrpo_nemo.run.core import evaluation_scorer, fitting_problems, prompt_builder
+    from igrpo_nemo.run.core import evaluation_scorer, prompt_builder
+    from igrpo_nemo.run.problems import fitting_problems
 
     folder = model_folder(Path(model))
     benchmark, problems = _problems(config, data, limit)
@@ -205,7 +206,7 @@ def _sampled(
 def _problems(config: Config, data: str | None, limit: int | None) -> tuple[str, list[Problem]]:
     """The benchmark's name and its problems, the first `limit` of them."""
     from igrpo_nemo.config.nemo_keys import Dataset
-    from igrpo_nemo.run.core import validation_problems
+    from igrpo_nemo.run.problems import validation_problems
 
     dataset = config.data.validation
     if data is not None and (Path(data).suffix or Path(data).exists()):

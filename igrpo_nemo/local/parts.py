@@ -24,21 +24,17 @@ from igrpo_nemo.local.checkpoint import (
     restore_rng,
 )
 from igrpo_nemo.local.fused.decoder import can_pack
-from igrpo_nemo.local.learner import Learner, build_optimizer, build_scheduler
+from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import LoadedPolicy, context_of, load_weights, open_policy, reference_of
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler
 from igrpo_nemo.local.packing import enable_checkpointing
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.vllm_sampler import VllmSampler, why_not_vllm
 from igrpo_nemo.local.warmup import small_policy
-from igrpo_nemo.run.core import (
-    fitting_problems,
-    prompt_builder,
-    scorer_of,
-    training_problems,
-    validation_problems,
-)
+from igrpo_nemo.run.core import prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
+from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.tracking import Console, open_tracker
 
 

@@ -174,6 +174,9 @@ class Trainer:
             batch.sampled, self.watch.lap(), self.state.extra, parts.policy.model.device
         )
         self._remember(**so_far)
+        # Not of a run that an earlier version began: it did not count them.
+        if (trained := self.state.extra.get("trained_rows", 0 if step == 1 else None)) is not None:
+            self._remember(trained_rows=trained + len(batch.rows))
         metrics = {
             **learned,
             **rollout_metrics(batch.rollouts, batch.rows),
@@ -279,6 +282,7 @@ class Trainer:
                 "warmup_seconds": extra.get("warmup_seconds"),
                 "warmup_cached": bool(extra.get("warmup_cached")),
                 "completions": completions,
+                "trained_rows": extra.get("trained_rows"),
                 "completions_per_second": completions / training if training else None,
             }
         )

@@ -28,14 +28,10 @@ from igrpo_nemo.nemo.names import needed
 from igrpo_nemo.nemo.processes import ONE_PYTHON
 from igrpo_nemo.nemo.trainers import check_trainer, uses_data_plane
 from igrpo_nemo.nemo.versions import required
-from igrpo_nemo.run.core import (
-    fitting_problems,
-    prompt_builder,
-    training_problems,
-    validation_problems,
-)
+from igrpo_nemo.run.core import prompt_builder
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
+from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.run.tokenizer import check_tags_are_text, load_tokenizer
 
 WORKERS = "nemo_rl.models.policy.workers"

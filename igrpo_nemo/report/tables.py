@@ -118,13 +118,13 @@ def rollout_totals(run: Run) -> dict[str, int | None]:
     for name, count in sizes.items():
         mean = run.train.get(name, Curve()).tail_mean(1.0) if count else 0.0
         tokens = None if tokens is None or mean is None else tokens + round(mean * count * steps)
-    # Dynamic sampling draws more than the plan; the run counts what it drew.
-    counted = run.summary.get("completions")
+    # Dynamic sampling draws more than the plan, a feedback may skip problems; the run counts.
+    counted, rows = (run.summary.get(name) for name in ("completions", "trained_rows"))
     planned = P * (drafts + refinements) * steps
     return {
         "steps": steps,
         "completions sampled": counted if isinstance(counted, int) and counted else planned,
-        "rows trained": P * trained * steps,
+        "rows trained": rows if isinstance(rows, int) else P * trained * steps,
         "tokens sampled": tokens,
     }
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.run.folder import FINISHED
 
 Overrides = tuple[str, ...]
 
@@ -34,7 +35,8 @@ class Arm(_Strict):
 class Claim(_Strict):
     """A statement of a paper: `measure` of `arm` against that of `against`, on every task.
 
-    `better` has a higher value, `worse` a lower one, `alike` an interval that holds 0.
+    `better` has a higher value, `worse` a lower one, `alike` one that differs by
+    less than 3 points (`outcome.ALIKE`).
     """
 
     says: str
@@ -115,6 +117,11 @@ class Cell:
     seed: int
     overrides: Overrides
     folder: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has had all its steps; one that was stopped has a summary too."""
+        return (self.folder / FINISHED).is_file()
 
 
 def load_study(name: str) -> Study:

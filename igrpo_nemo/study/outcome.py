@@ -32,7 +32,8 @@ class ArmResult:
     """One arm of a task over its seeds. Accuracies are fractions, one value a seed.
 
     `difference` is the end accuracy minus the reference's, paired by the seeds both have; None for
-    the reference itself. `gap` is the accuracy under q' minus the one under q at the end;
+    the reference itself. `under_draft` is the accuracy under q' at the start and at the end,
+    `first_gains` what the first validation after the start gained on q and under q';
     `entropy`, `copy_rate` and `teaching` (groups with rewards that differ) are means over seeds of
     the last tenth of training; `completions` and `trained_rows` are per seed. None: not logged.
     """
@@ -42,9 +43,10 @@ class ArmResult:
     start: tuple[float, ...]
     end: tuple[float, ...]
     difference: Difference | None
-    gap: float | None
-    completions: int | None
-    trained_rows: int | None
+    under_draft: tuple[float, float] | None
+    first_gains: tuple[float, float] | None
+    completions: float | None
+    trained_rows: float | None
     entropy: float | None
     copy_rate: float | None
     teaching: float | None
@@ -79,7 +81,7 @@ def arm_results(runs: Runs, reference: str) -> list[ArmResult]:
         difference = None
         if arm != reference and reference in ends:
             difference = paired_difference(ends[arm], ends[reference], confidence)
-        gaps = [curve for run in own if (curve := run.val.get("val/transfer_gap"))]
+        bare, drafted = (_curves(own, f"val/{name}accuracy") for name in ("", "draft_conditioned_"))
         results.append(
             ArmResult(
                 arm=arm,
@@ -87,9 +89,10 @@ def arm_results(runs: Runs, reference: str) -> list[ArmResult]:
                 start=tuple(s for run in own if (s := run.accuracy("start")) is not None),
                 end=tuple(ends[arm][seed] for seed in seeds),
                 difference=difference,
-                gap=_mean([curve.values[-1] for curve in gaps]),
-                completions=totals[0]["completions sampled"] if totals else None,
-                trained_rows=totals[0]["rows trained"] if totals else None,
+                under_draft=_pair(_at(drafted, 0), _at(drafted, -1)),
+                first_gains=_pair(_gain(bare), _gain(drafted)),
+                completions=_mean([total["completions sampled"] for total in totals]),
+                trained_rows=_mean([total["rows trained"] for total in totals]),
                 entropy=_mean([run.tail("entropy/exact") for run in own]),
                 copy_rate=_mean([run.tail("igrpo/copy_rate") for run in own]),
                 teaching=_mean([run.tail("igrpo/nonzero_advantage_groups") for run in own]),
@@ -104,8 +107,8 @@ def result_table(
 ) -> Table:
     """A task's arms, percentages as text; a dash where nothing was logged."""
     header = (
-        "arm", "seeds", "start %", "end %", f"end - {labels[reference]}, points", "q' - q",
-        "sampled", "trained", "entropy", "copies %", "teaching %",
+        "arm", "seeds", "start %", "end %", f"end - {labels[reference]}, points",
+        "under a draft %", "first gains", "sampled", "trained", "entropy", "copies %", "teaching %",
     )  # fmt: skip
     rows = tuple(
         (
@@ -114,7 +117,8 @@ def result_table(
             _spread(r.start),
             _spread(r.end),
             "reference" if r.arm == reference else points(r.difference) if r.difference else "–",
-            "–" if r.gap is None else f"{100 * r.gap:+.1f}",
+            _two(r.under_draft, "{:.1f} -> {:.1f}"),
+            _two(r.first_gains, "{:+.1f} / {:+.1f}"),
             _count(r.completions),
             _count(r.trained_rows),
             "–" if r.entropy is None else f"{r.entropy:.3f}",
@@ -187,6 +191,27 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def _curves(runs: Sequence[Run], name: str) -> list[Sequence[float]]:
+    """A validation metric's values of the runs that logged it."""
+    return [curve.values for run in runs if (curve := run.val.get(name))]
+
+
+def _at(curves: Sequence[Sequence[float]], place: int) -> float | None:
+    return _mean([values[place] for values in curves])
+
+
+def _gain(curves: Sequence[Sequence[float]]) -> float | None:
+    return _mean([values[1] - values[0] for values in curves if len(values) > 1])
+
+
+def _pair(first: float | None, second: float | None) -> tuple[float, float] | None:
+    return None if first is None or second is None else (first, second)
+
+
+def _two(shares: tuple[float, float] | None, form: str) -> str:
+    return "–" if shares is None else form.format(*(100 * share for share in shares))
+
+
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
@@ -194,8 +219,8 @@ def _spread(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def _count(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def _percent(value: float | None) -> str:

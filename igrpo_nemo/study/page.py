@@ -31,10 +31,11 @@ from igrpo_nemo.study.outcome import (
 NOTE = (
     "Held-out problems, one answer each to the bare prompt q. Mean ± standard deviation over "
     "seeds; in brackets the t-interval of the difference paired by seed, which holds with 95 % for "
-    "all arms of a table together (Bonferroni). q' - q is the accuracy under the draft less the "
-    "one without, at the end. Completions sampled and trained are per seed. Entropy, verbatim "
-    "copies of the draft and teaching groups (rewards not all equal) are means of the last tenth "
-    "of training."
+    "all arms of a table together (Bonferroni). Under a draft: the accuracy with a draft of the "
+    "model's own shown, at the start and at the end. First gains: of the first validation after "
+    "the start over the start, on q and under a draft. Completions sampled and trained are per "
+    "seed. Entropy, verbatim copies of the draft and teaching groups (rewards not all equal) are "
+    "means of the last tenth of training."
 )
 
 
@@ -97,7 +98,7 @@ def outcome(study: Study, cells: Sequence[Cell], cpu_s: float) -> StudyOutcome:
     """Reads the runs of `cells` that are finished."""
     runs: dict[str, dict[str, dict[int, Run]]] = {task: {} for task in study.tasks}
     for cell in cells:
-        if (cell.folder / "summary.json").is_file():
+        if cell.is_finished:
             label = study.arms[cell.arm].label
             run = load_run(cell.folder, name=f"{cell.task}/{cell.arm}/{cell.seed}", label=label)
             runs[cell.task].setdefault(cell.arm, {})[cell.seed] = run

@@ -69,7 +69,7 @@ def _is_finished(cell: Cell) -> bool:
         raise UserError(
             f"{cell.folder} holds a run with other settings: remove it or use another --out"
         )
-    return (cell.folder / "summary.json").is_file()
+    return cell.is_finished
 
 
 def _mark(cell: Cell) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def test_ten_steps_of_igrpo_leave_everything_a_run_promises(igrpo):
     assert summary["steps"] == 10 and summary["completions"] == 10 * 4 * 8
     assert {"val_accuracy_start", "val_accuracy_end", "seconds"} <= summary.keys()
     assert summary["completions_per_second"] > 0
+    assert 2 * summary["trained_rows"] == summary["completions"] == 8 * 4 * summary["steps"]
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in samples} == {5, 10} and samples[0]["refinement"]
     assert list((run / "tensorboard").iterdir())

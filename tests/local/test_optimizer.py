@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.local.learner import build_optimizer, build_scheduler, restore_training
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
 
 
 def parameters():

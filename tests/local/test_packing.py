@@ -9,15 +9,14 @@ import torch
 from tiny_runs import FAMILIES
 
 from igrpo_nemo.local import packing
-from igrpo_nemo.local.fused import group_attention as streams
+from igrpo_nemo.local.fused import stream_attention as streams
 from igrpo_nemo.local.fused.decoder import can_fuse
 from igrpo_nemo.local.fused.group_attention import (
-    StreamAttention,
     expanded_attention,
     group_attention,
-    takes_stream,
 )
 from igrpo_nemo.local.fused.group_layout import Sequences, group_layout
+from igrpo_nemo.local.fused.stream_attention import StreamAttention, takes_stream
 from igrpo_nemo.local.packing import (
     can_pack,
     completion_logprobs,

@@ -12,7 +12,7 @@ import pytest
 os.environ["NEMO_RL_PY_EXECUTABLES_SYSTEM"] = "1"
 os.environ["IGRPO_TEST_NEMO"] = "1"  # read by tests/processes/sitecustomize.py
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# Ray's own 15 lets workers starve beside the other tests of this machine.
+# Ray's own 15 lets workers starve beside other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Without NeMo-RL no test of this folder is collected, and the run says why.

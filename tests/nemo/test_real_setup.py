@@ -23,7 +23,7 @@ from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.config.nemo_schema import keys_beyond
 from igrpo_nemo.nemo.master_config import without_flash_attention
 from igrpo_nemo.nemo.versions import entries
-from igrpo_nemo.run.core import expected_problems
+from igrpo_nemo.run.problems import expected_problems
 
 GROUPS = config_groups([builtin_config_dir()])
 MODELS = [name for name in GROUPS["model"] if name not in ("demo", "hf")]

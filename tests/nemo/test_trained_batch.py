@@ -18,8 +18,9 @@ from nemo_rl.data.llm_message_utils import batched_message_log_to_flat_message
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from igrpo_nemo.environment import TwoStageEnvironment
-from igrpo_nemo.local.learner import Learner, build_scheduler
+from igrpo_nemo.local.learner import Learner
 from igrpo_nemo.local.model import open_policy
+from igrpo_nemo.local.optimizer import build_scheduler
 from igrpo_nemo.local.rollout import TwoStageRollout
 from igrpo_nemo.local.sampler import Sampler
 from igrpo_nemo.local.sampling import sampling_params

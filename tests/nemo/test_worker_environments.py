@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_real_setup import CASES, composed
 
-from igrpo_nemo.cluster.launch import check_worker_environments, workers
+from igrpo_nemo.cluster.worker_environments import check_worker_environments, workers
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError

@@ -14,7 +14,7 @@ from side_stories import NEMO_SOURCE, STORIES
 from slurm_jobs import Run
 from virtual_slurm import Unavailable, VirtualSlurm
 
-# Ray's own 15 lets workers starve beside the other tests of this machine.
+# Ray's own 15 lets workers starve beside other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 

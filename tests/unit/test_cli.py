@@ -63,6 +63,20 @@ def test_help_and_version(capsys):
         assert f"  igrpo {command.name}" in text and f"usage: igrpo {command.name}" in text
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("launch", 'profile=$(igrpo launch --env a100_5x8) && eval "$profile" && sbatch slurm/'),
+        ("evaluate", "runs/demo/checkpoints/step_00000060"),
+        ("report", "runs/demo/evaluation/step_00000060"),
+        ("score", "FILE without .jsonl, plus .verdicts.jsonl"),
+    ],
+)
+def test_help_shows_what_works(command, said, capsys):
+    assert main([command, "--help"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_dry_run_prints_config_and_budget(capsys):
     overrides = ["experiment=demo", "grpo.max_num_steps=5"]
     assert main(["train", overrides[0], "--dry-run", overrides[1]]) == 0
@@ -76,6 +90,16 @@ def test_dry_run_prints_config_and_budget(capsys):
     key = "policy.megatron_cfg.tensor_model_parallel_size=4"
     assert main(["train", "experiment=demo", key, "--dry-run"]) == 0
     assert "# not read by engine local: policy.megatron_cfg\n" in capsys.readouterr().out
+
+
+def test_dry_run_takes_a_config_folder(tmp_path, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - demo\n  - _self_\ngrpo:\n  max_num_steps: 7\n"
+    )
+    flags = ["--config-dir", str(tmp_path), "--dry-run"]
+    assert main(["train", *flags, "experiment=mine"]) == 0
+    assert "steps: 7," in capsys.readouterr().out
 
 
 HEAVY = "torch ray transformers datasets nemo_rl wandb mlflow"

@@ -6,7 +6,7 @@ import os
 import pytest
 from hostile_text import NASTY, ROW
 
-from igrpo_nemo.files.display_text import printable
+from igrpo_nemo.files.display_text import printable, shorten
 from igrpo_nemo.tracking import Console
 
 
@@ -15,6 +15,17 @@ def test_model_text_cannot_command_a_terminal():
     assert shown == "[bold red]x[/] red a b\ufffd \ufffdevil \ufffd end"
     assert printable("a\nb\t\u2028c") == "a b c"
     assert printable("\x1bP payload \x1b\\x\x1bc\x1b(B\x1b") == "x"
+
+
+def test_shortening_keeps_the_end_and_is_bounded(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "igrpo_nemo.files.display_text.printable", lambda text: seen.append(text) or text
+    )
+    shown = shorten("start " + "x" * 5_000_000 + " the answer is 42", 60)
+    assert len(seen[0]) < 1_000, "looks at far more than it shows"
+    assert len(shown) <= 60 and shown.startswith("start") and shown.endswith("answer is 42")
+    assert shorten("short", 60) == "short"
 
 
 class Clock:

@@ -11,7 +11,7 @@ from igrpo_nemo.data.order import Curriculum, EpochOrder, Position, mixed
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.preflight.tokens import questions
-from igrpo_nemo.run.core import expected_problems, training_problems, validation_problems
+from igrpo_nemo.run.problems import expected_problems, training_problems, validation_problems
 from igrpo_nemo.types import Problem, Rollout, Selection
 
 HF = "policy.model_name=x/y"

@@ -6,10 +6,10 @@ import pytest
 from cases import cases
 from shared_data import FOLDER, shared_file, shared_rows
 
-from igrpo_nemo.data import DataSpec, load_problems, load_with_report, usable
+from igrpo_nemo.data import DataSpec, golds, load_problems, load_with_report
 from igrpo_nemo.data.catalog import local_folder
 from igrpo_nemo.data.columns import Unusable, question_text, reference_answer
-from igrpo_nemo.data.usable import fingerprint
+from igrpo_nemo.data.overlap import fingerprint
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files import cache_folder
 from igrpo_nemo.rewards.accuracy import Reason
@@ -178,7 +178,7 @@ def test_a_fingerprint_keeps_what_distinguishes_problems():
 
 def test_the_check_of_references_is_cached_whole_or_not_at_all(monkeypatch):
     formulas = ["\\sqrt{2}", "x + 1", "\\frac{}{}"]
-    first = usable.check_golds(formulas)
+    first = golds.check_golds(formulas)
     assert first == [Reason.MATCH, Reason.MATCH, Reason.UNPARSEABLE]
     folder = cache_folder() / "references"
     files = list(folder.iterdir())
@@ -189,9 +189,9 @@ def test_the_check_of_references_is_cached_whole_or_not_at_all(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("igrpo_nemo.rewards.pool.VerifierPool", no_pool)
-        assert usable.check_golds(formulas) == first
+        assert golds.check_golds(formulas) == first
     files[0].write_text('["match"')
-    assert usable.check_golds(formulas) == first
+    assert golds.check_golds(formulas) == first
     assert json.loads(files[0].read_text()) == [str(reason) for reason in first]
 
 
@@ -199,7 +199,7 @@ def test_a_cache_that_cannot_be_made_is_told_and_done_without(monkeypatch, tmp_p
     (tmp_path / "file").touch()
     monkeypatch.setenv("IGRPO_CACHE_DIR", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot write .*IGRPO_CACHE_DIR names another folder"):
-        assert usable.check_golds(["\\sqrt{2}"]) == [Reason.MATCH]
+        assert golds.check_golds(["\\sqrt{2}"]) == [Reason.MATCH]
 
 
 def test_math_train_keeps_what_can_be_recovered(monkeypatch):
@@ -218,7 +218,7 @@ def test_math_train_keeps_what_can_be_recovered(monkeypatch):
     again = load_problems(spec(str(shared_file("math_train_7500.jsonl"))))
     assert again[2].answer == problems[2].answer
     sample = [p.answer for p in problems[::60]]
-    assert usable.check_golds(sample) == [Reason.MATCH] * len(sample)
+    assert golds.check_golds(sample) == [Reason.MATCH] * len(sample)
 
 
 @pytest.mark.parametrize(("name", "split", "count", "first"), CASES["named_sets"])

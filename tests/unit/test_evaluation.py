@@ -57,6 +57,16 @@ def test_hand_computed_metrics_of_two_problems():
     assert statistics["std_err_across_problems"] == pytest.approx(0.125)
 
 
+def test_modes_are_exactly_nemo_skills_modes():
+    modes = set(bench_metrics(TWO_PROBLEMS))
+    assert modes == {
+        *(f"pass@{k}" for k in (1, 2, 3, 4)),
+        *(f"pass@1[avg-of-{k}]" for k in (2, 3, 4)),
+        *(f"majority@{k}" for k in (2, 3, 4)),
+    }
+    assert set(bench_metrics([[sample(1)], [sample(0)]])) == {"pass@1"}
+
+
 def test_majority_without_answers_and_with_ties():
     assert majority_score([sample(0, None), sample(0, None)]) == 0.0
     assert majority_score([sample(0, None), sample(1, "3")]) == 1.0

@@ -17,7 +17,7 @@ from igrpo_nemo.config import Config, RolloutBudget, rollout_steps, with_problem
 from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
 from igrpo_nemo.config.section import at as config_at
 from igrpo_nemo.evaluation.systems import published_results
-from igrpo_nemo.run.core import expected_problems
+from igrpo_nemo.run.problems import expected_problems
 
 CASES = cases(__file__)
 

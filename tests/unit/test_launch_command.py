@@ -280,7 +280,7 @@ def test_env_prints_a_profile(checkout, capsys, monkeypatch):
         (["--job-settings", TRAIN, "igrpo.site.gpu=v100"], "igrpo.site.gpu='v100'"),
         (["--script", "slurm/nope.sh", TRAIN], "there is no script slurm/nope.sh: use slurm/eval"),
         (["--script", "slurm/train.sh", "--model", "x"], "unknown flag --model"),
-        (["--script", "slurm/evaluate.sh", "--chain", "2"], ""),
+        (["--script", "slurm/evaluate.sh", "--chain", "2"], "--chain is for training"),
         *(([TRAIN, "--chain", length], "argument --chain") for length in ("0", "-1", "101", "two")),
     ],
 )

@@ -300,6 +300,21 @@ def test_proposition_31_predicts_simulated_best_drafts(p, n):
     assert 4 * stderr < 0.02
 
 
+def test_measured_best_drafts_lie_between_the_two_predictions():
+    """Through the metrics themselves, on problems of very different difficulty."""
+    generator = random.Random(0)
+    drafts = []
+    for name in range(2_000):
+        p = generator.choice([0.02, 0.3, 0.9])
+        scores = [RIGHT if generator.random() < p else NOTHING for _ in range(4)]
+        drafts.append(group(str(name), Stage.DRAFT, ["a"] * 4, scores))
+    got = rollout_metrics([Rollout(each.problem, each) for each in drafts], [])
+    exact = statistics.fmean(1 - (1 - p) ** 4 for p in (0.02, 0.3, 0.9))
+    assert got["igrpo/best_draft_accuracy"] == pytest.approx(exact, abs=0.04)
+    assert got["igrpo/best_draft_predicted"] < got["igrpo/best_draft_accuracy"] - 0.02
+    assert got["igrpo/best_draft_accuracy"] < got["igrpo/best_draft_predicted_pooled"] - 0.1
+
+
 def test_best_draft_prediction_at_its_ends():
     assert best_draft_prediction(0.0, 4) == 0.0
     assert best_draft_prediction(1.0, 4) == 1.0

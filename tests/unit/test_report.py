@@ -224,6 +224,9 @@ def test_budget_counts_samples_and_trained_rows(tmp_path, run_dir):
     rows = {name: values for name, *values in budget_rows(load_run(run_dir))}
     assert rows["completions sampled"] == ["256", "12,800"]
     assert rows["rows trained (4 a problem)"] == ["128", "6,400"]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").write_text(json.dumps({**summary, "trained_rows": 123}))
+    assert rollout_totals(load_run(run_dir))["rows trained"] == 123
     plain = write_run(tmp_path / "grpo", feedback="none")
     config = (plain / "config.yaml").read_text().replace("per_prompt: 4", "per_prompt: 8")
     (plain / "config.yaml").write_text(config)

@@ -134,21 +134,27 @@ AFFIXES += ["{}\\text{{ cm}}", "{} \\text{{ square units}}", "{}\\text{{th}}", "
 AFFIXES += ["{}\\mbox{{ dogs}}", "{}\\text{{ a.m.}}", "${}$", "\\({}\\)", "\\[{}\\]"]
 
 
-@settings(fuzz, max_examples=3 * DRAWS)
-@given(LITERALS, LITERALS, st.sampled_from(AFFIXES), st.sampled_from(AFFIXES), st.data())
-def test_plain_numbers_are_read_as_the_full_comparison_reads_them(left, right, one, other, data):
-    """The same number in other words, or another one."""
-    gold = one.format(left)
-    number = read_literal(gold)
-    spelled = [right, left.replace(",\\!", "").replace("{,}", "").replace("dfrac", "frac")]
-    if number is not None and not number.letter:
-        value = number.value
-        spelled += [str(value), f"\\frac{{{value.numerator}}}{{{value.denominator}}}"]
-        spelled += [f"{float(value):.6f}", f"{float(value):.12g}", f"{int(value)}\\%"]
-    answer = other.format(data.draw(st.sampled_from(spelled)))
-    quick = quick_verdict(gold, answer)
-    if quick is not None:
-        assert quick is full_verdict(gold, answer), (gold, answer)
+def test_plain_numbers_are_read_as_the_full_comparison_reads_them():
+    """The same number in other words, or another one; the fast path decides most of them."""
+    decided = []
+
+    @settings(fuzz, max_examples=3 * DRAWS)
+    @given(LITERALS, LITERALS, st.sampled_from(AFFIXES), st.sampled_from(AFFIXES), st.data())
+    def compare(left, right, one, other, data):
+        gold = one.format(left)
+        number = read_literal(gold)
+        spelled = [right, left.replace(",\\!", "").replace("{,}", "").replace("dfrac", "frac")]
+        if number is not None and not number.letter:
+            value = number.value
+            spelled += [str(value), f"\\frac{{{value.numerator}}}{{{value.denominator}}}"]
+            spelled += [f"{float(value):.6f}", f"{float(value):.12g}", f"{int(value)}\\%"]
+        answer = other.format(data.draw(st.sampled_from(spelled)))
+        quick = quick_verdict(gold, answer)
+        decided.append(quick is not None)
+        assert quick in (None, full_verdict(gold, answer)), (gold, answer)
+
+    compare()
+    assert sum(decided) > 0.6 * len(decided)
 
 
 @fuzz

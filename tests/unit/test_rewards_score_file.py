@@ -13,9 +13,9 @@ from igrpo_nemo.errors import UserError
 
 def _run(capsys, *words: str) -> dict:
     parser = argparse.ArgumentParser()
-    score.SCORE.add_flags(parser)
+    score.COMMAND.add_flags(parser)
     flags, rest = parser.parse_known_args(words)
-    assert score.run_score(flags, rest) == 0
+    assert score.run(flags, rest) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -30,6 +30,22 @@ def completions(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_a_row_without_a_reference_is_not_counted_as_wrong(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    answers = ["5", "N/A", "", ["1", "2"], "5"]
+    completions = ["\\boxed{5}", "\\boxed{5}", "\\boxed{5}", "\\boxed{1}", "\\boxed{6}"]
+    rows = [{"a": a, "c": c} for a, c in zip(answers, completions, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = _run(capsys, str(path), "--answer-key", "a", "--completion-key", "c")
+    assert summary == {
+        "accuracy": 0.5,
+        "n": 2,
+        "reasons": {"match": 1, "mismatch": 1, "no_reference": 3},
+    }
+    lines = path.with_name("c.verdicts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines[1:4]] == ["no_reference"] * 3
 
 
 def test_a_file_is_scored_row_by_row_and_sample_by_sample(completions, capsys):
@@ -116,10 +132,10 @@ def test_the_output_is_looked_at_before_the_work(completions, monkeypatch, out, 
     os.mkfifo(folder / "pipe")
     monkeypatch.setattr(score, "score_file", None)
     parser = argparse.ArgumentParser()
-    score.SCORE.add_flags(parser)
+    score.COMMAND.add_flags(parser)
     words = ["--answer-key", "a", "--completion-key", "c", "--out", str(folder / out)]
     with pytest.raises(UserError, match=message):
-        score.run_score(parser.parse_args(words), [str(completions)])
+        score.run(parser.parse_args(words), [str(completions)])
     assert completions.read_bytes() == before
 
 

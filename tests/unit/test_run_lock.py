@@ -92,7 +92,7 @@ def test_a_job_that_slurm_has_ended_or_forgotten_is_dead(tmp_path, held, slurm, 
     if dead:
         RunLock(tmp_path, environ(8)).release()
     else:
-        with pytest.raises(UserError, match="Slurm job 7, restart 0"):
+        with pytest.raises(UserError, match="Slurm job 7, restart 0: wait until that run ends"):
             RunLock(tmp_path, environ(8))
     assert "--jobs=7" in slurm.calls("squeue")[0].words
 

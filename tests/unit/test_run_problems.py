@@ -7,7 +7,7 @@ from composed import load_config
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
-from igrpo_nemo.run.core import fitting_problems, training_problems, validation_problems
+from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.types import Problem
 
 

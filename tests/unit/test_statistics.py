@@ -95,6 +95,28 @@ def test_pass_at_1_is_the_accuracy_with_its_errors():
     assert first.problems == pytest.approx(whole.problems)
 
 
+def test_pass_at_256_keeps_its_digits():
+    curve = pass_at_k_curve([1, 0], 256)
+    assert list(curve)[-1] == 256
+    for k, value in curve.items():
+        assert value.mean == pytest.approx(k / 256 / 2, rel=1e-12)  # one right sample of 256
+    assert curve[256].sampling is None
+
+
+def test_pass_at_k_is_unbiased_and_the_plug_in_is_not():
+    generator = np.random.default_rng(5)
+    rates, n, k = beta_rates(generator, 20), 16, 8
+    truth = (1 - (1 - rates) ** k).mean()
+    estimates, plug_in = [], []
+    for _ in range(2000):
+        correct_P = generator.binomial(n, rates)
+        estimates.append(pass_at_k_curve(correct_P, n, [k])[k].mean)
+        plug_in.append((1 - (1 - correct_P / n) ** k).mean())
+    error = np.std(estimates) / math.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - truth) < 4 * error
+    assert abs(np.mean(plug_in) - truth) > 8 * error
+
+
 def test_bayes_at_n_is_the_posterior_of_each_problem():
     found = bayes_at_n([0, 3, 4], 4)
     assert found.mean == pytest.approx((1 / 6 + 4 / 6 + 5 / 6) / 3)

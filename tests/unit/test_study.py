@@ -4,17 +4,20 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from cases import cases
 from composed import load_config
+from fake_slurm import squeue_line
 
 from igrpo_nemo.cli.entry import main
+from igrpo_nemo.cluster.job import job_name
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.statistics import over_seeds
-from igrpo_nemo.report.runs import load_run
+from igrpo_nemo.report.runs import Curve, load_run
 from igrpo_nemo.study import runner
 from igrpo_nemo.study.grid import Claim, load_study, names
 from igrpo_nemo.study.outcome import (
@@ -43,6 +46,7 @@ row = {"kind": "train", "step": 1, "time": 0, "metrics": metrics}
 (folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
 summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
 (folder / "summary.json").write_text(json.dumps(summary))
+(folder / "finished").touch()
 """
 
 
@@ -138,6 +142,33 @@ def test_a_study_tells_what_it_finds_and_keeps_finished_runs(study, tmp_path, ca
     assert re.search(r"iGRPO +\| +2 \| 25\.0 ± 0\.0 \| 50\.5 ± 0\.7", told.out)
     assert "4 of 4 runs are finished already" in told.err
     assert (tmp_path / "out/arithmetic/grpo/seed_1/trained").read_text() == "x"
+
+
+def test_a_run_that_was_stopped_is_not_finished(study, tmp_path, capsys):
+    assert study("--arms", "grpo", "--seeds", "1") == 0
+    run = tmp_path / "out" / "arithmetic" / "grpo" / "seed_0"
+    (run / "finished").unlink()
+    assert study("--arms", "grpo", "--seeds", "1") == 0
+    assert (run / "trained").read_text() == "xx"
+
+
+def test_a_study_sends_what_has_no_job_that_runs_or_waits(tmp_path, slurm, capsys):
+    cells = [tmp_path / "arithmetic" / arm / "seed_0" for arm in ("grpo", "igrpo")]
+    slurm.answers("squeue", squeue_line(7, "PENDING", job_name(cells[0])))
+    words = ("--submit", "--arms", "igrpo", "--seeds", "1", "--out", str(tmp_path))
+    assert main(["study", "compare", *words]) == 0
+    (call,) = slurm.calls("sbatch")
+    assert f"--job-name={job_name(cells[1])}" in call.words
+    assert "no run has finished yet" in capsys.readouterr().out
+
+
+def test_what_a_draft_is_worth_is_told_at_the_start_at_the_end_and_of_the_first_gains(tmp_path):
+    (run,) = runs_of(tmp_path, {"a": (0.3,)})["a"].values()
+    curves = {"accuracy": (0.1, 0.2, 0.3), "draft_conditioned_accuracy": (0.1, 0.5, 0.7)}
+    val = {f"val/{name}": Curve((0, 5, 9), values) for name, values in curves.items()}
+    (result,) = arm_results({"a": {0: replace(run, val=val)}}, "a")
+    (row,) = result_table("by arm", [result], {"a": "A"}, "a").rows
+    assert row[5:7] == ("10.0 -> 70.0", "+10.0 / +40.0")
 
 
 def test_a_study_names_a_run_of_other_settings_and_a_failed_one(study, tmp_path, capsys):

@@ -28,8 +28,8 @@ from nemo_rl.models.policy.interfaces import ColocatablePolicyInterface
 from nemo_rl.models.policy.tq_policy import TQPolicy
 from torch import Tensor
 
-from igrpo_nemo.local.learner import build_optimizer, build_scheduler, restore_training
 from igrpo_nemo.local.model import load_weights, reference_of, save_pretrained_folder
+from igrpo_nemo.local.optimizer import build_optimizer, build_scheduler, restore_training
 from igrpo_nemo.nemo.cpu.generation import LocalGeneration, OneMachine, RemoteGeneration, policy_of
 from igrpo_nemo.nemo.loss import next_token_logprobs
 
