@@ -17,8 +17,9 @@ from igrpo_nemo.rewards.units import Unit, read_unit, scales
 
 _DEGREE = read_unit("degree")
 _DOLLAR = read_unit("usd")
-# Longer numbers meet SymPy's precision rules and Python's limits; they are rare, so ask.
-_MAX_DIGITS = 15
+# Decimals and fractions of more than 15 digits meet SymPy's precision rules and are rare, so ask.
+_MAX_DIGITS = 40
+"""Of an integer that stands alone: it is compared exactly."""
 _INTEGER = r"\d{1,15}"
 _GROUPED = r"[1-9]\d{0,2}(?:(?:,\\!|\{,\}|,)\d{3}){1,4}"
 _LITERAL = re.compile(

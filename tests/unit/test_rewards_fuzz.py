@@ -114,7 +114,9 @@ def test_numbers_in_other_forms(mantissa, exponent, data):
         check(gold, f"{mantissa} \\times 10^{{{exponent - 1}}}", False)
 
 
-DIGITS = st.one_of(st.integers(0, 12), st.integers(0, 9_999), st.integers(0, 10**14)).map(str)
+DIGITS = st.one_of(
+    st.integers(0, 12), st.integers(0, 9_999), st.integers(0, 10**14), st.integers(0, 10**40)
+).map(str)
 FRACTIONS = st.builds("\\{}{{{}}}{{{}}}".format, st.sampled_from(["frac", "dfrac"]), DIGITS, DIGITS)
 LITERALS = st.one_of(
     DIGITS,

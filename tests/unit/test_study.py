@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,22 +31,28 @@ from igrpo_nemo.study.outcome import (
 CASES = cases(__file__)
 
 
-FAKE_TRAINING = """\
-import json, pathlib, sys
-settings = dict(arg.split("=", 1) for arg in sys.argv[1:])
-if settings["grpo.seed"] == settings.get("igrpo.threads"):
-    sys.exit("error: no room left")
-folder = pathlib.Path(settings["logger.log_dir"])
-(folder / "trained").open("a").write("x")
-two = settings["feedback"] != "none"
-end = 0.5 + 0.01 * int(settings["grpo.seed"]) + 0.2 * (not two)
-metrics = {"loss": 0.0, "entropy/exact": 0.3, **({"igrpo/copy_rate": 0.7} if two else {})}
-row = {"kind": "train", "step": 1, "time": 0, "metrics": metrics}
-(folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
-summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
-(folder / "summary.json").write_text(json.dumps(summary))
-(folder / "finished").touch()
-"""
+def fake_training(words):
+    """What `igrpo train` leaves in its folder; it fails where seed and threads are the same."""
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    if settings["grpo.seed"] == settings.get("igrpo.threads"):
+        print("error: no room left", flush=True)
+        return 1
+    folder = Path(settings["logger.log_dir"])
+    with (folder / "trained").open("a") as file:
+        file.write("x")
+    two = settings["feedback"] != "none"
+    end = 0.5 + 0.01 * int(settings["grpo.seed"]) + 0.2 * (not two)
+    a_run(folder, end, **{"entropy/exact": 0.3}, **({"igrpo/copy_rate": 0.7} if two else {}))
+    (folder / "finished").touch()
+    return 0
+
+
+def a_run(folder, end, **metrics):
+    """A run's files; `metrics` of its training step."""
+    row = {"kind": "train", "step": 1, "time": 0, "metrics": {"loss": 0.0, **metrics}}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
+    (folder / "summary.json").write_text(json.dumps(summary))
 
 
 def runs_of(folder, ends, **metrics):
@@ -57,10 +62,7 @@ def runs_of(folder, ends, **metrics):
         for seed, end in enumerate(values):
             path = folder / arm / str(seed)
             path.mkdir(parents=True)
-            row = {"kind": "train", "step": 1, "time": 0, "metrics": {"loss": 0.0, **metrics}}
-            (path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-            summary = {"val_accuracy_start": 0.25, "val_accuracy_end": end, "steps": 1}
-            (path / "summary.json").write_text(json.dumps(summary))
+            a_run(path, end, **metrics)
             runs.setdefault(arm, {})[seed] = load_run(path)
     return runs
 
@@ -120,8 +122,7 @@ def test_every_run_of_a_study_has_a_config_and_one_budget(name, tmp_path):
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """`igrpo study compare` with a training that takes no time."""
-    (tmp_path / "train.py").write_text(FAKE_TRAINING)
-    monkeypatch.setattr(runner, "TRAIN", (sys.executable, str(tmp_path / "train.py")))
+    monkeypatch.setattr(runner, "igrpo", fake_training)
     out = ("--out", str(tmp_path / "out"), "--seeds", "2", "--processes", "2")
     return lambda *words: main(["study", "compare", *out, *words])
 
@@ -176,7 +177,7 @@ def test_a_study_names_a_run_of_other_settings_and_a_failed_one(study, tmp_path,
     assert study("--arms", "grpo", "grpo.max_num_steps=7") == 2
     assert "seed_0 holds a run with other settings" in capsys.readouterr().err
     assert study("--out", str(tmp_path / "failed"), "igrpo.threads=1") == 2
-    assert "training ended with exit code 1" in capsys.readouterr().err
+    assert re.search("ended with exit code 1 .*: error: no room left", capsys.readouterr().err)
 
 
 def test_a_study_of_ones_own_and_its_faults(tmp_path):
