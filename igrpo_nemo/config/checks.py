@@ -216,6 +216,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "boolean": ("true or false", lambda v: isinstance(v, bool)),
     "share": ("a number above 0 and up to 1", lambda v: _is_number(v) and 0 < v <= 1),
     "count": ("null or a whole number", lambda v: v is None or _is_integer(v) and v >= 0),
+    "mapping": ("null or a mapping", lambda v: v is None or isinstance(v, Mapping)),
     "granularity": ("full or selective", lambda v: v in ("full", "selective")),
 }
 """The kinds of `nemo_types.yaml`: how to say one, and how to tell it."""

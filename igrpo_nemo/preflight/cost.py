@@ -267,9 +267,9 @@ class Estimator:
         due = grpo.val_period and self.steps % grpo.val_period == 0
         count += int(grpo.val_at_end and not due)
         question = round(self.context.mean_question)
-        problems = range(grpo.max_val_samples or 500)
+        problems, k = range(grpo.max_val_samples or 500), self.config.igrpo.validation.samples
         return count * self._slowest(
-            [self._group(question, (self.responses.draw(rng),)) for _ in problems]
+            [self._group(question, tuple(map(self.responses.draw, [rng] * k))) for _ in problems]
         )
 
 

@@ -134,10 +134,12 @@ def _shortages(plan: Plan) -> Iterator[tuple[str, str]]:
             f"sleeping trainer, which keeps {TRAINER_ASLEEP / GIB:.1f} GiB",
         )
     elif vllm.fitting(longest := vllm.max_model_len) < 1:
+        two_stage = plan.config.feedback.two_stage
+        asked = "q' with its refinement" if two_stage else "q with its completion"
         yield (
             "vllm",
-            f"{key} leaves vLLM {max(vllm.cache, 0) / GIB:.1f} GiB of cache, and q' with its "
-            f"refinement ({longest} tokens) needs {vllm.sequence(longest) / GIB:.1f} GiB",
+            f"{key} leaves vLLM {max(vllm.cache, 0) / GIB:.1f} GiB of cache, and {asked} "
+            f"({longest} tokens) needs {vllm.sequence(longest) / GIB:.1f} GiB",
         )
 
 
@@ -191,14 +193,11 @@ def _shape_facts(config: Config, shape: Shape) -> dict[str, Any]:
 def _data_facts(plan: Plan, asked: Questions, budget: Context) -> dict[str, Any]:
     """What it asks of the data: problems for a batch, questions that do not fit, what is left."""
     config, grpo = plan.config, plan.config.grpo
-    count, batch = (
-        usable(config, asked, budget),
-        round(grpo.num_prompts_per_step * grpo.batch_multiplier),
-    )
+    count = usable(config, asked, budget)
+    batch = round(grpo.num_prompts_per_step * grpo.batch_multiplier)
     return {
-        "problems": asked.count,
         "batch": batch,
-        "fitting_problems": int((asked.count or 0) / grpo.batch_multiplier),
+        "fitting_problems": max(1, int((count or 0) / grpo.batch_multiplier)),
         "too_long": asked.said_above(config.data.max_input_seq_length - budget.template),
         "longest": asked.tokens[1.0] + budget.template,
         "described": plan.shape is not None,

@@ -22,10 +22,11 @@ import yaml
 
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.nemo_keys import Dataset
-from igrpo_nemo.data.catalog import SOURCES, find_source, locate
+from igrpo_nemo.data.catalog import find_source, locate
 from igrpo_nemo.data.columns import QUESTION_KEYS, Unusable, question_text, value_at
 from igrpo_nemo.data.rows import Row, read_file
 from igrpo_nemo.preflight.shape import model_folder
+from igrpo_nemo.run.problems import expected_of, held_out
 from igrpo_nemo.tasks import TASKS
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -77,7 +78,7 @@ _STAND_IN = "not at hand: MATH's questions stand in"
 
 KNOWN: dict[str, Questions] = {
     name: Questions(
-        count=SOURCES[name].usable["train"],
+        count=None,
         source="counted beforehand with Qwen2.5's vocabulary",
         **{**facts, "longest": tuple(facts["longest"])},
     )
@@ -121,12 +122,10 @@ def _questions_of(config: Config, train: Dataset, environ: Mapping[str, str]) ->
         found = KNOWN[name]
     else:
         found = _from_file(config, train, environ)
-    if train.num_problems is not None or train.dataset_name in TASKS:
-        found = replace(found, count=train.num_problems)
-    if found.count is not None and config.data.validation is None and train.split_validation_size:
-        held_out = max(1, round(train.split_validation_size * found.count))
-        found = replace(found, count=found.count - held_out)
-    return found
+    count = expected_of(config, train)
+    if count is None and found.count is not None:
+        count = found.count - held_out(config, train, found.count)
+    return replace(found, count=count)
 
 
 def _from_file(config: Config, train: Dataset, environ: Mapping[str, str]) -> Questions:

@@ -35,20 +35,19 @@ def validation_problems(config: Config) -> list[Problem]:
 def _held_out(config: Config) -> tuple[list[Problem], list[Problem]]:
     """The training problems and, where there is no validation set, a seeded share of them."""
     kept: list[list[Problem]] = []
-    held_out: list[Problem] = []
+    apart: list[Problem] = []
     sets = config.data.train_sets
     for train in sets:
-        problems, count = _load(config, train, "train"), 0
-        if config.data.validation is None and train.split_validation_size:
+        problems = _load(config, train, "train")
+        if count := held_out(config, train, len(problems)):
             seed = config.grpo.seed if train.seed is None else train.seed
             random.Random(f"{seed}/held out").shuffle(problems)
-            count = max(1, round(train.split_validation_size * len(problems)))
-        held_out += problems[:count]
+        apart += problems[:count]
         kept.append(problems[count:])
     if config.data.only_set:
-        return kept[0], held_out
+        return kept[0], apart
     weights = [train.weight for train in sets if train.weight]
-    return mixed(kept, weights or None, seed=config.grpo.seed), held_out
+    return mixed(kept, weights or None, seed=config.grpo.seed), apart
 
 
 def expected_problems(config: Config) -> int | None:
@@ -57,21 +56,26 @@ def expected_problems(config: Config) -> int | None:
 
     Questions that are too long are counted: how many there are depends on the tokenizer.
     """
-    counts = [_expected(config, train) for train in config.data.train_sets]
+    counts = [expected_of(config, train) for train in config.data.train_sets]
     return None if None in counts else sum(filter(None, counts))
 
 
-def _expected(config: Config, train: Dataset) -> int | None:
+def expected_of(config: Config, train: Dataset) -> int | None:
+    """`expected_problems` of one of the sets."""
     count = train.num_problems
     if count is None:
         source = None if train.data_path else find_source(train.dataset_name)
-        filtered = train.drop_duplicates or train.drop_overlap
-        if source is None or filtered:
+        if source is None or train.drop_duplicates or train.drop_overlap:
             return None
         count = source.usable.get(train.split or source.default_split)
-    if count is None or config.data.validation is not None or not train.split_validation_size:
-        return count
-    return count - max(1, round(train.split_validation_size * count))
+    return None if count is None else count - held_out(config, train, count)
+
+
+def held_out(config: Config, train: Dataset, count: int) -> int:
+    """How many of a set's problems are held out, where there is no validation set."""
+    if config.data.validation is not None or not train.split_validation_size:
+        return 0
+    return max(1, round(train.split_validation_size * count))
 
 
 def fitting_problems(

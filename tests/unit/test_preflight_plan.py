@@ -13,10 +13,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from igrpo_nemo.cli import main
 from igrpo_nemo.config.compose import builtin_config_dir
 from igrpo_nemo.data import DataSpec, load_problems
+from igrpo_nemo.data.catalog import SOURCES
 from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.nearest import changed, words
 from igrpo_nemo.preflight.plan import PAPER_GPU_HOURS
-from igrpo_nemo.preflight.tokens import KNOWN, questions
+from igrpo_nemo.preflight.tokens import questions
 
 FILES = (builtin_config_dir() / "experiment").glob("*.yaml")
 EXPERIMENTS = sorted(path.stem for path in FILES if path.stem != "laptop")  # its model is yours
@@ -45,8 +46,10 @@ def test_the_example_of_the_docs_is_current():
     assert text in page.read_text(encoding="utf-8")
 
 
+UTILIZATION = "policy.generation.vllm_cfg.gpu_memory_utilization"
 SHORT = [
-    (["policy.generation.vllm_cfg.gpu_memory_utilization=0.2"], "q' with its refinement"),
+    ([f"{UTILIZATION}=0.2"], "q' with its refinement"),
+    ([f"{UTILIZATION}=0.2", "feedback=none"], "q with its completion"),
     (
         ["policy.megatron_cfg.tensor_model_parallel_size=1", "igrpo.site.gpu=a100_40gb"]
         + ["policy.megatron_cfg.sequence_parallel=false"],
@@ -55,7 +58,7 @@ SHORT = [
     (["policy.sequence_packing.train_mb_tokens=200000"], "training needs"),
     (["policy.logprob_chunk_size=null", "igrpo.site.gpu=a100_40gb"], "training needs"),
     (
-        ["cluster=a100_1x8", "policy.generation.vllm_cfg.gpu_memory_utilization=1.0"],
+        ["cluster=a100_1x8", f"{UTILIZATION}=1.0"],
         "sleeping trainer",
     ),
     (
@@ -194,6 +197,10 @@ def test_questions_of_a_file_are_counted(tmp_path):
     few = config_of(S3, *data, "igrpo.drop_overlong_prompts=true", "data.train.num_problems=64")
     [problem] = preflight(few, environ={}).problems
     assert "grpo.num_prompts_per_step=128 draws batches of 128" in problem
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:96]))
+    few = config_of(S3, *data, "grpo.num_prompts_per_step=96")
+    [problem] = preflight(few, environ={}).problems
+    assert problem.endswith("data.train has 90 that fit: set grpo.num_prompts_per_step=90")
 
 
 def test_a_tokenizer_at_hand_counts_exactly(tmp_path):
@@ -210,7 +217,7 @@ def test_a_tokenizer_at_hand_counts_exactly(tmp_path):
 
 def test_the_known_number_of_problems_is_the_loaders():
     shared_file("math_train_7500.jsonl")
-    assert KNOWN["math"].count == len(load_problems(DataSpec("math")))
+    assert SOURCES["math"].usable["train"] == len(load_problems(DataSpec("math")))
 
 
 def test_json_on_the_command_line(capsys):
