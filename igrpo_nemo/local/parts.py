@@ -35,6 +35,7 @@ from igrpo_nemo.run.core import prompt_builder, scorer_of
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
+from igrpo_nemo.run.stop import InterruptFlag, StopRequested
 from igrpo_nemo.tracking import Console, open_tracker
 
 
@@ -43,15 +44,15 @@ class RunParts:
 
     `state` is where it stands, `metrics` those of the checkpoint that was resumed. What must be
     closed is left to `stack`. Raises `UserError` for input that cannot be used, and for a run
-    folder that is in use or holds a run with other settings.
+    folder that is in use or holds a run with other settings; `StopRequested` in a warm-up.
     """
 
-    def __init__(self, config: Config, stack: ExitStack) -> None:
+    def __init__(self, config: Config, stack: ExitStack, interrupt: InterruptFlag) -> None:
         if config.igrpo.threads is not None:
             torch.set_num_threads(config.igrpo.threads)
         self.folder = folder = stack.enter_context(RunFolder(config.logger.log_dir))
         problems, validation = training_problems(config), validation_problems(config)
-        self.policy, extra = _open_policy(config)
+        self.policy, extra = _open_policy(config, interrupt)
         prompts = prompt_builder(config, self.policy.tokenizer)
         drop = config.igrpo.drop_overlong_prompts
         self.problems = fitting_problems(problems, prompts, drop_overlong=drop)
@@ -115,13 +116,13 @@ class RunParts:
         self.console.note(f"resuming after step {state.step} from {checkpoint.path}")
 
 
-def _open_policy(config: Config) -> tuple[LoadedPolicy, dict[str, float]]:
+def _open_policy(config: Config, interrupt: InterruptFlag) -> tuple[LoadedPolicy, dict[str, float]]:
     """The policy at step 0, and what the summary must know of its warm-up."""
     if config.igrpo.model is None:
         folder, extra = config.policy.model_name, {}
         tokenizer_name = config.policy.tokenizer.name
     else:
-        small = small_policy(config, _WarmupProgress())
+        small = small_policy(config, _WarmupProgress(interrupt))
         folder, tokenizer_name = small.folder, None
         extra = {"warmup_seconds": small.seconds, "warmup_cached": float(small.cached)}
     policy = open_policy(
@@ -175,15 +176,20 @@ def how_it_runs(policy: LoadedPolicy, sampler: Sampler, config: Config) -> str:
 
 
 class _WarmupProgress:
-    """Reports the warm-up on a console of its own, once it starts."""
+    """Reports the warm-up on a console of its own, once it starts, and ends it on request."""
 
-    console: Console | None = None
+    def __init__(self, interrupt: InterruptFlag) -> None:
+        self._interrupt = interrupt
+        self._console: Console | None = None
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
-        if self.console is None:
-            self.console = Console(steps)
-            self.console.note("warming the small model up (once; cached for later runs)")
-        self.console.stage("warm-up", step, steps)
+        if self._console is None:
+            self._console = Console(steps)
+            self._console.note("warming the small model up (once; cached for later runs)")
+        self._console.stage("warm-up", step, steps)
+        if self._interrupt.requested:
+            self._console.note("stopped in the warm-up, of which nothing is kept; run again")
+            raise StopRequested
 
 
 def open_learner(config: Config, policy: LoadedPolicy) -> Learner:

@@ -31,13 +31,15 @@ from igrpo_nemo.local.probe import PolicyProbe
 from igrpo_nemo.local.rollout import Batch, TwoStageRollout, collect_batch, shape_rows
 from igrpo_nemo.local.sampling import sampling_params
 from igrpo_nemo.metrics import rollout_metrics
-from igrpo_nemo.run.stop import EXIT_INTERRUPTED, InterruptFlag, StopFile, TimeLimit
+from igrpo_nemo.run.stop import (
+    EXIT_INTERRUPTED,
+    InterruptFlag,
+    StopFile,
+    StopRequested,
+    TimeLimit,
+)
 from igrpo_nemo.tracking.tracker import response_rows, sample_rows
 from igrpo_nemo.types import Rollout, Stage
-
-
-class StopRequested(Exception):
-    """Something asked to stop, at a point where nothing of the current step needs keeping."""
 
 
 def train(config: Config) -> int:
@@ -49,7 +51,11 @@ def train(config: Config) -> int:
     """
     began, stop_file = time.monotonic(), StopFile.of()
     with InterruptFlag(stop_file=stop_file) as interrupt, ExitStack() as stack:
-        trainer = Trainer(RunParts(config, stack), interrupt, began)
+        try:
+            parts = RunParts(config, stack, interrupt)
+        except StopRequested:
+            return EXIT_INTERRUPTED
+        trainer = Trainer(parts, interrupt, began)
         try:
             return trainer.run_to_its_end()
         except NonFiniteError as error:
@@ -79,7 +85,7 @@ class Trainer:
             alarm=parts.alarm,
         )
         self.headlines = HeadlineWatch(parts.console.note)
-        parts.learner.between_micro_batches = self._stop_if_asked
+        parts.learner.between_micro_batches = interrupt.check
         self.probe = PolicyProbe(
             parts.sampler,
             parts.environment.prompts.question(parts.problems[0]).token_ids,
@@ -113,7 +119,7 @@ class Trainer:
                 self.save()
         self.watch.lap()
         while self.state.step < parts.total_steps:
-            self._stop_if_asked()
+            self.interrupt.check()
             self.at_step = self.state.step + 1
             with parts.policy.autocast():
                 training_rows = parts.environment.feedback.training_rows
@@ -213,7 +219,7 @@ class Trainer:
 
     def _validate(self) -> None:
         with self.watch("val"), self.parts.policy.autocast():
-            metrics, answers = validate(self.parts, self.rollout, self._stop_if_asked)
+            metrics, answers = validate(self.parts, self.rollout, self.interrupt.check)
         step, accuracy = self.state.step, metrics["val/accuracy"]
         self.parts.tracker.log("val", step, metrics)
         k, how = self.config.igrpo.validation.samples, "single shot"
@@ -309,8 +315,4 @@ class Trainer:
 
     def _on_stage(self, stage: Stage, done: int, total: int) -> None:
         self.parts.console.stage(str(stage), done, total)
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self.interrupt.requested:
-            raise StopRequested
+        self.interrupt.check()

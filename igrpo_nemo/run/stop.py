@@ -1,6 +1,7 @@
 """What stops a run early: it finishes what it is doing, saves, and exits with its own code.
 
-    SIGINT | SIGTERM | SIGUSR1 -> flag; the embedded trainer looks at it between micro-batches
+    SIGINT | SIGTERM | SIGUSR1 -> flag; the embedded trainer looks at it between micro-batches, and
+                                  between the steps of a warm-up, of which nothing is kept
     the stop file appears      -> likewise; NeMo-RL's trainers look at it between steps
     a second SIGINT            -> KeyboardInterrupt, at once
     the time limit             -> asked between steps
@@ -32,6 +33,10 @@ VARIABLE = "IGRPO_STOP_FILE"
 
 _PERIOD_S = 1.0
 """Least seconds between two looks: the file may lie on a shared disk."""
+
+
+class StopRequested(Exception):
+    """Something asked to stop, at a point where nothing of what is computed needs keeping."""
 
 
 class StopFile:
@@ -119,6 +124,11 @@ class InterruptFlag:
             self._requested = True
             self._announce(f"{self._stop_file.path}: finishing what is being computed, then saving")
         return self._requested
+
+    def check(self) -> None:
+        """Raises `StopRequested` where a stop is requested."""
+        if self.requested:
+            raise StopRequested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

@@ -12,7 +12,7 @@ from igrpo_nemo.feedback import NextPrompt, NoFeedback
 from igrpo_nemo.local import trainer
 from igrpo_nemo.local.rollout import TwoStageRollout, collect_batch, shape_rows
 from igrpo_nemo.local.sampling import SamplingParams
-from igrpo_nemo.run.stop import EXIT_INTERRUPTED
+from igrpo_nemo.run.stop import EXIT_INTERRUPTED, StopRequested
 from igrpo_nemo.types import (
     Completion,
     Group,
@@ -177,7 +177,7 @@ def test_a_last_validation_that_a_stop_ended_is_made_when_the_run_goes_on(
     config = tiny_runs.tiny_config(policy, tmp_path / "run", *keys)
 
     def stopped(*_):
-        raise trainer.StopRequested
+        raise StopRequested
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "validate", stopped)

@@ -18,8 +18,10 @@ import tiny_runs
 import torch
 import yaml
 
+from igrpo_nemo.config import load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.checkpoint import seal
+from igrpo_nemo.local.trainer import train
 from igrpo_nemo.run.stop import (
     EXIT_INTERRUPTED,
     SIGNALS,
@@ -204,6 +206,17 @@ def test_the_stop_file_saves_and_the_run_ends_bit_for_bit_the_same(
     assert seen.code == 0 and (run / "finished").read_text() == "6\n"
     assert tiny_runs.same_weights(seen.final, whole.final)
     assert len(tiny_runs.learned(run)) == 6
+
+
+def test_a_stop_in_the_warm_up_keeps_nothing_of_it(tmp_path, monkeypatch, capsys):
+    stop, cache = tmp_path / "stop", tmp_path / "cache"
+    stop.touch()
+    monkeypatch.setenv(VARIABLE, str(stop))
+    monkeypatch.setenv("IGRPO_CACHE_DIR", str(cache))
+    words = ["experiment=demo", "igrpo.warmup.steps=50", f"logger.log_dir={tmp_path / 'run'}"]
+    assert train(load_config([*words, "igrpo.warmup.batch_size=2"])) == 75
+    assert "stopped in the warm-up, of which nothing is kept; run again" in capsys.readouterr().out
+    assert not [path for path in (cache / "warmup").iterdir() if path.is_dir()]
 
 
 def test_the_time_limit_saves_after_a_step(policy, whole, tmp_path):
