@@ -16,8 +16,9 @@ from pathlib import Path
 
 from igrpo_nemo.chain.checkpoints import find_checkpoint
 from igrpo_nemo.chain.conversion import convert
-from igrpo_nemo.chain.experiment import model_folder, training_inputs
+from igrpo_nemo.chain.experiment import is_trained, model_folder
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
+from igrpo_nemo.cli.command import at_least
 from igrpo_nemo.config import load_config
 
 
@@ -25,7 +26,9 @@ def main(words: Sequence[str]) -> int:
     parser = ScriptParser(__doc__, "convert.py [flags] key=value ...")
     add = parser.add_argument
     add("--checkpoint", default="last", metavar="last|best|N", help="which checkpoint (last)")
-    add("--gpus", type=int, metavar="N", help="shard the model over N GPUs while converting")
+    add(
+        "--gpus", type=at_least(1), metavar="N", help="shard the model over N GPUs while converting"
+    )
     add("--python", metavar="COMMAND", help="NeMo-RL's Python: 'uv run --extra mcore python'")
     add("--dry-run", action="store_true", help="say what would be converted")
     flags, rest = parser.parse_known_args(list(words))
@@ -36,8 +39,8 @@ def main(words: Sequence[str]) -> int:
         target = model_folder(run, flags.checkpoint)
         print(f"{checkpoint.weights} ({checkpoint.form.value}) -> {target}")
         return DONE
-    inputs = training_inputs(config)
-    made = convert(run, flags.checkpoint, inputs=inputs, gpus=flags.gpus, python=flags.python)
+    is_trained(config)  # raises for the words of another run
+    made = convert(run, flags.checkpoint, gpus=flags.gpus, python=flags.python)
     target = model_folder(run, flags.checkpoint)
     print(f"convert: step {made['step']} ({made['form']}) is {target}")
     return DONE

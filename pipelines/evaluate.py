@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, NO, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.cli.command import REFINE
+from igrpo_nemo.cli.command import REFINE, at_least
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
@@ -101,7 +101,9 @@ def _parser() -> ScriptParser:
     where.add_argument(
         "--config-dir", type=Path, metavar="DIR", help="its folder (configs/cluster_configs)"
     )
-    where.add_argument("--jobs", type=int, default=8, help="jobs that share the samples (8)")
+    where.add_argument(
+        "--jobs", type=at_least(1), default=8, help="jobs that share the samples (8)"
+    )
     where.add_argument("--server-type", default="vllm", help="NeMo-Skills' name for it (vllm)")
     where.add_argument("--server-args", default="", help="further arguments of the server")
     where.add_argument("--again", action="store_true", help="though jobs sent before may run")

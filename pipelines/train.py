@@ -18,6 +18,7 @@ from igrpo_nemo.chain.experiment import is_trained
 from igrpo_nemo.chain.here import train_here
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.cli import main as igrpo
+from igrpo_nemo.cli.command import at_least
 from igrpo_nemo.cluster.launch import plan_text, prepare_launch, submit_launch
 from igrpo_nemo.config import load_config
 
@@ -28,7 +29,13 @@ def main(words: Sequence[str]) -> int:
     parser = ScriptParser(__doc__, "train.py [flags] key=value ...")
     add = parser.add_argument
     add("--cluster", choices=["slurm"], help="submit to Slurm (default: train on this machine)")
-    add("--chain", type=int, default=1, metavar="K", help="continuation jobs (1: it requeues)")
+    add(
+        "--chain",
+        type=at_least(1),
+        default=1,
+        metavar="K",
+        help="continuation jobs (1: it requeues)",
+    )
     add("--dry-run", action="store_true", help="print what would be trained or submitted")
     flags, rest = parser.parse_known_args(list(words))
     overrides = overrides_of(rest)

@@ -20,7 +20,7 @@ from igrpo_nemo.chain.experiment import SAMPLES, Experiment
 from igrpo_nemo.chain.here import plan_here, run_here
 from igrpo_nemo.chain.on_slurm import slurm_plan, submit_all
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.cli.command import REFINE
+from igrpo_nemo.cli.command import REFINE, at_least
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples each")
     what.add_argument("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
-    what.add_argument("--samples", type=int, default=SAMPLES, help="on a run's own problems (4)")
+    what.add_argument(
+        "--samples", type=at_least(1), default=SAMPLES, help="on a run's own problems (4)"
+    )
     for name, options in REFINE.items():
         what.add_argument(name, **options)
     what.add_argument("--address", metavar="URL", help="a server of the model, up to /v1")
@@ -84,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("Slurm")
     where.add_argument("--cluster", choices=["slurm"], help="submit everything to Slurm")
     where.add_argument(
-        "--chain", dest="continuations", type=int, default=1, metavar="K", help="jobs in a row (1)"
+        "--chain",
+        dest="continuations",
+        type=at_least(1),
+        default=1,
+        metavar="K",
+        help="jobs in a row (1)",
     )
     where.add_argument(
         "--skills-profile",
@@ -95,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--config-dir", type=Path, metavar="DIR", help="its folder (configs/cluster_configs)"
     )
-    where.add_argument("--jobs", type=int, default=8, help="jobs that share the samples (8)")
+    where.add_argument(
+        "--jobs", type=at_least(1), default=8, help="jobs that share the samples (8)"
+    )
     return parser
 
 

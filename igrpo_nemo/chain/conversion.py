@@ -26,14 +26,14 @@ from igrpo_nemo.chain.checkpoints import (
     find_checkpoint,
     is_hugging_face,
 )
-from igrpo_nemo.chain.experiment import model_folder
+from igrpo_nemo.chain.experiment import model_folder, training_inputs
 from igrpo_nemo.chain.script import run_to_its_end
 from igrpo_nemo.config.compose import written_values
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.nemo.converted_model import FIRST, VARIABLE, converted_folder, is_whole
-from igrpo_nemo.run.folder import FINISHED
+from igrpo_nemo.run.folder import FINISHED, stored_config
 from igrpo_nemo.run.lock import alone_in
 from igrpo_nemo.run.tokenizer import (
     chat_template_text,
@@ -52,69 +52,73 @@ def convert(
     run: Path,
     which: str,
     *,
-    inputs: Mapping[str, Any] | None = None,
     gpus: int | None = None,
     python: str | None = None,
 ) -> Mapping[str, Any]:
     """Makes `model_folder(run, which)` unless it is there already; the `step` and `form` that it
     was made of.
 
-    `inputs` is what the run was trained with (a changed one is an error, not a silent reuse);
     `gpus` shards the model over so many GPUs while it is converted. Raises `UserError` for a run
-    that is not finished (but for a step that is named), for a conversion that fails, and while
-    another one is at work in the same run.
+    that is not finished (but for a step that is named), for a model of another training or step
+    (never a silent reuse), for a conversion that fails, and while another one is at work here.
     """
     if not which.isdecimal() and not (run / FINISHED).exists():
         raise UserError(
             f"{run} is not finished: train on, or convert a step as it is with --checkpoint N"
         )
     checkpoint, target = find_checkpoint(run, which), model_folder(run, which)
-    wanted = {**(inputs or {}), "checkpoint": which, "checkpoint.step": checkpoint.step}
-    if made := _made_before(run, which, wanted):
+    step = checkpoint.step
+    if made := _made_before(run, which, step):
         return made
     with alone_in(target.parent, "wait until that conversion ends"):
-        if made := _made_before(run, which, wanted):  # another process was faster
+        if made := _made_before(run, which, step):  # another process was faster
             return made
         if target.is_symlink() or target.exists():
             raise UserError(f"{target} is there without a stamp: remove it to convert again")
         _make(checkpoint, target, gpus, python)
-        made = {"step": checkpoint.step, "form": checkpoint.form.value}
-        stamp = {"stage": "convert", "inputs": wanted, "outputs": made}
+        made = {"step": step, "form": checkpoint.form.value}
+        stamp = {"stage": "convert", "inputs": _inputs(run, which, step), "outputs": made}
         text = json.dumps(stamp, indent=1, sort_keys=True, default=str)
         write_or_refuse(_stamp(run, which), text)
     return made
 
 
-def is_converted(run: Path, which: str, inputs: Mapping[str, Any]) -> bool:
-    """Whether `model_folder` is there, made from these settings, whatever step that was.
+def is_converted(run: Path, which: str) -> bool:
+    """Whether `model_folder` is there, made from the run as it is, whatever step that was.
 
-    Raises `UserError` where it was made from others.
+    Raises `UserError` where it was made from another training.
     """
-    return _made_before(run, which, {**inputs, "checkpoint": which}) is not None
+    return _made_before(run, which, None) is not None
+
+
+def _inputs(run: Path, which: str, step: int | None) -> dict[str, Any]:
+    """What a model is made of, as JSON would be read back: the run's config says what shaped its
+    weights, whoever asks for them."""
+    inputs = {**training_inputs(stored_config(run)), "checkpoint": which, "checkpoint.step": step}
+    return json.loads(json.dumps(inputs, default=str))
 
 
 def _stamp(run: Path, which: str) -> Path:
     return run / "stages" / f"convert-{which}.json"
 
 
-def _made_before(run: Path, which: str, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _made_before(run: Path, which: str, step: int | None) -> Mapping[str, Any] | None:
     """What the stamp tells of a model that is there; None where it is to be made.
 
-    Raises `UserError` for a broken stamp, and naming the first input that is another one now;
-    without a `checkpoint.step` any will do.
+    Raises `UserError` for a broken stamp, and naming the first input that is another one now; with
+    None for `step` any will do.
     """
     path, result = _stamp(run, which), model_folder(run, which)
     try:
         stamp = json.loads(path.read_text(encoding="utf-8"))
-        before, made = stamp["inputs"], stamp["outputs"]
-        now = {"checkpoint.step": before.get("checkpoint.step"), **inputs}
+        before, made = dict(stamp["inputs"]), stamp["outputs"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no stamp of a stage ({error}): remove it") from error
     if not result.exists():
         return None
-    now = json.loads(json.dumps(now, default=str))  # as it would be read back
+    now = _inputs(run, which, before.get("checkpoint.step") if step is None else step)
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise UserError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.refine import Choice, Refinement
 from igrpo_nemo.files.scrub import flat, scrub
 from igrpo_nemo.run.folder import stored_config
-from igrpo_nemo.run.identity import FREE_KEYS, check_same_run
-
-LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
-"""A run may be made longer; everything else that shapes it stays."""
+from igrpo_nemo.run.identity import FREE_KEYS, LENGTH, check_same_run
 
 SAMPLES = 4
 
@@ -91,7 +88,7 @@ class Experiment:
 
     def weights(self) -> str:
         """What tells the weights apart before they exist: a hash of all that they are made from."""
-        inputs = {**training_inputs(self.config), "checkpoint": self.which}
+        inputs = {**training_inputs(self.config.to_dict()), "checkpoint": self.which}
         text = json.dumps(inputs, sort_keys=True, default=str)
         return f"trained-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -101,9 +98,9 @@ def model_folder(run: Path, which: str) -> Path:
     return run / "hf" / which
 
 
-def training_inputs(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of everything in the config that shapes the trained weights."""
-    values = flat(scrub(config.to_dict()))
+def training_inputs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of everything in a config's values that shapes the trained weights."""
+    values = flat(scrub(config))
     return {k: v for k, v in values if k in LENGTH or not k.startswith(FREE_KEYS)}
 
 

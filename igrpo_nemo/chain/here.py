@@ -8,21 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.conversion import check_convertible, convert
-from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
+from igrpo_nemo.chain.experiment import Experiment, is_trained
 from igrpo_nemo.chain.script import DONE, IGRPO, NO, STOPPED, run_to_its_end
 from igrpo_nemo.chain.stages import (
     chain_evaluation,
-    check_refinable,
+    check_evaluation,
     compare_chain,
     embedded_command,
     evaluated,
-    uses_skills,
+    skills_of,
 )
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.results import read_results
 from igrpo_nemo.evaluation.skills.evaluate import evaluate_here
-from igrpo_nemo.evaluation.skills.program import find_environment
 from igrpo_nemo.run.folder import FINISHED
 
 
@@ -32,14 +31,13 @@ def run_here(chain: Experiment, environ: Mapping[str, str]) -> int:
     The same call goes on where this one stopped.
     """
     check_convertible(chain.config)
-    with_skills = uses_skills(chain, environ)
-    check_refinable(chain, with_skills)
+    environment = skills_of(chain, environ)
+    check_evaluation(chain, environment is not None)
     if code := train_here(chain.config, chain.words):
         return _stopped("train", code)
-    made = convert(chain.run, chain.which, inputs=training_inputs(chain.config))
+    made = convert(chain.run, chain.which)
     print(f"convert: {chain.model} is step {made['step']} ({made['form']})")
-    if with_skills:
-        environment = find_environment(environ)
+    if environment is not None:
         evaluation = chain_evaluation(chain, environment)
         folder, small = evaluation.out, chain.config.igrpo.engine == "local"
         print(f"evaluate: NeMo-Skills {environment.version}, into {folder}", flush=True)
@@ -56,7 +54,7 @@ def plan_here(chain: Experiment, environ: Mapping[str, str]) -> str:
     """What `run_here` would do, a line a stage."""
     done = " (finished already)" if is_trained(chain.config) else ""
     keys = evaluated(chain).igrpo.evaluation
-    if uses_skills(chain, environ):
+    if skills_of(chain, environ) is not None:
         names = " ".join(f"{name}:{samples}" for name, samples in keys.benchmarks.items())
         setting = f"temperature {keys.temperature:g}, top-p {keys.top_p:g}, {keys.profile}"
         evaluate = f"NeMo-Skills on {names} ({setting}) -> {chain.evaluations}"

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from igrpo_nemo.chain.conversion import check_convertible, is_converted
-from igrpo_nemo.chain.experiment import Experiment, is_trained, training_inputs
+from igrpo_nemo.chain.experiment import Experiment, is_trained
 from igrpo_nemo.chain.stages import (
     chain_evaluation,
-    check_refinable,
     compare_chain,
     compared_names,
     evaluated,
@@ -183,7 +182,6 @@ def _surroundings(chain: Experiment, environ: Mapping[str, str]) -> Surroundings
     if chain.evaluator == "igrpo":
         raise UserError("--evaluator igrpo evaluates here: leave out --cluster")
     check_convertible(chain.config)
-    check_refinable(chain, with_skills=True)
     is_trained(chain.config)
     config = with_site(chain.config, chain.checkout, environ, chain.words)
     settings = job_settings(config, chain.checkout, environ)
@@ -205,7 +203,12 @@ def _composed(
 
 
 def _is_converted(chain: Experiment) -> bool:
-    return is_converted(chain.run, chain.which, training_inputs(chain.config))
+    """Raises `UserError` for a model of a run that goes on: its last weights are yet to come."""
+    if chain.which.isdecimal() or is_trained(chain.config):
+        return is_converted(chain.run, chain.which)
+    if chain.model.exists():
+        raise UserError(f"{chain.run} goes on after {chain.model} was made: remove that folder")
+    return False
 
 
 def _is_evaluated(chain: Experiment, evaluation: SkillsEvaluation) -> bool:

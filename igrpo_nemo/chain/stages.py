@@ -13,12 +13,19 @@ from pathlib import Path
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.evaluation.model import Model, configured_context, opens_thinking, shape
+from igrpo_nemo.evaluation.model import (
+    Model,
+    cached_folder,
+    configured_context,
+    opens_thinking,
+    shape,
+)
 from igrpo_nemo.evaluation.results import REFINED
 from igrpo_nemo.evaluation.skills.data import (
     Benchmark,
     checked_rows,
     default_data_folder,
+    read_benchmark,
     with_benchmarks,
     write_benchmark,
 )
@@ -38,21 +45,22 @@ from igrpo_nemo.report.page import render, write_page
 
 BENCHMARK = "arithmetic"
 PROBLEMS = 256
+CONFIG = "config.json"
 
 
-def uses_skills(chain: Experiment, environ: Mapping[str, str]) -> bool:
-    """Whether NeMo-Skills evaluates. `auto` takes it where it is found, and for the embedded engine
-    `igrpo evaluate` elsewhere; which one it is, is said here and stands in the results."""
-    if chain.evaluator != "auto":
-        return chain.evaluator == "nemo_skills"
+def skills_of(chain: Experiment, environ: Mapping[str, str]) -> SkillsEnvironment | None:
+    """The NeMo-Skills that evaluates, None for `igrpo evaluate`. `auto` takes it where it is found,
+    and for the embedded engine `igrpo evaluate` elsewhere; which one it is, is said here and stands
+    in the results. Raises `UserError` where there is none and nothing else can evaluate."""
+    if chain.evaluator == "igrpo":
+        return None
     try:
-        find_environment(environ)
+        return find_environment(environ)
     except UserError as error:
-        if chain.config.igrpo.engine != "local":
+        if chain.evaluator == "nemo_skills" or chain.config.igrpo.engine != "local":
             raise
         print(f"evaluate: with igrpo evaluate, not NeMo-Skills ({error})")
-        return False
-    return True
+        return None
 
 
 def _on_own_problems(chain: Experiment) -> bool:
@@ -68,13 +76,20 @@ def evaluated(chain: Experiment) -> Config:
     )
 
 
-def check_refinable(chain: Experiment, with_skills: bool) -> None:
-    """Raises `UserError`, before anything is trained, where there are fewer samples than drafts."""
-    if (refinement := chain.refinement) is not None:
-        own = {"a run's own problems": chain.samples}
-        counts = evaluated(chain).igrpo.evaluation.benchmarks if with_skills else own
-        for name, samples in counts.items():
-            refinement.check(samples, name)
+def check_evaluation(chain: Experiment, with_skills: bool) -> None:
+    """Raises `UserError`, before anything is trained, for data that is not prepared, and where
+    there are fewer samples than drafts."""
+    own = not with_skills or _on_own_problems(chain)
+    counts = evaluated(chain).igrpo.evaluation.benchmarks
+    for name, samples in ({"a run's own problems": chain.samples} if own else counts).items():
+        if chain.refinement is not None:
+            chain.refinement.check(samples, name)
+        if not own:
+            read_benchmark(_data_folder(chain), name)
+
+
+def _data_folder(chain: Experiment) -> Path:
+    return chain.data_dir or default_data_folder(os.environ)
 
 
 def chain_evaluation(
@@ -86,7 +101,7 @@ def chain_evaluation(
     Raises `UserError` for data that is not prepared.
     """
     config = evaluated(chain)
-    data_dir = chain.data_dir or default_data_folder(os.environ)
+    data_dir = _data_folder(chain)
     if chain.data_dir is None and _on_own_problems(chain):
         data_dir = chain.run / "evaluation" / "data"
         _write_own_problems(config, data_dir)
@@ -94,7 +109,7 @@ def chain_evaluation(
     opened = opens_thinking(config.policy.tokenizer.name, config, hf_home=hf_home)
     return skills_evaluation(
         config,
-        Model(str(chain.model.absolute()), chain.weights(), _context(chain), opened),
+        Model(str(chain.model.absolute()), chain.weights(), _context(chain, hf_home), opened),
         data_dir,
         environment,
         base=chain.evaluations,
@@ -129,13 +144,20 @@ def _limit(config: Config) -> int:
     return min(PROBLEMS, config.grpo.max_val_samples or PROBLEMS)
 
 
-def _context(chain: Experiment) -> int | None:
+def _context(chain: Experiment, hf_home: str | None) -> int | None:
     """The model's context, the same before and after it is trained: of its architecture, else of
-    the model that training starts from."""
-    if context := configured_context(chain.config):
+    the model that training starts from. Raises `UserError` where neither model is here."""
+    config = chain.config
+    if context := configured_context(config):
         return context
-    values = shape(Path(chain.config.policy.model_name)) or shape(chain.model) or {}
-    return values.get("max_position_embeddings")
+    base = cached_folder(config.policy.model_name, hf_home or config.igrpo.site.hf_home, CONFIG)
+    for folder in (base, chain.model):
+        if folder is not None and (values := shape(folder)) is not None:
+            return values.get("max_position_embeddings")
+    raise UserError(
+        f"the context of {config.policy.model_name} is not known on this machine: "
+        f"`hf download {config.policy.model_name} {CONFIG}` puts it into HF_HOME"
+    )
 
 
 COMPARISON_FILES = ("comparison.md", "comparison.csv", "report.html")
@@ -152,10 +174,9 @@ def compare(
     """
     systems = load_systems(names)
     comparison = compared(systems, anyway=anyway, published=_published(experiments, systems))
-    title = "Evaluation of " + ", ".join(system.label for system in systems)
-    write_or_refuse(out / COMPARISON_FILES[0], as_markdown(comparison, title))
+    write_or_refuse(out / COMPARISON_FILES[0], as_markdown(comparison))
     write_or_refuse(out / COMPARISON_FILES[1], as_csv(comparison))
-    write_page(out / COMPARISON_FILES[2], render([], title=title, evaluation=comparison))
+    write_page(out / COMPARISON_FILES[2], render([], evaluation=comparison))
     return "\n".join([summary(comparison), "", *(str(out / name) for name in COMPARISON_FILES)])
 
 

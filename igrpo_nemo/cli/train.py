@@ -92,8 +92,7 @@ def run_preflight(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     config = load_config(overrides, flags.config_dir)
     config = with_site(config, Path.cwd(), os.environ, overrides)
-    hf_home = {"HF_HOME": config.igrpo.site.hf_home} if config.igrpo.site.hf_home else {}
-    plan = preflight(config, environ={**os.environ, **hf_home})
+    plan = preflight(config)
     plan.judge.extend(judge_problems(config.igrpo))
     if flags.json:
         print(json.dumps(plan.to_dict(), indent=2))

@@ -33,13 +33,11 @@ from igrpo_nemo.files.atomic import check_folder
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.rewards.judge import judge_problems
 from igrpo_nemo.run.folder import FINISHED, stored_config
-from igrpo_nemo.run.identity import check_same_run
+from igrpo_nemo.run.identity import LENGTH, check_same_run
 
 NO_RUN = ("engine=nemo_rl", "policy.model_name=none")
 """Makes a config complete of which only the cluster profile is wanted."""
 EVALUATION_LOGS = "runs/evaluate"
-
-_LENGTH = ("max_num_steps", "max_num_epochs")
 
 
 class PreflightRefusal(UserError):
@@ -112,8 +110,7 @@ def prepare_launch(
     if is_finished(job.run_folder, config):
         return Launch(job, finished=True)
     queued = () if dry_run else _queued(job, in_chain=chain is not None)
-    hf_home = {"HF_HOME": config.igrpo.site.hf_home} if config.igrpo.site.hf_home else {}
-    plan = preflight(config, environ={**environ, **hf_home})
+    plan = preflight(config, environ=environ)
     problems = plan.problems or (() if dry_run else judge_problems(config.igrpo))
     if problems:
         raise PreflightRefusal(problems)
@@ -201,9 +198,9 @@ def reopen_if_longer(run_folder: Path, config: Config) -> bool:
 
 
 def _is_longer(run_folder: Path, config: Config) -> bool:
-    before = at(stored_config(run_folder), "grpo")
-    lengths = ((key, at(before, key)) for key in _LENGTH)
-    return any(isinstance(old, int) and getattr(config.grpo, key) > old for key, old in lengths)
+    before, now = stored_config(run_folder), config.to_dict()
+    lengths = ((at(before, key), at(now, key)) for key in LENGTH)
+    return any(isinstance(old, int) and new > old for old, new in lengths)
 
 
 def _finished_text(job: Submission) -> str:

@@ -77,9 +77,12 @@ def _folder(python: Path, environ: Mapping[str, str]) -> Path | None:
         return Path(named)
     if not python.exists():
         return None
-    done = subprocess.run(
-        [str(python), "-c", _FIND], env=dict(environ), capture_output=True, text=True,
-        timeout=60,
-    )  # fmt: skip
+    command = [str(python), "-c", _FIND]
+    try:
+        done = subprocess.run(
+            command, env=dict(environ), capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{python}, the run's Python (igrpo.site.venv), does not run") from error
     origin = done.stdout.strip()
     return Path(origin).parents[1] / "venvs" if origin else None

@@ -7,6 +7,7 @@ a checkpoint of a run carries its config: the prompt it was trained with
 from __future__ import annotations
 
 import json
+import os
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.compose import quoted
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.preflight.shape import model_folder as hub_folder
 from igrpo_nemo.run import config_of_model
 from igrpo_nemo.run.identity import weights_fingerprint
 from igrpo_nemo.run.tokenizer import chat_template_text, stored_chat_template
@@ -175,21 +177,16 @@ def plain_path(path: Path) -> str:
     return str(path)
 
 
-def cached_folder(model: str | Path, hf_home: str | None) -> Path | None:
-    """A model's folder, or that of the cache for a name on the hub; None where it is not here."""
+def cached_folder(
+    model: str | Path, hf_home: str | None, file: str = "tokenizer_config.json"
+) -> Path | None:
+    """A model's folder, or the one with `file` in Hugging Face's cache: that of `hf_home`, or this
+    shell's; None where it is not here."""
     if Path(model).is_dir():
         return Path(model)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    for cache in ([Path(hf_home) / "hub"] if hf_home else []) + [None]:
-        try:
-            found = try_to_load_from_cache(str(model), "tokenizer_config.json", cache_dir=cache)
-        except HFValidationError:  # a name that no hub has
-            return None
-        if isinstance(found, str):
-            return Path(found).parent
-    return None
+    caches = [{"HF_HOME": hf_home}] if hf_home else []
+    found = (hub_folder(str(model), each, file) for each in (*caches, os.environ))
+    return next(filter(None, found), None)
 
 
 def open_models(address: str, timeout: float) -> Any:

@@ -243,9 +243,13 @@ def summary(comparison: Comparison) -> str:
     return "\n\n".join(blocks)
 
 
-def as_markdown(comparison: Comparison, title: str) -> str:
+def title_of(comparison: Comparison) -> str:
+    return f"Evaluation of {', '.join(system.label for system in comparison.systems)}"
+
+
+def as_markdown(comparison: Comparison) -> str:
     setting = common_setting(comparison)
-    parts = [f"# {title}", *(["", setting, ""] if setting else [""])]
+    parts = [f"# {title_of(comparison)}", *(["", setting, ""] if setting else [""])]
     parts += [f"- {sentence}" for sentence in findings(comparison)]
     for table in tables(comparison):
         parts += ["", table.caption, "", *aligned(table)]

@@ -58,12 +58,15 @@ def preflight(
 
     Args:
         config: What `load_config` made.
-        environ: Where `HF_HOME` names the cache that may hold the model's config.json.
+        environ: Where `HF_HOME` names the cache that may hold the model's config.json; that of
+            `igrpo.site` comes first.
         free: Free bytes of a folder's file system, for the checkpoints.
 
     Raises:
         UserError: a model's config.json or a data file cannot be read.
     """
+    if home := config.igrpo.site.hf_home:
+        environ = {**environ, "HF_HOME": home}
     plan = estimated(config, environ)
     if plan.questions is None or plan.context is None:
         return plan

@@ -166,20 +166,21 @@ def shape_of(config: Config, environ: Mapping[str, str] = os.environ) -> Shape |
     return _from_fields(described.model_dump(exclude_none=True), "igrpo.architecture")
 
 
-def model_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder that holds the model's config.json: as named, or in Hugging Face's cache."""
+def model_folder(
+    name: str, environ: Mapping[str, str] = os.environ, file: str = "config.json"
+) -> Path | None:
+    """The folder that holds a file of a model: as named, or in Hugging Face's cache."""
     folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    if (folder / file).is_file():
         return folder
-    if name.count("/") != 1 or folder.is_absolute():
-        return None
     home = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    hub = Path(environ.get("HF_HUB_CACHE") or home / "hub")
+    repository = hub / f"models--{name.replace('/', '--')}"
     reference = repository / "refs" / "main"
-    if not reference.is_file():
+    if folder.is_absolute() or not reference.is_file():
         return None
     snapshot = repository / "snapshots" / reference.read_text().strip()
-    return snapshot if (snapshot / "config.json").is_file() else None
+    return snapshot if (snapshot / file).is_file() else None
 
 
 def _from_config_json(path: Path) -> Shape | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from igrpo_nemo.evaluation.systems import Comparison, compared, is_evaluation, load_systems
-from igrpo_nemo.evaluation.tables import Table, common_setting, findings
+from igrpo_nemo.evaluation.tables import Table, common_setting, findings, title_of
 from igrpo_nemo.evaluation.tables import tables as evaluation_tables
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.report.figures import EVALUATION, Figure, draw_figures, group_colors, pass_figure
@@ -53,7 +53,7 @@ def build_report(
     runs = load_runs(trained, labels) if trained or not evaluated else []
     evaluation = compared(load_systems(evaluated), anyway=anyway) if evaluated else None
     page = {"introduction": introduction, "tables": tables, "evaluation": evaluation}
-    html = render(runs, title=title or _title(runs, evaluation), **page)
+    html = render(runs, title=title, **page)
     own = [run.path for run in runs] or evaluated
     default = (own[0] if len(own) == 1 else own[0].resolve().parent) / "report.html"
     return write_page(default if out is None else Path(out), html)
@@ -62,7 +62,7 @@ def build_report(
 def render(
     runs: Sequence[Run],
     *,
-    title: str,
+    title: str | None = None,
     introduction: str = "",
     tables: Sequence[Table] = (),
     evaluation: Comparison | None = None,
@@ -77,7 +77,7 @@ def render(
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("page.html.j2").render(
-        title=title,
+        title=title or _title(runs, evaluation),
         introduction=introduction,
         tables=tables,
         runs=runs,
@@ -108,7 +108,7 @@ def _split(figures: Sequence[Figure], section: str) -> tuple[list[Figure], list[
 
 def _title(runs: Sequence[Run], evaluation: Comparison | None) -> str:
     if not runs and evaluation is not None:
-        return f"Evaluation of {', '.join(system.label for system in evaluation.systems)}"
+        return title_of(evaluation)
     if len(runs) == 1:
         return f"Run {runs[0].name}"
     labels = list(dict.fromkeys(run.label for run in runs))

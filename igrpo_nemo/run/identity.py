@@ -52,6 +52,9 @@ FREE_KEYS = (
 `igrpo.schedule`, which is not free: a run may be made longer, not be given another schedule.
 """
 
+LENGTH = ("grpo.max_num_steps", "grpo.max_num_epochs")
+"""The free keys that say how long a run is: a longer one has other weights."""
+
 BUILT_IN_NAMES = ("policy.model_name", "policy.tokenizer.name")
 
 

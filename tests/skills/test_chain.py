@@ -19,7 +19,7 @@ from sample_files import row, write_metrics, write_sample
 from skills_runs import pipeline, write_problems
 
 from igrpo_nemo.chain.conversion import convert
-from igrpo_nemo.chain.experiment import Experiment, training_inputs
+from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.chain.stages import chain_evaluation
 from igrpo_nemo.config import load_config
 from igrpo_nemo.evaluation.skills.evaluate import prepare
@@ -278,7 +278,7 @@ def finish_training(cluster: Cluster) -> None:
     weights.mkdir(parents=True)
     (weights / "config.json").write_text('{"max_position_embeddings": 131072}')
     (weights / "model.safetensors").write_text("weights")
-    convert(run, "last", inputs=training_inputs(config))
+    convert(run, "last")
 
 
 def finish_evaluation(

@@ -85,11 +85,22 @@ def test_where_nemo_skills_is_looked_for(tmp_path: Path, monkeypatch) -> None:
         found = find_environment({**environ, "PATH": os.environ["PATH"]})
         assert found.bin == folder and found.version == "0.7.1"
         assert found.version_warning is None
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "ns").symlink_to(folder / "ns")
+    paths = os.pathsep.join([str(tmp_path / "links"), os.environ["PATH"]])
+    assert find_environment({"PATH": paths}).bin == folder
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="curl is not found"):
         find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": str(tmp_path / "empty")})
     (folder / "python").write_text("#!/bin/sh\necho 'ModuleNotFoundError: no' >&2; exit 1\n")
     with pytest.raises(UserError, match="does not run: ModuleNotFoundError: no"):
+        find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": os.environ["PATH"]})
+    monkeypatch.setattr(program, "PROBE_S", 0.1)
+    (folder / "python").write_text("#!/bin/sh\nexec sleep 5\n")
+    with pytest.raises(UserError, match="does not run: its Python said nothing within 0 s"):
+        find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": os.environ["PATH"]})
+    (folder / "python").unlink()
+    with pytest.raises(UserError, match="does not run: cannot start .*python: No such file"):
         find_environment({"NEMO_SKILLS_ENV": str(folder.parent), "PATH": os.environ["PATH"]})
 
 

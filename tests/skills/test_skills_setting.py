@@ -256,6 +256,28 @@ def test_a_chain_knows_the_template_before_its_model(opened: Path, tmp_path: Pat
     assert not setting_with(plain).thinking_open
 
 
+def test_a_chains_evaluation_is_the_same_before_and_after_the_training(tmp_path: Path) -> None:
+    """For a model of the hub too: else every sample would be asked for again."""
+    write_problems(tmp_path / "data", "toy", ["4"])
+    home, run = tmp_path / "hf", tmp_path / "run"
+    words = ["model=hf", "policy.model_name=org/base", f"logger.log_dir={run}"]
+    config = load_config([*words, f"igrpo.site.hf_home={home}"])
+    chain = Experiment((), config, run, benchmarks="toy:1", data_dir=tmp_path / "data")
+    environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
+    with pytest.raises(UserError, match="the context of org/base is not known on this machine"):
+        pipeline.chain_evaluation(chain, environment)
+    repository = home / "hub" / "models--org--base"
+    for folder in (repository / "snapshots" / "abc", repository / "refs", chain.model):
+        folder.mkdir(parents=True)
+    shape = json.dumps({"max_position_embeddings": 4096})
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc" / "config.json").write_text(shape)
+    before = pipeline.chain_evaluation(chain, environment)
+    (chain.model / "config.json").write_text(shape)
+    after = pipeline.chain_evaluation(chain, environment)
+    assert before.setting.context == 4096 and before.out == after.out
+
+
 def test_samples_read_with_another_rule_are_not_joined(tmp_path: Path, setting: Setting) -> None:
     """A setting without such a template is written as it always was."""
     out = tmp_path / "out"

@@ -114,7 +114,7 @@ def test_different_settings_are_refused_and_shown(tmp_path, changed, words):
     with pytest.raises(UserError, match=re.escape(words)) as refused:
         compared(load_systems([first, second]))
     assert "\n" not in str(refused.value) and "--anyway" in str(refused.value)
-    text = as_markdown(compared(load_systems([first, second]), anyway=True), "t")
+    text = as_markdown(compared(load_systems([first, second]), anyway=True))
     assert "The evaluations differ in these settings" in text
     assert not re.search(rf"All: .*{next(iter(changed))} ", text)
     assert words.partition(" (")[0] in text or "more" in words
@@ -170,7 +170,7 @@ def test_published_figures_stand_beside_measured_ones(tmp_path, grpo, igrpo):
     measured = comparison.systems[1].benchmarks["aime24"].accuracy.mean
     assert rows["igrpo, measured - published"][0] == f"{100 * (measured - 0.625):+.1f}"
     assert re.fullmatch(r"\d+\.\d ± \d+\.\d", rows["igrpo"][0])
-    assert "- t1_igrpo: Table 1" in as_markdown(comparison, "t")
+    assert "- t1_igrpo: Table 1" in as_markdown(comparison)
     with pytest.raises(UserError, match="no published figures of t2: it has t1_igrpo"):
         published_results("t2", file)
 
@@ -228,7 +228,7 @@ def test_aime_is_pooled_over_its_years(tmp_path):
     assert difference.mean == pytest.approx(other.mean() - both.mean())
     average = comparison.differences["b"][AVERAGE]
     assert average.problems == 60 and average.mean != pytest.approx(difference.mean)
-    assert "aime24+aime25" in as_csv(comparison) and "aime24+aime25" in as_markdown(comparison, "t")
+    assert "aime24+aime25" in as_csv(comparison) and "aime24+aime25" in as_markdown(comparison)
 
 
 def test_refined_answers_are_another_evaluation(tmp_path, grpo, igrpo):
@@ -263,7 +263,7 @@ def test_csv_holds_every_number_of_the_page(grpo, igrpo):
 
 
 def test_markdown_tables_are_whole(grpo, igrpo):
-    text = as_markdown(compared(load_systems([f"a|b={grpo}", igrpo])), "GRPO and iGRPO")
+    text = as_markdown(compared(load_systems([f"a|b={grpo}", igrpo])))
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(blocks) == 3
     setting = "answers bare, profile answer_tags, temperature 0.6, top_p 0.95, max_tokens 65000"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from igrpo_nemo.chain import here
+from igrpo_nemo.chain.conversion import convert
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.chain.script import exit_code
 from igrpo_nemo.cli import main
@@ -133,6 +134,44 @@ def test_refined_answers_join_the_comparison(work, again):
     assert "arithmetic, refined" in done.stdout and "minus demo" in done.stdout
     assert "refined from the best of 2 by majority" in done.stdout
     again()  # the comparison of the bare answers
+
+
+def test_an_exported_model_is_the_chains(work, again):
+    """Either may come first; `RUN/hf/last` is made once."""
+    before = states(work)
+    assert main(["export", "runs/demo", "--to", "exported"]) == 0
+    convert(work / "runs" / "demo", "last")  # as of a checkpoint of NeMo-RL's
+    assert again().returncode == 0 and states(work) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--evaluator", "nemo_skills"], "NeMo-Skills is not found"),
+        (["--samples", "0"], "argument --samples: 0 is less than 1"),
+        (["--jobs", "-1"], "argument --jobs: -1 is less than 1"),
+        (["--chain", "x"], "argument --chain: invalid number value: 'x'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_the_training(
+    flags, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"IGRPO_CACHE_DIR": str(tmp_path), "PATH": "/nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("NEMO_SKILLS_ENV", "VENV"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(here, "run_to_its_end", lambda command: pytest.fail("it trains"))
+    assert exit_code(runpy.run_path(SCRIPT)["main"], [*COMMAND, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train --chain", "evaluate --jobs", "convert --gpus"])
+def test_numbers_of_the_other_scripts_are_checked(script, capsys):
+    name, flag = script.split()
+    path = str(CHECKOUT / "pipelines" / f"{name}.py")
+    assert exit_code(runpy.run_path(path)["main"], [flag, "0"]) == 2
+    assert f"argument {flag}: 0 is less than 1" in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_stages_and_starts_nothing(again, tmp_path, monkeypatch):

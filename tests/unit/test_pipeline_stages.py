@@ -23,8 +23,6 @@ from igrpo_nemo.chain.experiment import is_trained, training_inputs
 from igrpo_nemo.chain.script import exit_code, overrides_of
 from igrpo_nemo.errors import UserError
 
-INPUTS = {"grpo.seed": 1, "policy.model_name": "m", "igrpo.train_stages": ["refine"]}
-
 # Stands in for NeMo-RL's converters: the same arguments, a tiny Hugging Face folder.
 CONVERTER = """\
 import argparse, json, pathlib, sys
@@ -87,20 +85,25 @@ def nemo_rl(tmp_path, monkeypatch):
 
 def test_a_stamp_keeps_its_result_and_names_what_changed(tmp_path):
     run = finished_run(tmp_path / "run")
+    config = "grpo: {seed: 1}\nigrpo: {train_stages: [refine]}\n"
+    (run / "config.yaml").write_text(config)
     hugging_face(run / "checkpoints" / "step_7" / "model")
-    assert not is_converted(run, "last", INPUTS)  # nothing was made yet
-    made = convert(run, "last", inputs={**INPUTS, "igrpo.train_stages": ("refine",)})
-    assert is_converted(run, "last", INPUTS)  # a list is a tuple in JSON
+    assert not is_converted(run, "last")  # nothing was made yet
+    made = convert(run, "last")
+    assert is_converted(run, "last")
+    (run / "config.yaml").write_text(config.replace("1", "2"))  # trained anew, in the same folder
     with pytest.raises(UserError, match="was made with grpo.seed=1, now it is 2: remove"):
-        convert(run, "last", inputs={**INPUTS, "grpo.seed": 2})
+        convert(run, "last")
+    (run / "config.yaml").write_text(f"{config}a: 3\nb: 2\n")
     with pytest.raises(UserError, match="a=None, now it is 3"):
-        is_converted(run, "last", {**INPUTS, "a": 3, "b": 2})
+        is_converted(run, "last")
     (run / "hf" / "last").unlink()
-    assert not is_converted(run, "last", {**INPUTS, "grpo.seed": 2})  # its result was removed
-    assert convert(run, "last", inputs=INPUTS) == made
-    (run / "stages" / "convert-last.json").write_text("{")
-    with pytest.raises(UserError, match="is no stamp of a stage"):
-        convert(run, "last", inputs=INPUTS)
+    assert not is_converted(run, "last")  # its result was removed
+    assert convert(run, "last") == made
+    for broken in ("{", "[]"):
+        (run / "stages" / "convert-last.json").write_text(broken)
+        with pytest.raises(UserError, match="is no stamp of a stage"):
+            convert(run, "last")
 
 
 def test_checkpoints_of_both_engines_are_found(tmp_path):
@@ -152,31 +155,29 @@ def test_a_run_without_checkpoints_or_metrics_says_so(tmp_path):
 def test_a_hugging_face_checkpoint_is_linked(tmp_path):
     run = finished_run(tmp_path / "run")
     hugging_face(run / "checkpoints" / "step_00000002" / "model")
-    made = convert(run, "last", inputs=INPUTS)
+    made = convert(run, "last")
     assert made == {"step": 2, "form": "Hugging Face"}
     assert (run / "hf" / "last").is_symlink()
     assert (run / "hf" / "last" / "model.safetensors").read_text() == "weights"
     moved = run.rename(tmp_path / "elsewhere")
     assert (moved / "hf" / "last" / "config.json").is_file()  # the link is relative
-    assert convert(moved, "last", inputs=INPUTS) == made
+    assert convert(moved, "last") == made
 
 
 def test_nemo_rl_converts_once_with_the_trained_tokenizer(tmp_path, nemo_rl, capfd):
     run = finished_run(tmp_path / "run")
     megatron_step(run, 4)
-    made = convert(run, "last", inputs=INPUTS, python=sys.executable)
+    made = convert(run, "last", python=sys.executable)
     assert made == {"step": 4, "form": "Megatron-Core"}
     model = run / "hf" / "last"
     assert (model / "tokenizer.json").read_text() == "as it was trained with"
     assert (model / "model-1.safetensors").read_text().endswith("policy/weights/iter_0000000")
-    assert is_converted(run, "last", INPUTS)
+    assert is_converted(run, "last")
     (nemo_rl / "examples" / "converters" / "convert_megatron_to_hf.py").write_text("exit(9)")
-    assert convert(run, "last", inputs=INPUTS, python=sys.executable) == made
-    with pytest.raises(UserError, match="was made with grpo.seed=1, now it is 5"):
-        convert(run, "last", inputs={**INPUTS, "grpo.seed": 5}, python=sys.executable)
+    assert convert(run, "last", python=sys.executable) == made
     megatron_step(run, 8)
     with pytest.raises(UserError, match="checkpoint.step=4, now it is 8: remove"):
-        convert(run, "last", inputs=INPUTS, python=sys.executable)
+        convert(run, "last", python=sys.executable)
     assert "convert_megatron_to_hf.py --config" in capfd.readouterr().out
 
 
@@ -350,13 +351,13 @@ def test_a_finished_training_is_known_by_its_settings(tmp_path, model):
 
 
 def test_training_inputs_are_what_shapes_the_weights():
-    first = training_inputs(load_config(["experiment=demo"]))
+    first = training_inputs(load_config(["experiment=demo"]).to_dict())
     assert {"grpo.max_num_steps", "grpo.seed", "igrpo.feedback", "policy.max_grad_norm"} <= set(
         first
     )
     assert not [key for key in first if key.startswith(("logger.", "igrpo.site", "cluster."))]
     again = load_config(["experiment=demo", "eval=all_64", "igrpo.site.account=me"])
-    assert training_inputs(again) == first
+    assert training_inputs(again.to_dict()) == first
 
 
 def test_words_and_errors_of_the_scripts(capsys):

@@ -165,15 +165,18 @@ def evaluation_text(
     with tempfile.TemporaryDirectory() as outside:
         for told, arguments in zip(shown, rendered, strict=True):
             command = [evaluation.environment.python, sbatch_text.__file__, *arguments]
-            done = subprocess.run(
-                command,
-                cwd=outside,
-                env=child,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_RENDER_S,
-            )
+            try:
+                done = subprocess.run(
+                    command,
+                    cwd=outside,
+                    env=child,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=_RENDER_S,
+                )
+            except subprocess.TimeoutExpired:
+                raise UserError(f"ns eval did not answer within {_RENDER_S} s") from None
             if done.returncode:
                 lines = done.stderr.split("\n")
                 reason = next((line.strip() for line in lines[::-1] if line.strip()), "no reason")

@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from igrpo_nemo.evaluation.skills.program import (
     SkillsEnvironment,
     child_environ,
     last_line,
+    python_says,
     run_logged,
 )
 from igrpo_nemo.files.atomic import write_atomic
@@ -217,10 +217,7 @@ def prepared_by_skills(
     0. Raises `UserError` naming a benchmark that NeMo-Skills does not know or did not get.
     """
     child = child_environ(environment.bin, environ)
-    asked = subprocess.run(
-        [environment.python, "-c", _FOLDER], env=child, capture_output=True, text=True
-    )
-    folder = Path(asked.stdout.strip())
+    folder = Path(python_says(environment.bin, _FOLDER, environ))
     for name in names:
         if not (folder / name / "prepare.py").is_file():
             raise UserError(

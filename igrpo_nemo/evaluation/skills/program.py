@@ -48,6 +48,8 @@ START_S = 3600.0
 """vLLM's weights come from a shared disk, and kernels are compiled."""
 GRACE_S = 10.0
 """Between asking a process to end and ending it."""
+PROBE_S = 120.0
+"""How long a line of Python may take in NeMo-Skills' environment."""
 
 _HOW_TO_INSTALL = (
     "install NeMo-Skills as its README says, into an environment of its own, and set "
@@ -91,17 +93,29 @@ def find_environment(environ: Mapping[str, str]) -> SkillsEnvironment:
     folder = _bin_folder(environ)
     if shutil.which("curl", path=environ.get("PATH")) is None:
         raise UserError("curl is not found: NeMo-Skills waits for servers with it, install it")
-    probe = subprocess.run(
-        [folder / "python", "-c", _VERSION],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=child_environ(folder, environ),
-    )
-    if probe.returncode:
-        reason = probe.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise UserError(f"NeMo-Skills in {folder.parent} does not run: {reason[0]}")
-    return SkillsEnvironment(folder, probe.stdout.strip())
+    return SkillsEnvironment(folder, python_says(folder, _VERSION, environ))
+
+
+def python_says(folder: Path, code: str, environ: Mapping[str, str]) -> str:
+    """What a line of Python prints in NeMo-Skills' environment, whose `bin` is `folder`. Raises
+    `UserError` where it does not run."""
+    try:
+        done = subprocess.run(
+            [folder / "python", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_S,
+            env=child_environ(folder, environ),
+        )
+    except OSError as error:
+        reason = f"cannot start {folder / 'python'}: {error.strerror or error}"
+    except subprocess.TimeoutExpired:
+        reason = f"its Python said nothing within {PROBE_S:.0f} s"
+    else:
+        if done.returncode == 0:
+            return done.stdout.strip()
+        reason = next(iter(done.stderr.strip().splitlines()[::-1]), "no reason given")
+    raise UserError(f"NeMo-Skills in {folder.parent} does not run: {reason}")
 
 
 def _bin_folder(environ: Mapping[str, str]) -> Path:
@@ -113,7 +127,7 @@ def _bin_folder(environ: Mapping[str, str]) -> Path:
             if name == "NEMO_SKILLS_ENV":
                 raise UserError(f"{name}={named} has no bin/ns: {_HOW_TO_INSTALL}")
     if found := shutil.which("ns", path=environ.get("PATH")):
-        return Path(found).absolute().parent
+        return Path(found).resolve().parent  # beside a link to it there is another python
     # `make install-skills` makes one there.
     cached = [file.parent for file in cache_folder().glob("nemo-skills-env-*/bin/ns")]
     if not cached:
