@@ -116,7 +116,8 @@ def _on_cluster(flags: argparse.Namespace, bare: SkillsEvaluation, overrides: Se
     site = with_site(bare.config, CHECKOUT, os.environ, overrides).igrpo.site
     if not flags.dry_run:
         profile.check_own()
-    evaluation, place = placed(next_round(bare), profile, site, flags.jobs)
+    evaluation = next_round(bare)
+    place = placed(evaluation, profile, site, flags.jobs)
     sent = submit(evaluation, place, os.environ, dry_run=flags.dry_run, again=flags.again)
     if flags.dry_run:
         return _print_commands(evaluation, place)
@@ -131,7 +132,7 @@ def _on_cluster(flags: argparse.Namespace, bare: SkillsEvaluation, overrides: Se
 
 def _print_commands(evaluation: SkillsEvaluation, place: Place) -> int:
     print(evaluation.setting.to_json(), end="")
-    for arguments in eval_commands(evaluation.setting, evaluation.names, evaluation.server, place):
+    for arguments in eval_commands(evaluation, evaluation.names, place):
         print(f"\n{shlex.join([evaluation.environment.ns, *arguments])}")
     return DONE
 

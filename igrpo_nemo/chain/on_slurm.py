@@ -199,7 +199,8 @@ def _composed(
     name = chain.skills_profile or f"slurm_{site.gpu.partition('_')[0]}"
     config_dir = chain.config_dir or chain.checkout / "configs" / "cluster_configs"
     profile = profile_for(site, name, config_dir, where.run_folders, folder)
-    return Composed(profile, *placed(next_round(bare), profile, site, chain.jobs))
+    evaluation = next_round(bare)
+    return Composed(profile, evaluation, placed(evaluation, profile, site, chain.jobs))
 
 
 def _is_converted(chain: Experiment) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from igrpo_nemo.chain.experiment import Experiment
 from igrpo_nemo.config import Config
@@ -16,7 +17,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import (
     Model,
     cached_folder,
-    configured_context,
+    facts,
     opens_thinking,
     shape,
 )
@@ -107,9 +108,10 @@ def chain_evaluation(
         _write_own_problems(config, data_dir)
     # As the training's tokenizer does, which the trained model gets.
     opened = opens_thinking(config.policy.tokenizer.name, config, hf_home=hf_home)
+    known = facts(_shape(chain, hf_home), config)
     return skills_evaluation(
         config,
-        Model(str(chain.model.absolute()), chain.weights(), _context(chain, hf_home), opened),
+        Model(str(chain.model.absolute()), chain.weights(), thinking_open=opened, **known),
         data_dir,
         environment,
         base=chain.evaluations,
@@ -144,16 +146,16 @@ def _limit(config: Config) -> int:
     return min(PROBLEMS, config.grpo.max_val_samples or PROBLEMS)
 
 
-def _context(chain: Experiment, hf_home: str | None) -> int | None:
-    """The model's context, the same before and after it is trained: of its architecture, else of
-    the model that training starts from. Raises `UserError` where neither model is here."""
+def _shape(chain: Experiment, hf_home: str | None) -> dict[str, Any]:
+    """The model's config, the same before and after it is trained: the one that training starts
+    from; empty where `igrpo.architecture` says it. Raises `UserError` where neither is here."""
     config = chain.config
-    if context := configured_context(config):
-        return context
+    if config.igrpo.architecture is not None:
+        return {}
     base = cached_folder(config.policy.model_name, hf_home or config.igrpo.site.hf_home, CONFIG)
     for folder in (base, chain.model):
         if folder is not None and (values := shape(folder)) is not None:
-            return values.get("max_position_embeddings")
+            return values
     raise UserError(
         f"the context of {config.policy.model_name} is not known on this machine: "
         f"`hf download {config.policy.model_name} {CONFIG}` puts it into HF_HOME"

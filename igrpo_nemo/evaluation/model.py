@@ -10,7 +10,7 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,14 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+-]+")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is evaluated: a name or path, what identifies its weights, its context in tokens, and
-    whether its chat template opens the thinking."""
+    """What is evaluated: a name or path, what identifies its weights, its context in tokens,
+    whether its chat template opens the thinking, and its attention heads."""
 
     name: str
     weights: str
     context: int | None
     thinking_open: bool = False
+    heads: int | None = None
 
 
 def evaluated_config(model: str | None, overrides: Sequence[str]) -> Config:
@@ -109,14 +110,15 @@ def local_model(path: Path, config: Config) -> Model:
     folder = model_folder(path).absolute()
     if (values := shape(folder)) is None:
         raise UserError(f"{path} is no model folder: it has no config.json (nor model/config.json)")
-    context = values.get("max_position_embeddings") or configured_context(config)
     weights, opened = weights_fingerprint(folder), opens_thinking(folder, config)
-    return Model(plain_path(folder), weights, context, opened)
+    return Model(plain_path(folder), weights, thinking_open=opened, **facts(values, config))
 
 
 def named_model(name: str, config: Config, context: int | None = None) -> Model:
     """A model that a server has or loads under a name; `context` is what the server says."""
-    return Model(name, name, context or configured_context(config), opens_thinking(name, config))
+    known = facts({}, config)
+    known["context"] = context or known["context"]
+    return Model(name, name, thinking_open=opens_thinking(name, config), **known)
 
 
 def shape(folder: Path) -> dict[str, Any] | None:
@@ -125,16 +127,11 @@ def shape(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def attention_heads(model: str, config: Config) -> int | None:
-    """The heads that a server splits over its GPUs; None where the model's shape is not known."""
-    if (values := shape(Path(model))) is not None:
-        return values.get("num_attention_heads")
-    return getattr(config.igrpo.architecture, "num_attention_heads", None)
-
-
-def configured_context(config: Config) -> int | None:
-    """The context of `igrpo.architecture`, None without one."""
-    return getattr(config.igrpo.architecture, "max_position_embeddings", None)
+def facts(values: Mapping[str, Any], config: Config) -> dict[str, int | None]:
+    """Context and heads of a `Model`: of its config.json, else of `igrpo.architecture`."""
+    names = {"context": "max_position_embeddings", "heads": "num_attention_heads"}
+    described = config.igrpo.architecture
+    return {fact: values.get(key) or getattr(described, key, None) for fact, key in names.items()}
 
 
 def opens_thinking(model: str | Path, config: Config, *, hf_home: str | None = None) -> bool:

@@ -16,13 +16,14 @@ from igrpo_nemo.evaluation.setting import Setting
 from igrpo_nemo.evaluation.skills.cluster import ClusterProfile
 from igrpo_nemo.evaluation.skills.command import (
     Place,
-    Server,
     eval_commands,
     generation_config_dir,
     prompt_text,
     tensor_parallel,
     write_profile,
 )
+from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation
+from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
 
 SETTING = Setting(
     model="m",
@@ -52,13 +53,20 @@ def answer_pattern(*, thinking_open: bool = False) -> re.Pattern[str]:
     return re.compile(values["eval_config"]["extract_regex"])
 
 
-RUNNING = Server("m", address="http://127.0.0.1:1/v1")
-HERE, CLUSTER = Place("/out"), Place("/out", "mine")
+CONFIG = load_config(["policy.model_name=x"])
+STARTED = SkillsEvaluation(
+    CONFIG, SETTING, (), Path("/out"), SkillsEnvironment(Path("/bin"), "0.7.0"), gpus=4
+)
+RUNNING = replace(STARTED, address="http://127.0.0.1:1/v1")
+HERE, CLUSTER = Place("/out"), Place("/out", "/m", "mine")
 
 
-def call(server: Server = RUNNING, place: Place = HERE, setting: Setting = SETTING) -> list[str]:
-    """The one command of gsm8k."""
-    (words,) = eval_commands(setting, ["gsm8k"], server, place)
+def call(
+    evaluation: SkillsEvaluation = RUNNING, place: Place = HERE, **setting: object
+) -> list[str]:
+    """The one command of gsm8k; `setting` changes the evaluation's."""
+    evaluation = replace(evaluation, setting=replace(evaluation.setting, **setting))
+    (words,) = eval_commands(evaluation, ["gsm8k"], place)
     return words
 
 
@@ -67,7 +75,7 @@ def value(words: list[str], flag: str) -> str | None:
 
 
 def test_one_call_for_benchmarks_that_share_their_arguments() -> None:
-    calls = eval_commands(SETTING, list(SETTING.benchmarks), RUNNING, HERE)
+    calls = eval_commands(RUNNING, list(SETTING.benchmarks), HERE)
     benchmarks = [value(call, "--benchmarks") for call in calls]
     assert benchmarks == ["aime24:64,gsm8k:8", "gpqa:8", "long:8"]
     shared = {"++inference.temperature=0.6", "++inference.top_p=0.95"}
@@ -80,47 +88,49 @@ def test_one_call_for_benchmarks_that_share_their_arguments() -> None:
 
 
 def test_the_boxed_profile_is_nemo_skills_own() -> None:
-    boxed = call(setting=replace(SETTING, profile="boxed"))
-    assert not [word for word in boxed if "config" in word]
+    assert not [word for word in call(profile="boxed") if "config" in word]
 
 
 def test_here_samples_follow_each_other_and_on_a_cluster_jobs_share_them() -> None:
     here = call()
-    assert "--single_node_mode=sequential" in here
+    assert "--single_node_mode=sequential" in here and "--model=m" in here
     assert "--server_address=http://127.0.0.1:1/v1" in here
     assert value(here, "--sbatch_kwargs") is None
-    place = Place("/out", "mine", Path("/cfg"), jobs=4, sbatch={"qos": "high"}, after=(7, 8))
-    there = call(Server("/m", gpus=4), place)
-    assert {"--cluster=mine", "--config_dir=/cfg", "--num_jobs=4", "--server_gpus=4"} <= set(there)
+    place = Place("/out", "/m", "mine", Path("/cfg"), 4, sbatch={"qos": "high"}, after=(7, 8))
+    there = call(STARTED, place)
+    wanted = {"--cluster=mine", "--config_dir=/cfg", "--num_jobs=4", "--server_gpus=4"}
+    assert wanted | {"--model=/m"} <= set(there)
     # No job waits for ever behind one that failed.
     options = {"qos": "high", "dependency": "afterok:7:8", "kill_on_invalid_dep": "yes"}
     assert yaml.safe_load(value(there, "--sbatch_kwargs") or "") == options
-    alone = call(Server("/m", gpus=4), CLUSTER)
+    alone = call(STARTED, CLUSTER)
     assert yaml.safe_load(value(alone, "--sbatch_kwargs") or "") == {"kill_on_invalid_dep": "yes"}
 
 
-def server_args(server: Server, setting: Setting = SETTING) -> str | None:
-    return value(call(server, CLUSTER, setting), "--server_args")
+def server_args(
+    evaluation: SkillsEvaluation = STARTED, arguments: str = "", **setting: object
+) -> str | None:
+    evaluation = replace(evaluation, server_args=arguments)
+    return value(call(evaluation, CLUSTER, **setting), "--server_args")
 
 
 def test_a_jobs_server_samples_as_the_request_says() -> None:
     ours = "--generation-config vllm"
-    assert server_args(Server("/m", gpus=4)) == ours
+    assert server_args() == ours
     # The last one of an option counts: what the user says does.
-    assert server_args(Server("/m", gpus=4, arguments="--seed 1")) == f"{ours} --seed 1"
-    assert server_args(Server("/m", "sglang", gpus=4)) is None
-    assert server_args(replace(RUNNING, arguments="--seed 1")) is None
+    assert server_args(arguments="--seed 1") == f"{ours} --seed 1"
+    assert server_args(server_type="sglang") is None
+    assert server_args(RUNNING, "--seed 1") is None
 
 
 def test_a_server_that_is_started_gets_the_configs_chat_template(tmp_path: Path) -> None:
-    setting = replace(SETTING, chat_template="0123456789abcdef")
-    flag = "--chat-template /out/profile/chat_template.jinja"
-    with_more = Server("/m", gpus=4, arguments="-x")
-    assert server_args(with_more, setting) == f"--generation-config vllm {flag} -x"
-    assert server_args(Server("/m", "sglang", gpus=4), setting) == flag
-    assert server_args(RUNNING, setting) is None
+    template, flag = "0123456789abcdef", "--chat-template /out/profile/chat_template.jinja"
+    found = server_args(arguments="-x", chat_template=template)
+    assert found == f"--generation-config vllm {flag} -x"
+    assert server_args(server_type="sglang", chat_template=template) == flag
+    assert server_args(RUNNING, chat_template=template) is None
     with pytest.raises(UserError, match="chat_template cannot be given to a server of type trt"):
-        server_args(Server("/m", "trtllm", gpus=4), setting)
+        server_args(server_type="trtllm", chat_template=template)
     model = ["model=nemotron_h_8b", "engine=nemo_rl", "cluster=a100_2x8"]
     write_profile(config := load_config(model), tmp_path)
     written = (tmp_path / "profile" / "chat_template.jinja").read_text()
@@ -130,16 +140,15 @@ def test_a_server_that_is_started_gets_the_configs_chat_template(tmp_path: Path)
 def test_arguments_of_the_chat_template_go_with_the_requests(tmp_path: Path) -> None:
     """In the generation config: a shell reads the command line."""
     given = {"enable_thinking": False, "mark": "a 'b' $c"}
-    setting = replace(SETTING, chat_template_kwargs=given)
-    config = load_config(["policy.model_name=x"])
-    tokenizer = config.policy.tokenizer.model_copy(update={"chat_template_kwargs": given})
-    folder = write_profile(config.replaced("policy", tokenizer=tokenizer), tmp_path)
+    tokenizer = CONFIG.policy.tokenizer.model_copy(update={"chat_template_kwargs": given})
+    folder = write_profile(CONFIG.replaced("policy", tokenizer=tokenizer), tmp_path)
     for profile, benchmark in (
         ("answer_tags", "gsm8k"),
         ("answer_tags", "gpqa"),
         ("boxed", "gpqa"),
     ):
-        (call,) = eval_commands(replace(setting, profile=profile), [benchmark], RUNNING, HERE)
+        setting = replace(SETTING, chat_template_kwargs=given, profile=profile)
+        (call,) = eval_commands(replace(RUNNING, setting=setting), [benchmark], HERE)
         assert "--config-path=/out/profile" in call
         (name,) = [word.partition("=")[2] for word in call if word.startswith("--config-name=")]
         values = yaml.safe_load((folder / f"{name}.yaml").read_text())
@@ -226,19 +235,17 @@ def test_hostile_replies_cost_no_time(text: str, thinking_open: bool) -> None:
 
 
 def test_shipped_prompt_is_the_trainings(tmp_path: Path) -> None:
-    config = load_config(["policy.model_name=x"])
     shipped = yaml.safe_load((generation_config_dir() / "paper_prompt.yaml").read_text())
-    assert shipped == yaml.safe_load(prompt_text(config.igrpo.prompt.system))
-    folder = write_profile(config, tmp_path)
+    assert shipped == yaml.safe_load(prompt_text(CONFIG.igrpo.prompt.system))
+    folder = write_profile(CONFIG, tmp_path)
     assert yaml.safe_load((folder / "prompt.yaml").read_text()) == shipped
     assert shipped["user"] == "{problem}"
 
 
 def test_the_profile_of_a_model_whose_template_opens_the_thinking(tmp_path: Path) -> None:
-    config = load_config(["policy.model_name=x"])
     shipped = generation_config_dir()
-    plain = write_profile(config, tmp_path / "plain")
-    opened = write_profile(config, tmp_path / "opened", thinking_open=True)
+    plain = write_profile(CONFIG, tmp_path / "plain")
+    opened = write_profile(CONFIG, tmp_path / "opened", thinking_open=True)
     assert sorted(path.name for path in opened.iterdir()) == [
         "answer_tags.yaml",
         "answer_tags_multichoice.yaml",

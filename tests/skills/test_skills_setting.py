@@ -30,7 +30,6 @@ from igrpo_nemo.evaluation.setting import (
     reply_tokens,
     setting_of,
 )
-from igrpo_nemo.evaluation.skills.command import Server
 from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation, evaluate_here
 from igrpo_nemo.evaluation.skills.program import SkillsEnvironment
@@ -103,7 +102,7 @@ def test_a_chain_does_not_take_samples_of_other_data_for_its_own(
     (data,) = [read_benchmark(tmp_path / "data", "toy")]
     config = load_config(["policy.model_name=x"])
     environment = SkillsEnvironment(tmp_path / "bin", "0.7.0")
-    evaluation = SkillsEvaluation(config, setting, (data,), Server("m"), out, environment)
+    evaluation = SkillsEvaluation(config, setting, (data,), out, environment)
     chain = Experiment((), config, tmp_path / "run")
     monkeypatch.setattr(slurm_chain, "_is_converted", lambda chain: True)
 
@@ -269,13 +268,14 @@ def test_a_chains_evaluation_is_the_same_before_and_after_the_training(tmp_path:
     repository = home / "hub" / "models--org--base"
     for folder in (repository / "snapshots" / "abc", repository / "refs", chain.model):
         folder.mkdir(parents=True)
-    shape = json.dumps({"max_position_embeddings": 4096})
+    shape = json.dumps({"max_position_embeddings": 4096, "num_attention_heads": 28})
     (repository / "refs" / "main").write_text("abc")
     (repository / "snapshots" / "abc" / "config.json").write_text(shape)
     before = pipeline.chain_evaluation(chain, environment)
     (chain.model / "config.json").write_text(shape)
     after = pipeline.chain_evaluation(chain, environment)
     assert before.setting.context == 4096 and before.out == after.out
+    assert before.gpus == after.gpus == 4  # of eight, as many as its heads divide by
 
 
 def test_samples_read_with_another_rule_are_not_joined(tmp_path: Path, setting: Setting) -> None:

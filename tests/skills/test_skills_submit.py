@@ -24,7 +24,7 @@ from igrpo_nemo.evaluation.model import Model
 from igrpo_nemo.evaluation.refine import Refinement
 from igrpo_nemo.evaluation.setting import setting_of
 from igrpo_nemo.evaluation.skills.cluster import evaluation_text, submit, write_note
-from igrpo_nemo.evaluation.skills.command import Place, Server
+from igrpo_nemo.evaluation.skills.command import Place
 from igrpo_nemo.evaluation.skills.data import read_benchmark, with_benchmarks
 from igrpo_nemo.evaluation.skills.evaluate import (
     SkillsEvaluation,
@@ -100,9 +100,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     model = Model("m", "w", 65_010)
     setting = setting_of(config, model, data, server_type="vllm", nemo_skills="0.7.0")
     environment = SkillsEnvironment(programs, "0.7.0")
-    server = Server("m", gpus=8)
-    evaluation = SkillsEvaluation(config, setting, data, server, tmp_path / "out", environment)
-    return Cluster(programs, evaluation, Place("/out", "mine", expname="eval-1234"))
+    evaluation = SkillsEvaluation(config, setting, data, tmp_path / "out", environment, gpus=8)
+    return Cluster(programs, evaluation, Place("/out", "m", "mine", expname="eval-1234"))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -148,7 +147,7 @@ def test_nothing_touches_a_folder_that_jobs_write_into(cluster: Cluster) -> None
     before = files(cluster.out)
     hotter = replace(cluster.evaluation.setting, benchmarks={"toy": 3, "toy-long": 3})
     other = replace(cluster.evaluation, setting=hotter)
-    here = replace(other, server=Server("m", address="http://127.0.0.1:1/v1"))
+    here = replace(other, address="http://127.0.0.1:1/v1")
     for call in (
         lambda: submit(other, cluster.place, os.environ),
         lambda: submit(other, cluster.place, os.environ, dry_run=True),

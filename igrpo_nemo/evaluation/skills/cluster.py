@@ -54,23 +54,19 @@ _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 _RENDER_S = 300
 
 
-def placed(
-    evaluation: SkillsEvaluation, profile: ClusterProfile, site: Site, jobs: int
-) -> tuple[SkillsEvaluation, Place]:
-    """The evaluation with its model where the containers of a profile see it, and its place."""
-    here = str(evaluation.out.absolute())
-    place = Place(
+def placed(evaluation: SkillsEvaluation, profile: ClusterProfile, site: Site, jobs: int) -> Place:
+    """The place of an evaluation on a cluster, with paths as the containers of its profile see
+    them."""
+    here, model = str(evaluation.out.absolute()), evaluation.setting.model
+    return Place(
         out=profile.seen(here),
+        model=profile.seen(model) if evaluation.address is None else None,
         cluster=profile.name,
         config_dir=profile.config_dir.absolute(),
         jobs=jobs,
         expname=f"eval-{hashlib.sha256(here.encode()).hexdigest()[:8]}",
         sbatch=sbatch_options(site),
     )
-    if evaluation.server.address is None:
-        server = replace(evaluation.server, model=profile.seen(evaluation.server.model))
-        evaluation = replace(evaluation, server=server)
-    return evaluation, place
 
 
 def submit(
@@ -125,7 +121,7 @@ def _run_ns(
     child = without_secrets(child_environ(evaluation.environment.bin, sbatch_environment(environ)))
     # In a git checkout NeMo-Skills would pack that one up and send it along.
     with tempfile.TemporaryDirectory() as outside:
-        for arguments in eval_commands(evaluation.setting, names, evaluation.server, place):
+        for arguments in eval_commands(evaluation, names, place):
             command = [evaluation.environment.ns, *arguments, *flags]
             if code := run_logged(command, log, cwd=Path(outside), environ=child):
                 raise UserError(f"ns eval refused (exit {code}): {last_line(log)}; see {log}")
@@ -158,9 +154,10 @@ def evaluation_text(
     with alone_in(evaluation.out, ADVICE):
         check_not_running(evaluation.out)
         evaluation = prepare(evaluation)
-    setting, names, server = evaluation.setting, evaluation.names, evaluation.server
-    shown = eval_commands(setting, names, server, place)
-    rendered = eval_commands(setting, names, server, replace(place, config_dir=config_dir))
+    shown, rendered = (
+        eval_commands(evaluation, evaluation.names, each)
+        for each in (place, replace(place, config_dir=config_dir))
+    )
     # In a git checkout NeMo-Skills would look at that one.
     with tempfile.TemporaryDirectory() as outside:
         for told, arguments in zip(shown, rendered, strict=True):

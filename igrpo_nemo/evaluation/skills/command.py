@@ -1,6 +1,6 @@
 r"""The `ns eval` commands of an evaluation, and the files that tell it how an answer is asked for.
 
-    Setting + Place + Server --eval_commands--> [["eval", "--output_dir=...", ...], ...]
+    SkillsEvaluation + Place --eval_commands--> [["eval", "--output_dir=...", ...], ...]
     Config --write_profile--> OUT/profile/, which the commands name
 
 A call has one generation config and one number of tokens, so benchmarks that differ in either get
@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -27,6 +28,9 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.setting import TAKES_TEMPLATE, Setting
 from igrpo_nemo.evaluation.skills.data import Kind, benchmark_named
 from igrpo_nemo.run.tokenizer import chat_template_text
+
+if TYPE_CHECKING:
+    from igrpo_nemo.evaluation.skills.evaluate import SkillsEvaluation
 
 CONFIG_NAMES: dict[Kind, str] = {"math": "answer_tags", "multichoice": "answer_tags_multichoice"}
 OPENED_CONFIG_NAME = "answer_tags_opened"
@@ -43,27 +47,15 @@ _BOXED = "defaults:\n  - base_generation_config\n  - _self_\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """What answers: a server that runs at `address`, or one that is started on `gpus` GPUs."""
-
-    model: str
-    """The model's name at the server, or the path that the jobs' server loads."""
-    server_type: str = "vllm"
-    address: str | None = None
-    gpus: int | None = None
-    arguments: str = ""
-    """Further arguments of a server that is started."""
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
     """Where it runs: this machine, or a NeMo-Skills cluster profile by name.
 
-    `out` is the evaluation's folder as the jobs see it: inside a container a mount may have another
-    name there.
+    `out` is the evaluation's folder as the jobs see it, and `model` the model's where that is
+    another one than here: inside a container a mount may have another name.
     """
 
     out: str
+    model: str | None = None
     cluster: str | None = None
     config_dir: Path | None = None
     jobs: int = 8
@@ -76,21 +68,22 @@ class Place:
 
 
 def eval_commands(
-    setting: Setting, benchmarks: Sequence[str], server: Server, place: Place
+    evaluation: SkillsEvaluation, benchmarks: Sequence[str], place: Place
 ) -> list[list[str]]:
-    """The arguments of `ns` for some of the setting's benchmarks.
+    """The arguments of `ns` for some of the evaluation's benchmarks.
 
     Raises `UserError` for a server that is not known to take the config's chat template.
     """
+    setting = evaluation.setting
     calls: dict[tuple[Kind, int | None], list[str]] = {}
     for name in benchmarks:
         tokens = setting.problems[name]["tokens"]
         calls.setdefault((benchmark_named(name).kind, tokens), []).append(name)
-    if server.address is not None:
-        answers = [f"--server_address={server.address}"]
+    if evaluation.address is not None:
+        answers = [f"--server_address={evaluation.address}"]
     else:
-        text = started_arguments(server, setting, place.out)
-        answers = [f"--server_gpus={server.gpus}", *([f"--server_args={text}"] if text else [])]
+        text = started_arguments(evaluation, place.out)
+        answers = [f"--server_gpus={evaluation.gpus}", *([f"--server_args={text}"] if text else [])]
     return [
         [
             "eval",
@@ -98,7 +91,8 @@ def eval_commands(
             f"--data_dir={place.out}/data",
             f"--benchmarks={','.join(f'{name}:{setting.benchmarks[name]}' for name in names)}",
             f"--expname={place.expname}",
-            *(f"--model={server.model}", f"--server_type={server.server_type}", *answers),
+            *(f"--model={place.model or setting.model}", f"--server_type={setting.server_type}"),
+            *answers,
             *_place_arguments(place),
             *_profile_arguments(setting, kind, f"{place.out}/profile"),
             f"++inference.temperature={setting.temperature}",
@@ -109,18 +103,19 @@ def eval_commands(
     ]
 
 
-def started_arguments(server: Server, setting: Setting, out: str) -> str:
+def started_arguments(evaluation: SkillsEvaluation, out: str) -> str:
     """The arguments of a server that is started for the evaluation, as a shell would read them;
     `out` is the evaluation's folder as the server sees it."""
-    own = [OWN_ARGUMENTS] if server.server_type == "vllm" else []
-    if setting.chat_template is not None:
-        if server.server_type not in TAKES_TEMPLATE:
+    server_type = evaluation.setting.server_type
+    own = [OWN_ARGUMENTS] if server_type == "vllm" else []
+    if evaluation.setting.chat_template is not None:
+        if server_type not in TAKES_TEMPLATE:
             raise UserError(
                 "policy.tokenizer.chat_template cannot be given to a server of type "
-                f"{server.server_type}: start one with that template and give its --address"
+                f"{server_type}: start one with that template and give its --address"
             )
         own.append(f"--chat-template {out}/profile/{TEMPLATE_FILE}")
-    return " ".join(argument for argument in [*own, server.arguments] if argument)
+    return " ".join(argument for argument in [*own, evaluation.server_args] if argument)
 
 
 def _place_arguments(place: Place) -> list[str]:

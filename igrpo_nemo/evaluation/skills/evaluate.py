@@ -20,7 +20,7 @@ from igrpo_nemo.cluster.client import has_slurm, my_jobs
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.metrics import format_table
-from igrpo_nemo.evaluation.model import Model, attention_heads
+from igrpo_nemo.evaluation.model import Model
 from igrpo_nemo.evaluation.refine import Refinement
 from igrpo_nemo.evaluation.results import RESULTS_FOLDER, BenchmarkResults, inspect, inspected
 from igrpo_nemo.evaluation.setting import (
@@ -32,7 +32,6 @@ from igrpo_nemo.evaluation.setting import (
 )
 from igrpo_nemo.evaluation.skills.command import (
     Place,
-    Server,
     eval_commands,
     started_arguments,
     tensor_parallel,
@@ -63,20 +62,22 @@ NEVER = "DependencyNeverSatisfied"
 
 @dataclass(frozen=True, slots=True)
 class SkillsEvaluation:
-    """What to evaluate, and with what. `setting` holds the benchmarks of this call alone.
-
-    With a `refinement` there is a second round, whose drafts the tokenizer of the model `tokenizer`
-    (a folder, or a name on the hub) cuts to size.
-    """
+    """What to evaluate, and with what. `setting` holds the benchmarks of this call alone."""
 
     config: Config
     setting: Setting
     data: tuple[BenchmarkData, ...]
-    server: Server
     out: Path
     environment: SkillsEnvironment
-    tokenizer: str = ""
+    address: str | None = None
+    """A server that runs; without one, one is started on `gpus` GPUs."""
+    gpus: int | None = None
+    server_args: str = ""
+    """Further arguments of a server that is started."""
     refinement: Refinement | None = None
+    """A second round, of refined answers."""
+    tokenizer: str = ""
+    """The model (a folder, or a name on the hub) whose tokenizer cuts its drafts to size."""
 
     @property
     def names(self) -> list[str]:
@@ -111,11 +112,18 @@ def skills_evaluation(
     setting = setting_of(
         config, model, data, server_type=server_type, nemo_skills=environment.version
     )
-    gpus = tensor_parallel(keys.server_gpus, attention_heads(model.name, config))
-    server = Server(model.name, server_type, address, gpus, server_args)
-    out = out or default_folder(base, setting)
-    tokenizer = tokenizer or model.name
-    return SkillsEvaluation(config, setting, data, server, out, environment, tokenizer, refinement)
+    return SkillsEvaluation(
+        config,
+        setting,
+        data,
+        out or default_folder(base, setting),
+        environment,
+        address,
+        tensor_parallel(keys.server_gpus, model.heads),
+        server_args,
+        refinement,
+        tokenizer or model.name,
+    )
 
 
 def next_round(evaluation: SkillsEvaluation) -> SkillsEvaluation:
@@ -145,10 +153,11 @@ def evaluate_here(
                 check_not_running(evaluation.out)
             evaluation = prepare(evaluation)
             if lacking := lacking_of(evaluation, mend=True):
-                address = evaluation.server.address
+                address = evaluation.address
                 if address is None:
                     address = stack.enter_context(_serving(evaluation, environ, small))
-                _sample(evaluation, address, [one.benchmark for one in lacking], environ)
+                running = replace(evaluation, address=address)
+                _sample(running, address, [one.benchmark for one in lacking], environ)
     complete = report(evaluation.out, evaluation.names)
     if complete and evaluation.refinement is not None:
         refined = refined_evaluation(evaluation)
@@ -160,23 +169,23 @@ def _serving(
     evaluation: SkillsEvaluation, environ: Mapping[str, str], small: bool
 ) -> AbstractContextManager[str]:
     """A server for the evaluation's model; its address. Raises `UserError` without a vLLM."""
-    server, out, policy = evaluation.server, evaluation.out, evaluation.config.policy
+    setting, out, policy = evaluation.setting, evaluation.out, evaluation.config.policy
     if small:
         set_threads(evaluation.config.igrpo.threads)
         from igrpo_nemo.evaluation.skills.serve import serving
 
         template = policy.tokenizer.chat_template
-        return serving(Path(server.model), precision=policy.precision, chat_template=template)
-    vllm = find_vllm(environ) if server.server_type == "vllm" else None
+        return serving(Path(setting.model), precision=policy.precision, chat_template=template)
+    vllm = find_vllm(environ) if setting.server_type == "vllm" else None
     if vllm is None:
         raise UserError(
-            f"nothing answers for {server.model}, and no vllm is on PATH (or named by VLLM): give "
+            f"nothing answers for {setting.model}, and no vllm is on PATH (or named by VLLM): give "
             "the --address of a running server, or --cluster; evaluate.py --serve serves small "
             "models"
         )
-    arguments = started_arguments(server, evaluation.setting, str(out.absolute()))
+    arguments = started_arguments(evaluation, str(out.absolute()))
     log = out / LOG_FOLDER / "vllm.log"
-    return vllm_serving(vllm, server.model, server.gpus, arguments, log, environ)
+    return vllm_serving(vllm, setting.model, evaluation.gpus, arguments, log, environ)
 
 
 def _sample(
@@ -190,9 +199,8 @@ def _sample(
     child["NEMORUN_HOME"] = str(out.absolute() / LOG_FOLDER / "nemo_run")
     log = new_log(out)
     print(f"evaluating {', '.join(names)}; ns eval says the rest in {log}", flush=True)
-    server, place = replace(evaluation.server, address=address), Place(str(out.absolute()))
     try:
-        for arguments in eval_commands(evaluation.setting, names, server, place):
+        for arguments in eval_commands(evaluation, names, Place(str(out.absolute()))):
             alive = partial(server_answers, address)
             run_logged([environment.ns, *arguments], log, cwd=out, environ=child, alive=alive)
     except ServerDied:
