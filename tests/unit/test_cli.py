@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cases import cases
 
 from igrpo_nemo import __version__
 from igrpo_nemo.cli import main
@@ -21,6 +22,8 @@ from igrpo_nemo.cli.entry import COMMANDS
 from igrpo_nemo.config import Config, RolloutBudget, load_config
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.refine import Refinement
+
+CASES = cases(__file__)
 
 Stub = Callable[..., Any]
 
@@ -63,15 +66,7 @@ def test_help_and_version(capsys):
         assert f"  igrpo {command.name}" in text and f"usage: igrpo {command.name}" in text
 
 
-@pytest.mark.parametrize(
-    ("command", "said"),
-    [
-        ("launch", 'profile=$(igrpo launch --env a100_5x8) && eval "$profile" && sbatch slurm/'),
-        ("evaluate", "runs/demo/checkpoints/step_00000060"),
-        ("report", "runs/demo/evaluation/step_00000060"),
-        ("score", "FILE without .jsonl, plus .verdicts.jsonl"),
-    ],
-)
+@pytest.mark.parametrize(("command", "said"), CASES["help"])
 def test_help_shows_what_works(command, said, capsys):
     assert main([command, "--help"]) == 0
     assert said in " ".join(capsys.readouterr().out.split())
@@ -169,23 +164,7 @@ def test_traceback_is_shown_when_asked_for(arguments, capsys):
     assert text.splitlines()[-1].startswith("error: experiment=nope does not exist: use laptop, ")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["train"], "policy.model_name is not set"),
-        (["train", "experiment=demo", "grpo.sed=1"], "did you mean grpo.seed?"),
-        (["train", "experiment=demo", "igrpo.num_drafts=5"], "igrpo.budget=8"),
-        (["train", "experiment=demo", "seed"], "cannot read the override 'seed'"),
-        (["train", "--dryrun"], "unknown flag --dryrun: did you mean --dry-run?"),
-        (["train", "--zzz=1"], "unknown flag --zzz: `igrpo train --help` lists the flags"),
-        (["trian"], "invalid choice: 'trian'"),
-        (["evaluate"], "are required: --model; `igrpo evaluate --help` shows what works"),
-        (["evaluate", "--model", "x", "--samples", "0"], "argument --samples: 0 is less than 1"),
-        (["report"], "igrpo report needs a run or evaluation folder"),
-        (["report", "no/such/folder"], "no/such/folder"),
-        (["keys", "igrpo.schedul"], "did you mean igrpo.schedule?"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "expected"), CASES["bad_command_lines"])
 def test_bad_command_lines(arguments, expected, capsys):
     assert main(arguments) == 2
     assert expected in error_line(capsys)
@@ -252,20 +231,7 @@ def test_report_passes_folders_and_output(monkeypatch, capsys):
     assert capsys.readouterr().out == "page.html\n"
 
 
-@pytest.mark.parametrize(
-    ("key", "end"),
-    [
-        ("igrpo.draft_truncation", "too long. (tail, head_tail; default tail)"),
-        ("igrpo.train_stages", 'paper\'s. (draft, refine; default ["refine"])'),
-        ("igrpo.draft_prefetch", "one update behind. (off, fused; default off)"),
-        ("igrpo.updates_per_rollout", "(default null)"),
-        ("igrpo.architecture.model_type", "Family. (qwen2, llama, nemotron_h)"),
-        ("igrpo.prompt.system", "empty is none."),
-        ("policy.model_name", "describes a built-in one."),
-        ("grpo.async_grpo", "..."),
-        ("grpo.seed", " Seed of everything random. (default 42)"),
-    ],
-)
+@pytest.mark.parametrize(("key", "end"), CASES["keys"])
 def test_keys_say_what_they_take_and_their_default(key, end, capsys):
     assert main(["keys", key]) == 0
     assert capsys.readouterr().out.rstrip().endswith(end)

@@ -92,18 +92,7 @@ def test_defaults_and_objectives_are_the_papers():
     assert config.igrpo.constant_length_divisor == 100 and not config.grpo.normalize_rewards
 
 
-@pytest.mark.parametrize(
-    ("overrides", "rows", "budget"),
-    [
-        ([], 4, 8),
-        (["igrpo.num_drafts=2", "igrpo.num_refinements=6"], 6, 8),
-        (["igrpo.train_stages=[draft,refine]"], 8, 8),
-        (["feedback=none"], 8, 8),
-        (["feedback=none", "igrpo.budget=12"], 12, 12),
-        (["igrpo.num_drafts=3", "igrpo.budget=null"], 4, 7),
-        (["grpo.num_generations_per_prompt=4"], 4, 8),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "rows", "budget"), CASES["trained_rows_are_derived"])
 def test_trained_rows_are_derived(overrides, rows, budget):
     config = config_of(*DEMO, *overrides)
     assert config.grpo.num_generations_per_prompt == rows

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from cases import cases
 
 from igrpo_nemo.config import load_config
 from igrpo_nemo.config.checks import launch_problems
@@ -13,6 +14,8 @@ from igrpo_nemo.metrics import rollout_metrics
 from igrpo_nemo.preflight.tokens import questions
 from igrpo_nemo.run.problems import expected_problems, training_problems, validation_problems
 from igrpo_nemo.types import Problem, Rollout, Selection
+
+CASES = cases(__file__)
 
 HF = "policy.model_name=x/y"
 
@@ -58,32 +61,14 @@ def test_a_mixture_of_a_file_a_function_and_a_held_out_share(tmp_path):
     assert expected_problems(again) == questions(again).count == 7_498 + 7_473
 
 
-@pytest.mark.parametrize(
-    ("sets", "said"),
-    [
-        ("[]", "data.train=[] names no set"),
-        ("[{dataset_name: math, weight: 1}, {dataset_name: gsm8k}]", "give each a weight, or none"),
-        ("[{dataset_nam: math}]", "unknown key data.train.0.dataset_nam"),
-        ("[{dataset_name: math, weight: 0}]", "data.train.0.weight=0 should be greater than 0"),
-        ("[{dataset_name: jsonl}]", "data.train.0.data_path is missing"),
-        ("3", "data.train=3 should be a valid dictionary"),
-    ],
-)
+@pytest.mark.parametrize(("sets", "said"), CASES["mixtures"])
 def test_a_mixture_that_cannot_be_is_one_line(sets, said):
     with pytest.raises(UserError) as caught:
         load_config([HF, f"data.train={sets}"])
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("own_data:nothing", "the data set own_data:nothing gave no rows"),
-        ("own_data:texts", "gave a row that is no dict but a str"),
-        ("own_data:broken", "the data set own_data:broken failed: KeyError: 'no such"),
-        ("own_data:none", "own_data:none cannot be imported (module 'own_data' has no"),
-    ],
-)
+@pytest.mark.parametrize(("name", "said"), CASES["functions"])
 def test_a_function_that_gives_no_rows_is_one_line(name, said):
     config = load_config([HF, f"data.train.dataset_name={name}"])
     with pytest.raises(UserError) as caught:

@@ -100,14 +100,7 @@ def test_unusable_rows_are_dropped_and_counted(write):
     assert len(load_problems(spec(path, drop_unusable=False))) == 7
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"problem": "b", "answer": ""}, "(1 no_answer): output_key names"),
-        ({"problem": "b", "answer": [1, 2]}, "(1 several_answers): write the one answer as a text"),
-        ({"prompt": [], "answer": 1}, "(1 question_not_one_message): a chat must be one user"),
-    ],
-)
+@pytest.mark.parametrize(("row", "message"), CASES["nothing_usable"])
 def test_where_nothing_is_usable_it_says_what_is(write, row, message):
     with pytest.raises(UserError) as refused:
         load_problems(spec(write([row])))

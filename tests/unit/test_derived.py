@@ -5,24 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
+from cases import cases
 from composed import config_of
 
 from igrpo_nemo.config import RolloutBudget, rollout_steps, with_problems
 from igrpo_nemo.config.derive import scheduler_stages
 from igrpo_nemo.errors import UserError
 
+CASES = cases(__file__)
+
 HF = ["policy.model_name=some/model"]
 
 
-@pytest.mark.parametrize(
-    ("problems", "overrides", "steps"),
-    [
-        (7500, [], 58),
-        (7500, ["grpo.max_num_epochs=3"], 174),
-        (7500, ["grpo.max_num_steps=10"], 10),
-        (7500, ["objective=dapo"], 19),
-    ],
-)
+@pytest.mark.parametrize(("problems", "overrides", "steps"), CASES["steps"])
 def test_steps_are_whole_batches_of_all_epochs(
     problems: int, overrides: list[str], steps: int
 ) -> None:
@@ -51,13 +46,7 @@ def test_schedule_is_derived_once_the_problems_are_counted() -> None:
     assert decay["kwargs"]["eta_min"] == pytest.approx(1e-7)
 
 
-@pytest.mark.parametrize(
-    ("problems", "message"),
-    [
-        (100, "there are only 100 to train on: set grpo.num_prompts_per_step=100 or give more"),
-        (1, "there is only 1 to train on: set grpo.num_prompts_per_step=1 or give more"),
-    ],
-)
+@pytest.mark.parametrize(("problems", "message"), CASES["too_few"])
 def test_too_few_problems_for_a_batch(problems: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         with_problems(config_of(*HF), problems)

@@ -211,17 +211,7 @@ def test_rows_of_table_s4_that_are_table_1s():
     assert not same_training("tableS4_beta_1e-4", SEVEN)
 
 
-@pytest.mark.parametrize(
-    ("experiment", "problems", "steps", "warmup"),
-    [
-        (SEVEN, 7_498, 58, 6),
-        ("literal_deepseek_r1_distill_qwen_7b_igrpo", 7_498, 29, 3),
-        ("figure2_openreasoning_nemotron_7b_igrpo", 9_400, 73, 8),
-        ("tableS1_openmath_nemotron_14b_igrpo", 94_000, 734, 74),
-        ("table2_dapo_igrpo", 7_498, 19, 2),
-        ("table2_gspo", 7_498, 58, 6),
-    ],
-)
+@pytest.mark.parametrize(("experiment", "problems", "steps", "warmup"), CASES["schedules"])
 def test_the_schedule_follows_from_data_batch_and_epochs(experiment, problems, steps, warmup):
     written = config_of(f"experiment={experiment}")
     assert at(written, "policy.megatron_cfg.scheduler.lr_decay_iters") is None

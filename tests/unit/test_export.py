@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cases import cases
 from composed import load_config
 
 from igrpo_nemo.cli import main
 from igrpo_nemo.run.folder import RunFolder
+
+CASES = cases(__file__)
 
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 TOKEN = "hf_planted0123456789abcdef"
@@ -144,16 +147,7 @@ def test_the_real_hub_client_has_what_is_called():
     inspect.signature(HfApi.upload_folder).bind(None, **call)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["nowhere", "--to", "x"], "nowhere is no run folder"),
-        (["RUN", "--to", "RUN"], "is there already: give a new folder"),
-        (["RUN", "--to", "x", "--checkpoint", "7"], "has no checkpoint 7: give last, best or one"),
-        (["--to", "x"], "igrpo export needs one run folder"),
-        (["RUN", "--to", "RUN/config.yaml/x"], "cannot write"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), CASES["refused"])
 def test_what_cannot_be_exported_is_one_line(run, words, message, monkeypatch, capsys):
     monkeypatch.chdir(run.parent)
     words = [word.replace("RUN", str(run)) for word in words]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cases import cases
 from fake_slurm import squeue_line
 
 from igrpo_nemo.cli import main
 from igrpo_nemo.cluster import launch as launching
 from igrpo_nemo.cluster.job import job_name
 from igrpo_nemo.cluster.site import VARIABLES
+
+CASES = cases(__file__)
 
 TRAIN = "experiment=demo"
 
@@ -271,19 +274,7 @@ def test_env_prints_a_profile(checkout, capsys, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--env", "nope"], "cluster=nope does not exist: use a100_1x8"),
-        (["--env", "laptop", TRAIN], "igrpo launch --env takes igrpo.site.* alone, not experiment"),
-        (["experiment=nope"], "experiment=nope does not exist"),
-        (["--job-settings", TRAIN, "igrpo.site.gpu=v100"], "igrpo.site.gpu='v100'"),
-        (["--script", "slurm/nope.sh", TRAIN], "there is no script slurm/nope.sh: use slurm/eval"),
-        (["--script", "slurm/train.sh", "--model", "x"], "unknown flag --model"),
-        (["--script", "slurm/evaluate.sh", "--chain", "2"], "--chain is for training"),
-        *(([TRAIN, "--chain", length], "argument --chain") for length in ("0", "-1", "101", "two")),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), CASES["bad_words"])
 def test_bad_words(words, expected, slurm, capsys):
     assert launch(*words) == 2
     captured = capsys.readouterr()

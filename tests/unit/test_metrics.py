@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from cases import cases
 
 from igrpo_nemo.metrics import (
     best_draft_prediction,
@@ -30,6 +31,8 @@ from igrpo_nemo.types import (
     Target,
     TrainingRow,
 )
+
+CASES = cases(__file__)
 
 EOS = 2
 RIGHT = Score(2.0, {"accuracy": 1.0, "format": 1.0}, "match")
@@ -251,17 +254,7 @@ def test_a_reward_without_parts_has_no_format_metric():
     assert rollout_metrics([], []) == {}, "a step without problems has none"
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "wanted"),
-    [
-        ("abc", "abc", 1.0),
-        ("abc", "cab", 1.0),
-        ("aab", "abb", 2 / 3),
-        ("ab", "cd", 0.0),  # the end token is no overlap
-        ("", "", 1.0),
-        ("", "a", 0.0),
-    ],
-)
+@pytest.mark.parametrize(("first", "second", "wanted"), CASES["overlap_counts_tokens"])
 def test_overlap_counts_tokens(first, second, wanted):
     for shown, answer in ((first, second), (second, first)):
         drafts = group("a", Stage.DRAFT, [shown], [RIGHT])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from cases import cases
 from composed import PLENTY, config_of
 
 from igrpo_nemo.config.checks import launch_problems
 from igrpo_nemo.config.machines import LowRank, low_rank, parallel
 from igrpo_nemo.preflight import Plan, preflight
 from igrpo_nemo.preflight.shape import adapter_parameters, shape_of
+
+CASES = cases(__file__)
 
 SMALL = ("engine=nemo_rl", "model=qwen2.5_1.5b", "data=gsm8k")
 SEVEN = ("engine=nemo_rl", "model=openmath_nemotron_7b", "data=gsm8k")
@@ -80,17 +83,7 @@ def test_patterns_of_modules():
 LORA = "policy.dtensor_cfg.lora_cfg"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "works"),
-    [
-        (["lora=megatron"], ["lora=dtensor"]),
-        (["lora=dtensor", V1], ["policy.dtensor_cfg._v2=true"]),
-        (["lora=dtensor", f"{LORA}.dim=0"], [f"{LORA}.dim=32"]),
-        (["lora=dtensor", f"{LORA}.match_all_linear=true"], [f"{LORA}.match_all_linear=false"]),
-        (["lora=dtensor", f"{LORA}.exclude_modules=[lm_head]"], [f"{LORA}.exclude_modules=[]"]),
-        (["lora=dtensor", f"{LORA}.target_modules=[lm_head]"], ["lora=dtensor"]),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "works"), CASES["refused"])
 def test_adapters_that_would_not_do_what_they_say_are_refused(overrides, works):
     [problem] = plan(*SMALL, "cluster=one_gpu", *overrides).problems
     assert problem.endswith(f"set {works[0]}") and "\n" not in problem

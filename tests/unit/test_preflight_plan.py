@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cases import cases
 from composed import config_of, plan_of
 from shared_data import shared_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -18,6 +19,8 @@ from igrpo_nemo.preflight import preflight
 from igrpo_nemo.preflight.nearest import changed, words
 from igrpo_nemo.preflight.plan import PAPER_GPU_HOURS
 from igrpo_nemo.preflight.tokens import questions
+
+CASES = cases(__file__)
 
 FILES = (builtin_config_dir() / "experiment").glob("*.yaml")
 EXPERIMENTS = sorted(path.stem for path in FILES if path.stem != "laptop")  # its model is yours
@@ -47,26 +50,7 @@ def test_the_example_of_the_docs_is_current():
 
 
 UTILIZATION = "policy.generation.vllm_cfg.gpu_memory_utilization"
-SHORT = [
-    ([f"{UTILIZATION}=0.2"], "q' with its refinement"),
-    ([f"{UTILIZATION}=0.2", "feedback=none"], "q with its completion"),
-    (
-        ["policy.megatron_cfg.tensor_model_parallel_size=1", "igrpo.site.gpu=a100_40gb"]
-        + ["policy.megatron_cfg.sequence_parallel=false"],
-        "training needs",
-    ),
-    (["policy.sequence_packing.train_mb_tokens=200000"], "training needs"),
-    (["policy.logprob_chunk_size=null", "igrpo.site.gpu=a100_40gb"], "training needs"),
-    (
-        ["cluster=a100_1x8", f"{UTILIZATION}=1.0"],
-        "sleeping trainer",
-    ),
-    (
-        ["cluster=a100_1x8", "policy.max_total_sequence_length=131072"]
-        + ["policy.megatron_cfg.activation_checkpointing=false"],
-        "training needs",
-    ),
-]
+SHORT = CASES["short"]
 
 
 @pytest.mark.parametrize(("overrides", "reason"), SHORT, ids=[case[0][0] for case in SHORT])

@@ -11,7 +11,8 @@ from igrpo_nemo.config import load_config
 from igrpo_nemo.data import load_with_report
 from igrpo_nemo.data.problems import DataSpec
 from igrpo_nemo.metrics import rollout_metrics
-from igrpo_nemo.rewards import ScoreRequest, build_scorer
+from igrpo_nemo.rewards import ScoreRequest, WeightedScorer, build_scorer
+from igrpo_nemo.rewards.custom import CustomReward
 from igrpo_nemo.run.core import evaluation_scorer, scorer_of
 from igrpo_nemo.run.identity import problems_fingerprint
 from igrpo_nemo.types import Group, Problem, Prompt, Rollout, Stage
@@ -61,18 +62,20 @@ def test_functions_are_components_with_weights(workers, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_failure_is_0_counted_and_told_once(workers):
-    for text in BAD:
-        functions = {"functions": ["own_rewards:bad"], "workers": workers}
-        with closing(build_scorer({"bad": 1.0}, **functions)) as scorer:
+    path = "own_rewards:bad"
+    with closing(build_scorer({"bad": 1.0}, functions=[path], workers=workers)) as first:
+        for text in BAD:
+            own = {"bad": CustomReward(path, first.verifier)}
+            scorer = WeightedScorer({"bad": 1.0}, first.verifier, own)
             with pytest.warns(UserWarning) as told:
                 failed, fine, again = scorer(_requests(text, "fine", text))
             (line,) = [str(each.message) for each in told]
-        assert failed == again and (failed.reward, fine.reward) == (0.0, 1.0)
-        assert (failed.components["bad/failed"], fine.components["bad/failed"]) == (1.0, 0.0)
-        assert "own_rewards:bad failed" in line and BAD[text] in line and "\n" not in line
-        group = Group(PROBLEM, Stage.DRAFT, Prompt("", ()), (), (failed, fine))
-        metrics = rollout_metrics([Rollout(PROBLEM, group)], [])
-        assert (metrics["reward/bad"], metrics["reward/bad/failed"]) == (0.5, 0.5)
+            assert failed == again and (failed.reward, fine.reward) == (0.0, 1.0)
+            assert (failed.components["bad/failed"], fine.components["bad/failed"]) == (1.0, 0.0)
+            assert "own_rewards:bad failed" in line and BAD[text] in line and "\n" not in line
+            group = Group(PROBLEM, Stage.DRAFT, Prompt("", ()), (), (failed, fine))
+            metrics = rollout_metrics([Rollout(PROBLEM, group)], [])
+            assert (metrics["reward/bad"], metrics["reward/bad/failed"]) == (0.5, 0.5)
 
 
 def test_a_function_that_hangs_or_dies_costs_its_completion_alone():

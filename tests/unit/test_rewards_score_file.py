@@ -5,10 +5,13 @@ import json
 import os
 
 import pytest
+from cases import cases
 
 import igrpo_nemo
 from igrpo_nemo.cli import main, score
 from igrpo_nemo.errors import UserError
+
+CASES = cases(__file__)
 
 
 def _run(capsys, *words: str) -> dict:
@@ -98,15 +101,7 @@ def test_the_answer_format_and_the_output_are_options(completions, capsys, tmp_p
     assert not completions.with_name("c.verdicts.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"a": "5"}\n', "row 0: no column 'c': the columns are a"),
-        ('{"a": "5", "c": "x"}\n{"a": \n', "line 2: not JSON"),
-        ('{"a": "5", "c": [1]}\n', "row 0: a completion must be text, not int"),
-        ("", "is empty"),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), CASES["bad_files"])
 def test_bad_files_are_named_with_the_place(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
@@ -115,16 +110,7 @@ def test_bad_files_are_named_with_the_place(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("out", "message"),
-    [
-        ("c.jsonl", "is the file of completions: give another file"),
-        ("link.jsonl", "is the file of completions: give another file"),
-        ("folder", "it is no regular file; give another one with --out"),
-        ("pipe", "it is no regular file; give another one with --out"),
-        ("c.jsonl/x", "cannot write into .*/c.jsonl: File exists; give another file with --out"),
-    ],
-)
+@pytest.mark.parametrize(("out", "message"), CASES["outputs"])
 def test_the_output_is_looked_at_before_the_work(completions, monkeypatch, out, message):
     folder, before = completions.parent, completions.read_bytes()
     (folder / "link.jsonl").symlink_to(completions)
@@ -156,17 +142,7 @@ def test_from_python_it_is_lists_in_and_verdicts_out():
     assert scores.summary["n"] == 3 and scores.summary["reasons"]["no_reference"] == 1
 
 
-@pytest.mark.parametrize(
-    ("rows", "settings", "message"),
-    [
-        ((["5"], ["a", "b"]), {}, "1 references for 2 rows of completions"),
-        ((["5"], [["a", 5]]), {}, "row 0: a completion must be text, not int"),
-        ((["5"], [None]), {}, "row 0: a completion must be text, not NoneType"),
-        ((["5"], ["a"]), {"answer_format": "xml"}, "answer_format is 'xml': use tags, boxed, any"),
-        ((["5"], ["a"]), {"item_timeout_s": float("inf")}, "item_timeout_s is inf: use above 0"),
-        ((["5"], ["a"]), {"item_timeout_s": 0}, "item_timeout_s is 0: use above 0"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "settings", "message"), CASES["from_python"])
 def test_bad_input_from_python_is_named(rows, settings, message):
     with pytest.raises(UserError, match=message):
         igrpo_nemo.score(*rows, **settings)

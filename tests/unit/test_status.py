@@ -96,17 +96,7 @@ def test_a_run_outside_of_slurm_is_seen_by_its_lock(no_slurm, capsys):
         assert f"  state        running: this process ({os.getpid()})\n" in status(capsys, "a")
 
 
-@pytest.mark.parametrize(
-    ("errors", "told"),
-    [
-        (["Unable to contact slurm controller"], "squeue says: Unable to contact slurm controller"),
-        (
-            ["resolve_ctls_from_dns_srv: res_nsearch error: Unknown host", "fetch_config: failed"],
-            "squeue finds no Slurm here: use a login node of a cluster, or set SLURM_CONF to its "
-            "slurm.conf",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("errors", "told"), CASES["silent"])
 def test_slurm_that_does_not_answer_is_a_warning(slurm, capsys, errors, told):
     make_run(Path("runs/a"))
     slurm.refuses("squeue", *errors)
@@ -204,15 +194,7 @@ def test_no_secret_is_shown(tmp_path, text):
     assert "hunter2" not in line and "<redacted>" in line
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "step 3/10  tokens/s 8,687  ETA 0:01:00",
-        "max_new_tokens=64 pad_token: <pad> total tokens: 128",
-        "HF_HOME=/data/hf RAY_AUTH_TOKEN_PATH=/tmp/token",
-        "input_key: question",
-    ],
-)
+@pytest.mark.parametrize("text", CASES["ordinary"])
 def test_ordinary_lines_stay(text):
     environ = {"RAY_AUTH_TOKEN_PATH": "/tmp/token", "SHORT_TOKEN": "1"}
     assert scrub_text(text, environ) == text
