@@ -18,7 +18,7 @@ from igrpo_nemo.chain.experiment import is_trained
 from igrpo_nemo.chain.here import train_here
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
 from igrpo_nemo.cli import main as igrpo
-from igrpo_nemo.cli.command import at_least
+from igrpo_nemo.cli.command import chain_length
 from igrpo_nemo.cluster.launch import plan_text, prepare_launch, submit_launch
 from igrpo_nemo.config import load_config
 
@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     add("--cluster", choices=["slurm"], help="submit to Slurm (default: train on this machine)")
     add(
         "--chain",
-        type=at_least(1),
+        type=chain_length,
         default=1,
         metavar="K",
         help="continuation jobs (1: it requeues)",

@@ -20,7 +20,7 @@ from igrpo_nemo.chain.experiment import SAMPLES, Experiment
 from igrpo_nemo.chain.here import plan_here, run_here
 from igrpo_nemo.chain.on_slurm import slurm_plan, submit_all
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.cli.command import REFINE, at_least
+from igrpo_nemo.cli.command import REFINE, at_least, chain_length
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--chain",
         dest="continuations",
-        type=at_least(1),
+        type=chain_length,
         default=1,
         metavar="K",
         help="jobs in a row (1)",

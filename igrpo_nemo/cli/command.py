@@ -32,16 +32,22 @@ class Command:
             parser.add_argument(name, **options)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The `type` of a flag that is a whole number, `least` or more."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The `type` of a flag that is a whole number, `least` or more, and `most` at most."""
 
     def number(text: str) -> int:
         value = int(text)
+        if most is not None and not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
         if value < least:
             raise argparse.ArgumentTypeError(f"{text} is less than {least}")
         return value
 
     return number
+
+
+chain_length = at_least(1, 100)
+"""The `type` of `--chain`: jobs in a row."""
 
 
 def switch(meaning: str) -> dict[str, Any]:

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_nemo.cli.command import Command, switch
+from igrpo_nemo.cli.command import Command, chain_length, switch
 from igrpo_nemo.errors import UserError
 
 EXIT_REFUSED = 1
-CHAIN_MAX = 100
 
 EXAMPLES = """\
   igrpo launch experiment=table1_openmath_nemotron_14b_igrpo
@@ -97,13 +96,6 @@ def _launch(flags: argparse.Namespace, words: Sequence[str], start: Path, checko
     return 0
 
 
-def _chain_length(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= CHAIN_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {CHAIN_MAX}")
-    return number
-
-
 COMMAND = Command(
     name="launch",
     help="check a run and submit it to Slurm",
@@ -116,7 +108,7 @@ COMMAND = Command(
         "--script": {"metavar": "FILE", "help": "the script to submit (default: slurm/train.sh)"},
         "--dry-run": switch("print the checks, the sbatch command and the script; submit nothing"),
         "--chain": {
-            "type": _chain_length,
+            "type": chain_length,
             "metavar": "K",
             "help": "submit K jobs, each behind the one before, for sites that do not requeue",
         },

@@ -119,14 +119,16 @@ class Comparison:
         return found if any(len(seeds) > 1 for seeds in found.values()) else {}
 
 
-def published_results(experiment: str, file: Path | None = None) -> Published:
-    """The row of an experiment in `configs/paper_results.yaml`: {benchmark: percent, ...,
-    published_average, recomputed_average, source}. Raises `UserError` for one that has none."""
-    path = file or _published_file()
-    rows = _published_rows(path)
+PAPER = builtin_config_dir() / "paper_results.yaml"
+"""Experiment -> {benchmark: percent, ..., published_average, recomputed_average, source}."""
+
+
+def published_results(experiment: str, file: Path = PAPER) -> Published:
+    """The row of an experiment. Raises `UserError` for one that has none."""
+    rows = _published_rows(file)
     if experiment not in rows:
         known = ", ".join(rows) or "none"
-        raise UserError(f"{path.name} has no published figures of {experiment}: it has {known}")
+        raise UserError(f"{file.name} has no published figures of {experiment}: it has {known}")
     # Beside percentages a row may hold a note, a gain by benchmark, a cost.
     numbers = {k: v / 100 for k, v in rows[experiment].items() if isinstance(v, int | float)}
     average, recomputed = (numbers.pop(f"{n}_average", None) for n in ("published", "recomputed"))
@@ -135,11 +137,7 @@ def published_results(experiment: str, file: Path | None = None) -> Published:
 
 
 def is_published(experiment: str | None) -> bool:
-    return experiment in _published_rows(_published_file())
-
-
-def _published_file() -> Path:
-    return builtin_config_dir() / "paper_results.yaml"
+    return experiment in _published_rows(PAPER)
 
 
 @lru_cache

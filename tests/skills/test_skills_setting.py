@@ -84,11 +84,16 @@ def test_another_setting_is_refused(tmp_path: Path, setting: Setting) -> None:
         (replace(setting, profile="boxed"), "profile was"),
         (replace(setting, benchmarks={"toy": 1}), r"\(samples of toy was 2, is 1\)"),
         (replace(setting, problems={"toy": {"rows": 4}}), "data of toy was"),
+        (replace(setting, thinking_open=True), "thinking_open was false, is true"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             claim_folder(out, changed)
         assert "\n" not in str(caught.value)
     assert json.loads((out / "setting.json").read_text())["temperature"] == 0.6
+    # What has its default is not written: a setting without such a template is as it always was.
+    (out / "setting.json").write_text(replace(setting, thinking_open=True).to_json())
+    with pytest.raises(UserError, match="thinking_open was true, is false"):
+        claim_folder(out, setting)
 
 
 @pytest.mark.parametrize("is_evaluated", ["here", "slurm"])
@@ -146,7 +151,9 @@ def test_each_setting_has_a_folder_of_its_own(setting: Setting) -> None:
     folder = default_folder(Path("base"), setting)
     assert folder.name.startswith("answer_tags-t0.6-p0.95-")
     assert default_folder(Path("base"), replace(setting, benchmarks={"toy": 9})) == folder
-    assert default_folder(Path("base"), replace(setting, max_tokens=100)) != folder
+    for changed in ({"max_tokens": 100}, {"thinking_open": True}):
+        assert default_folder(Path("base"), replace(setting, **changed)) != folder
+    assert not {"thinking_open", "chat_template_kwargs"} & set(json.loads(setting.to_json()))
     step = "runs/demo/checkpoints/step_00000100"
     assert default_base(f"{step}/model") == Path("runs/demo/evaluation/step_00000100").absolute()
     assert default_base("org/name") == Path("evaluation/name")
@@ -213,7 +220,6 @@ def test_arguments_of_the_chat_template_are_part_of_the_setting(
     tmp_path: Path, setting: Setting, opened: Path
 ) -> None:
     given = {"think": False}
-    assert "chat_template_kwargs" not in setting.to_json()
     word = "policy.tokenizer.chat_template_kwargs={think: false}"
     assert made(tmp_path, word, server_type="sglang").chat_template_kwargs == given
     refusal = "chat_template_kwargs cannot be given to a server of type o"
@@ -276,24 +282,6 @@ def test_a_chains_evaluation_is_the_same_before_and_after_the_training(tmp_path:
     after = pipeline.chain_evaluation(chain, environment)
     assert before.setting.context == 4096 and before.out == after.out
     assert before.gpus == after.gpus == 4  # of eight, as many as its heads divide by
-
-
-def test_samples_read_with_another_rule_are_not_joined(tmp_path: Path, setting: Setting) -> None:
-    """A setting without such a template is written as it always was."""
-    out = tmp_path / "out"
-    assert "thinking_open" not in setting.to_json()
-    opened = replace(setting, thinking_open=True)
-    assert json.loads(opened.to_json())["thinking_open"] is True
-    assert default_folder(out, opened) != default_folder(out, setting)
-    claim_folder(out, setting)
-    whole_benchmark(out)
-    assert claim_folder(out, setting) == setting
-    with pytest.raises(UserError, match="thinking_open was false, is true"):
-        claim_folder(out, opened)
-    (out / "setting.json").write_text(opened.to_json())
-    assert claim_folder(out, opened) == opened
-    with pytest.raises(UserError, match="thinking_open was true, is false"):
-        claim_folder(out, setting)
 
 
 def test_benchmarks_of_the_command_line() -> None:

@@ -150,7 +150,7 @@ def test_an_exported_model_is_the_chains(work, again):
         (["--evaluator", "nemo_skills"], "NeMo-Skills is not found"),
         (["--samples", "0"], "argument --samples: 0 is less than 1"),
         (["--jobs", "-1"], "argument --jobs: -1 is less than 1"),
-        (["--chain", "x"], "argument --chain: invalid number value: 'x'"),
+        (["--jobs", "x"], "argument --jobs: invalid number value: 'x'"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_the_training(
@@ -166,12 +166,19 @@ def test_what_cannot_be_evaluated_is_said_before_the_training(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["train --chain", "evaluate --jobs", "convert --gpus"])
-def test_numbers_of_the_other_scripts_are_checked(script, capsys):
-    name, flag = script.split()
+@pytest.mark.parametrize(
+    ("name", "flag", "why"),
+    [
+        ("train", "--chain", "not between 1 and 100"),
+        ("train_and_evaluate", "--chain", "not between 1 and 100"),
+        ("evaluate", "--jobs", "less than 1"),
+        ("convert", "--gpus", "less than 1"),
+    ],
+)
+def test_numbers_of_the_scripts_are_checked(name, flag, why, capsys):
     path = str(CHECKOUT / "pipelines" / f"{name}.py")
     assert exit_code(runpy.run_path(path)["main"], [flag, "0"]) == 2
-    assert f"argument {flag}: 0 is less than 1" in capsys.readouterr().err
+    assert f"argument {flag}: 0 is {why}" in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_stages_and_starts_nothing(again, tmp_path, monkeypatch):

@@ -32,13 +32,11 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.skills import sbatch_text
 from igrpo_nemo.evaluation.skills.command import Place, eval_commands
 from igrpo_nemo.evaluation.skills.evaluate import (
-    ADVICE,
     SUBMITTED_FILE,
     SkillsEvaluation,
-    check_not_running,
+    claimed,
     lacking_of,
     new_log,
-    prepare,
 )
 from igrpo_nemo.evaluation.skills.program import (
     child_environ,
@@ -47,7 +45,6 @@ from igrpo_nemo.evaluation.skills.program import (
     without_secrets,
 )
 from igrpo_nemo.files.atomic import write_atomic, write_or_refuse
-from igrpo_nemo.run.lock import alone_in
 
 _LAUNCHED = re.compile(r"Launched app: slurm_tunnel://[^/\s]+/(\d+)")
 """What NeMo-Run says of each job that Slurm took."""
@@ -84,14 +81,11 @@ def submit(
     still write into the folder; `again` says that none does.
     """
     out = evaluation.out
-    with alone_in(out, ADVICE):
-        if not again:
-            check_not_running(out)
-        evaluation = prepare(evaluation)
-        lacking = lacking_of(evaluation, mend=not dry_run)
-        if not lacking:
+    with claimed(evaluation, again=again) as evaluation:
+        names = [one.benchmark for one in lacking_of(evaluation, mend=not dry_run)]
+        if not names:
             return []
-        names, log = [one.benchmark for one in lacking], new_log(out)
+        log = new_log(out)
         if dry_run:
             _run_ns(evaluation, place, environ, names, log, "--dry_run")
             return []
@@ -151,9 +145,8 @@ def evaluation_text(
     """
     parts = [evaluation.setting.to_json().rstrip()]
     child = without_secrets(child_environ(evaluation.environment.bin, environ))
-    with alone_in(evaluation.out, ADVICE):
-        check_not_running(evaluation.out)
-        evaluation = prepare(evaluation)
+    with claimed(evaluation) as evaluation:
+        pass  # what NeMo-Skills reads is there
     shown, rendered = (
         eval_commands(evaluation, evaluation.names, each)
         for each in (place, replace(place, config_dir=config_dir))

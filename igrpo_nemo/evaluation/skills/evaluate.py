@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -147,17 +147,11 @@ def evaluate_here(
     answers, and while jobs of a cluster may still write into it; `again` says that none does.
     """
     if not is_complete(evaluation):
-        with alone_in(evaluation.out, ADVICE), ExitStack() as stack:
-            check_alone(evaluation.out)
-            if not again:
-                check_not_running(evaluation.out)
-            evaluation = prepare(evaluation)
-            if lacking := lacking_of(evaluation, mend=True):
-                address = evaluation.address
-                if address is None:
-                    address = stack.enter_context(_serving(evaluation, environ, small))
-                running = replace(evaluation, address=address)
-                _sample(running, address, [one.benchmark for one in lacking], environ)
+        with claimed(evaluation, again=again) as ours:
+            if names := [one.benchmark for one in lacking_of(ours, mend=True)]:
+                given = nullcontext(ours.address) if ours.address else None
+                with given or _serving(ours, environ, small) as address:
+                    _sample(replace(ours, address=address), address, names, environ)
     complete = report(evaluation.out, evaluation.names)
     if complete and evaluation.refinement is not None:
         refined = refined_evaluation(evaluation)
@@ -207,8 +201,17 @@ def _sample(
         print(f"the server at {address} stopped answering", file=sys.stderr)
 
 
-ADVICE = "wait until it ends, or give another --out"
-"""Of `alone_in`: one evaluation at a time in a folder."""
+@contextmanager
+def claimed(evaluation: SkillsEvaluation, *, again: bool = False) -> Iterator[SkillsEvaluation]:
+    """The evaluation with its folder held, and filled with what the jobs read; the setting is then
+    the folder's. Raises `UserError` where it holds another evaluation, and while something may
+    still write into it; `again` says that no job of a cluster does."""
+    out = evaluation.out
+    with alone_in(out, "wait until it ends, or give another --out"):
+        check_alone(out)
+        if not again:
+            check_not_running(out)
+        yield prepare(evaluation)
 
 
 def check_alone(out: Path) -> None:
@@ -241,7 +244,6 @@ def check_not_running(out: Path) -> None:
 
 
 def prepare(evaluation: SkillsEvaluation) -> SkillsEvaluation:
-    """Claims the folder and fills it with what the jobs read; the setting is then the folder's."""
     setting = claim_folder(evaluation.out, evaluation.setting)
     try:  # boundary: the file system
         freeze(evaluation.data, evaluation.out)

@@ -33,7 +33,7 @@ MAX_BATCH = 512
 MAX_BODY_BYTES = 16 << 20
 
 
-_Asked = tuple[SampleRequest, SamplingParams, Future[list[Completion]]]
+_Asked = tuple[SampleRequest, SamplingParams, Future[Completion]]
 
 
 class Batcher:
@@ -65,9 +65,9 @@ class Batcher:
             raise UserError(f"the chat template cannot render these messages: {error}") from error
         return tuple(self.tokenizer(str(text), add_special_tokens=False).input_ids)
 
-    def submit(self, request: SampleRequest, params: SamplingParams) -> list[Completion]:
-        """The completions of one request; waits for them."""
-        reply: Future[list[Completion]] = Future()
+    def submit(self, request: SampleRequest, params: SamplingParams) -> Completion:
+        """The completion of a request for one; waits for it."""
+        reply: Future[Completion] = Future()
         self._queue.put((request, params, reply))
         return reply.result()
 
@@ -95,8 +95,8 @@ class Batcher:
             for *_, reply in group:
                 reply.set_exception(error)
         else:
-            for (*_, reply), completions in zip(group, rows, strict=True):
-                reply.set_result(completions)
+            for (*_, reply), (completion,) in zip(group, rows, strict=True):
+                reply.set_result(completion)
 
 
 @contextmanager
@@ -172,32 +172,25 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def chat_completion(engine: Batcher, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply to a chat completion request: `temperature`, `top_p`, `top_k`, `max_tokens`, `n`,
-    `stop`, `seed` and `chat_template_kwargs` count. Raises `UserError` for one that cannot be
-    answered."""
-    if body.get("stream"):
-        raise UserError("stream is not supported: leave it out")
+    """The reply to a chat completion request: `temperature`, `top_p`, `max_tokens`, `stop`, `seed`
+    and `chat_template_kwargs` count. Raises `UserError` for one that cannot be answered."""
+    if body.get("stream") or body.get("n") not in (None, 1):
+        raise UserError("stream and n are not supported: ask for one reply at a time")
     prompt_ids = engine.prompt_ids(body["messages"], body.get("chat_template_kwargs") or {})
     seed_key = uuid.uuid4().hex
     if body.get("seed") is not None:
         asked = hashlib.sha256(json.dumps(list(prompt_ids)).encode())
         seed_key = f"{body['seed']}/{asked.hexdigest()}"
-    request = SampleRequest(prompt_ids, int(body.get("n") or 1), seed_key)
-    completions = engine.submit(request, _sampling_params(engine.context, body, len(prompt_ids)))
-    tokens = sum(len(completion.token_ids) for completion in completions)
+    params = _sampling_params(engine.context, body, len(prompt_ids))
+    completion = engine.submit(SampleRequest(prompt_ids, 1, seed_key), params)
+    finish, tokens = "length" if completion.truncated else "stop", len(completion.token_ids)
+    message = {"role": "assistant", "content": completion.text}
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": name,
-        "choices": [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": completion.text},
-                "finish_reason": "length" if completion.truncated else "stop",
-            }
-            for i, completion in enumerate(completions)
-        ],
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         "usage": {
             "prompt_tokens": len(prompt_ids),
             "completion_tokens": tokens,
@@ -216,11 +209,10 @@ def _sampling_params(context: int | None, body: Mapping[str, Any], prompt: int) 
             f"This model's maximum context length is {context} tokens. However, your "
             f"request has {prompt} input tokens, and max_tokens is {limit}"
         )
-    stop, top_k = given.get("stop", ()), int(given.get("top_k", 0))
+    stop = given.get("stop", ())
     return SamplingParams(
         max_new_tokens=int(limit),
         temperature=float(given.get("temperature", 1.0)),
         top_p=float(given.get("top_p", 1.0)),
-        top_k=top_k if top_k > 0 else None,
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
     )
