@@ -15,10 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.cluster.site import with_site
-from igrpo_nemo.config import Config
-from igrpo_nemo.config.compose import composed_values, config_folders, config_groups
-from igrpo_nemo.config.schema import validated
+from igrpo_nemo.cluster.launch import NO_RUN, composed
 from igrpo_nemo.evaluation.skills.cluster import WORKSPACE, cluster_text, cluster_values
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -33,18 +30,10 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--images", metavar="DIR", help="container images (WORKSPACE/images)")
     flags, rest = parser.parse_known_args(list(words))
     overrides = overrides_of(rest)
-    site = with_site(_config(overrides), CHECKOUT, os.environ, overrides).igrpo.site
+    site = composed([*NO_RUN, *overrides], CHECKOUT, os.environ).igrpo.site
     values = cluster_values(site, workspace=flags.workspace, images=flags.images)
     print(cluster_text(flags.name, words, values), end="")
     return DONE
-
-
-def _config(overrides: Sequence[str]) -> Config:
-    """The composed config. Only its profile is used: no engine's checks apply."""
-    folders = config_folders()
-    groups = config_groups(folders)
-    values = composed_values(["policy.model_name=none", *overrides], folders)
-    return validated(values, groups)
 
 
 if __name__ == "__main__":

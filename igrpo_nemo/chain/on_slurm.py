@@ -24,6 +24,7 @@ from igrpo_nemo.chain.stages import (
     compared_names,
     evaluated,
 )
+from igrpo_nemo.cluster.client import naming_submitted
 from igrpo_nemo.cluster.job import (
     StageJob,
     Surroundings,
@@ -72,12 +73,8 @@ def submit_all(chain: Experiment, environ: Mapping[str, str]) -> int:
     # NeMo-Skills checks every argument while nothing is submitted yet.
     submit(composed.evaluation, composed.place, environ, dry_run=True)
     sent: list[int] = []
-    try:
+    with naming_submitted(lambda: sent):
         _submit_stages(chain, where, environ, composed, sent)
-    except UserError as error:
-        ids = " ".join(map(str, sent))
-        told = f"; submitted before that: {ids} (scancel {ids} takes them back)" if ids else ""
-        raise UserError(f"{error}{told}") from error
     print(f"the tables of the comparison will be in {chain.comparison}")
     print("the same command later checks what is done and submits what is missing")
     if composed.evaluation.refinement is not None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def submit(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> 
     if not number.isdecimal():
         raise UserError(f"sbatch answered {text.strip()!r} instead of a job id")
     return int(number)
+
+
+@contextmanager
+def naming_submitted(jobs: Callable[[], Sequence[int]]) -> Iterator[None]:
+    """What fails inside is told with the jobs that were submitted before, and how to take them
+    back."""
+    try:
+        yield
+    except UserError as error:
+        if not (ids := " ".join(map(str, jobs()))):
+            raise
+        told = f"submitted before that: {ids} (scancel {ids} takes them back)"
+        raise UserError(f"{error}; {told}") from error
 
 
 def _run(

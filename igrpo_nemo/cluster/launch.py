@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from igrpo_nemo.cluster.client import Job, my_jobs, submit
+from igrpo_nemo.cluster.client import Job, my_jobs, naming_submitted, submit
 from igrpo_nemo.cluster.job import (
     EVALUATION_SCRIPT,
     LOGS,
@@ -135,17 +135,10 @@ def submit_launch(launch: Launch, environ: Mapping[str, str]) -> list[int]:
     environ = sbatch_environment(environ)
     after = launch.queued[-1].id if launch.queued else None
     numbers: list[int] = []
-    for _ in range(launch.length):
-        try:
+    with naming_submitted(lambda: numbers):
+        for _ in range(launch.length):
             after = submit(sbatch_command(job, after), job.checkout, environ)
-        except UserError as error:
-            if not numbers:
-                raise
-            ids = " ".join(map(str, numbers))
-            raise UserError(
-                f"{error}; submitted before that: {ids} (scancel {ids} takes them back)"
-            ) from error
-        numbers.append(after)
+            numbers.append(after)
     print(_submitted_text(job, numbers), flush=True)
     return numbers
 

@@ -26,7 +26,7 @@ from igrpo_nemo.cluster.client import Job
 from igrpo_nemo.cluster.job import LOGS, jobs_of, log_folders
 from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.files.display_text import clock, shorten
+from igrpo_nemo.files.display_text import clock, columns, shorten
 from igrpo_nemo.files.scrub import scrub_text
 from igrpo_nemo.run.folder import CONFIG, FINISHED, PLAN, stored_config
 from igrpo_nemo.run.lock import writer_of
@@ -213,11 +213,7 @@ def table(statuses: Sequence[Mapping[str, Any]], root: Path) -> str:
         known = (_rewards(status), "" if accuracy is None else f"{accuracy:.1%}")
         told = [cell or "-" for cell in (*known, _ago(status["updated"]))]
         rows.append((str(name), status["state"], _steps(status), *told))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return "\n".join(columns(rows))
 
 
 def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

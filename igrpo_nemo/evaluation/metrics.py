@@ -21,6 +21,7 @@ import numpy as np
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.statistics import estimate
+from igrpo_nemo.files.display_text import columns
 from igrpo_nemo.metrics import pass_at_k
 
 
@@ -120,10 +121,8 @@ def format_table(
         counts = [str(row["num_entries"]), str(row.get("avg_tokens", ""))]
         correct, no_answer = f"{row['symbolic_correct']:.2f}%{error}", f"{row['no_answer']:.2f}%"
         rows.append([mode, *counts, correct, no_answer])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    title = f" {benchmark} ".center(len(lines[0]), "-")
-    return "\n".join([title, *(line.rstrip() for line in lines)])
+    lines = columns(rows, " | ")
+    return "\n".join([f" {benchmark} ".center(max(map(len, lines)), "-"), *lines])
 
 
 def _spread(values_P_K: np.ndarray) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # CSI (ESC [ or its C1 form), OSC/DCS/APC/PM/SOS strings up to their terminator, two-byte escapes.
 _ESCAPES = re.compile(
@@ -41,6 +42,12 @@ def shorten(text: str, characters: int) -> str:
     head = (characters - 3) // 2
     tail = characters - 3 - head
     return f"{text[:head]} … {text[len(text) - tail :]}"
+
+
+def columns(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
+    """A line a row, its cells as wide as the widest of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [between.join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def clock(seconds: float) -> str:

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tiny_runs import tiny_policy
 
 from igrpo_nemo.evaluation.skills.program import server_answers
 from igrpo_nemo.evaluation.skills.serve import Batcher, serving
 from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.prompts import PromptBuilder, PromptProfile, TokenBudget
-from igrpo_nemo.run.tokenizer import build_small_tokenizer
 from igrpo_nemo.types import Problem
 
-CONTEXT = 96
+CONTEXT = 256
 MESSAGES = [
     {"role": "system", "content": "<think>...</think><answer>...</answer>"},
     {"role": "user", "content": "7+5*3="},
@@ -30,24 +28,7 @@ MESSAGES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = build_small_tokenizer(["7+5*3= <think>5,2</think><answer>2</answer>"] * 3, 300)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=CONTEXT,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.3,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny_policy(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ def test_nothing_touches_a_folder_that_jobs_write_into(cluster: Cluster) -> None
 def test_jobs_that_were_sent_before_a_failure_are_remembered(cluster: Cluster) -> None:
     (cluster.folder / "refuse").touch()
     with pytest.raises(
-        UserError, match=r"\(exit 1\): no such partition;.*sent before that: 101 \(scancel 101"
+        UserError, match=r"\(exit 1\): no such partition;.*submitted before that: 101 \(scancel 101"
     ):
         cluster.send()
     assert cluster.note["jobs"] == [101]

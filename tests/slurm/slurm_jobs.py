@@ -93,12 +93,17 @@ class Run:
 
     def install(self, **commands: str) -> None:
         """Writes the site's commands; `commands` are shell lines that stand for one of them."""
-        (self.site / "bin").mkdir(parents=True, exist_ok=True)
-        self.hold.mkdir(exist_ok=True)
-        for name, line in {**BIN, **commands}.items():
-            file = self.site / "bin" / name
-            file.write_text(f"#!/bin/bash\n{line}\n")
-            file.chmod(0o755)
+        self.hold.mkdir(parents=True, exist_ok=True)
+        for name, lines in {**BIN, **commands}.items():
+            self.replace(name, lines)
+
+    def replace(self, name: str, *lines: str) -> dict[str, str]:
+        """Writes one command of the site; the variables in whose shell it comes first."""
+        file = self.site / "bin" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+        file.chmod(0o755)
+        return {"PATH": f"{file.parent}:/usr/bin:/bin"}
 
     def install_stub(
         self, train: str = "exit 0", preflight: str = "exit 0", settings: str = ""

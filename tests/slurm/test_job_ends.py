@@ -118,12 +118,8 @@ def test_a_job_that_the_time_limit_ends_is_requeued_while_slurm_waits_to_kill_it
         train=f"[[ -n $SLURM_RESTART_COUNT ]] && touch {run.run_dir}/finished || "
         f"{{ touch {run.folder}/on; trap '' TERM; sleep 60; }}"
     )
-    squeue = run.site / "bin" / "squeue"
-    squeue.write_text(
-        '#!/bin/bash\n[[ $* == *%r ]] && exec echo TimeLimit\nexec /usr/bin/squeue "$@"\n'
-    )
-    squeue.chmod(0o755)
-    run.submit("a=1", PATH=f"{squeue.parent}:/usr/bin:/bin")
+    forged = "[[ $* == *%r ]] && exec echo TimeLimit"
+    run.submit("a=1", **run.replace("squeue", forged, 'exec /usr/bin/squeue "$@"'))
     wait_for((run.folder / "on").exists, 60, "driver")
     run.signal("TERM")
     assert ended(run) == ("COMPLETED", "0:0")
@@ -148,20 +144,17 @@ def test_in_a_container_the_images_python_runs_the_driver(run):
     note = f'printf "%s\\n" "$@" >{run.folder}/words; echo "$PYTHONPATH" >>{run.folder}/words'
     (run.folder / "nemo-rl.sqsh").touch()
     run.install_stub(settings=f"echo CONTAINER_IMAGE={run.folder}/nemo-rl.sqsh")
-    (run.site / "bin" / "python").write_text(f"#!/bin/bash\n{note}\ntouch {run.run_dir}/finished\n")
-    srun = run.site / "bin" / "srun"
-    lines = [
-        "#!/bin/bash",
+    run.replace("python", note, f"touch {run.run_dir}/finished")
+    path = run.replace(
+        "srun",
         '[[ $1 == --help ]] && exec echo "--container-image --container-env"',
         f'printf "%s\\n" "$@" >{run.folder}/srun',
         'for word; do shift; [[ $word == --*container* ]] || set -- "$@" "$word"; done',
         # What the image sets; a container inherits all else.
         "export PYTHONPATH=/of/the/image${PYTHONPATH:+:$PYTHONPATH}",
         'exec /usr/bin/srun "$@"',
-    ]
-    srun.write_text("\n".join(lines) + "\n")
-    srun.chmod(0o755)
-    run.submit("a=1", PATH=f"{srun.parent}:/usr/bin:/bin", PYTHONPATH="/of/the/host")
+    )
+    run.submit("a=1", **path, PYTHONPATH="/of/the/host")
     assert ended(run)[0] == "COMPLETED", run.log()
     told = (run.folder / "words").read_text().splitlines()
     assert told == ["-m", "igrpo_nemo", "train", "a=1", f"{CHECKOUT}:/of/the/image"]
@@ -178,16 +171,13 @@ def test_a_job_that_never_gets_anywhere_is_not_requeued_for_ever(run):
 
 
 def test_where_slurm_does_not_requeue_the_next_job_of_a_chain_goes_on(run):
-    refuse = run.site / "bin" / "scontrol"
     run.install_stub(
         train=f"[[ -e {run.folder}/stopped ]] && touch {run.run_dir}/finished || "
         f"{{ touch {run.folder}/stopped; exit 75; }}"
     )
     disabled = "{ echo Requested operation is presently disabled >&2; exit 1; }"
-    lines = ["#!/bin/bash", f"[[ $1 == requeue ]] && {disabled}", 'exec /usr/bin/scontrol "$@"']
-    refuse.write_text("\n".join(lines) + "\n")
-    refuse.chmod(0o755)
-    path = {"PATH": f"{refuse.parent}:/usr/bin:/bin"}
+    refused = f"[[ $1 == requeue ]] && {disabled}"
+    path = run.replace("scontrol", refused, 'exec /usr/bin/scontrol "$@"')
     run.submit("a=1", flags=("--hold",), **path)
     first = run.job
     chained = (f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes")
@@ -213,8 +203,7 @@ def test_a_chain_ends_with_the_first_real_failure(run):
 def test_an_evaluation_is_a_python_program_of_the_checkout(run):
     note = f'printf "%s\\n" "$PWD" "$@" >{run.folder}/words'
     run.install_stub(settings=f'printf "%s\\n" "$@" >{run.folder}/asked')
-    python = run.site / "bin" / "python"
-    python.write_text(f"#!/bin/bash\n{note}\nexit 3\n")
+    run.replace("python", note, "exit 3")
     words = ("--model", "a model", "eval=all_64", "cluster=a100_1x8", "igrpo.site.offline=false")
     run.submit(*words, script="evaluate.sh")
     assert ended(run) == ("FAILED", "3:0")

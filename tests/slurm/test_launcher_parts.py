@@ -316,6 +316,16 @@ def test_a_job_that_ends_is_waited_for_as_long_as_it_takes(tmp_path):
     assert (said[-1], holder) == ("0", "12")
 
 
+def concluded(folder: Path, parts: str, line: str, **env: str) -> str:
+    """How the launcher ends a run: `CODE:reason` of a requeue, or `finish CODE`."""
+    ends = (
+        'requeue() { echo "$1:$2"; exit; }; finish() { echo "finish $1"; exit; }; '
+        "show_tail() { :; }; KIND=train"
+    )
+    folders = {"IGRPO_LOG_DIR": str(folder), "IGRPO_RUN_DIR": str(folder)}
+    return bash(f"messages {parts}", f"{ends}; {line}; conclude", **folders, **env).splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("lost", "driver", "step", "ending"),
     [
@@ -329,12 +339,7 @@ def test_a_job_that_ends_is_waited_for_as_long_as_it_takes(tmp_path):
 def test_a_run_that_ray_broke_goes_back_to_the_queue(tmp_path, lost, driver, step, ending):
     if driver:
         (tmp_path / "driver.exit").write_text(f"{driver}\n")
-    line = (
-        'requeue() { echo "$1:$2"; exit; }; finish() { echo "finish $1"; exit; }; '
-        f"show_tail() {{ :; }}; KIND=train LOST='{lost}' STEP_CODE={step}; conclude"
-    )
-    env = {"IGRPO_LOG_DIR": str(tmp_path), "IGRPO_RUN_DIR": str(tmp_path)}
-    assert bash("messages watch", line, **env).splitlines()[-1] == ending
+    assert concluded(tmp_path, "watch", f"LOST='{lost}' STEP_CODE={step}") == ending
 
 
 @pytest.mark.parametrize(
@@ -349,13 +354,8 @@ def test_a_run_that_ray_broke_goes_back_to_the_queue(tmp_path, lost, driver, ste
 def test_a_container_that_never_started_is_not_waited_for_again(tmp_path, started, env, ending):
     if started:
         (tmp_path / "head.started").touch()
-    line = (
-        'requeue() { echo "$1:$2"; exit; }; finish() { echo "finish $1"; exit; }; '
-        "show_tail() { :; }; KIND=train LOST= STEP_CODE=1; conclude"
-    )
-    folders = {"IGRPO_LOG_DIR": str(tmp_path), "IGRPO_RUN_DIR": str(tmp_path)}
-    env = {"CONTAINER_IMAGE": "nvcr.io#nvidia/nemo-rl:v7", **folders, **env}
-    assert bash("messages requeue watch", line, **env).splitlines()[-1] == ending
+    env = {"CONTAINER_IMAGE": "nvcr.io#nvidia/nemo-rl:v7", **env}
+    assert concluded(tmp_path, "requeue watch", "LOST= STEP_CODE=1", **env) == ending
 
 
 @pytest.mark.parametrize(
@@ -378,15 +378,11 @@ def test_only_the_next_training_job_goes_on_with_the_run(tmp_path, name, waits):
 def test_a_worker_that_is_told_to_end_does_not_speak_for_the_job(tmp_path, step, ending):
     """Where one worker dies, Slurm sends SIGTERM to the others of its step (--kill-on-bad-exit)."""
     line = (
-        'requeue() { echo "$1:$2"; exit; }; KIND=train; '
         f"(STEP={step}; trap on_step_terminated TERM; kill -TERM $BASHPID; exit 3) & "
         "WORKER_STEP=$!; cd $IGRPO_LOG_DIR; "
-        "(until [[ -e over || -e terminated ]]; do pause 0.1; done) & HEAD_STEP=$!; "
-        "watch_steps; conclude"
+        "(until [[ -e over || -e terminated ]]; do pause 0.1; done) & HEAD_STEP=$!; watch_steps"
     )
-    folders = {"IGRPO_LOG_DIR": str(tmp_path), "IGRPO_RUN_DIR": str(tmp_path)}
-    said = bash("messages driver steps watch", line, **folders).splitlines()
-    assert said[-1].startswith(ending)
+    assert concluded(tmp_path, "driver steps watch", line).startswith(ending)
 
 
 @pytest.mark.parametrize(("ray", "code"), [("sleep 1", 70), ("sleep 30", 7)])

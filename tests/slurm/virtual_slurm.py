@@ -90,7 +90,7 @@ class Process:
 
 
 class VirtualSlurm:
-    """The cluster, once `start()` returned; also a context manager."""
+    """The cluster, once `start()` returned."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -132,12 +132,6 @@ class VirtualSlurm:
             while self.processes() and time.monotonic() < deadline:
                 time.sleep(0.05)
             self._process = None
-
-    def __enter__(self) -> VirtualSlurm:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def run(
         self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from igrpo_nemo.cluster.client import naming_submitted
 from igrpo_nemo.cluster.site import sbatch_environment
 from igrpo_nemo.config.igrpo_keys import Site
 from igrpo_nemo.errors import UserError
@@ -92,11 +93,8 @@ def submit(
         # Noted before the first one is sent: a call that is killed here may leave jobs behind.
         write_note(out, place.expname, names, [])
         try:
-            _run_ns(evaluation, place, environ, names, log)
-        except UserError as error:
-            ids = " ".join(map(str, _launched(log)))
-            told = f"; sent before that: {ids} (scancel {ids} takes them back)" if ids else ""
-            raise UserError(f"{error}{told}") from error
+            with naming_submitted(lambda: _launched(log)):
+                _run_ns(evaluation, place, environ, names, log)
         finally:
             write_note(out, place.expname, names, _launched(log))
         if not (sent := _launched(log)):
