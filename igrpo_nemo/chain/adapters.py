@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.preflight.shape import model_folder
+from igrpo_nemo.files import model_folder
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."

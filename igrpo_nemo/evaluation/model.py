@@ -18,7 +18,7 @@ from typing import Any
 from igrpo_nemo.config import Config, load_config
 from igrpo_nemo.config.compose import quoted
 from igrpo_nemo.errors import UserError
-from igrpo_nemo.preflight.shape import model_folder as hub_folder
+from igrpo_nemo.files import model_folder as hub_folder
 from igrpo_nemo.run import config_of_model
 from igrpo_nemo.run.identity import weights_fingerprint
 from igrpo_nemo.run.tokenizer import chat_template_text, stored_chat_template

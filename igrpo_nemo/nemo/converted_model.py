@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files import model_folder
 from igrpo_nemo.nemo.processes import variable
 from igrpo_nemo.run.lock import RunLock, writer_of
 
@@ -103,10 +104,8 @@ def model_revision(name: str) -> str:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent.name[:12] if isinstance(found, str) else "main"
+    found = model_folder(name)
+    return found.name[:12] if found is not None else "main"
 
 
 def _mark(converted: Path) -> Path:

@@ -21,6 +21,7 @@ from typing import Any
 from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import LowRank
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files import model_folder
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "nemotron_h")
 """The model types whose parameters and memory are known here."""
@@ -164,23 +165,6 @@ def shape_of(config: Config, environ: Mapping[str, str] = os.environ) -> Shape |
     if (described := config.igrpo.architecture) is None:
         return None
     return _from_fields(described.model_dump(exclude_none=True), "igrpo.architecture")
-
-
-def model_folder(
-    name: str, environ: Mapping[str, str] = os.environ, file: str = "config.json"
-) -> Path | None:
-    """The folder that holds a file of a model: as named, or in Hugging Face's cache."""
-    folder = Path(name).expanduser()
-    if (folder / file).is_file():
-        return folder
-    home = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(environ.get("HF_HUB_CACHE") or home / "hub")
-    repository = hub / f"models--{name.replace('/', '--')}"
-    reference = repository / "refs" / "main"
-    if folder.is_absolute() or not reference.is_file():
-        return None
-    snapshot = repository / "snapshots" / reference.read_text().strip()
-    return snapshot if (snapshot / file).is_file() else None
 
 
 def _from_config_json(path: Path) -> Shape | None:

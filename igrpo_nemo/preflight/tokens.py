@@ -25,7 +25,7 @@ from igrpo_nemo.config.nemo_keys import Dataset
 from igrpo_nemo.data.catalog import find_source, locate
 from igrpo_nemo.data.columns import QUESTION_KEYS, Unusable, question_text, value_at
 from igrpo_nemo.data.rows import Row, read_file
-from igrpo_nemo.preflight.shape import model_folder
+from igrpo_nemo.files import model_folder
 from igrpo_nemo.run.problems import expected_of, held_out
 from igrpo_nemo.tasks import TASKS
 

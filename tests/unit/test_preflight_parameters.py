@@ -10,12 +10,12 @@ from cases import cases
 from composed import config_of
 
 from igrpo_nemo.errors import UserError
+from igrpo_nemo.files import model_folder
 from igrpo_nemo.preflight.shape import (
     Shape,
     forward_flops,
     kv_bytes_per_token,
     matrix_flops_per_token,
-    model_folder,
     rank_parameters,
     shape_of,
     state_bytes_per_sequence,
