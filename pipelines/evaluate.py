@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_nemo.chain.script import DONE, NO, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.cli.command import REFINE, at_least
+from igrpo_nemo.cli.command import EVALUATION
 from igrpo_nemo.cluster.site import with_site
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.evaluation.model import chosen_model, default_base, evaluated_config, local_model
@@ -87,26 +87,15 @@ def _parser() -> ScriptParser:
     parser = ScriptParser(__doc__, "evaluate.py [flags] [key=value ...]")
     add = parser.add_argument
     add("--model", metavar="PATH", help="model folder, checkpoint, or a name that the server knows")
-    add("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples a problem")
-    add("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
     add("--out", type=Path, metavar="DIR", help="output folder (one of the setting's own)")
     add("--check", type=Path, metavar="DIR", help="read and print what DIR holds, run nothing")
-    for name, options in REFINE.items():
-        add(name, **options)
     add("--dry-run", action="store_true", help="print setting and commands, evaluate nothing")
-    where = parser.add_argument_group("what answers, and where")
-    where.add_argument("--address", metavar="URL", help="an OpenAI-compatible server, up to /v1")
-    where.add_argument("--serve", action="store_true", help="serve the model here: small ones")
-    where.add_argument("--cluster", metavar="NAME", help="a cluster profile of NeMo-Skills")
-    where.add_argument(
-        "--config-dir", type=Path, metavar="DIR", help="its folder (configs/cluster_configs)"
-    )
-    where.add_argument(
-        "--jobs", type=at_least(1), default=8, help="jobs that share the samples (8)"
-    )
-    where.add_argument("--server-type", default="vllm", help="NeMo-Skills' name for it (vllm)")
-    where.add_argument("--server-args", default="", help="further arguments of the server")
-    where.add_argument("--again", action="store_true", help="though jobs sent before may run")
+    for name, options in EVALUATION.items():
+        add(name, **options)
+    add("--serve", action="store_true", help="serve the model here: small ones")
+    add("--server-type", default="vllm", help="NeMo-Skills' name for the server (vllm)")
+    add("--cluster", metavar="NAME", help="a cluster profile of NeMo-Skills")
+    add("--again", action="store_true", help="though jobs sent before may run")
     return parser
 
 

@@ -20,7 +20,7 @@ from igrpo_nemo.chain.experiment import SAMPLES, Experiment
 from igrpo_nemo.chain.here import plan_here, run_here
 from igrpo_nemo.chain.on_slurm import slurm_plan, submit_all
 from igrpo_nemo.chain.script import DONE, ScriptParser, exit_code, overrides_of
-from igrpo_nemo.cli.command import REFINE, at_least, chain_length
+from igrpo_nemo.cli.command import EVALUATION, at_least, chain_length
 from igrpo_nemo.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -74,15 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto, the default: NeMo-Skills where it is found, else igrpo evaluate",
     )
-    what.add_argument("--benchmarks", metavar="NAME[:K],...", help="these alone, K samples each")
-    what.add_argument("--data-dir", type=Path, metavar="DIR", help="prepared data (data/eval)")
     what.add_argument(
         "--samples", type=at_least(1), default=SAMPLES, help="on a run's own problems (4)"
     )
-    for name, options in REFINE.items():
+    for name, options in EVALUATION.items():
         what.add_argument(name, **options)
-    what.add_argument("--address", metavar="URL", help="a server of the model, up to /v1")
-    what.add_argument("--server-args", default="", help="further arguments of a job's server")
     where = parser.add_argument_group("Slurm")
     where.add_argument("--cluster", choices=["slurm"], help="submit everything to Slurm")
     where.add_argument(
@@ -98,12 +94,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="NeMo-Skills' cluster profile, made by cluster_config.py (the shipped one of the GPU, "
         "such as slurm_a100: as shipped it is refused)",
-    )
-    where.add_argument(
-        "--config-dir", type=Path, metavar="DIR", help="its folder (configs/cluster_configs)"
-    )
-    where.add_argument(
-        "--jobs", type=at_least(1), default=8, help="jobs that share the samples (8)"
     )
     return parser
 

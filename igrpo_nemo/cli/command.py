@@ -67,6 +67,21 @@ REFINE = {
     },
 }
 
+EVALUATION = {
+    "--benchmarks": {"metavar": "NAME[:K],...", "help": "these alone, K samples a problem"},
+    "--data-dir": {"type": Path, "metavar": "DIR", "help": "prepared data (data/eval)"},
+    **REFINE,
+    "--address": {"metavar": "URL", "help": "an OpenAI-compatible server, up to /v1"},
+    "--server-args": {"default": "", "help": "further arguments of a server that is started"},
+    "--config-dir": {
+        "type": Path,
+        "metavar": "DIR",
+        "help": "NeMo-Skills' cluster profiles (configs/cluster_configs)",
+    },
+    "--jobs": {"type": at_least(1), "default": 8, "help": "jobs that share the samples (8)"},
+}
+"""What `ns eval` is asked for, in the scripts of pipelines/."""
+
 CONFIG_DIR = {
     "--config-dir": {
         "type": Path,
