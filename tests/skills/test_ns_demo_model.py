@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from skills_runs import CHECKOUT
+from skills_runs import pipeline
 
 from igrpo_nemo.config import Config, read_config
 from igrpo_nemo.evaluation.metrics import SampleResult, bench_metrics
@@ -39,17 +36,15 @@ WORDS = (
 def run(tmp_path_factory: pytest.TempPathFactory, skills: SkillsEnvironment) -> Path:
     """A chain on this machine: a warm-up that makes some answers right, and two steps."""
     folder = tmp_path_factory.mktemp("demo")
-    environ = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    environ |= {"NEMO_SKILLS_ENV": str(skills.bin.parent)}
-    environ.pop("PYTHONPATH", None)
-    script = str(CHECKOUT / "pipelines" / "train_and_evaluate.py")
-    command = [sys.executable, script, "--samples", str(SAMPLES), *WORDS]
-    done = subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=1700
-    )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert "pass@1[avg-of-2] | 100 " in done.stdout
-    return folder / "runs" / "demo"
+    words = ("--samples", str(SAMPLES), *WORDS, f"logger.log_dir={folder / 'run'}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("PYTHONPATH", raising=False)
+        ended = pipeline("train_and_evaluate.py", *words, env=skills.bin.parent)
+    assert ended.code == 0, f"{ended.out[-3000:]}\n{ended.err[-3000:]}"
+    assert "pass@1[avg-of-2] | 100 " in ended.out
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,7 @@ def test_temperature_and_top_p_count(address: str) -> None:
     greedy = text(post(address, temperature=0))
     assert text(post(address, temperature=0, seed=2)) == greedy
     assert text(post(address, top_p=1e-6, seed=3)) == greedy
+    assert text(post(address, top_k=1, seed=4)) == greedy
     assert text(post(address, temperature=1.0, seed=2)) != greedy
 
 

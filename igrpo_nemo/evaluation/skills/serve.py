@@ -172,8 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def chat_completion(engine: Batcher, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply to a chat completion request: `temperature`, `top_p`, `max_tokens`, `stop`, `seed`
-    and `chat_template_kwargs` count. Raises `UserError` for one that cannot be answered."""
+    """The reply to a chat completion request: `temperature`, `top_p`, `top_k`, `max_tokens`,
+    `stop`, `seed` and `chat_template_kwargs` count. Raises `UserError` for one that cannot be
+    answered."""
     if body.get("stream") or body.get("n") not in (None, 1):
         raise UserError("stream and n are not supported: ask for one reply at a time")
     prompt_ids = engine.prompt_ids(body["messages"], body.get("chat_template_kwargs") or {})
@@ -209,10 +210,11 @@ def _sampling_params(context: int | None, body: Mapping[str, Any], prompt: int) 
             f"This model's maximum context length is {context} tokens. However, your "
             f"request has {prompt} input tokens, and max_tokens is {limit}"
         )
-    stop = given.get("stop", ())
+    stop, top_k = given.get("stop", ()), int(given.get("top_k", 0))
     return SamplingParams(
         max_new_tokens=int(limit),
         temperature=float(given.get("temperature", 1.0)),
         top_p=float(given.get("top_p", 1.0)),
+        top_k=top_k if top_k > 0 else None,
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
     )
