@@ -27,8 +27,8 @@ from igrpo_nemo.config.machines import (
     machines,
     parallel,
 )
-from igrpo_nemo.config.nemo_schema import keys_beyond, nearest_name, nemo_schema
-from igrpo_nemo.config.schema import Config, all_keys, unread
+from igrpo_nemo.config.nemo_schema import keys_beyond, nemo_schema
+from igrpo_nemo.config.schema import Config, all_keys, nearest_key, unread
 from igrpo_nemo.config.section import ABSENT, at, shown
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.feedback.protocol import memory_of
@@ -205,8 +205,9 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 def _nemo_keys(config: Config) -> Iterator[str]:
     """Keys below the mappings that the typed config leaves open."""
-    for path in keys_beyond(config.to_dict(), nemo_schema().names | nemo_schema().newer):
-        near = nearest_name(path)
+    known = nemo_schema().names
+    for path in keys_beyond(config.to_dict(), known | nemo_schema().newer):
+        near = nearest_key(path, known)
         hint = f"did you mean {near}?" if near else "NeMo-RL 0.7.0 does not know it: leave it out"
         yield f"unknown key {path}: {hint}"
 

@@ -41,12 +41,6 @@ RESOLVERS: dict[str, Any] = {
 """Functions that config files may call as `${mul:a,b}`; the first three are NeMo-RL's."""
 
 
-BUILT_IN_GROUPS = (
-    *("model", "objective", "feedback", "data", "reward", "prompt"),
-    *("engine", "cluster", "lora", "eval", "experiment"),
-)
-"""The groups of `configs/config.yaml`."""
-
 OTHER_FOLDERS = ("cluster_configs", "skills", "study")
 """Folders of `configs/` that NeMo-Skills or `igrpo study` reads, and Hydra does not."""
 
@@ -170,7 +164,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(_one_line(error, {})) from error
     for override in parsed:
         key = override.key_or_group
-        if override.is_delete() or (key in BUILT_IN_GROUPS and key not in values):
+        if override.is_delete() or (key in built_in_groups() and key not in values):
             raise UserError(f"{path} is composed already: give key=value, no group like {key}")
         if override.is_sweep_override():
             raise UserError(f"{key}: a list is [a,b], a text 'a,b'")
@@ -205,6 +199,11 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+def built_in_groups() -> dict[str, list[str]]:
+    """Those of the built-in folder, each of which has a place in `config.yaml`."""
+    return config_groups([builtin_config_dir()])
+
+
 def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """The options of every config group."""
     groups: dict[str, list[str]] = {}
@@ -225,8 +224,8 @@ def _addable(override: str, groups: dict[str, list[str]]) -> str:
         raise UserError(f"{name} is Hydra's own: igrpo takes config keys and groups alone")
     if name in groups:
         _check_option(name, value, groups)
-        # Every built-in group has a place in the defaults list, where `+` is an error of Hydra's.
-        return f"{name}={value}" if name in BUILT_IN_GROUPS and key == f"+{name}" else override
+        # Those have a place in the defaults list, where `+` is an error of Hydra's.
+        return f"{name}={value}" if name in built_in_groups() and key == f"+{name}" else override
     if name == "igrpo.reward.custom":
         override = "=".join((key, _COLON_OF_A_PATH.sub(r"\:", value)))
     return f"++{override}" if key == name else override

@@ -28,10 +28,10 @@ def machines(config: Config) -> Machines:
     """NeMo-RL's split of the cluster; a share of 0 or less says that it is impossible."""
     nodes, gpus = config.cluster.num_nodes, config.cluster.gpus_per_node
     total = nodes * gpus
-    colocated = config.policy.generation.colocated or {}
-    if colocated.get("enabled", True):
+    sampling = config.policy.generation
+    if sampling.is_colocated:
         return Machines(total, total, total, True)
-    resources = colocated.get("resources") or {}
+    resources = (sampling.colocated or {}).get("resources") or {}
     if nodes == 1:
         generation = int(resources.get("gpus_per_node") or 0)
     else:

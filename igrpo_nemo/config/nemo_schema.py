@@ -7,7 +7,6 @@ NeMo-RL lets unknown keys through without a word: a misspelt one would be a defa
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -58,15 +57,6 @@ def keys_beyond(
     """
     sections = {name: value for name, value in values.items() if name not in own_sections}
     return list(_beyond(sections, "", known))
-
-
-def nearest_name(path: str) -> str | None:
-    """The known key beside an unknown one that is spelled most like it; None where none is."""
-    parent, _, leaf = path.rpartition(".")
-    known = nemo_schema().names
-    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
-    near = difflib.get_close_matches(leaf, siblings, n=1)
-    return f"{parent}.{near[0]}" if near else None
 
 
 def _beyond(value: Any, path: str, known: frozenset[str]) -> Iterator[str]:

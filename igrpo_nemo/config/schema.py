@@ -125,9 +125,9 @@ def nearest_key(path: str, extra: Iterable[str] = ()) -> str | None:
     """The known key that an unknown dotted one most probably meant; None where none is like it.
 
     A sibling spelled alike comes first, then a key of the same last name in another section, then
-    whatever is spelled alike. `extra` are further names at the root: the config groups.
+    a last name that is spelled alike. `extra` are further names: the config groups, NeMo-RL's own.
     """
-    known = [*(key.path for key in all_keys()), *extra]
+    known = list(dict.fromkeys([*(key.path for key in all_keys()), *sorted(extra)]))
     parent, _, leaf = path.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     if close := _close(leaf, [_leaf(k) for k in siblings], cutoff=0.6):
@@ -136,7 +136,7 @@ def nearest_key(path: str, extra: Iterable[str] = ()) -> str | None:
         return _close(path, namesakes, cutoff=0.0)
     if close := _close(leaf, [_leaf(k) for k in known], cutoff=0.75):
         return next(k for k in known if _leaf(k) == close)
-    return _close(path, known, cutoff=0.75)
+    return None if siblings else _close(path, known, cutoff=0.75)
 
 
 def _close(word: str, candidates: list[str], cutoff: float) -> str | None:

@@ -202,7 +202,7 @@ def _data_facts(plan: Plan, asked: Questions, budget: Context) -> dict[str, Any]
         "batch": batch,
         "fitting_problems": max(1, int((count or 0) / grpo.batch_multiplier)),
         "too_long": asked.said_above(config.data.max_input_seq_length - budget.template),
-        "longest": asked.tokens[1.0] + budget.template,
+        "longest": max(asked.longest, default=0) + budget.template,
         "described": plan.shape is not None,
         "usable": count,
         "left_over": (count or 0) % batch,

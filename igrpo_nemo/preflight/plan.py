@@ -126,6 +126,7 @@ class Plan:
             for name in ("question", "draft_room"):  # JSON wants text for keys
                 tokens[name] = {str(quantile): n for quantile, n in tokens[name].items()}
         at_once = vllm.at_once(vllm.max_model_len) if vllm else None
+        count = engines(config) if vllm else None
         return {
             "log_dir": config.logger.log_dir,
             "model": config.policy.model_name,
@@ -145,7 +146,7 @@ class Plan:
             "tokens": tokens,
             "row_dumps": None if self.context is None else self.dumps,
             "training_memory": _part(self.training, "total", capacity=self.capacity),
-            "vllm_memory": _part(vllm, "cache", engines=engines(config), longest_at_once=at_once),
+            "vllm_memory": _part(vllm, "cache", engines=count, longest_at_once=at_once),
             "checkpoints": _part(disk, "total", folder=str(disk.folder) if disk else None),
         }
 

@@ -48,8 +48,8 @@ SAMPLED_ROWS = 1000
 class Questions:
     """`count` problems (None: not known) and the tokens of their questions.
 
-    `tokens` by quantile; `longest` are the longest questions, descending; `source` says how they
-    were counted.
+    `tokens` by quantile; `longest` are the longest questions, descending, none where others stand
+    in for them; `source` says how they were counted.
     """
 
     count: int | None
@@ -69,8 +69,8 @@ class Questions:
     def said_above(self, limit: int) -> str | None:
         """The same in words; None where there is none."""
         count = self.above(limit)
-        if count is None:
-            return f"at least {len(self.longest)}" if self.longest else "some"
+        if count is None and self.longest:
+            return f"at least {len(self.longest)}"
         return str(count) if count else None
 
 
@@ -133,7 +133,8 @@ def _from_file(config: Config, train: Dataset, environ: Mapping[str, str]) -> Qu
     rows = [] if path is None else read_file(path)
     texts = list(_questions(rows, train))
     if path is None or not texts:
-        return replace(KNOWN["math"], count=len(rows) if path else None, source=_STAND_IN)
+        count = len(rows) if path else None
+        return replace(KNOWN["math"], count=count, source=_STAND_IN, longest=())
     tokenizer = model_folder(config.policy.tokenizer.name, environ)
     file = tokenizer / "tokenizer.json" if tokenizer else None
     if file is not None and file.is_file():

@@ -39,6 +39,7 @@ FREE_KEYS = (
     "igrpo.validation.",
     "igrpo.stall_alarm_s",
     "igrpo.sample_table_period",
+    "igrpo.row_dump_period",
     "igrpo.threads",
     "env.math.num_workers",
     "igrpo.site.",

@@ -27,7 +27,9 @@ REPAIRED = [case for cases in CASES.values() for case in cases]
 def refusals(experiment: str, overrides: list[str]) -> list[str]:
     try:
         config = made(f"experiment={experiment}", *overrides)
-        return preflight(config, environ={}, free=lambda folder: PLENTY).problems
+        plan = preflight(config, environ={}, free=lambda folder: PLENTY)
+        assert plan.to_dict()["fits"] is plan.text().endswith("it fits\n")
+        return plan.problems
     except UserError as error:
         return [str(error)]
 

@@ -187,6 +187,16 @@ def test_questions_of_a_file_are_counted(tmp_path):
     assert problem.endswith("data.train has 90 that fit: set grpo.num_prompts_per_step=90")
 
 
+def test_questions_that_stand_in_for_others_say_nothing_of_their_length():
+    """MATH's, of which three are longer: what is trained on may have none such, or many."""
+    other = ["data=acereason_math", "data.train.num_problems=1000"]
+    for drop in ("true", "false"):
+        plan = preflight(config_of(S3, *other, f"igrpo.drop_overlong_prompts={drop}"), environ={})
+        assert plan.problems == [] and plan.steps == 1000 // 128
+        assert plan.questions is not None and "stand in" in plan.questions.source
+        assert not [note for note in plan.notes if "longer than data.max_input" in note]
+
+
 def test_a_tokenizer_at_hand_counts_exactly(tmp_path):
     characters = Tokenizer(models.WordLevel({"1": 0}, unk_token="1"))
     characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")

@@ -19,6 +19,7 @@ def test_free_keys_may_change_and_others_are_named(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     check_same_run(tmp_path, CONFIG | {"logger": {"log_dir": "b"}})
     check_same_run(tmp_path, CONFIG | {"grpo": {"seed": 1, "max_num_steps": 9}})
+    check_same_run(tmp_path, CONFIG | {"igrpo": {"sample_table_period": 1, "row_dump_period": 5}})
     with pytest.raises(UserError, match=r"grpo.seed=1, this one has 2"):
         check_same_run(tmp_path, CONFIG | {"grpo": {"seed": 2, "max_num_steps": 5}})
     with pytest.raises(UserError, match=r"x.y=\[1, 2\], this one has \[1\]"):
