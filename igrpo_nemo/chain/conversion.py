@@ -33,6 +33,7 @@ from igrpo_nemo.config.section import at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_or_refuse
 from igrpo_nemo.nemo.converted_model import FIRST, VARIABLE, converted_folder, is_whole
+from igrpo_nemo.nemo.processes import MEGATRON_WORKER, environments_of, source_tree
 from igrpo_nemo.run.folder import FINISHED, stored_config
 from igrpo_nemo.run.lock import alone_in
 from igrpo_nemo.run.tokenizer import (
@@ -43,8 +44,6 @@ from igrpo_nemo.run.tokenizer import (
 
 IMAGE_ROOT = Path("/opt/nemo-rl")
 """Where NVIDIA's image has NeMo-RL's source."""
-WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
-"""The environment with Megatron-Core that NeMo-RL makes for its workers, and its image carries."""
 CONVERTERS = Path("examples", "converters")
 
 
@@ -132,9 +131,8 @@ def _made_before(run: Path, which: str, step: int | None) -> Mapping[str, Any] |
 def find_converter(form: Form, python: str | None = None) -> tuple[Path, tuple[str, ...]]:
     """NeMo-RL's source tree, and the command of an interpreter that has its packages, with
     Megatron-Core's where they are needed. Raises `UserError` saying what is missing."""
-    installed = importlib.util.find_spec("nemo_rl")
     named = [Path(os.environ["NEMO_RL_SRC"]).expanduser()] if os.environ.get("NEMO_RL_SRC") else []
-    named += [Path(installed.origin).parents[1]] if installed and installed.origin else []
+    named += filter(None, [source_tree()])
     roots = [each.resolve() for each in [*named, IMAGE_ROOT] if (each / CONVERTERS).is_dir()]
     if not roots:
         raise UserError(
@@ -148,8 +146,9 @@ def find_converter(form: Form, python: str | None = None) -> tuple[Path, tuple[s
     # Of a module inside a package, the package is asked for first: it would be imported.
     if all(importlib.util.find_spec(name) for name in (needed.partition(".")[0], needed)):
         return root, (sys.executable,)
-    worker = Path(os.environ.get("NEMO_RL_VENV_DIR", root / "venvs")) / WORKER / "bin" / "python"
-    if worker.is_file():
+    # The environment with Megatron-Core that NeMo-RL makes for its workers, and its image carries.
+    folder = environments_of(root, os.environ)
+    if folder and (worker := folder / MEGATRON_WORKER / "bin" / "python").is_file():
         return root, (str(worker),)
     if shutil.which("uv"):
         return root, ("uv", "run", *(["--extra", "mcore"] * (form is Form.MEGATRON)), "python")

@@ -1,6 +1,4 @@
-"""NeMo-RL's workers on bare metal: each kind runs in an environment of its own, made by `uv`.
-
-    NEMO_RL_VENV_DIR, or venvs/ beside NeMo-RL's package   /CLASS/bin/python
+"""The environments of NeMo-RL's workers on bare metal (nemo/processes.py says where they are).
 
 NeMo-RL makes a missing one on the compute nodes as the run starts (nemo_rl/utils/venvs.py), which
 needs a network that they rarely have. Looked at on the login node, before anything is submitted.
@@ -15,11 +13,13 @@ from pathlib import Path
 from igrpo_nemo.cluster.site import absolute
 from igrpo_nemo.config import Config
 from igrpo_nemo.errors import UserError
-
-WORKERS_FOLDER = "NEMO_RL_VENV_DIR"
-"""Where NeMo-RL's workers have an environment each, at CLASS/bin/python."""
-ONE_FOR_ALL = "NEMO_RL_PY_EXECUTABLES_SYSTEM"
-"""Set to 1, all workers run in the driver's environment."""
+from igrpo_nemo.nemo.processes import (
+    ONE_PYTHON,
+    WORKERS_FOLDER,
+    environments_of,
+    policy_worker,
+    source_tree,
+)
 
 _FIND = "import importlib.util as u; s = u.find_spec('nemo_rl'); print(s.origin if s else '')"
 
@@ -27,8 +27,7 @@ _FIND = "import importlib.util as u; s = u.find_spec('nemo_rl'); print(s.origin 
 def check_worker_environments(config: Config, checkout: Path, environ: Mapping[str, str]) -> None:
     """Raises `UserError` naming the environments of workers that are missing, and how to make them.
 
-    NeMo-RL makes one as the run starts (nemo_rl/utils/venvs.py), which needs a network that compute
-    nodes rarely have. Nothing is said in a container, with a network, with one environment for all,
+    Nothing is said in a container, with a network, with one environment for all,
     or where this machine has no NeMo-RL to look at.
     """
     site = config.igrpo.site
@@ -36,7 +35,7 @@ def check_worker_environments(config: Config, checkout: Path, environ: Mapping[s
     if config.igrpo.engine != "nemo_rl" or site.container or not site.offline:
         return
     python = (absolute(site.venv, checkout) if site.venv else checkout / ".venv") / "bin" / "python"
-    if environ.get(ONE_FOR_ALL) == "1" or (folder := _folder(python, environ)) is None:
+    if environ.get(ONE_PYTHON) == "1" or (folder := _folder(python, environ)) is None:
         return
     missing = [name for name in workers(config) if not (folder / name / "bin/python").exists()]
     if missing:
@@ -44,7 +43,7 @@ def check_worker_environments(config: Config, checkout: Path, environ: Mapping[s
         raise UserError(
             f"{folder} has no environment for NeMo-RL's {kinds}, and compute nodes have no network "
             f"to make one (igrpo.site.offline): run {WORKERS_FOLDER}={folder} {python} -m "
-            f"nemo_rl.utils.prefetch_venvs {kinds} here, or set igrpo.site.env.{ONE_FOR_ALL}=1 "
+            f"nemo_rl.utils.prefetch_venvs {kinds} here, or set igrpo.site.env.{ONE_PYTHON}=1 "
             "where one environment has everything"
         )
 
@@ -52,13 +51,7 @@ def check_worker_environments(config: Config, checkout: Path, environ: Mapping[s
 def workers(config: Config) -> Iterator[str]:
     """The classes of a run that NeMo-RL's ray_actor_environment_registry gives environments."""
     policy, models = config.policy, "nemo_rl.models"
-    dtensor = policy.dtensor_cfg or {}
-    if (policy.megatron_cfg or {}).get("enabled"):
-        yield f"{models}.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
-    elif dtensor.get("_v2"):
-        yield f"{models}.policy.workers.dtensor_policy_worker_v2.DTensorPolicyWorkerV2"
-    else:
-        yield f"{models}.policy.workers.dtensor_policy_worker.DTensorPolicyWorker"
+    yield policy_worker(config)
     if policy.generation.backend == "vllm":
         if (policy.generation.vllm_cfg or {}).get("async_engine"):
             yield f"{models}.generation.vllm.vllm_worker_async.VllmAsyncGenerationWorker"
@@ -73,10 +66,8 @@ def workers(config: Config) -> Iterator[str]:
 
 def _folder(python: Path, environ: Mapping[str, str]) -> Path | None:
     """Where NeMo-RL keeps the environments; None where `python` has no NeMo-RL."""
-    if named := environ.get(WORKERS_FOLDER):
-        return Path(named)
-    if not python.exists():
-        return None
+    if environ.get(WORKERS_FOLDER) or not python.exists():
+        return environments_of(None, environ)
     command = [str(python), "-c", _FIND]
     try:
         done = subprocess.run(
@@ -84,5 +75,5 @@ def _folder(python: Path, environ: Mapping[str, str]) -> Path | None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{python}, the run's Python (igrpo.site.venv), does not run") from error
-    origin = done.stdout.strip()
-    return Path(origin).parents[1] / "venvs" if origin else None
+    tree = source_tree(origin) if (origin := done.stdout.strip()) else None
+    return environments_of(tree, environ)

@@ -152,11 +152,8 @@ def opens_thinking(model: str | Path, config: Config, *, hf_home: str | None = N
     from igrpo_nemo.run.tokenizer import load_tokenizer
 
     try:  # boundary: files of others; what is wrong with them, their server says
-        tokenizer = load_tokenizer(folder)
-        if template is not None:
-            tokenizer.chat_template = template
         return PromptBuilder(
-            tokenizer,
+            load_tokenizer(folder, keys.chat_template),
             PromptProfile(config.igrpo.prompt.system, "", "draft"),
             TokenBudget(2, 1),
             chat_template_kwargs=keys.chat_template_kwargs,

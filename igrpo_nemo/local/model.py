@@ -22,7 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.local.fused.decoder import can_pack
-from igrpo_nemo.run.tokenizer import chat_template_text, load_tokenizer
+from igrpo_nemo.run.tokenizer import load_tokenizer
 
 # The console shows what is going on; bars of single files would tear its lines.
 hf_logging.disable_progress_bar()
@@ -61,10 +61,8 @@ def open_policy(
     model = load_model(folder, device=device)
     if device.type == "cuda" and can_pack(model):
         fuse_norms(model)
-    tokenizer = load_tokenizer(tokenizer_name or folder)
+    tokenizer = load_tokenizer(tokenizer_name or folder, chat_template)
     _check_vocabulary(model, tokenizer)
-    if template := chat_template_text(chat_template):
-        tokenizer.chat_template = template
     if device.type == "cpu" or precision != "bfloat16":
         return LoadedPolicy(model, tokenizer, nullcontext, "float32")
     autocast = partial(torch.autocast, "cuda", dtype=torch.bfloat16)

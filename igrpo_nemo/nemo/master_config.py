@@ -25,7 +25,7 @@ from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.data import DATASET_PATH, PROCESSOR, VALIDATION_SPLIT, write_problems
 from igrpo_nemo.nemo.environment import ENV_NAME
 from igrpo_nemo.nemo.names import needed
-from igrpo_nemo.nemo.processes import ONE_PYTHON
+from igrpo_nemo.nemo.processes import ONE_PYTHON, environments_of, policy_worker, source_tree
 from igrpo_nemo.nemo.trainers import check_trainer, uses_data_plane
 from igrpo_nemo.nemo.versions import required
 from igrpo_nemo.run.core import prompt_builder
@@ -33,9 +33,6 @@ from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.run.identity import check_same_inputs, check_same_run
 from igrpo_nemo.run.problems import fitting_problems, training_problems, validation_problems
 from igrpo_nemo.run.tokenizer import check_tags_are_text, load_tokenizer
-
-WORKERS = "nemo_rl.models.policy.workers"
-"""Where NeMo-RL's DTensor workers are; each has an environment of its class's full name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +93,13 @@ def without_flash_attention(config: Config) -> Config:
     dtensor = config.policy.dtensor
     if config.igrpo.engine != "nemo_rl" or not dtensor.get("enabled"):
         return config
-    if has_flash_attention(v2 := bool(dtensor.get("_v2"))):
+    if has_flash_attention(config):
         return config
     changes = {}
     packing = config.policy.sequence_packing
-    if v2 and not (dtensor.get("automodel_kwargs") or {}).get("attn_implementation"):
+    if dtensor.get("_v2") and not (dtensor.get("automodel_kwargs") or {}).get(
+        "attn_implementation"
+    ):
         kwargs = {**(dtensor.get("automodel_kwargs") or {}), "attn_implementation": "sdpa"}
         changes["dtensor_cfg"] = {**dtensor, "automodel_kwargs": kwargs}
     if packing.enabled:
@@ -118,16 +117,17 @@ def without_flash_attention(config: Config) -> Config:
     return config.replaced("policy", **changes) if changes else config
 
 
-def has_flash_attention(v2: bool) -> bool:
+def has_flash_attention(config: Config) -> bool:
     """Whether the Python of DTensor's worker has it. An environment that is yet to be made will."""
     if os.environ.get(ONE_PYTHON) == "1":
         return importlib.util.find_spec("flash_attn") is not None
-    module, name = "dtensor_policy_worker", "DTensorPolicyWorker"
-    worker = f"{WORKERS}.{module}_v2.{name}V2" if v2 else f"{WORKERS}.{module}.{name}"
-    nemo_rl = importlib.util.find_spec("nemo_rl")
-    beside = Path(nemo_rl.origin or "").parents[1] / "venvs" if nemo_rl else Path("venvs")
-    environment = Path(os.environ.get("NEMO_RL_VENV_DIR", beside)) / worker
-    return not environment.is_dir() or any(environment.glob("lib/python*/*/flash_attn"))
+    folder = environments_of(source_tree(), os.environ)
+    environment = folder / policy_worker(config) if folder else None
+    return (
+        environment is None
+        or not environment.is_dir()
+        or any(environment.glob("lib/python*/*/flash_attn"))
+    )
 
 
 def master_config(

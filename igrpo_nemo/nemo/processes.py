@@ -1,10 +1,16 @@
-"""Ray and the processes that it starts: which Ray, which Python, and this package on their path."""
+"""Ray and the processes that it starts: which Ray, which Python, and this package on their path.
+
+On bare metal each kind of NeMo-RL's workers runs in an environment of its own, made by `uv`:
+
+    NEMO_RL_VENV_DIR, or venvs/ beside NeMo-RL's package   /CLASS/bin/python
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +23,33 @@ LOCAL_RAY_CPUS = 4
 
 ONE_PYTHON = "NEMO_RL_PY_EXECUTABLES_SYSTEM"
 """NeMo-RL's variable: `1` says that the driver's Python has what every worker needs."""
+WORKERS_FOLDER = "NEMO_RL_VENV_DIR"
+"""Where NeMo-RL's workers have an environment each, at CLASS/bin/python."""
+MEGATRON_WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
+
+
+def source_tree(origin: str | None = None) -> Path | None:
+    """The tree of NeMo-RL, whose package begins at `origin`: by default the installed one."""
+    if origin is None and (found := importlib.util.find_spec("nemo_rl")):
+        origin = found.origin
+    return Path(origin).parents[1] if origin else None
+
+
+def environments_of(tree: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Where the workers' environments are; None where there is no NeMo-RL either."""
+    if named := environ.get(WORKERS_FOLDER):
+        return Path(named)
+    return tree / "venvs" if tree else None
+
+
+def policy_worker(config: Config) -> str:
+    """The class of the workers that train."""
+    if (config.policy.megatron_cfg or {}).get("enabled"):
+        return MEGATRON_WORKER
+    module, name = "dtensor_policy_worker", "DTensorPolicyWorker"
+    if config.policy.dtensor.get("_v2"):
+        module, name = f"{module}_v2", f"{name}V2"
+    return f"nemo_rl.models.policy.workers.{module}.{name}"
 
 
 def prepare_environment(config: Config) -> None:

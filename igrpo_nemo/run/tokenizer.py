@@ -94,8 +94,11 @@ def token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or of a Hugging Face model name.
+def load_tokenizer(
+    name_or_path: str | Path, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or of a Hugging Face model name, with
+    `policy.tokenizer.chat_template` in the place of its own.
 
     Raises `UserError` where there is none, it cannot be read, or it has no end-of-sequence token.
     """
@@ -117,6 +120,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
             f"the tokenizer of {name_or_path} has no end-of-sequence token: "
             "set eos_token in its tokenizer_config.json"
         )
+    if template := chat_template_text(chat_template):
+        tokenizer.chat_template = template
     return tokenizer
 
 

@@ -18,7 +18,7 @@ from nemo_runs import as_nemo_rl_takes_it
 from test_experiment_schema import WITHOUT_ANNOTATION, live
 
 from igrpo_nemo.config import load_config, with_problems
-from igrpo_nemo.config.checks import check_launch
+from igrpo_nemo.config.checks import check_launch, launch_problems
 from igrpo_nemo.config.compose import builtin_config_dir, config_groups
 from igrpo_nemo.config.nemo_schema import keys_beyond
 from igrpo_nemo.nemo.master_config import without_flash_attention
@@ -54,13 +54,17 @@ CASES = {
     "one_gpu_1.5b": (*ONE_GPU,),
     "one_gpu_v1": (*ONE_GPU, "policy.dtensor_cfg._v2=false"),
     "one_gpu_adapters": (*ONE_GPU, "lora=dtensor"),
+    "megatrons_adapters": (*ONE_GPU[:3], "cluster=a100_1x8", "lora=megatron"),
     "no_cluster": ("engine=nemo_rl", "policy.model_name=/models/small"),
     "no_cluster_dtensor": ("engine=nemo_rl", "model=openmath_nemotron_7b_dtensor"),
 }
 
 
-MEGATRONS = {"policy.megatron_cfg.scheduler.override_opt_param_scheduler"}
-"""Keys of Megatron's own scheduler config, which is made from NeMo-RL's section as a whole."""
+OURS = {
+    "policy.megatron_cfg.scheduler.override_opt_param_scheduler",
+    "policy.dtensor_cfg.automodel_kwargs.attn_implementation",
+}
+"""Keys without annotation that are set for Megatron-Bridge and for Automodel, which read them."""
 
 
 @cache
@@ -163,14 +167,21 @@ def made(case, folder, monkeypatch):
 
 @pytest.mark.either_tree
 @pytest.mark.parametrize("case", CASES)
-def test_a_config_is_what_nemo_rl_takes(case, tmp_path):
-    """No key that it would let through unread; rows, schedule and backend are what they say."""
+def test_a_config_is_what_nemo_rl_takes(case, tmp_path, monkeypatch):
+    """No key that it would let through unread, with and without FlashAttention; rows, schedule,
+    adapters and backend are what they say."""
+    monkeypatch.setattr("igrpo_nemo.nemo.master_config.has_flash_attention", lambda _: False)
     config = composed(case)
-    master = as_nemo_rl_takes_it(config, tmp_path)
-    given = {k: v for k, v in master.model_dump().items() if k not in ("igrpo", "env")}
-    known = frozenset({*live()["annotated"], *live()["open"]})
-    extra = set(keys_beyond(given, known, own_sections=()))
-    assert extra <= set(WITHOUT_ANNOTATION) | MEGATRONS
+    assert launch_problems(without_flash_attention(config)) == []
+    for each in (without_flash_attention(config), config):
+        master = as_nemo_rl_takes_it(each, tmp_path)
+        given = {k: v for k, v in master.model_dump().items() if k not in ("igrpo", "env")}
+        known = frozenset({*live()["annotated"], *live()["open"]})
+        extra = set(keys_beyond(given, known, own_sections=()))
+        assert extra <= set(WITHOUT_ANNOTATION) | OURS
+    dtensors = master.policy["dtensor_cfg"]["lora_cfg"]["enabled"]
+    adapters = dtensors, master.policy["megatron_cfg"]["peft"]["enabled"]
+    assert adapters == (case == "one_gpu_adapters", case == "megatrons_adapters")
     grpo = entries(master.grpo)
     rows = grpo["num_prompts_per_step"] * grpo["num_generations_per_prompt"]
     assert rows == config.igrpo.updates_per_rollout * master.policy["train_global_batch_size"]

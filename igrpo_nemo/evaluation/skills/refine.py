@@ -18,7 +18,7 @@ from igrpo_nemo.evaluation.results import REFINED, RESULTS_FOLDER, problem_key, 
 from igrpo_nemo.evaluation.skills.data import BenchmarkData, read_benchmark, write_benchmark
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.run.core import prompt_builder
-from igrpo_nemo.run.tokenizer import chat_template_text, load_tokenizer
+from igrpo_nemo.run.tokenizer import load_tokenizer
 from igrpo_nemo.types import Problem
 
 if TYPE_CHECKING:
@@ -87,7 +87,5 @@ def draft_prompts(evaluation: SkillsEvaluation) -> PromptBuilder:
         config, context = config.replaced("igrpo", prompt=texts), context - BOXED_TOKENS
     config = config.replaced("policy", max_total_sequence_length=context)
     config = config.replaced("policy.generation", max_new_tokens=tokens)
-    tokenizer = load_tokenizer(model_folder(folder))
-    if template := chat_template_text(config.policy.tokenizer.chat_template):
-        tokenizer.chat_template = template
+    tokenizer = load_tokenizer(model_folder(folder), config.policy.tokenizer.chat_template)
     return prompt_builder(config, tokenizer)
