@@ -119,13 +119,13 @@ def measure(
         return roll
 
     batches = iter(ahead)
-    plain = TwoStageMap(environments, given.spec, clock)
+    plain = TwoStageMap(environments, given.config, clock)
     times.take("first", grpo, next(batches), counted=False)
     for _ in range(repeats):
         times.take("grpo", grpo, next(batches))
         times.take("barrier", two_stages(plain, barrier=True), next(batches))
         times.take("pipelined", two_stages(plain), next(batches))
-    fused = TwoStageMap(environments, given.spec, clock)
+    fused = TwoStageMap(environments, given.config, clock)
     fused.prefetcher = Prefetcher(ahead, clock, total_steps)
     for number in range(repeats + 1):
         times.take("fused" if number else "fused first", two_stages(fused), next(batches))

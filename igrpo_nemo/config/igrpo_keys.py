@@ -359,7 +359,7 @@ class IGRPO(Section):
     advantage_delta: NonNegativeFloat = key("Added to the standard deviation in Eq. 4.")
     constant_length_divisor: Positive | None
     """Divides the summed token losses of a row instead of its length (Dr. GRPO)."""
-    objective: Annotated[str | None, _known(function_at), LOCAL_ONLY] = None
+    objective: Annotated[str | None, _known(function_at)] = None
     """An objective of your own, `module:function`, in the place of the clipped ratio."""
     shaping_gamma: PositiveFloat | None = None
     """gamma of p / (p + gamma), the objective of rows trained outside the context that they were

@@ -79,7 +79,7 @@ class Curriculum(EpochOrder):
     """Leaves out of an epoch what was always or never solved when it was last sampled.
 
     `keep` is the share of such problems that an epoch has all the same, chosen by the seed: 0 drops
-    them; an epoch has a batch at least. A problem's solve rate is the share of right answers to q.
+    them; an epoch has a batch at least.
     What an epoch leaves out is decided where it begins and is part of the state, so a resume goes
     on in the same order.
     """
@@ -91,10 +91,11 @@ class Curriculum(EpochOrder):
         self._decided, self._left_out = 0, frozenset[int]()
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
-        for rollout in rollouts:
-            if scores := rollout.drafts.scores:
-                rate = sum(score.correct for score in scores) / len(scores)
-                self._rates[rollout.problem.id] = rate
+        self.add_rates(solve_rates(rollouts))
+
+    def add_rates(self, rates: Mapping[str, float]) -> None:
+        """What a step has measured, by the problem's id."""
+        self._rates.update(rates)
 
     def metrics(self) -> dict[str, float]:
         """Shares of the problems: left out of this epoch; always and never solved, of those that
@@ -124,6 +125,14 @@ class Curriculum(EpochOrder):
             self._decided = epoch
             self._left_out = frozenset(left_out[: len(order) - self.batch_size])
         return [n for n in order if n not in self._left_out]
+
+
+def solve_rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """The share of right answers to q, by the problem's id."""
+    drafts = {rollout.problem.id: rollout.drafts.scores for rollout in rollouts}
+    return {
+        id: sum(s.correct for s in scores) / len(scores) for id, scores in drafts.items() if scores
+    }
 
 
 def mixed(

@@ -9,7 +9,7 @@ NeMo-RL's own math processor keeps only the templated text; Stage 2 needs the pr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from nemo_rl.data.datasets.raw_dataset import RawDataset
 from nemo_rl.data.interfaces import DatumSpec, TaskDataSpec
 
 from igrpo_nemo.config.schema import Config
+from igrpo_nemo.data.order import Curriculum, Position
 from igrpo_nemo.prompts import PromptBuilder
 from igrpo_nemo.run.core import prompt_builder
 from igrpo_nemo.types import Problem
@@ -50,6 +51,48 @@ class ProblemDataset(RawDataset):
         # str.splitlines would also cut at separators inside a question.
         lines = Path(data_path).read_text(encoding="utf-8").split("\n")
         self.dataset = Dataset.from_list([json.loads(line) | more for line in lines if line])
+
+
+class CurriculumLoader:
+    """NeMo-RL's data loader, a `StatefulDataLoader`, in the order of a `Curriculum`, which is the
+    embedded engine's. Its state is the place in the data and what was measured so far.
+
+    An epoch's order is decided where it begins; its length is that of this epoch.
+    """
+
+    def __init__(self, inner: Any, config: Config) -> None:
+        self._dataset, self._collate = inner.dataset, inner.collate_fn
+        assert config.igrpo.curriculum_keep is not None
+        self.order = Curriculum(
+            self._dataset.dataset["id"],
+            keep=config.igrpo.curriculum_keep,
+            batch_size=inner.batch_size,
+            seed=config.grpo.seed,
+            shuffle=config.data.shuffle,
+        )
+        self._position = Position()
+
+    def resume(self, checkpoint: str | None) -> None:
+        """Goes on where a checkpoint's folder says, if there is one."""
+        if checkpoint is not None:
+            state = torch.load(Path(checkpoint) / "train_dataloader.pt")
+            self._position = Position(**state["position"])
+            self.order.load_state_dict(state["curriculum"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": asdict(self._position), "curriculum": self.order.state_dict()}
+
+    def __len__(self) -> int:
+        return len(self.order.order(self._position.epoch)) // self.order.batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        """What is left of the epoch, batch by batch."""
+        epoch, size = self._position.epoch, self.order.batch_size
+        numbers = self.order.order(epoch)
+        for end in range(self._position.index + size, len(numbers) + 1, size):
+            self._position = Position(epoch, end)
+            yield self._collate([self._dataset[number] for number in numbers[end - size : end]])
+        self._position = Position(epoch + 1, 0)
 
 
 def write_problems(problems: Sequence[Problem], path: Path) -> None:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.types import Problem
 
 REPORT_S = 10.0
@@ -75,13 +76,20 @@ def is_lost_process(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def lost_process_named() -> Iterator[None]:
-    """Raises `LostProcessError` for whatever a lost process made of the body."""
+def named_errors() -> Iterator[None]:
+    """Raises `LostProcessError` for whatever a lost process made of the body, and the errors that
+    one line says all of as they were in a worker: the traceback is Ray's message."""
+    from ray.exceptions import RayTaskError
+
     try:
         yield
     except Exception as error:
-        if is_lost_process(error):
-            raise LostProcessError(_in_a_line(error)) from error
+        cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
+        told = cause if isinstance(cause, RolloutError | UserError) else error
+        if is_lost_process(told):
+            raise LostProcessError(_in_a_line(told)) from error
+        if told is not error:
+            raise told from None
         raise
 
 

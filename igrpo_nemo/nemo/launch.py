@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack
 
 from igrpo_nemo.config import Config
-from igrpo_nemo.nemo.failure import LostProcessError, lost_process_named
+from igrpo_nemo.nemo.failure import LostProcessError, named_errors
 from igrpo_nemo.nemo.names import check_keys, check_nemo_rl
 from igrpo_nemo.nemo.processes import (
     nodes_lost,
@@ -53,7 +53,7 @@ def train(config: Config) -> int:
         if parts.clock.finished < total:
             folder.unmark_finished()
         start = time.monotonic()
-        with stop_requests(StopFile.of()) as stop, lost_process_named():
+        with stop_requests(StopFile.of()) as stop, named_errors():
             parts.run_trainer()
         steps = parts.clock.finished
         finished = is_finished(config, steps, total, stop.given)
@@ -78,6 +78,7 @@ def train(config: Config) -> int:
 
 
 def is_finished(config: Config, steps: int, total_steps: int, stopped: bool) -> bool:
-    """Whether the last step is done. Under dynamic sampling steps draw several batches, so a run
-    that nobody stopped may also end with its data."""
-    return steps >= total_steps or config.grpo.use_dynamic_sampling and not stopped
+    """Whether the last step is done. A run that nobody stopped may also end with its data: under
+    dynamic sampling steps draw several batches, and a curriculum leaves problems out."""
+    fewer = config.grpo.use_dynamic_sampling or config.igrpo.curriculum_keep is not None
+    return steps >= total_steps or fewer and not stopped

@@ -1,6 +1,8 @@
-"""NeMo-RL's clipped loss; exact entropy, Dr. GRPO's divisor and shaped rows are its options.
+"""NeMo-RL's clipped loss; exact entropy, Dr. GRPO's divisor, shaped rows and an objective of one's
+own are its options.
 
     logits ─ next-token log-probs ─> ClippedPGLossFn  (value and gradient are NeMo-RL's)
+           │                      └> clipped_surrogate: shaped rows; all rows of an own objective
            └ exact_entropy (Eq. 7) ─> metric `exact_entropy`, without gradient
 
 NeMo-RL passes logits instead of log-probs to a loss whose `input_type` is LOGIT; what it would
@@ -11,13 +13,12 @@ Shape legend: R rows, T tokens, V vocabulary (of this rank, where it is sharded)
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from nemo_rl.algorithms.loss import ClippedPGLossFn
 from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
-from nemo_rl.algorithms.utils import masked_mean
 from nemo_rl.distributed.model_utils import (
     ChunkedDistributedEntropy,
     get_next_token_logprobs_from_logits,
@@ -25,9 +26,15 @@ from nemo_rl.distributed.model_utils import (
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from igrpo_nemo.by_path import function_at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.objectives.entropy import token_entropy
-from igrpo_nemo.objectives.surrogate import shaped_probability
+from igrpo_nemo.objectives.surrogate import (
+    Normalizer,
+    SurrogateConfig,
+    SurrogateInputs,
+    clipped_surrogate,
+)
 
 SHAPED = 1.0
 """Marks the tokens of shaped rows: it stands in the place of the log-probs that they were sampled
@@ -56,11 +63,13 @@ class Shards:
 
 
 class IGRPOLoss(ClippedPGLossFn):
-    """`ClippedPGLossFn` with `exact_entropy`, `constant_length_divisor` and `shaping_gamma`.
+    """`ClippedPGLossFn` with `exact_entropy`, `constant_length_divisor`, `shaping_gamma`, and
+    `objective`, the path of a function.
 
     The divisor replaces the rows' own lengths (Dr. GRPO): sum over tokens / (rows x divisor)
     (arXiv 2503.20783). With gamma, tokens marked `SHAPED` have the objective p / (p + gamma) A
-    (arXiv 2506.03106), without a ratio or a clip, averaged as the others are.
+    (arXiv 2506.03106), without a ratio or a clip, averaged as the others are. An objective of
+    one's own makes the loss that of the embedded engine; the metrics stay NeMo-RL's.
 
     `chunk_size` is `policy.logprob_chunk_size`, which a loss of logits is not told otherwise.
     Filtered sampling (top-k, top-p) is not for exact entropy: NeMo-RL then trains on filtered
@@ -74,12 +83,15 @@ class IGRPOLoss(ClippedPGLossFn):
         exact_entropy: bool = False,
         constant_length_divisor: int | None = None,
         shaping_gamma: float | None = None,
+        objective: str | None = None,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(cfg)
+        own = {"constant_length_divisor": constant_length_divisor, "shaping_gamma": shaping_gamma}
+        names = {field.name for field in fields(SurrogateConfig)} - own.keys()
+        self.surrogate = SurrogateConfig(**{name: getattr(cfg, name) for name in names}, **own)
         self.exact_entropy = exact_entropy
-        self.constant_length_divisor = constant_length_divisor
-        self.shaping_gamma = shaping_gamma
+        self.objective = objective
         self.chunk_size = chunk_size
         if exact_entropy:
             self.input_type = LossInputType.LOGIT
@@ -102,33 +114,60 @@ class IGRPOLoss(ClippedPGLossFn):
             next_token_logprobs = self._logprobs(logits, data, shards)
             entropy = masked_entropy(logits, data, global_valid_toks, shards)
         logprobs, sequences, divisor = next_token_logprobs, global_valid_seqs, global_valid_toks
-        if self.constant_length_divisor is not None:
-            divisor = sequences * self.constant_length_divisor
-        plain = data if self.shaping_gamma is None else _without_shaped(data, logprobs)
+        constant, shaping = self.surrogate.constant_length_divisor, self.surrogate.shaping_gamma
+        if constant is not None:
+            divisor = sequences * constant
+        plain = data if shaping is None else _without_shaped(data, logprobs)
         loss, metrics = super().__call__(logprobs, plain, sequences, divisor)
-        if self.shaping_gamma is not None:
-            loss = loss + self._shaped_loss(logprobs, data, sequences, divisor)
+        if self.objective is not None or shaping is not None:
+            ours = self._surrogate_loss(logprobs, data, sequences, global_valid_toks)
+            loss = loss + ours if self.objective is None else ours
             metrics["loss"] = loss.item()
-        if self.constant_length_divisor is not None:
+        if constant is not None:
             for name in metrics.keys() & PER_TOKEN_METRICS:
                 metrics[name] *= float(divisor) / max(float(global_valid_toks), 1.0)
         if entropy is not None:
             metrics["exact_entropy"] = entropy.item()
         return loss, metrics
 
-    def _shaped_loss(
-        self, logprobs_RT: Tensor, data: Any, sequences: Tensor, divisor: Tensor
+    def _surrogate_loss(
+        self, logprobs_RT: Tensor, data: Any, sequences: Tensor, tokens: Tensor
     ) -> Tensor:
-        """Of the shaped tokens, reduced as `ClippedPGLossFn` reduces its own."""
-        shaped_RT = data["generation_logprobs"][:, 1:] == SHAPED
-        loss_RT = -shaped_probability(logprobs_RT, self.shaping_gamma) * data["advantages"][:, 1:]
-        loss_RT = torch.where(shaped_RT, loss_RT, 0.0)
-        token_mask_RT, rows_R = data["token_mask"][:, 1:], data["sample_mask"]
-        if self.loss_type is LossType.TOKEN_LEVEL:
-            mask_RT = token_mask_RT * rows_R[:, None]
-            return masked_mean(loss_RT, mask_RT, global_normalization_factor=divisor)
-        means_R = masked_mean(loss_RT, token_mask_RT, dim=-1)
-        return masked_mean(means_R, rows_R, global_normalization_factor=sequences)
+        """The embedded engine's: of all rows by one's own objective, or of the shaped ones, whose
+        KL is NeMo-RL's."""
+        inputs, surrogate, own = self._answers(logprobs_RT, data), self.surrogate, None
+        if self.objective is not None:
+            own = function_at(self.objective)
+        else:
+            weights_R = data["sample_mask"] * inputs.shaped_R
+            inputs = replace(inputs, weights_R=weights_R, reference_logprobs_RT=None)
+            surrogate = replace(surrogate, reference_policy_kl_penalty=0.0)
+        normalizer = Normalizer(float(sequences) or 1.0, float(tokens) or 1.0)
+        return clipped_surrogate(inputs, surrogate, normalizer, own)[0]
+
+    def _answers(self, logprobs_RT: Tensor, data: Any) -> SurrogateInputs:
+        """The trained tokens of each row, moved to column 0."""
+        mask_RT = data["token_mask"][:, 1:] > 0
+        lengths_R, starts_R = mask_RT.sum(dim=1), mask_RT.int().argmax(dim=1)
+        columns = torch.arange(int(lengths_R.max()), device=mask_RT.device)
+        places_RT = (starts_R[:, None] + columns).clamp(max=mask_RT.shape[1] - 1)
+        shaped_RT = (data["generation_logprobs"][:, 1:] == SHAPED) & mask_RT
+        reference = self.surrogate.reference_policy_kl_penalty
+
+        def moved(name: str) -> Tensor:
+            return data[name][:, 1:].gather(1, places_RT)
+
+        current_RT = logprobs_RT.gather(1, places_RT)
+        old_RT = current_RT.detach() if self.force_on_policy_ratio else moved("prev_logprobs")
+        return SurrogateInputs(
+            logprobs_RT=current_RT,
+            old_logprobs_RT=old_RT,
+            reference_logprobs_RT=moved("reference_policy_logprobs") if reference else None,
+            advantages_R=moved("advantages")[:, 0],
+            lengths_R=lengths_R,
+            weights_R=data["sample_mask"],
+            shaped_R=None if self.surrogate.shaping_gamma is None else shaped_RT.any(dim=1),
+        )
 
     def _logprobs(self, logits: Tensor, data: Any, shards: Shards) -> Tensor:
         if shards.vocab_group is None and not isinstance(logits, DTensor):
@@ -206,16 +245,13 @@ def build_loss(
     made: ClippedPGLossFn, loss_cfg: Any, config: Any, policy: dict[str, Any]
 ) -> ClippedPGLossFn:
     """The loss of a project config: the one that NeMo-RL `made` where nothing is added to it."""
-    igrpo, exact = config.igrpo, config.igrpo.entropy.exact
-    if not exact and igrpo.constant_length_divisor is None and igrpo.shaping_gamma is None:
+    exact = config.igrpo.entropy.exact
+    names = ("constant_length_divisor", "shaping_gamma", "objective")
+    added = {name: getattr(config.igrpo, name) for name in names}
+    if not exact and not any(added.values()):
         return made
-    loss = IGRPOLoss(
-        loss_cfg,
-        exact_entropy=exact,
-        constant_length_divisor=igrpo.constant_length_divisor,
-        shaping_gamma=igrpo.shaping_gamma,
-        chunk_size=policy.get("logprob_chunk_size"),
-    )
+    size = policy.get("logprob_chunk_size")
+    loss = IGRPOLoss(loss_cfg, exact_entropy=exact, chunk_size=size, **added)
     if getattr(made, FUSED, False):  # its policy returns log-probs in the place of logits
         if exact:
             raise UserError(

@@ -37,11 +37,10 @@ class TwoStageMap(RunMap):
 
     def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
         batch: BatchedDataDict = call.arguments["input_batch"]
-        feedback = self.spec.feedback
-        items = items_of(batch, feedback.num_trained)
+        items = items_of(batch, self.feedback.num_trained)
         rollouts, metrics = two_stages(call, self, items, self.prefetcher)
-        problems = [(each, equally_many(each, feedback)) for each in rollouts]
-        trained = trained_batch(batch, problems, self.spec.weights)
+        problems = [(each, equally_many(each, self.feedback)) for each in rollouts]
+        trained = trained_batch(batch, problems, self.weights)
         shown = [rollout for rollout in rollouts if rollout.selection]
         return trained, step_metrics(problems) | metrics | self.rolled_out(shown)
 
@@ -58,19 +57,20 @@ class ValidationMap(RunMap):
 
     def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
         # Before NeMo-RL's own, which writes the answers behind the prompts.
-        given, spec = call.arguments, self.spec
-        items = items_of(given["input_batch"], 1)
-        asked = dict(given, input_batch=given["input_batch"].repeat_interleave(spec.val_samples))
-        if spec.val_greedy:
+        given, keys = call.arguments, self.config.igrpo
+        batch, samples = given["input_batch"], keys.validation.samples
+        items = items_of(batch, 1)
+        asked = dict(given, input_batch=batch.repeat_interleave(samples))
+        if keys.validation.temperature == 0:
             asked["greedy"] = True
         returned = self.watched(replace(call, arguments=asked), items, "validation")
-        if spec.val_reward:
+        if keys.reward.functions:
             answered = (each for each in items if not each.overlong)
-            groups = [_group(returned[0], each, spec.val_samples, {}) for each in answered]
+            groups = [_group(returned[0], each, samples, {}) for each in answered]
             graded = asyncio.run(_graded(client_of(call, self), groups))
             rewards = [score.reward for group in graded for score in group.scores]
             self.measured["val/reward"] += rewards
-        if spec.val_conditioned:
+        if self.feedback.two_stage and keys.val_draft_conditioned:
             rollouts, _ = two_stages(call, self, items)
             groups = [group for rollout in rollouts for group in rollout.refinements]
             rights = [float(score.correct) for group in groups for score in group.scores]
@@ -91,7 +91,7 @@ class SingleStageMap(RunMap):
     """
 
     def roll_out(self, call: RolloutCall) -> tuple[BatchedDataDict, dict[str, Any]]:
-        feedback, weights = self.spec.feedback, self.spec.weights
+        feedback, weights = self.feedback, self.weights
         items = items_of(call.arguments["input_batch"], feedback.num_trained)
         batch, metrics = self.watched(call, items, Stage.DRAFT)
         answered = (each for each in items if not each.overlong)
@@ -137,12 +137,11 @@ def two_stages(
         greedy=given.get("greedy", False),
     )
     client = client_of(call, task_to_env)
-    spec = task_to_env.spec
     drafts = prefetcher and prefetcher.take(batch)
     following = prefetcher and prefetcher.upcoming(batch)
     upcoming = [] if following is None else items_of(following, 1)
-    with spec.alarm as alarm:
-        on = Backends(engine, client, spec.feedback.num_drafts, alarm)
+    with task_to_env.alarm() as alarm:
+        on = Backends(engine, client, task_to_env.feedback.num_drafts, alarm)
         rollouts, ahead = asyncio.run(run(items, on, drafts, upcoming))
     metrics: dict[str, Any] = {f"timing/{name}": s for name, s in engine.seconds.items()}
     if metrics:

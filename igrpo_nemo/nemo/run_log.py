@@ -18,9 +18,10 @@ from typing import Any
 
 from igrpo_nemo.alarms import HeadlineWatch
 from igrpo_nemo.config.schema import Config
+from igrpo_nemo.data.order import Curriculum
 from igrpo_nemo.metrics import best_draft_prediction, mean_and_stderr
 from igrpo_nemo.nemo.resume import Progress, summary_of
-from igrpo_nemo.nemo.seam import SAMPLES, RunMap
+from igrpo_nemo.nemo.seam import SAMPLES, SOLVE_RATES, RunMap
 from igrpo_nemo.prompts import opens_thinking
 from igrpo_nemo.rewards import format_reward
 from igrpo_nemo.run.folder import RunFolder
@@ -33,7 +34,7 @@ TOKENS = "igrpo/generated_tokens"
 DROPPED = "igrpo/drafts_dropped"
 """Counted since the start of the run."""
 
-PASSED_ON = ("igrpo/", "reward/reason/", "timing/")
+PASSED_ON = ("igrpo/", "data/", "reward/reason/", "timing/")
 """Prefixes of metrics that are the project's own already."""
 TIMINGS = "timing/train"
 """NeMo-RL's prefix of a step's timings."""
@@ -72,16 +73,19 @@ class RunLog:
         measured: Callable[[], Mapping[str, float]] = dict,
         peak_memory: Callable[[], float | None] = lambda: None,
         progress: Progress | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         """`task_to_env` has the step clock and the rollouts of the last step, `measured()` has
         what was measured beside the last validation, `peak_memory()` the bytes of the fullest
-        training GPU. `progress` is what a resumed run did before, and goes on here."""
+        training GPU. `progress` is what a resumed run did before, and goes on here; `curriculum`
+        learns what was solved."""
         self._logger = logger
         self._config = config
         self._tracker = tracker
         self._run = task_to_env
         self._measured = measured
         self._peak_memory = peak_memory
+        self._curriculum = curriculum
         self._pending: dict[str, Any] = {}
         self._draws: list[dict[str, float]] = []
         self._samples: list[dict[str, object]] = []
@@ -106,6 +110,9 @@ class RunLog:
         found = metrics.pop(SAMPLES, ())
         rows = [row for each in found for row in (each if isinstance(each, list) else [each])]
         self._samples = rows[:SAMPLE_ROWS] or self._samples
+        rates = metrics.pop(SOLVE_RATES, {})
+        if self._curriculum is not None:
+            self._curriculum.add_rates(rates)
         if step_finished:  # a service takes nothing for a step that it holds to be complete
             self._show_samples(step)
         self._logger.log_metrics(metrics, step, prefix, step_metric, step_finished)
@@ -179,6 +186,8 @@ class RunLog:
             named["igrpo/best_draft_predicted_pooled"] = best_draft_prediction(accuracy, drafts)
             for name in (COMPLETIONS, TOKENS):
                 named[name] *= self._config.grpo.num_prompts_per_step
+        if self._curriculum is not None:
+            named |= self._curriculum.metrics()
         return named | self._performance(named)
 
     def _performance(self, named: Mapping[str, float]) -> dict[str, float]:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from igrpo_nemo.alarms import StallAlarm
-from igrpo_nemo.feedback import Feedback
+from igrpo_nemo.config.schema import Config
+from igrpo_nemo.data.order import solve_rates
 from igrpo_nemo.nemo.failure import Reporter
 from igrpo_nemo.nemo.names import callers
 from igrpo_nemo.nemo.versions import rolled_out_in_groups
@@ -29,6 +30,8 @@ from igrpo_nemo.types import Rollout
 
 SAMPLES = "igrpo_samples"
 """Among the metrics of a rollout in another process: rows for the sample table."""
+SOLVE_RATES = "igrpo_solve_rates"
+"""Among the metrics of a rollout, where a curriculum wants them: by the problem's id."""
 
 _lock = threading.Lock()
 _originals: list[tuple[Any, str, Callable[..., Any]]] = []
@@ -106,45 +109,24 @@ class StepClock:
     finished: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutSpec:
-    """What a rollout must know; plain data that travels to other processes.
-
-    `weights` are the reward's, by component. Validation asks for `val_samples` answers to each q,
-    greedy ones or at the training temperature, and `val_conditioned`: to q' too; `val_reward`: what
-    they would be rewarded with is measured beside their accuracy.
-    """
-
-    feedback: Feedback
-    weights: Mapping[str, float]
-    val_samples: int = 1
-    val_greedy: bool = False
-    val_conditioned: bool = False
-    val_reward: bool = False
-    stall_alarm_s: float = 0.0
-
-    @property
-    def alarm(self) -> StallAlarm:
-        """Tells on the terminal what a rollout waits for; to be entered."""
-        return StallAlarm(self.stall_alarm_s, functools.partial(print, flush=True))
-
-
 class RunMap(dict):
     """`task_to_env` that rolls out itself: of a run's problems, or of its validation.
 
-    `report` tells the run of a failure, from wherever it happens. `rollouts` are those of the last
-    call, for sample tables; they stay in their process.
+    It travels with the run's config. `report` tells the run of a failure, from wherever it happens.
+    `rollouts` are those of the last call, for sample tables; they stay in their process.
     """
 
     def __init__(
         self,
         task_to_env: Mapping[str, Any],
-        spec: RolloutSpec,
+        config: Config,
         clock: StepClock | None = None,
         report: Reporter | None = None,
     ) -> None:
         super().__init__(task_to_env)
-        self.spec = spec
+        self.config = config
+        self.feedback = config.feedback
+        self.weights = config.igrpo.reward.weights
         self.clock = clock or StepClock()
         self.report = report or Reporter()
         self.rollouts: list[Rollout] = []
@@ -160,21 +142,29 @@ class RunMap(dict):
     ) -> tuple[Any, dict[str, Any]]:
         """What NeMo-RL's own rollout returns, which the alarm waits for as a whole."""
         ids = [item.problem.id for item in items]
-        with self.spec.alarm as alarm, alarm.waiting(stage, ids):
+        with self.alarm() as alarm, alarm.waiting(stage, ids):
             return call.as_it_was()
+
+    def alarm(self) -> StallAlarm:
+        """Tells on the terminal what a rollout waits for; to be entered."""
+        patience = self.config.igrpo.stall_alarm_s
+        return StallAlarm(patience, functools.partial(print, flush=True))
 
     def rolled_out(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Takes note of a call's rollouts. In another process no log counts its steps, so calls do
         there, and the rows for the sample table go back among the metrics, which this returns."""
         self.rollouts = list(rollouts)
-        if not self._away:
-            return {}
-        with self._lock:
-            self.clock.finished += 1
-        return {SAMPLES: sample_rows(self.rollouts)}
+        metrics: dict[str, Any] = {}
+        if self.config.igrpo.curriculum_keep is not None:
+            metrics[SOLVE_RATES] = solve_rates(rollouts)
+        if self._away:
+            with self._lock:
+                self.clock.finished += 1
+            metrics[SAMPLES] = sample_rows(self.rollouts)
+        return metrics
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (type(self), dict(self), self.spec, self.clock, self.report)
+        return _arrive, (type(self), dict(self), self.config, self.clock, self.report)
 
 
 def _arrive(kind: type[RunMap], *parts: Any) -> RunMap:

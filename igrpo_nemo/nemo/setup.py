@@ -28,9 +28,9 @@ from igrpo_nemo.nemo.processes import use_one_python
 from igrpo_nemo.nemo.resume import Progress, carry_tokenizer, refuse_non_finite, save_last_step
 from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
 from igrpo_nemo.nemo.run_log import LoggersTables, RunLog
-from igrpo_nemo.nemo.seam import RolloutSpec, RunMap, StepClock
+from igrpo_nemo.nemo.seam import RunMap, StepClock
 from igrpo_nemo.nemo.trainers import finished_steps, trainer, uses_data_plane
-from igrpo_nemo.nemo.versions import entries, finalized
+from igrpo_nemo.nemo.versions import entries, finalized, newest_checkpoint
 from igrpo_nemo.run.folder import RunFolder
 from igrpo_nemo.tracking import Tracker
 from igrpo_nemo.tracking.tracker import JsonlSink
@@ -59,6 +59,11 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
     if isinstance(task_to_env, TwoStageMap) and config.igrpo.draft_prefetch == "fused":
         loader = LookaheadLoader(loader)
         task_to_env.prefetcher = Prefetcher(loader, clock, opened.total_steps)
+    curriculum = None
+    if config.igrpo.curriculum_keep is not None:
+        loader = data.CurriculumLoader(loader, config)
+        loader.resume(newest_checkpoint(arguments["checkpointer"]))
+        curriculum = loader.order
     log = RunLog(
         arguments["logger"],
         config,
@@ -67,6 +72,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         measured=validation.take if isinstance(validation, ValidationMap) else dict,
         peak_memory=lambda: peak_training_memory(arguments["policy"]),
         progress=Progress.before(folder.path, clock.finished),
+        curriculum=curriculum,
     )
     arguments |= {
         "task_to_env": task_to_env,
@@ -145,21 +151,11 @@ def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
 
 def maps(config: Config, made: dict[str, Any], clock: StepClock) -> tuple[RunMap, dict[str, Any]]:
     """What NeMo-RL's rollout and its validation are called with."""
-    igrpo, two = config.igrpo, config.feedback.two_stage
-    spec = RolloutSpec(
-        config.feedback,
-        igrpo.reward.weights,
-        val_samples=igrpo.validation.samples,
-        val_greedy=igrpo.validation.temperature == 0,
-        val_conditioned=two and igrpo.val_draft_conditioned,
-        val_reward=bool(igrpo.reward.functions),
-        stall_alarm_s=igrpo.stall_alarm_s,
-    )
     validation = made["val_task_to_env"]
     if not uses_data_plane(config):  # which keeps what its actor validates
-        validation = ValidationMap(validation, spec, clock)
-    kind = TwoStageMap if two else SingleStageMap
-    return kind(made["task_to_env"], spec, clock), validation
+        validation = ValidationMap(validation, config, clock)
+    kind = TwoStageMap if config.feedback.two_stage else SingleStageMap
+    return kind(made["task_to_env"], config, clock), validation
 
 
 def peak_training_memory(policy: Any) -> float | None:

@@ -17,7 +17,7 @@ from igrpo_nemo.config import Config
 from igrpo_nemo.config.machines import is_async_training
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo import data
-from igrpo_nemo.nemo.failure import Reporter, RolloutError, Watchdog
+from igrpo_nemo.nemo.failure import Reporter, Watchdog
 from igrpo_nemo.nemo.versions import entries
 
 
@@ -50,23 +50,11 @@ def trainer(
     if is_async_training(config):
         return lambda: _train_asynchronously(config, total_steps, loader, arguments, teachers)
     if uses_data_plane(config):
-        return lambda: _train_through_data_plane(arguments, loader)
-    from nemo_rl.algorithms.grpo import grpo_train
+        from nemo_rl.algorithms.grpo_sync import grpo_train_sync as grpo_train
+    else:
+        from nemo_rl.algorithms.grpo import grpo_train
 
     return lambda: grpo_train(**arguments, wrapped_dataloader=loader)
-
-
-def _train_through_data_plane(arguments: dict[str, Any], loader: Any) -> None:
-    from nemo_rl.algorithms.grpo_sync import grpo_train_sync
-    from ray.exceptions import RayTaskError
-
-    try:
-        grpo_train_sync(**arguments, wrapped_dataloader=loader)
-    except RayTaskError as error:
-        # The actor's traceback is Ray's message; the error itself says more in a line.
-        if isinstance(error.cause, RolloutError):
-            raise error.cause from None
-        raise
 
 
 def _train_asynchronously(

@@ -260,9 +260,14 @@ def test_an_objective_of_ones_own_is_named_by_its_path(initial, rows):
         path = "igrpo.objective=own_objective:"
         with pytest.raises(UserError, match="igrpo.objective='own_objective:none' cannot be imp"):
             load_config(["experiment=demo", f"{path}none"])
-        nemo = load_config(["experiment=demo", "engine=nemo_rl_local", f"{path}reinforce"])
-        with pytest.raises(UserError, match="igrpo.objective=.* set igrpo.objective=None"):
-            check_launch(nemo)
+        for key, said in {
+            "use_importance_sampling_correction=true": "is not weighted by loss_fn.use_imp.*=true",
+            "positive_example_nll_weight=0.1": "stands in the place of loss_fn.positive_ex.*=0.1",
+        }.items():
+            words = ["experiment=demo", "engine=nemo_rl_local", f"{path}reinforce"]
+            check_launch(load_config(words))
+            with pytest.raises(UserError, match=f"igrpo.objective=.*{said}: set it to "):
+                check_launch(load_config([*words, f"loss_fn.{key}"]))
 
 
 def test_a_kl_penalty_needs_the_reference_policy(initial):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -121,24 +123,48 @@ def watched() -> Iterator[Seen]:
         yield seen
 
 
-def train(config: Config) -> Seen:
-    """Runs the launcher and returns what was seen."""
+def train(config: Config, *, shared: bool = True) -> Seen:
+    """Runs the launcher and returns what was seen; not `shared`, with an environment of its own."""
     from igrpo_nemo.nemo.launch import train as launch
 
-    with watched() as seen, shared_environments():
+    with watched() as seen, shared_environments() if shared else nullcontext():
         assert launch(config) == 0
     return seen
 
 
+class _Host:
+    """All environments of the tests in one process, whose start takes seconds."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def make(self, key: str, settings: dict[str, Any]) -> None:
+        from igrpo_nemo.nemo.environment import TwoStageWorker
+
+        self._made[key] = TwoStageWorker(settings)
+
+    def call(self, key: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._made[key], method)(*args, **kwargs)
+
+
+class _Hosted:
+    """In the place of an environment's own actor."""
+
+    def __init__(self, host: Any, key: str) -> None:
+        for name in ("grade", "step", "global_post_process_and_metrics"):
+            remote = partial(host.call.remote, key, name)
+            setattr(self, name, SimpleNamespace(remote=remote))
+
+
+_hosts: list[Any] = []
 _environments: dict[str, Any] = {}
 
 
 @contextmanager
 def shared_environments() -> Iterator[None]:
-    """Runs with equal settings of the environment share an actor, whose start takes seconds."""
+    """Runs with equal settings of the environment share one, and all share a process."""
+    import ray
     from nemo_rl.data import utils
-
-    original = utils.create_env
 
     def create(env_name: str, env_config: dict[str, Any]) -> Any:
         config = env_config["config"]
@@ -149,7 +175,10 @@ def shared_environments() -> Iterator[None]:
         parts.append(config["policy"]["max_total_sequence_length"])
         key = json.dumps(parts, sort_keys=True)
         if key not in _environments:
-            _environments[key] = original(env_name, env_config)
+            if not _hosts:
+                _hosts.append(ray.remote(max_concurrency=32)(_Host).remote())
+            ray.get(_hosts[0].make.remote(key, env_config))
+            _environments[key] = _Hosted(_hosts[0], key)
         return _environments[key]
 
     with mock.patch.object(utils, "create_env", create):
@@ -164,6 +193,12 @@ UNSEEN_BY_ENVIRONMENTS = (
     "row_dump_period",
     "val_draft_conditioned",
     "entropy",
+    "curriculum_keep",
+    "objective",
+    "sample_table_period",
+    "schedule",
+    "stall_alarm_s",
+    "validation",
 )
 """Keys of `igrpo` that change nothing in the environment."""
 

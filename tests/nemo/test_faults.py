@@ -71,7 +71,7 @@ def test_an_environment_that_dies_is_restarted_and_changes_nothing(
             if name == "disturbed":
                 # There are two calls a problem.
                 calls = _at_calls(patch, {11: _kill, 19: _restart})
-            [policy] = nemo_runs.train(config).policies
+            [policy] = nemo_runs.train(config, shared=name == "calm").policies
         weights.append(policy.model.state_dict())
         logs.append(nemo_runs.metrics(tmp_path / name))
     assert len(calls) == 3 * 4 * 2

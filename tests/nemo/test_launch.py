@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 import shutil
@@ -189,41 +188,6 @@ def _plain_nemo_rl(config):
             saver, state, master,
         )  # fmt: skip
         return policy
-
-
-def test_a_run_that_meets_its_time_limit_is_not_finished(ray_cluster, policy_folder, tmp_path):
-    """It stops at `checkpoint_must_save_by` with a checkpoint, returns 0, and goes on later; the
-    log and the summary of the job that ends it are those of the whole run."""
-    saving = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
-    saving.append("grpo.val_at_start=true")
-    limit = "checkpointing.checkpoint_must_save_by='00:00:00:00'"
-    folder = tmp_path / "run"
-    nemo_runs.train(nemo_runs.tiny_config(policy_folder, folder, *saving, limit))
-    assert not (folder / "finished").exists()
-    stopped = len(nemo_runs.metrics(folder))
-    assert stopped == 1
-    assert (folder / "checkpoints" / f"step_{stopped}").is_dir()
-    before = _summary(folder)
-    assert not before["finished"]
-    nemo_runs.train(nemo_runs.tiny_config(policy_folder, folder, *saving))
-    assert (folder / "finished").exists()
-    logged = nemo_runs.metrics(folder)
-    assert len(logged) == 3
-    seconds = list(itertools.accumulate(each["timing/step"] for each in logged))
-    hours = [3600 * each["perf/gpu_hours"] for each in logged]
-    assert hours == pytest.approx(seconds)
-    [validated] = nemo_runs.metrics(folder, "val")
-    summary = _summary(folder)
-    assert summary["completions"] == sum(each["igrpo/completions"] for each in logged) == 3 * 64
-    assert summary["training_seconds"] == pytest.approx(seconds[-1])
-    assert summary["seconds"] > before["seconds"] + seconds[-1] - seconds[0]
-    assert summary["val_accuracy_start"] == summary["val_accuracy_end"] == validated["val/accuracy"]
-    nemo_runs.train(nemo_runs.tiny_config(policy_folder, folder, *saving))
-    assert _summary(folder) == summary
-
-
-def _summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_validation_sees_no_draft_and_the_log_has_our_names(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import nemo_runs
-from every_draft import PATH
 
 SETTING = [
     "data.train.num_problems=96",
@@ -28,16 +27,3 @@ def test_both_engines_raise_the_reward_alike(ray_cluster, policy_folder, tmp_pat
         gains.append(last - first)
     assert min(gains) > 0.25
     assert abs(gains[0] - gains[1]) < 0.2
-
-
-def test_a_feedback_from_elsewhere_trains_on_nemo_rl(ray_cluster, policy_folder, tmp_path):
-    """Its actor and its rollout find the class by its path, as the embedded engine does."""
-    config = nemo_runs.tiny_config(
-        policy_folder, tmp_path, f"igrpo.feedback={PATH}", "grpo.max_num_steps=1"
-    )
-    seen = nemo_runs.train(config)
-    (rollouts,) = seen.rollouts
-    assert all([len(g.completions) for g in each.refinements] == [2] * 2 for each in rollouts)
-    assert len(seen.batches[0]["message_log"]) == 8 * 4
-    (metrics,) = nemo_runs.metrics(tmp_path)
-    assert metrics["igrpo/nonzero_advantage_groups"] > 0 and metrics["grad_norm"] > 0

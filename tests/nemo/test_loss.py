@@ -6,12 +6,14 @@ import socket
 import sys
 import types
 
+import own_objective
 import pytest
 import torch
 import torch.multiprocessing as mp
 from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
+from igrpo_nemo.errors import UserError
 from igrpo_nemo.nemo.cpu.policy import next_token_logprobs
 from igrpo_nemo.nemo.loss import (
     SHAPED,
@@ -134,52 +136,110 @@ def test_dr_grpo_divides_by_a_constant():
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5)
 
 
-@pytest.mark.parametrize("gamma", [0.1, 0.6])
-@pytest.mark.parametrize("values", [{}, {"token_level_loss": True}, {"ratio_clip_c": 3.0}])
-@pytest.mark.parametrize("divisor", [None, 50])
-def test_marked_rows_take_the_shaped_term_and_the_others_nemo_rls(gamma, values, divisor):
-    """The embedded engine's surrogate on the same rows, weights included: value and gradient."""
-    if divisor and values:
-        pytest.skip("a divisor is an objective of its own")
+COLUMNS = [(2, 6), (3, 7), (1, 4)]
+"""Of the answers in the batch's rows."""
+
+
+def _weighted(shaped=None):
+    """The batch with rows of several weights, and rows that are marked as shaped; its log-probs,
+    with gradient; its numbers of rows and of tokens."""
     data, logits, _, _ = _batch()
-    shaped, weights = torch.tensor([False, True, True]), torch.tensor([1.0, 2.0, 0.5])
-    data["sample_mask"] = weights
-    marked = shaped[:, None] & (data["token_mask"] > 0)
-    data["generation_logprobs"] = torch.where(marked, SHAPED, data["generation_logprobs"])
+    data["sample_mask"] = weights = torch.tensor([1.0, 2.0, 0.5])
+    if shaped is not None:
+        marked = torch.tensor(shaped)[:, None] & (data["token_mask"] > 0)
+        data["generation_logprobs"] = torch.where(marked, SHAPED, data["generation_logprobs"])
     tokens = (data["token_mask"][:, 1:] * weights[:, None]).sum()
     logprobs = next_token_logprobs(logits, data["input_ids"]).requires_grad_()
-    loss_fn = IGRPOLoss(_config(**values), shaping_gamma=gamma, constant_length_divisor=divisor)
-    loss, metrics = loss_fn(data, weights.sum(), tokens, next_token_logprobs=logprobs)
-    loss.backward()
+    return data, logprobs, weights.sum(), tokens
 
-    columns = [(2, 6), (3, 7), (1, 4)]
-    ours = torch.zeros(R, 4)
-    old = torch.zeros(R, 4)
-    for row, (start, end) in enumerate(columns):
+
+def _is_the_embedded_engines(
+    loss, data, logprobs, *, shaped=None, own=None, forced=False, **values
+):
+    """Value and gradient of the same rows, weights included."""
+    loss.backward()
+    ours, old, reference = torch.zeros(3, R, 4)
+    for row, (start, end) in enumerate(COLUMNS):
         ours[row, : end - start] = logprobs.detach()[row, start - 1 : end - 1]
         old[row, : end - start] = data["prev_logprobs"][row, start:end]
+        reference[row, : end - start] = data["reference_policy_logprobs"][row, start:end]
     ours.requires_grad_()
-    lengths = [end - start for start, end in columns]
+    lengths = [end - start for start, end in COLUMNS]
     inputs = SurrogateInputs(
-        ours, old, None, data["advantages"][:, 0], torch.tensor(lengths), weights, shaped
+        ours,
+        ours.detach() if forced else old,
+        reference if "reference_policy_kl_penalty" in values else None,
+        data["advantages"][:, 0],
+        torch.tensor(lengths),
+        data["sample_mask"],
+        None if shaped is None else torch.tensor(shaped),
     )
-    config = SurrogateConfig(
-        ratio_clip_max=0.28, shaping_gamma=gamma, constant_length_divisor=divisor, **values
-    )
-    expected, _ = clipped_surrogate(
-        inputs, config, Normalizer.from_lengths(lengths, weights.tolist())
-    )
+    config = SurrogateConfig(ratio_clip_max=0.28, **values)
+    normalizer = Normalizer.from_lengths(lengths, data["sample_mask"].tolist())
+    expected, _ = clipped_surrogate(inputs, config, normalizer, own)
     expected.backward()
-    assert float(loss) == metrics["loss"] == pytest.approx(float(expected), rel=1e-6)
-    for row, (start, end) in enumerate(columns):
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for row, (start, end) in enumerate(COLUMNS):
         torch.testing.assert_close(
             logprobs.grad[row, start - 1 : end - 1], ours.grad[row, : end - start]
         )
-    _, unmarked = IGRPOLoss(_config(**values), constant_length_divisor=divisor)(
-        data.slice(0, 1), weights.sum(), tokens, next_token_logprobs=logprobs[:1]
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.6])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"token_level_loss": True}, {"ratio_clip_c": 3.0}, {"constant_length_divisor": 50}],
+)
+def test_marked_rows_take_the_shaped_term_and_the_others_nemo_rls(gamma, values):
+    shaped, divisor = [False, True, True], values.get("constant_length_divisor")
+    cfg = _config(**{k: v for k, v in values.items() if k != "constant_length_divisor"})
+    data, logprobs, rows, tokens = _weighted(shaped)
+    loss_fn = IGRPOLoss(cfg, shaping_gamma=gamma, constant_length_divisor=divisor)
+    loss, metrics = loss_fn(data, rows, tokens, next_token_logprobs=logprobs)
+    assert loss.item() == metrics["loss"]
+    _is_the_embedded_engines(loss, data, logprobs, shaped=shaped, shaping_gamma=gamma, **values)
+    _, unmarked = IGRPOLoss(cfg, constant_length_divisor=divisor)(
+        data.slice(0, 1), rows, tokens, next_token_logprobs=logprobs[:1]
     )
-    ratio_one = float((weights * shaped * torch.tensor(lengths)).sum() / tokens)
+    marked = (data["generation_logprobs"] == SHAPED).sum(dim=1) * data["sample_mask"]
+    ratio_one = float(marked.sum() / tokens)
     assert metrics["probs_ratio"] == pytest.approx(unmarked["probs_ratio"] + ratio_one, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [None, 0.6])
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(
+    "values", [{}, {"token_level_loss": True}, {"reference_policy_kl_penalty": 0.1}]
+)
+def test_an_objective_of_ones_own_makes_the_embedded_engines_loss(gamma, forced, values):
+    """Shaped rows and KL included; the metrics stay NeMo-RL's."""
+    shaped = [False, False, True] if gamma else None
+    data, logprobs, rows, tokens = _weighted(shaped)
+    cfg = _config(force_on_policy_ratio=forced, **values)
+    (_, theirs), (loss, metrics) = (
+        IGRPOLoss(cfg, shaping_gamma=gamma, objective=own)(
+            data, rows, tokens, next_token_logprobs=logprobs
+        )
+        for own in (None, "own_objective:tilted")
+    )
+    assert {**metrics, "loss": 0} == {**theirs, "loss": 0} and loss.item() == metrics["loss"]
+    given = {"own": own_objective.tilted, "forced": forced, "shaping_gamma": gamma}
+    _is_the_embedded_engines(loss, data, logprobs, shaped=shaped, **given, **values)
+
+
+def test_an_objective_of_ones_own_that_is_no_value_a_token_is_named(ray_cluster):
+    """In one line, from a worker too, where it is imported by its path."""
+    import ray
+
+    from igrpo_nemo.nemo.failure import named_errors
+
+    data, logits, sequences, tokens = _batch()
+    logprobs = next_token_logprobs(logits, data["input_ids"])
+    loss_fn = IGRPOLoss(_config(), objective="own_objective:narrow")
+    worker = ray.remote(num_cpus=0)(lambda: loss_fn(data, sequences, tokens, logprobs))
+    with pytest.raises(UserError, match=r"^igrpo.objective returned a tensor of shape \(3,\)"):
+        with named_errors():
+            ray.get(worker.remote())
 
 
 def _free_port():
@@ -258,5 +318,5 @@ def test_the_loss_travels_to_workers():
 
     loss_fn = IGRPOLoss(_config(), exact_entropy=True, constant_length_divisor=9)
     copied = pickle.loads(pickle.dumps(loss_fn))
-    assert (copied.exact_entropy, copied.constant_length_divisor) == (True, 9)
+    assert (copied.exact_entropy, copied.surrogate.constant_length_divisor) == (True, 9)
     assert copied.input_type == loss_fn.input_type

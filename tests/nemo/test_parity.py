@@ -11,6 +11,7 @@ import copy
 import nemo_runs
 import pytest
 import torch
+from every_draft import PATH
 
 from igrpo_nemo.local.model import open_policy
 from igrpo_nemo.local.parts import open_learner
@@ -28,9 +29,15 @@ CASES = [
         id="dr_grpo-best_draft-both",
     ),
     ("dapo", "best_draft"),
+    ("grpo", "best_draft", BOTH),
+    ("dr_grpo", "best_draft", "igrpo.on_all_zero=skip"),
     ("gspo", "self_verification_short"),
+    ("grpo", "critique_short"),
     ("dr_grpo", "critique_short", "igrpo.feedback_options.keep=2"),
     ("grpo", "exemplar", f"igrpo.feedback_options={EXAMPLE}"),
+    ("dr_grpo", "best_draft", "igrpo.objective=own_objective:tilted"),
+    # A feedback from elsewhere, which actor and rollout find by its path.
+    ("grpo", "best_draft", f"igrpo.feedback={PATH}"),
     # Problems that an answer solved have no refinement: NeMo-RL gets rows without weight.
     ("grpo", "critique_short", "igrpo.feedback_options.refine=all_wrong"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -12,8 +13,6 @@ from nemo_rl.utils.timer import TimeoutChecker
 from igrpo_nemo.nemo import launch
 from igrpo_nemo.nemo.resume import stop_requests
 from igrpo_nemo.run.stop import VARIABLE, StopFile
-
-SAVING = ["checkpointing.enabled=true", "checkpointing.save_period=9", "grpo.max_num_steps=3"]
 
 
 def test_a_checker_says_stop_once_the_file_is_there(tmp_path, capsys, monkeypatch):
@@ -49,25 +48,50 @@ def test_nemo_rls_own_limit_counts_as_given_and_errors_restore_it():
     ],
 )
 def test_when_a_run_is_finished(steps, dynamic, stopped, finished):
-    config = SimpleNamespace(grpo=SimpleNamespace(use_dynamic_sampling=dynamic))
-    assert launch.is_finished(config, steps, 10, stopped) is finished
+    for sampling, keep in ((dynamic, None), (False, 0.2 if dynamic else None)):
+        grpo, igrpo = SimpleNamespace(use_dynamic_sampling=sampling), SimpleNamespace()
+        igrpo.curriculum_keep = keep
+        config = SimpleNamespace(grpo=grpo, igrpo=igrpo)
+        assert launch.is_finished(config, steps, 10, stopped) is finished
 
 
 @pytest.mark.either_tree
-def test_the_stop_file_saves_after_a_step(ray_cluster, policy_folder, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_goes_on(ray_cluster, policy_folder, tmp_path, monkeypatch):
+    """One job meets `checkpoint_must_save_by`, one the stop file, one ends the run: each returns 0
+    with a checkpoint. The log and the summary of the last are those of the whole run."""
+    saving = ["checkpointing.enabled=true", "checkpointing.save_period=9"]
+    saving += ["grpo.max_num_steps=3", "grpo.val_at_start=true"]
     folder, stop = tmp_path / "run", tmp_path / "stop"
-    config = nemo_runs.tiny_config(policy_folder, folder, *SAVING)
+    summaries = []
+
+    def job(steps, *options):
+        nemo_runs.train(nemo_runs.tiny_config(policy_folder, folder, *saving, *options))
+        assert (folder / "finished").exists() is (steps == 3)
+        assert (folder / "checkpoints" / f"step_{steps}").is_dir()
+        assert len(nemo_runs.metrics(folder)) == steps
+        summaries.append(json.loads((folder / "summary.json").read_text()))
+
+    job(1, "checkpointing.checkpoint_must_save_by='00:00:00:00'")
     monkeypatch.setenv(VARIABLE, str(stop))
     stop.touch()
-    nemo_runs.train(config)
-    assert not (folder / "finished").exists()
-    assert (folder / "checkpoints" / "step_1").is_dir()
-    assert len(nemo_runs.metrics(folder)) == 1
+    job(2)
     stop.unlink()
-    nemo_runs.train(config)
+    job(3)
+    job(3)
     assert (folder / "finished").read_text() == "3\n"
     assert (folder / "plan.json").read_text() == '{"total_steps": 3}\n'
-    assert len(nemo_runs.metrics(folder)) == 3
+    logged = nemo_runs.metrics(folder)
+    seconds = list(itertools.accumulate(each["timing/step"] for each in logged))
+    hours = [3600 * each["perf/gpu_hours"] for each in logged]
+    assert hours == pytest.approx(seconds)
+    [validated] = nemo_runs.metrics(folder, "val")
+    _, before, summary, again = summaries
+    assert [each["finished"] for each in summaries] == [False, False, True, True]
+    assert summary["completions"] == sum(each["igrpo/completions"] for each in logged) == 3 * 64
+    assert summary["training_seconds"] == pytest.approx(seconds[-1])
+    assert summary["seconds"] > before["seconds"] + seconds[-1] - seconds[1]
+    assert summary["val_accuracy_start"] == summary["val_accuracy_end"] == validated["val/accuracy"]
+    assert again == summary
 
 
 def test_a_trainer_that_gives_up_is_a_failure(

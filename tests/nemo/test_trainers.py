@@ -30,10 +30,6 @@ ASYNCHRONOUS = [
     "policy.generation.colocated.resources.gpus_per_node=1",
     "cluster.gpus_per_node=2",
 ]
-TRAINERS = pytest.mark.parametrize(
-    "trainer",
-    [pytest.param(DATA_PLANE, id="data-plane"), pytest.param(ASYNCHRONOUS, id="asynchronous")],
-)
 
 
 def _rows(config, step):
@@ -119,20 +115,13 @@ SHAPE = [
 
 
 @pytest.mark.either_tree
-def test_the_data_plane_trains_exactly_the_refinements_under_their_q_prime(
-    ray_cluster, policy_folder, tmp_path
-):
-    words = [*SHAPE, *DATA_PLANE, "grpo.max_num_steps=1"]
-    config = nemo_runs.tiny_config(policy_folder, tmp_path, *words)
-    assert launch.train(config) == 0
-    _check_rows(config, steps=1, current=1)
-
-
 @pytest.mark.parametrize("feedback", ["best_draft", "none"])
 def test_the_data_plane_trains_like_grpo_train(ray_cluster, policy_folder, tmp_path, feedback):
-    """Two steps with the synchronous engine: the same metrics, and weights to the last bit."""
-    base = [SYNC, f"feedback={feedback}"]
-    base.append("igrpo.budget=4" if feedback == "none" else "igrpo.budget=null")
+    """Three steps with the synchronous engine, the last one of an epoch that a curriculum made: the
+    same metrics, and weights to the last bit; of two stages exactly the refinements under q'."""
+    base = [SYNC, f"feedback={feedback}", "igrpo.curriculum_keep=0", "grpo.max_num_steps=3"]
+    base += ["data.train.num_problems=16", "grpo.max_num_epochs=9"]
+    base += ["igrpo.budget=4"] if feedback == "none" else SHAPE
     weights, logs = [], []
     for name, options in {"plain": [], "queue": ["data_plane={enabled: true}"]}.items():
         config = nemo_runs.tiny_config(policy_folder, tmp_path / name, *base, *options)
@@ -142,63 +131,81 @@ def test_the_data_plane_trains_like_grpo_train(ray_cluster, policy_folder, tmp_p
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
     for plain, queue in zip(*logs, strict=True):
         ours, theirs = (
-            {name: value for name, value in each.items() if name.startswith("igrpo/")}
+            {name: value for name, value in each.items() if name.startswith(("igrpo/", "data/"))}
             for each in (plain, queue)
         )
         assert ours and ours == pytest.approx(theirs)
+    assert logs[0][-1]["data/left_out"] > 0
+    if feedback != "none":
+        _check_rows(config, steps=3, current=3)
+
+
+@pytest.fixture
+def environments(monkeypatch):
+    """Those that the runs of a test have made."""
+    from nemo_rl.data import utils
+
+    made, create = [], utils.create_env
+
+    def created(**arguments):
+        made.append(create(**arguments))
+        return made[-1]
+
+    monkeypatch.setattr(utils, "create_env", created)
+    return made
+
+
+def _gone_after(monkeypatch, environments, step):
+    """The environment is gone for good once a step is logged."""
+    import ray
+
+    finish = run_log.RunLog._finish
+
+    def finished(log, number):
+        finish(log, number)
+        for environment in environments if number >= step else ():
+            ray.kill(environment)
+
+    monkeypatch.setattr(run_log.RunLog, "_finish", finished)
+
+
+GONE = r"^problem \S+, stage (draft|refine).*: .*actor.*died"
 
 
 @pytest.mark.either_tree
-def test_the_asynchronous_trainer_trains_them_reads_its_data_again_and_resumes(
-    ray_cluster, policy_folder, tmp_path
+def test_a_rollout_that_fails_in_the_data_planes_actor_ends_the_run_with_its_error(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, environments
 ):
-    """Two batches an epoch, three steps; then two more, behind whose log they stand."""
+    _gone_after(monkeypatch, environments, 1)
+    config = nemo_runs.tiny_config(policy_folder, tmp_path, *DATA_PLANE, "grpo.max_num_steps=4")
+    with pytest.raises(RolloutError, match=GONE):
+        launch.train(config)
+    assert len(nemo_runs.metrics(tmp_path)) == 1
+    assert not (tmp_path / "finished").exists()
+
+
+@pytest.mark.either_tree
+def test_the_asynchronous_trainer_reads_its_data_again_resumes_and_ends_with_its_collectors_error(
+    ray_cluster, policy_folder, tmp_path, monkeypatch, environments
+):
+    """Two batches an epoch, three steps; then two more, behind whose log they stand, until no
+    environment answers."""
     base = [*SHAPE, *ASYNCHRONOUS, "checkpointing.enabled=true", "checkpointing.save_period=3"]
     base += ["data.train.num_problems=16", "grpo.max_num_epochs=9"]
     config = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=3")
-    assert launch.train(config) == 0
+    nemo_runs.train(config)
     # In step 1 there is only one version of the weights.
     _check_rows(config, steps=3, current=1)
     before = nemo_runs.metrics(tmp_path)
     assert (tmp_path / "checkpoints" / "step_3" / "replay_buffer.pt").exists()
-    more = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=5")
-    assert launch.train(more) == 0
+    _gone_after(monkeypatch, environments, 5)
+    more = nemo_runs.tiny_config(policy_folder, tmp_path, *base, "grpo.max_num_steps=9")
+    with pytest.raises(RolloutError, match=GONE):
+        launch.train(more)
     after = nemo_runs.metrics(tmp_path)
-    assert len(after) == 5
+    assert 5 <= len(after) <= 6
     assert after[:3] == before
-
-
-@pytest.mark.either_tree
-@TRAINERS
-def test_a_rollout_that_fails_in_an_actor_ends_the_run_with_its_error(
-    ray_cluster, policy_folder, tmp_path, monkeypatch, trainer
-):
-    """The environment is gone for good after the first step."""
-    import ray
-    from nemo_rl.data import utils
-
-    environments = []
-    create = utils.create_env
-    finish = run_log.RunLog._finish
-
-    def created(**arguments):
-        environments.append(create(**arguments))
-        return environments[-1]
-
-    def finished(log, step):
-        finish(log, step)
-        for environment in environments:
-            ray.kill(environment)
-
-    monkeypatch.setattr(utils, "create_env", created)
-    monkeypatch.setattr(run_log.RunLog, "_finish", finished)
-    config = nemo_runs.tiny_config(
-        policy_folder, tmp_path / "run", *trainer, "grpo.max_num_steps=4"
-    )
-    with pytest.raises(RolloutError, match=r"^problem \S+, stage (draft|refine).*: .*actor.*died"):
-        launch.train(config)
-    assert 1 <= len(nemo_runs.metrics(tmp_path / "run")) <= 2
-    assert not (tmp_path / "run" / "finished").exists()
+    assert not (tmp_path / "finished").exists()
 
 
 @pytest.mark.either_tree

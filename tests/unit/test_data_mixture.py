@@ -140,7 +140,15 @@ def test_a_curriculum_goes_on_within_an_epoch_as_if_nothing_had_been(make_group)
     assert 3 not in fresh.order(2)
 
 
-def test_nemo_rl_has_no_curriculum():
-    config = load_config([HF, "engine=nemo_rl", "cluster=a100_1x8", "igrpo.curriculum_keep=0"])
-    (line,) = [each for each in launch_problems(config) if "curriculum" in each]
-    assert "igrpo.curriculum_keep=0.0: NeMo-RL orders the problems by itself" in line
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("igrpo.draft_prefetch=off", None),
+        ("igrpo.draft_prefetch=fused", "is saved with a step, igrpo.draft_prefetch=fused reads"),
+        ("grpo.async_grpo={enabled: true}", "grpo.async_grpo.enabled=true reads before"),
+    ],
+)
+def test_where_nemo_rl_has_no_curriculum(option, said):
+    words = [HF, "engine=nemo_rl", "cluster=a100_2x8", "igrpo.curriculum_keep=0", option]
+    lines = [each for each in launch_problems(load_config(words)) if "curriculum" in each]
+    assert [said in line for line in lines] == ([True] if said else [])
