@@ -83,7 +83,7 @@ def measure(
 
     from igrpo_nemo.nemo import rollout, stages
     from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher
-    from igrpo_nemo.nemo.rollout import TwoStageMap
+    from igrpo_nemo.nemo.rollout import TrainingMap
     from igrpo_nemo.nemo.seam import RolloutCall, StepClock
 
     given = made["task_to_env"]
@@ -104,7 +104,7 @@ def measure(
         rows = batch.repeat_interleave(config.igrpo.budget)
         return original(input_batch=rows, task_to_env=environments, **arguments)
 
-    def two_stages(task_to_env: TwoStageMap, *, barrier: bool = False) -> Roll:
+    def two_stages(task_to_env: TrainingMap, *, barrier: bool = False) -> Roll:
         def roll(batch: Any) -> tuple[Any, dict[str, Any]]:
             rows = batch.repeat_interleave(config.feedback.num_trained)
             call = {**arguments, "input_batch": rows, "task_to_env": task_to_env}
@@ -119,13 +119,13 @@ def measure(
         return roll
 
     batches = iter(ahead)
-    plain = TwoStageMap(environments, given.config, clock)
+    plain = TrainingMap(environments, given.config, clock)
     times.take("first", grpo, next(batches), counted=False)
     for _ in range(repeats):
         times.take("grpo", grpo, next(batches))
         times.take("barrier", two_stages(plain, barrier=True), next(batches))
         times.take("pipelined", two_stages(plain), next(batches))
-    fused = TwoStageMap(environments, given.config, clock)
+    fused = TrainingMap(environments, given.config, clock)
     fused.prefetcher = Prefetcher(ahead, clock, total_steps)
     for number in range(repeats + 1):
         times.take("fused" if number else "fused first", two_stages(fused), next(batches))

@@ -199,7 +199,7 @@ def driver_ms_per_completion(count: int, tokens: int = MAX_TOKENS) -> float | No
     rollouts, _ = asyncio.run(at_own_pace(items, on))
     trained = [(rollout, equally_many(rollout, feedback)) for rollout in rollouts]
     trained_batch(batch, trained, {"accuracy": 1.0})
-    step_metrics(trained)
+    step_metrics(rollouts, trained)
     return 1_000 * (time.process_time() - started) / (count * (DRAFTS + REFINEMENTS))
 
 

@@ -93,13 +93,14 @@ def items_of(batch: BatchedDataDict, rows_per_problem: int) -> list[Item]:
     return items
 
 
-def equally_many(rollout: Rollout, feedback: Feedback) -> list[TrainingRow]:
+def equally_many(rollout: Rollout, feedback: Feedback, overlong: bool = False) -> list[TrainingRow]:
     """`num_trained` rows of a problem, as NeMo-RL wants of every one: what `feedback` trains, and
-    where that is less (a problem skipped, cut by NeMo-RL, or without a part of its Stage 2) rows of
-    weight 0. Their context is not used by others, so that no group's baseline or spread moves;
-    their reward is the mean of the problem's, so that NeMo-RL's mean reward does not move either.
+    where that is less (a problem skipped, `overlong` and cut by NeMo-RL, or without a part of its
+    Stage 2) rows of weight 0. Their context is not used by others, so that no group's baseline or
+    spread moves; their reward is the mean of the problem's, so that NeMo-RL's mean reward does not
+    move either.
     """
-    rows = feedback.training_rows(rollout) if rollout.selection is not None else []
+    rows = [] if overlong else feedback.training_rows(rollout)
     missing = feedback.num_trained - len(rows)
     if not missing:
         return rows

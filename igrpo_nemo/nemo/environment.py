@@ -142,9 +142,7 @@ class EnvironmentClient:
         self._running = 0
         self.seconds = 0.0
 
-    async def step(
-        self, stage: Stage | None, attempt: Attempt, *, judged: bool = True
-    ) -> StepReturn:
+    async def step(self, stage: Stage | None, attempt: Attempt) -> StepReturn:
         """One attempt, without blocking the loop. Texts travel, tokens and log-probs stay."""
         texts = tuple(Completion(c.text, (), (), c.stop_reason) for c in attempt.completions)
         sent = replace(attempt, completions=texts)
@@ -152,9 +150,7 @@ class EnvironmentClient:
             self._since = time.perf_counter()
         self._running += 1
         try:
-            found: StepReturn = await self._actor.grade.remote(
-                stage, sent, self._step_number, judged
-            )
+            found: StepReturn = await self._actor.grade.remote(stage, sent, self._step_number)
         finally:
             self._running -= 1
             if not self._running:

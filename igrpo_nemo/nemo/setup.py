@@ -26,9 +26,9 @@ from igrpo_nemo.nemo.master_config import OpenedRun
 from igrpo_nemo.nemo.prefetch import LookaheadLoader, Prefetcher
 from igrpo_nemo.nemo.processes import use_one_python
 from igrpo_nemo.nemo.resume import Progress, carry_tokenizer, refuse_non_finite, save_last_step
-from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
+from igrpo_nemo.nemo.rollout import TrainingMap, ValidationMap
 from igrpo_nemo.nemo.run_log import LoggersTables, RunLog
-from igrpo_nemo.nemo.seam import RunMap, StepClock
+from igrpo_nemo.nemo.seam import StepClock
 from igrpo_nemo.nemo.trainers import finished_steps, trainer, uses_data_plane
 from igrpo_nemo.nemo.versions import entries, finalized, newest_checkpoint
 from igrpo_nemo.run.folder import RunFolder
@@ -56,7 +56,7 @@ def set_up(opened: OpenedRun, folder: RunFolder, stack: ExitStack) -> Parts:
         # NeMo-RL takes the first step of any epoch for the first of the run.
         entries(master.grpo)["val_at_start"] = False
     task_to_env, validation = maps(config, arguments, clock)
-    if isinstance(task_to_env, TwoStageMap) and config.igrpo.draft_prefetch == "fused":
+    if config.feedback.two_stage and config.igrpo.draft_prefetch == "fused":
         loader = LookaheadLoader(loader)
         task_to_env.prefetcher = Prefetcher(loader, clock, opened.total_steps)
     curriculum = None
@@ -149,13 +149,14 @@ def _policy_factory(config: Config, master: Any) -> Iterator[Any]:
         yield None
 
 
-def maps(config: Config, made: dict[str, Any], clock: StepClock) -> tuple[RunMap, dict[str, Any]]:
+def maps(
+    config: Config, made: dict[str, Any], clock: StepClock
+) -> tuple[TrainingMap, dict[str, Any]]:
     """What NeMo-RL's rollout and its validation are called with."""
     validation = made["val_task_to_env"]
     if not uses_data_plane(config):  # which keeps what its actor validates
         validation = ValidationMap(validation, config, clock)
-    kind = TwoStageMap if config.feedback.two_stage else SingleStageMap
-    return kind(made["task_to_env"], config, clock), validation
+    return TrainingMap(made["task_to_env"], config, clock), validation
 
 
 def peak_training_memory(policy: Any) -> float | None:

@@ -98,7 +98,7 @@ def watched() -> Iterator[Seen]:
     from igrpo_nemo.nemo.cpu import policy
 
     seen = Seen()
-    roll_out, two_stages = rollout.TwoStageMap.roll_out, rollout.two_stages
+    roll_out, two_stages = rollout.TrainingMap.roll_out, rollout.two_stages
     make = policy.LocalPolicy.__init__
 
     def rolled_out(task_to_env: Any, call: Any) -> Any:
@@ -116,7 +116,7 @@ def watched() -> Iterator[Seen]:
         seen.policies.append(policy)
 
     with (
-        mock.patch.object(rollout.TwoStageMap, "roll_out", rolled_out),
+        mock.patch.object(rollout.TrainingMap, "roll_out", rolled_out),
         mock.patch.object(rollout, "two_stages", ran),
         mock.patch.object(policy.LocalPolicy, "__init__", init),
     ):

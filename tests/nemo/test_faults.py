@@ -10,7 +10,7 @@ import nemo_runs
 import psutil
 import pytest
 import ray
-from nemo_runs import ASYNC, ENGINES, SYNC
+from nemo_runs import ENGINES, SYNC
 
 from igrpo_nemo.nemo import launch
 from igrpo_nemo.nemo.cpu import generation
@@ -111,28 +111,6 @@ def test_what_fails_for_good_fails_the_step_in_one_line(
     assert "\n" not in str(raised.value)
     assert len(nemo_runs.metrics(folder)) == 2
     assert not (folder / "finished").exists()
-
-
-def test_without_feedback_a_lost_answer_fails_the_step_too(
-    ray_cluster, policy_folder, tmp_path, monkeypatch
-):
-    """NeMo-RL's own rollout prints the error and keeps the row with reward 0: a wrong group."""
-    generate = generation.LocalGeneration.generate_async
-    asked = []
-
-    async def failing(generation, data, greedy=False):
-        asked.append(data)
-        if len(asked) == 20:
-            raise RuntimeError("engine on fire")
-        async for each in generate(generation, data, greedy):
-            yield each
-
-    monkeypatch.setattr(generation.LocalGeneration, "generate_async", failing)
-    options = ["feedback=none", "igrpo.budget=4", ASYNC]
-    config = nemo_runs.tiny_config(policy_folder, tmp_path / "run", *SHORT, *options)
-    with pytest.raises(RolloutError, match=r"^problem \S+, stage draft: .*no answer"):
-        nemo_runs.train(config)
-    assert not (tmp_path / "run" / "finished").exists()
 
 
 def test_a_reward_that_times_out_is_counted_and_the_step_completes(

@@ -245,8 +245,7 @@ def test_validation_sees_no_draft_and_the_log_has_our_names(
 
 @pytest.mark.either_tree
 def test_feedback_none_is_described_as_on_the_embedded_engine(ray_cluster, policy_folder, tmp_path):
-    """The same names but for the verifier's reasons, which NeMo-RL's own rollout does not keep, and
-    figures that agree with the rows that NeMo-RL trained on."""
+    """The same names, and figures that agree with the rows that NeMo-RL trained on."""
     from igrpo_nemo.local.trainer import train as train_locally
 
     changes = ["feedback=none", "igrpo.budget=4", "grpo.max_num_steps=1"]
@@ -262,6 +261,8 @@ def test_feedback_none_is_described_as_on_the_embedded_engine(ray_cluster, polic
     }  # fmt: skip
     ours = {name for name in logged if name.startswith("igrpo/")}
     assert ours - {"igrpo/completions", "igrpo/generated_tokens"} == names
+    reasons = [value for name, value in logged.items() if name.startswith("reward/reason/")]
+    assert sum(reasons) == pytest.approx(1)
     rows = nemo_runs.dump(tmp_path / "nemo", 1)
     groups = [rows[start : start + 4] for start in range(0, len(rows), 4)]
     assert len(groups) == 8

@@ -23,7 +23,8 @@ def test_all_ways_are_measured(policy_folder, ray_cluster, tmp_path, monkeypatch
         "grpo.num_prompts_per_step=4",
         "grpo.max_num_steps=8",
     ]
-    assert gpu_overlap.main(["--repeats", "1", "--json", str(file), *words]) == 0
+    with nemo_runs.shared_environments():
+        assert gpu_overlap.main(["--repeats", "1", "--json", str(file), *words]) == 0
     result = json.loads(file.read_text())
     assert result["ratios"].keys() == {"grpo", "barrier", "pipelined", "fused first", "fused"}
     assert result["ratios"]["grpo"] == 1 and min(result["seconds"].values()) > 0

@@ -20,10 +20,9 @@ from igrpo_nemo.feedback import NextPrompt
 from igrpo_nemo.nemo import data, rollout
 from igrpo_nemo.nemo.batches import MessageCompletion, trained_batch
 from igrpo_nemo.nemo.failure import RolloutError
-from igrpo_nemo.nemo.rollout import SingleStageMap, TwoStageMap, ValidationMap
+from igrpo_nemo.nemo.rollout import TrainingMap, ValidationMap
 from igrpo_nemo.nemo.seam import RolloutCall
 from igrpo_nemo.nemo.stages import Item, Wanted
-from igrpo_nemo.nemo.versions import component_key
 from igrpo_nemo.run import core
 from igrpo_nemo.types import Group, Problem, Prompt, Score, Stage, StopReason, TrainingRow
 
@@ -128,7 +127,7 @@ def world(opened, monkeypatch):
             "input_batch": batch(*questions),
             "tokenizer": tokenizer,
         }
-        task_to_env = TwoStageMap({data.TASK: None}, changed)
+        task_to_env = TrainingMap({data.TASK: None}, changed)
         call = RolloutCall(_never, arguments, asynchronous)
         return *task_to_env.roll_out(call), generation
 
@@ -295,14 +294,10 @@ ALONE = ["experiment=demo", "engine=nemo_rl_local", "feedback=none", "igrpo.budg
 class Verifier:
     """In the place of the actor's: an answer is right if it says so."""
 
-    judged: list[bool] = []
-
     def __init__(self, actor, step_number):
         assert (actor, step_number) == ("actor", 1)
-        self.judged.clear()
 
-    async def step(self, stage, attempt, *, judged=True):
-        self.judged.append(judged)
+    async def step(self, stage, attempt):
         scores = tuple(
             Score(float(len(c.text)), {"accuracy": float(c.text == "right")}, "verdict")
             for c in attempt.completions
@@ -329,29 +324,7 @@ def _answered(texts):
         "loss_multiplier": torch.ones(len(texts)),
         "truncated": torch.zeros(len(texts), dtype=torch.bool),
         "total_reward": torch.tensor([1.0, 2.0]),
-        component_key(1, "format"): torch.tensor([1.0, 1.0]),
-        component_key(2, "judge"): torch.tensor([0.0, 1.0]),
     }
-
-
-def test_accuracy_is_the_verifiers_where_a_judge_is_the_reward(monkeypatch):
-    """A well formatted answer that the judge takes for wrong has reward 1, and is not right; the
-    judge is not asked again."""
-    monkeypatch.setattr(rollout, "EnvironmentClient", Verifier)
-    rewards = ["accuracy=0", "format=1", "judge=1"]
-    config = load_config(
-        [*ALONE, *(f"igrpo.reward.{each}" for each in rewards), "igrpo.judge.model=m"]
-    )
-    task_to_env = SingleStageMap({"igrpo": "actor"}, config)
-    batch = _answered(["wrong", "right"])
-    returned, metrics = task_to_env.roll_out(
-        RolloutCall(lambda input_batch: (batch, {}), {"input_batch": batch}, True)
-    )
-    assert returned is batch
-    assert metrics["igrpo/draft_accuracy"] == 0.5
-    assert metrics["igrpo/draft_reward"] == pytest.approx(1.5)
-    assert metrics["reward/reason/verdict"] == 1.0
-    assert Verifier.judged == [False]
 
 
 def test_validation_measures_what_a_function_of_the_users_rewards(monkeypatch):
@@ -363,7 +336,7 @@ def test_validation_measures_what_a_function_of_the_users_rewards(monkeypatch):
     batch = BatchedDataDict(_answered(["wrong", "right"]))
     given = {"input_batch": batch.slice(0, 1)}
     returned, _ = task_to_env.roll_out(RolloutCall(lambda input_batch: (batch, {}), given, True))
-    assert returned is batch and Verifier.judged == [True]
+    assert returned is batch
     assert task_to_env.take() == {"val/reward": 5.0}
     assert task_to_env.take() == {}
 

@@ -13,7 +13,7 @@ from igrpo_nemo.config import load_config
 from igrpo_nemo.nemo import seam
 from igrpo_nemo.nemo.failure import RolloutError
 from igrpo_nemo.nemo.names import callers
-from igrpo_nemo.nemo.rollout import TwoStageMap
+from igrpo_nemo.nemo.rollout import TrainingMap
 from igrpo_nemo.nemo.seam import StepClock
 
 pytestmark = pytest.mark.either_tree
@@ -48,8 +48,8 @@ def test_the_type_of_the_map_decides(monkeypatch, name):
     called = []
     monkeypatch.setattr(grpo, name, _recorder(getattr(grpo, name), called))
     ours = lambda task_to_env, call: called.append(("ours", call))  # noqa: E731
-    monkeypatch.setattr(TwoStageMap, "roll_out", ours)
-    plain, marked = {"math": 1}, TwoStageMap({"math": 1}, CONFIG)
+    monkeypatch.setattr(TrainingMap, "roll_out", ours)
+    plain, marked = {"math": 1}, TrainingMap({"math": 1}, CONFIG)
     with seam.installed():
         getattr(grpo, name)("generation", "batch", "tokenizer", plain, max_seq_len=9, greedy=False)
         getattr(grpo, name)(
@@ -110,8 +110,8 @@ def test_problems_that_are_asked_for_together_are_rolled_out_one_by_one(monkeypa
                 found.append((each.group_index, each.final_batch["idx"], each.rollout_metrics))
         return found
 
-    marked = TwoStageMap({"math": 1}, CONFIG)
-    monkeypatch.setattr(TwoStageMap, "roll_out", roll_out)
+    marked = TrainingMap({"math": 1}, CONFIG)
+    monkeypatch.setattr(TrainingMap, "roll_out", roll_out)
     with seam.installed():
         found = asyncio.run(taken())
     assert found in ([], [(1, [1, 1], {"of": 1})], [(i, [i, i], {"of": i}) for i in (1, 0)])
@@ -121,11 +121,11 @@ def test_problems_that_are_asked_for_together_are_rolled_out_one_by_one(monkeypa
 
 
 def test_a_map_that_arrives_in_another_process_installs_the_seam():
-    packed = pickle.dumps(TwoStageMap({"math": 1}, CONFIG, StepClock(7)))
+    packed = pickle.dumps(TrainingMap({"math": 1}, CONFIG, StepClock(7)))
     before = _names()
     arrived = pickle.loads(packed)
     assert all(function is not before[key] for key, function in _names().items())
-    assert isinstance(arrived, TwoStageMap)
+    assert isinstance(arrived, TrainingMap)
     assert (dict(arrived), arrived.config, arrived.clock.finished) == ({"math": 1}, CONFIG, 7)
     assert arrived.prefetcher is None
 
@@ -142,7 +142,5 @@ def test_it_arrives_in_a_ray_process_with_the_seam(ray_cluster):
         functions = [grpo.run_multi_turn_rollout, *theirs]
         return type(task_to_env).__name__, [hasattr(f, "__wrapped__") for f in functions]
 
-    arrived = ray.get(names_in_place.remote(TwoStageMap({"math": 1}, CONFIG)))
-    assert arrived == ("TwoStageMap", [True, True])
-    plain = ray.get(names_in_place.options(num_cpus=0.5).remote({"math": 1}))
-    assert plain[0] == "dict"
+    arrived = ray.get(names_in_place.remote(TrainingMap({"math": 1}, CONFIG)))
+    assert arrived == ("TrainingMap", [True, True])
