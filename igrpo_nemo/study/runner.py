@@ -16,11 +16,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from igrpo_nemo.by_path import function_at
 from igrpo_nemo.errors import UserError
 from igrpo_nemo.files.atomic import write_atomic
 from igrpo_nemo.report.runs import load_run
 from igrpo_nemo.study.grid import Cell
 
+IGRPO = "igrpo_nemo.cli.entry:main"
+"""The command line, from which each process begins."""
 MARK = "study.json"
 """Beside a run: which settings it has, and the CPU seconds that it took."""
 
@@ -84,7 +87,7 @@ def _set_mark(cell: Cell, content: dict[str, Any]) -> None:
 def _train(cell: Cell) -> None:
     log = cell.folder / "train.log"
     words = ["train", *cell.overrides, f"logger.log_dir={cell.folder}"]
-    process = _PROCESSES.Process(target=_run, args=(igrpo, words, log, cell.folder / MARK))
+    process = _PROCESSES.Process(target=_run, args=(IGRPO, words, log, cell.folder / MARK))
     process.start()
     process.join()
     if process.exitcode:
@@ -95,22 +98,15 @@ def _train(cell: Cell) -> None:
 
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["igrpo_nemo.cli.entry", "igrpo_nemo.local.trainer"])
+_PROCESSES.set_forkserver_preload(["igrpo_nemo.local.trainer"])
 
 
-def igrpo(words: Sequence[str]) -> int:
-    """The command line `igrpo`; its exit code."""
-    from igrpo_nemo.cli.entry import main
-
-    return main(words)
-
-
-def _run(command: Callable[[Sequence[str]], int], words: list[str], log: Path, mark: Path) -> None:
+def _run(command: str, words: list[str], log: Path, mark: Path) -> None:
     """Runs a command in this process: its output goes to `log`, its CPU seconds to `mark`."""
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    code = command(words)
+    code = function_at(command)(words)
     content = json.loads(mark.read_text(encoding="utf-8"))
     of_run = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     used = [resource.getrusage(who) for who in of_run]

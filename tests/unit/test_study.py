@@ -122,7 +122,7 @@ def test_every_run_of_a_study_has_a_config_and_one_budget(name, tmp_path):
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """`igrpo study compare` with a training that takes no time."""
-    monkeypatch.setattr(runner, "igrpo", fake_training)
+    monkeypatch.setattr(runner, "IGRPO", "test_study:fake_training")
     out = ("--out", str(tmp_path / "out"), "--seeds", "2", "--processes", "2")
     return lambda *words: main(["study", "compare", *out, *words])
 
