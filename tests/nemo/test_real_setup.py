@@ -179,8 +179,11 @@ def test_a_config_is_what_nemo_rl_takes(case, tmp_path, monkeypatch):
         known = frozenset({*live()["annotated"], *live()["open"]})
         extra = set(keys_beyond(given, known, own_sections=()))
         assert extra <= set(WITHOUT_ANNOTATION) | OURS
-    dtensors = master.policy["dtensor_cfg"]["lora_cfg"]["enabled"]
-    adapters = dtensors, master.policy["megatron_cfg"]["peft"]["enabled"]
+    low_rank = {"dtensor_cfg": "lora_cfg", "megatron_cfg": "peft"}
+    adapters = tuple(
+        master.policy[backend].get(name, {}).get("enabled", False)
+        for backend, name in low_rank.items()
+    )
     assert adapters == (case == "one_gpu_adapters", case == "megatrons_adapters")
     grpo = entries(master.grpo)
     rows = grpo["num_prompts_per_step"] * grpo["num_generations_per_prompt"]
